@@ -1,0 +1,92 @@
+"""The command line: a verb, its flags, and one line for whatever goes wrong.
+
+hildanext --help
+hildanext run hildanext/runs/configs/demo.json
+hildanext generate --prompt "Once upon a time" --mode S_MODE
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from hildanext import __version__
+from hildanext.errors import HildaError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "run": ("hildanext.verbs.run", "run a recipe: stages in order, resumable"),
+    "check": ("hildanext.verbs.check", "validate a run's configuration without loading weights"),
+    "pull": ("hildanext.verbs.pull", "fetch a model"),
+    "prepare": ("hildanext.verbs.prepare", "turn text into packed token shards"),
+    "convert": ("hildanext.verbs.convert", "stage 0: an autoregressive model becomes a diffusion model"),
+    "generate": ("hildanext.verbs.generate", "prompt in, text out"),
+    "eval": ("hildanext.verbs.eval", "likelihoods, quality and speed beside the parent"),
+    "bench": ("hildanext.verbs.bench", "how fast training and decoding are here"),
+    "doctor": ("hildanext.verbs.doctor", "what this machine can do, and why not"),
+}
+
+NOT_YET: dict[str, str] = {
+    "sft": "supervised fine-tuning (stage 1)",
+    "rl": "reinforcement learning (stage 2)",
+    "serve": "the web service (stage 3)",
+    "jobs": "background jobs",
+    "export": "export to other engines",
+    "plan": "memory planning",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0 done, 1 a check that failed, 2 a user's error, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except HildaError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: what was written is whole; the same command resumes", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in NOT_YET:
+        verb = arguments[0]
+        raise HildaError(
+            f"{verb!r} ({NOT_YET[verb]}) is not in this version ({__version__})", "hildanext --help lists what is"
+        )
+    parser = _parser(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as finished:  # argparse has printed its usage and its one line
+        return int(finished.code or 0)
+    if options.verb is None:
+        parser.print_help()
+        return 0
+    module = importlib.import_module(VERBS[options.verb][0])
+    return int(module.run(options))
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; only the verb that was asked for is imported, so that help is quick."""
+    absent = ", ".join(NOT_YET)
+    parser = argparse.ArgumentParser(
+        prog="hildanext",
+        description="Any autoregressive transformer becomes an editable discrete-diffusion language model.",
+        epilog=f"not in this version: {absent}",
+    )
+    parser.add_argument("--version", action="version", version=f"hildanext {__version__}")
+    rows = parser.add_subparsers(dest="verb", metavar="verb", title="verbs")
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    for verb, (module, summary) in VERBS.items():
+        row = rows.add_parser(verb, help=summary, description=summary)
+        if verb == asked:
+            importlib.import_module(module).configure(row)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Logging for programs, and metrics as JSON lines. Configured by the command line only, never on import."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from hildanext.errors import CheckpointError, ConfigError
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def configure_logging(level: str = "info") -> None:
+    """Send the package's log to stderr. Raises `ConfigError` for a level that does not exist."""
+    if level not in LEVELS:
+        raise ConfigError(f"unknown log level {level!r}", f"choices: {', '.join(LEVELS)}")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("hildanext")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+class MetricLog:
+    """Appends one JSON object per line, flushed line by line, so that a killed run keeps what it measured.
+
+    A half-written last line, as a kill leaves it, is removed on opening.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_half_line()
+        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+
+    def write(self, **fields: Any) -> None:
+        """Write one line. Raises `CheckpointError` when the disk does not take it."""
+        try:
+            self._file.write(json.dumps(fields, default=_plain_number) + "\n")
+            self._file.flush()
+        except OSError as problem:
+            what = f"cannot write {self.path} ({problem.strerror})"
+            raise CheckpointError(what, "free some space and resume") from None
+
+    def truncate_after(self, step: int) -> None:
+        """Drop every line whose `step` is greater than the given one; a resumed run writes them again."""
+        self._file.flush()
+        kept = [line for line in _lines(self.path) if json.loads(line).get("step", step) <= step]
+        fresh = self.path.with_name(self.path.name + ".tmp")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        self._file.close()
+        fresh.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "MetricLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drop_half_line(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            window = 1 << 20
+            start = max(0, size - window)
+            file.seek(start)
+            tail = file.read()
+            if tail and not tail.endswith(b"\n"):
+                file.truncate(start + tail.rfind(b"\n") + 1)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Every whole line of a metrics file, oldest first. A missing file is an empty list."""
+    return [json.loads(line) for line in _lines(Path(path))]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # a line still being written has no newline yet
+    return [line for line in whole.splitlines() if line.strip()]
+
+
+def _plain_number(value: Any) -> Any:
+    """Scalars of torch and numpy, without importing either."""
+    if hasattr(value, "item"):
+        return value.item()
+    return str(value)

@@ -1,0 +1,47 @@
+"""One file per verb of the command line: `configure(parser)`, which imports no torch, and `run(options) -> exit code`.
+
+A verb reads its flags, calls the front door of its stage and prints. It computes nothing itself.
+To add one: write the file, add its row in `cli.py`, add its test.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags every verb that reads a run has: --config FILE and --set section.field=value."""
+    parser.add_argument("--config", metavar="FILE", help="a run: a JSON object of sections")
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        metavar="SECTION.FIELD=VALUE",
+        action="append",
+        default=[],
+        help="override one value of the run; may be given several times",
+    )
+
+
+def load_run(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The run of --config over `defaults` (merged section by section), with every --set applied.
+
+    A section that names another family member (`{"name": ...}`) replaces the default one whole.
+    Raises `ConfigError` where the file cannot be read.
+    """
+    from hildanext.config import override, read_json
+
+    run: dict[str, Any] = {} if defaults is None else merge({}, defaults)
+    if getattr(options, "config", None):
+        run = merge(run, read_json(options.config))
+    return override(run, getattr(options, "assignments", None) or [])
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, mappings merged key by key; a mapping with another `name` is taken whole."""
+    result = dict(below)
+    for key, value in above.items():
+        base = result.get(key)
+        both = isinstance(base, Mapping) and isinstance(value, Mapping)
+        same = both and ("name" not in value or base.get("name", value["name"]) == value["name"])
+        result[key] = merge(base, value) if same else value
+    return result
