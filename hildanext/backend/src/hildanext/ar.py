@@ -1,0 +1,279 @@
+"""The autoregressive baseline: a parent's hidden states, exact likelihoods and KV-cached generation.
+
+Runs on the same weights and through the same attention seam as the diffusion model, in the same process, so
+that speeds and likelihoods compare like with like.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hildanext import masks
+from hildanext.errors import HildaError
+from hildanext.models.attention import NO_MASK, AttentionContext, MaskedAttention, grouped_attention
+
+
+class PromptError(HildaError):
+    """A prompt that does not fit the model."""
+
+
+@dataclass(frozen=True)
+class ArResult:
+    """`tokens` are the new ones, the stop token included; `forwards` counts the prefill too."""
+
+    tokens: list[int]
+    seconds: float
+    forwards: int
+    prefill_seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass
+class CausalCache:
+    """Preallocated keys and values of a batch whose rows all have the same length.
+
+    A forward of n tokens appends n; several tokens at once see each other causally.
+    """
+
+    batch: int
+    capacity: int
+    length: int = 0
+    keys: list[Tensor] = field(default_factory=list)
+    """One per layer, [batch kv_heads capacity head_dim]."""
+    values: list[Tensor] = field(default_factory=list)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        if layer == len(self.keys):
+            shape = (self.batch, key.shape[1], self.capacity, key.shape[3])
+            self.keys.append(key.new_empty(shape))
+            self.values.append(value.new_empty(shape))
+        new = key.shape[2]
+        end = self.length + new
+        self.keys[layer][:, :, self.length : end] = key
+        self.values[layer][:, :, self.length : end] = value
+        mask = None
+        if new > 1:
+            mask = torch.ones(new, end, dtype=torch.bool, device=key.device).tril(self.length)[None, None]
+        return grouped_attention(query, self.keys[layer][:, :, :end], self.values[layer][:, :, :end], mask, scale)
+
+    def keep_rows(self, rows: Int[Tensor, " rows"]) -> None:
+        """Drop all but `rows` of the batch."""
+        self.batch = len(rows)
+        self.keys = [part[rows] for part in self.keys]
+        self.values = [part[rows] for part in self.values]
+
+
+class Parent:
+    """An autoregressive model loaded by `load_parent`; a parent-aligned diffusion model's `causal_lm` serves too.
+
+    `banned` ids (shape [vocab], e.g. `DiffusionModel.banned`) get no probability: without them a grown
+    matrix would spend some on the mask.
+    """
+
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        banned: Bool[Tensor, " vocab"] | None = None,
+    ) -> None:
+        self.causal_lm = causal_lm
+        self.tokenizer = tokenizer
+        self.banned = banned
+
+    @property
+    def head(self) -> Tensor:
+        """The output matrix, shape [vocab hidden]."""
+        return self.causal_lm.get_output_embeddings().weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.device
+
+    @torch.no_grad()
+    def hidden(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        document: Int[Tensor, "batch seq"],
+        position: Int[Tensor, "batch seq"],
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Final hidden states, causal inside each document; the state at i predicts token i+1. No gradient."""
+        mask = masks.clean_only(document, position, 1, "token_causal")
+        return self._forward(tokens, position, MaskedAttention(mask))
+
+    def _forward(self, tokens: Tensor, position: Tensor, attention: AttentionContext) -> Tensor:
+        return self.causal_lm.model(
+            input_ids=tokens,
+            position_ids=position,
+            attention_mask=NO_MASK.to(tokens.device),
+            use_cache=False,
+            hilda=attention,
+        )[0]
+
+    def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
+        """Logits in fp32 (fp64 stays fp64), banned ids at -inf."""
+        logits = self.causal_lm.get_output_embeddings()(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits if self.banned is None else logits.masked_fill(self.banned, float("-inf"))
+
+    @torch.no_grad()
+    def token_nll(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        document: Int[Tensor, "batch seq"],
+        position: Int[Tensor, "batch seq"],
+        chunk: int = 256,
+    ) -> Float[Tensor, "batch seq"]:
+        """Exact -log p(token | earlier tokens of its document) in nats; 0 at position 0 and at padding.
+
+        The head is applied to `chunk` rows at a time.
+        """
+        hidden = self.hidden(tokens, document, position)
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        nll = torch.zeros(tokens.shape, dtype=wide, device=tokens.device)
+        rows, columns = ((position > 0) & (document >= 0)).nonzero(as_tuple=True)
+        for start in range(0, len(rows), chunk):
+            row, column = rows[start : start + chunk], columns[start : start + chunk]
+            nll[row, column] = cross_entropy(self.logits(hidden[row, column - 1]), tokens[row, column], reduction="none")
+        return nll
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop_ids: Sequence[int] | None = None,
+    ) -> ArResult:
+        """Continue one prompt with a key-value cache; temperature 0 is greedy, `stop_ids` None is the tokenizer's EOS.
+
+        Raises `PromptError` for an empty prompt or one that leaves no room.
+        """
+        self._check(len(prompt_ids), max_new_tokens)
+        stops = set(default_stops(self.tokenizer) if stop_ids is None else stop_ids)
+        generator = torch.Generator().manual_seed(seed)
+        start = time.perf_counter()
+        cache = CausalCache(1, len(prompt_ids) + max_new_tokens)
+        feed = torch.tensor([list(prompt_ids)], device=self.device)
+        tokens: list[int] = []
+        prefill_seconds = 0.0
+        while len(tokens) < max_new_tokens:
+            logits = self._step(feed, cache)
+            if not tokens:
+                prefill_seconds = time.perf_counter() - start
+            choice = sample(logits, temperature, top_p, top_k, generator)
+            tokens.append(int(choice))
+            if tokens[-1] in stops:
+                break
+            feed = choice[:, None]
+        return ArResult(tokens, time.perf_counter() - start, len(tokens), prefill_seconds)
+
+    def _step(self, feed: Int[Tensor, "batch new"], cache: CausalCache) -> Float[Tensor, "batch vocab"]:
+        new = feed.shape[1]
+        position = torch.arange(cache.length, cache.length + new, device=feed.device).expand_as(feed)
+        hidden = self._forward(feed, position, cache)
+        cache.length += new
+        return self.logits(hidden[:, -1])
+
+    def _check(self, prompt: int, new: int) -> None:
+        context = int(self.causal_lm.config.max_position_embeddings)
+        if prompt == 0:
+            raise PromptError("the prompt is empty", "give at least one token (the tokenizer's BOS begins a text)")
+        if prompt + new > context:
+            raise PromptError(
+                f"a prompt of {prompt} tokens and {new} new ones exceed the context of {context}",
+                f"shorten the prompt to {max(context - new, 0)} tokens or ask for fewer new ones",
+            )
+
+
+def default_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+
+
+def sample(
+    logits: Float[Tensor, "batch vocab"], temperature: float, top_p: float, top_k: int, generator: torch.Generator
+) -> Int[Tensor, " batch"]:
+    """One token per row. top_k 0 and top_p 1 are off; the most likely token is always kept."""
+    if temperature <= 0.0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k > 0:
+        kept = logits.topk(min(top_k, logits.shape[-1]), -1).values[:, -1:]
+        logits = logits.masked_fill(logits < kept, float("-inf"))
+    probability = logits.softmax(-1)
+    if top_p < 1.0:
+        ordered, index = probability.sort(-1, descending=True)
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0
+        probability = torch.zeros_like(probability).scatter_(-1, index, ordered)
+    # The generator lives on the CPU, so that a seed gives the same text on every device.
+    return torch.multinomial(probability.cpu(), 1, generator=generator)[:, 0].to(logits.device)
+
+
+@torch.no_grad()
+def sample_documents(
+    parent: Parent,
+    n: int,
+    max_tokens: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    batch_size: int = 64,
+) -> Iterator[list[int]]:
+    """`n` documents drawn from the parent, each without BOS and EOS, at most `max_tokens` long.
+
+    At temperature 1 and top_p 1 these are exact samples: the parent's likelihood is the data's entropy (a document
+    cut at `max_tokens` ends there). Batch b depends on (seed, b, batch_size) alone.
+    """
+    start_id = parent.tokenizer.bos_token_id
+    if start_id is None:
+        start_id = parent.tokenizer.eos_token_id
+    if start_id is None:
+        raise PromptError("the tokenizer has neither BOS nor EOS", "documents cannot be sampled without a first token")
+    parent._check(1, max_tokens)
+    for number, begin in enumerate(range(0, n, batch_size)):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        yield from _sample_batch(
+            parent, min(batch_size, n - begin), max_tokens, int(start_id), temperature, top_p, generator
+        )
+
+
+def _sample_batch(
+    parent: Parent,
+    rows: int,
+    max_tokens: int,
+    start_id: int,
+    temperature: float,
+    top_p: float,
+    generator: torch.Generator,
+) -> list[list[int]]:
+    stops = torch.tensor(default_stops(parent.tokenizer), device=parent.device, dtype=torch.long)
+    documents: list[list[int]] = [[] for _ in range(rows)]
+    owner = torch.arange(rows)
+    active = torch.ones(rows, dtype=torch.bool)
+    cache = CausalCache(rows, max_tokens + 1)
+    feed = torch.full((rows, 1), start_id, device=parent.device)
+    for _ in range(max_tokens):
+        choice = sample(parent._step(feed, cache), temperature, top_p, 0, generator)
+        active &= ~torch.isin(choice, stops).cpu()
+        for row, token in zip(owner[active].tolist(), choice.cpu()[active].tolist(), strict=True):
+            documents[row].append(token)
+        if not active.any():
+            break
+        feed = choice[:, None]
+        # Finished rows ride along until they are many: dropping them copies the cache.
+        if 4 * int(active.sum()) <= 3 * len(owner):
+            kept = active.nonzero()[:, 0].to(feed.device)
+            cache.keep_rows(kept)
+            owner, feed, active = owner[active], feed[kept], active[active]
+    return documents

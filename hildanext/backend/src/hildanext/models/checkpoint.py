@@ -1,0 +1,169 @@
+"""Diffusion checkpoints on disk: plain safetensors, Transformers' config, the tokenizer and `hilda.json`.
+
+A checkpoint is written whole or not at all, loads without this package (the weights keep their names), and
+reads the same under transformers 4.51 and 5.x.
+"""
+
+import errno
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hildanext.errors import CheckpointError
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.card import CARD, card_text, read_card
+from hildanext.models.files import WEIGHTS, check_safetensors, weight_files
+from hildanext.models.load import load_diffusion
+from hildanext.runfolder import save_folder_atomically
+from hildanext.tokenization import is_tied, save_tokenizer
+
+__all__ = ["load_diffusion", "load_weights", "merge_checkpoints", "plain_state", "save_causal", "save_diffusion"]
+
+TIED_HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+ADAPTER_PARTS = (".lora_", "lora_")
+
+
+def save_diffusion(
+    folder: str | Path,
+    model: DiffusionModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a diffusion checkpoint atomically; `dtype` None keeps the weights' own.
+
+    Adapters are merged into their weights and `mask_delta` into the mask's row, so that what is written is a
+    plain model. The model in memory is left as it is. Raises `CheckpointError` (out of disk, not writable).
+    """
+    state = plain_state(model.causal_lm, dtype)
+    if model.mask_delta is not None:
+        row = state[EMBEDDING][model.card.mask_id]
+        merged = row.float() + model.mask_delta.detach().float().to(row.device)
+        state[EMBEDDING] = state[EMBEDDING].clone()
+        state[EMBEDDING][model.card.mask_id] = merged.to(row.dtype)
+
+    def write(fresh: Path) -> None:
+        _write(fresh, model.causal_lm, state, tokenizer)
+        (fresh / CARD).write_text(card_text(model.card), encoding="utf-8")
+
+    save_folder_atomically(folder, write)
+
+
+def save_causal(
+    folder: str | Path,
+    causal_lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write an autoregressive model the same way (no card)."""
+    state = plain_state(causal_lm, dtype)
+    save_folder_atomically(folder, lambda fresh: _write(fresh, causal_lm, state, tokenizer))
+
+
+def plain_state(causal_lm: PreTrainedModel, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Detached weights under their Transformers names, adapters merged, a tied head left out."""
+    deltas = _adapter_deltas(causal_lm)
+    state: dict[str, Tensor] = {}
+    for name, tensor in causal_lm.state_dict().items():
+        if any(part in name for part in ADAPTER_PARTS) or (name == TIED_HEAD and is_tied(causal_lm)):
+            continue
+        plain = tensor.detach()
+        if name in deltas:
+            plain = (plain.float() + deltas[name].float()).to(plain.dtype)
+        if dtype is not None and plain.is_floating_point():
+            plain = plain.to(dtype)
+        state[name.replace(".base_layer.", ".")] = plain.contiguous()
+    return state
+
+
+def _adapter_deltas(causal_lm: PreTrainedModel) -> dict[str, Tensor]:
+    """What each injected LoRA adapter adds, by the name of the weight it adds to."""
+    deltas: dict[str, Tensor] = {}
+    for name, module in causal_lm.named_modules():
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
+            adapters = getattr(module, "active_adapters", ())
+            parts = [module.get_delta_weight(adapter).detach() for adapter in adapters]
+            if parts:
+                deltas[f"{name}.base_layer.weight"] = torch.stack(parts).sum(0)
+    return deltas
+
+
+def _write(
+    folder: Path, causal_lm: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    try:
+        save_file(state, str(folder / WEIGHTS), metadata={"format": "pt"})
+    except SafetensorError as problem:  # it wraps the system's error in words
+        full = "No space left" in str(problem) or "code: 28" in str(problem)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(problem)) from None
+    (folder / "config.json").write_text(_config_text(causal_lm, state), encoding="utf-8")
+    causal_lm.generation_config.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def _config_text(causal_lm: PreTrainedModel, state: Mapping[str, Tensor]) -> str:
+    """`config.json` with the field names of both supported major versions of Transformers."""
+    fields: dict[str, Any] = json.loads(causal_lm.config.to_json_string(use_diff=False))
+    fields["architectures"] = [type(causal_lm).__name__]
+    fields["dtype"] = fields["torch_dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
+    fields["vocab_size"] = state[EMBEDDING].shape[0]
+    rope = fields.get("rope_parameters")
+    if isinstance(rope, dict):
+        fields["rope_theta"] = rope.get("rope_theta", 10000.0)
+        plain = rope.get("rope_type", "default") == "default"
+        fields["rope_scaling"] = None if plain else {key: value for key, value in rope.items() if key != "rope_theta"}
+    for key in ("_name_or_path", "_attn_implementation", "_attn_implementation_internal", "quantization_config"):
+        fields.pop(key, None)
+    return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+
+def read_state(folder: str | Path) -> dict[str, Tensor]:
+    """All weights of a folder, as stored. Raises `ModelError` for a file that is missing or cut short."""
+    state: dict[str, Tensor] = {}
+    for path in weight_files(Path(folder)):
+        check_safetensors(path)
+        with safe_open(str(path), framework="pt") as file:
+            state.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+    return state
+
+
+def merge_checkpoints(folders: Sequence[str | Path]) -> dict[str, Tensor]:
+    """Arithmetic mean of the weights of several checkpoints, in fp32.
+
+    Raises `CheckpointError` where the cards, the names or the shapes differ. Sums run in fp64, so that
+    averaging copies of one checkpoint returns it bit for bit.
+
+    Paper: WSM, arXiv:2507.17634, as used by LLaDA2.0, arXiv:2512.15745 (top-k merge).
+    """
+    if not folders:
+        raise CheckpointError("nothing to merge", "name at least one checkpoint")
+    card = read_card(folders[0])
+    total: dict[str, Tensor] = {}
+    for folder in folders:
+        state = read_state(folder)
+        if read_card(folder) != card:
+            raise CheckpointError(f"{str(folder)!r} has another card than {str(folders[0])!r}", "merge one run's checkpoints")
+        if total and {name: tensor.shape for name, tensor in state.items()} != {
+            name: tensor.shape for name, tensor in total.items()
+        }:
+            raise CheckpointError(f"{str(folder)!r} and {str(folders[0])!r} hold different weights", "merge one run's checkpoints")
+        for name, tensor in state.items():
+            total[name] = tensor.double() if name not in total else total[name] + tensor.double()
+    return {name: (tensor / len(folders)).float() for name, tensor in total.items()}
+
+
+def load_weights(model: DiffusionModel, state: Mapping[str, Tensor]) -> None:
+    """Copy a state from `merge_checkpoints` or `read_state` into a model. Raises `CheckpointError` on other names."""
+    report = model.causal_lm.load_state_dict(dict(state), strict=False)
+    tied = {TIED_HEAD} if is_tied(model.causal_lm) else set()
+    missing = sorted(set(report.missing_keys) - tied)
+    if missing or report.unexpected_keys:
+        wrong = [*missing, *report.unexpected_keys][0]
+        raise CheckpointError(f"the weights do not fit the model ({wrong})", "use a checkpoint of this model")

@@ -1,0 +1,104 @@
+"""A model folder before anything is loaded from it: is it whole, is it safe, is it of a kind we know?"""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from hildanext.errors import ModelError
+from hildanext.models.bidirectional import ARCHITECTURES
+from hildanext.models.card import CARD
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Check that `folder` holds a whole, supported model in safetensors; returns its `config.json`.
+
+    Raises `ModelError` naming the file that is missing, cut short or of a refused kind.
+    """
+    config = read_model_json(folder / "config.json")
+    check_architecture(config, folder)
+    for path in weight_files(folder):
+        check_safetensors(path)
+    return config
+
+
+def check_architecture(config: dict[str, Any], source: object) -> str:
+    """The architecture's name. Raises `ModelError` for one that is not supported."""
+    names = config.get("architectures") or []
+    name = str(names[0]) if names else str(config.get("model_type", "unknown"))
+    if name not in ARCHITECTURES:
+        raise ModelError(
+            f"architecture {name} of {str(source)!r} is not supported", f"supported: {', '.join(ARCHITECTURES)}"
+        )
+    return name
+
+
+def read_model_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder; `ModelError` where it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{str(path.parent)!r} has no {path.name}", "give a model folder; a half-finished download must be repeated"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise ModelError(f"{path} is broken ({problem})", "download or copy the model again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object", "download or copy the model again")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder; every shard that the index names must exist."""
+    if (folder / INDEX).is_file():
+        shards = sorted(set(read_model_json(folder / INDEX).get("weight_map", {}).values()))
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing or not shards:
+            raise ModelError(
+                f"{str(folder)!r} is half downloaded: {', '.join(missing) or INDEX + ' names no shards'} missing",
+                "finish the download (hildanext pull, or copy the file)",
+            )
+        return [folder / name for name in shards]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern) if path.name != "training_args.bin")
+    if pickles:
+        raise ModelError(
+            f"{str(folder)!r} has only pickled weights ({pickles[0]})",
+            "pickles can run code, so they are never loaded; get or convert the model to safetensors",
+        )
+    strays = sorted(path.name for path in folder.glob("*.safetensors*"))
+    found = f" (found only {', '.join(strays)})" if strays else ""
+    raise ModelError(f"{str(folder)!r} has no {WEIGHTS}{found}", "the download is not finished; repeat it")
+
+
+def check_safetensors(path: Path) -> None:
+    """Compare a file's length with what its header promises; `ModelError` where it was cut short."""
+    hint = "delete it and download or copy it again"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > size - 8:
+            raise ModelError(f"{path} is cut short ({size} bytes, its header alone needs {length + 8})", hint)
+        try:
+            header = json.loads(file.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise ModelError(f"{path} is not a safetensors file", hint) from None
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    promised = 8 + length + max(ends, default=0)
+    if size != promised:
+        raise ModelError(f"{path} is cut short or overlong ({size} bytes, {promised} promised)", hint)
+
+
+def refuse_diffusion(folder: Path) -> None:
+    """A parent is autoregressive; a diffusion checkpoint given as one would be read with the wrong conventions."""
+    if (folder / CARD).is_file():
+        raise ModelError(
+            f"{str(folder)!r} is a diffusion checkpoint ({CARD}), not an autoregressive parent",
+            "give the model it was converted from, or use a verb that takes diffusion models (generate, eval)",
+        )

@@ -1,0 +1,136 @@
+"""From a name or a path to a model: the autoregressive parents and the diffusion checkpoints.
+
+Weights come from safetensors or GGUF only. Nothing falls back to another model: what cannot be had is a `ModelError`.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from hildanext.errors import CheckpointError, ModelError
+from hildanext.models import names
+from hildanext.models.attention import install_seam
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.card import read_card
+from hildanext.models.files import check_architecture, check_folder, refuse_diffusion
+from hildanext.tokenization import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+
+
+def load_parent(
+    name: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An autoregressive model and its tokenizer, by name (`hildanext.models.names`), folder, hub id or .gguf file.
+
+    The model attends through the seam, unless `attention` names one of Transformers' own. Raises `ModelError`.
+    """
+    place = names.locate(str(name))
+    if place.is_file():
+        return _load_gguf(place, dtype, device, attention)
+    refuse_diffusion(place)
+    causal_lm = _load_folder(place, dtype, device, trust_remote_code, attention)
+    return causal_lm, load_tokenizer(place, trust_remote_code)
+
+
+def load_diffusion(
+    name: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> tuple[DiffusionModel, PreTrainedTokenizerBase]:
+    """A diffusion checkpoint (a folder with `hilda.json`, or `tiny`) and its tokenizer.
+
+    Raises `ModelError`, or `CheckpointError` where the card is missing or does not fit the weights.
+    """
+    place = names.locate_diffusion(str(name))
+    card = read_card(place)
+    causal_lm = _load_folder(place, dtype, device, False, None)
+    rows = causal_lm.get_input_embeddings().weight.shape[0]
+    if rows != card.vocab_rows or not card.mask_id < rows:
+        raise CheckpointError(
+            f"{str(place)!r}: the card says {card.vocab_rows} rows and mask {card.mask_id}, the weights have {rows} rows",
+            "card and weights are of different checkpoints; copy both again",
+        )
+    return DiffusionModel(causal_lm, card).eval(), load_tokenizer(place)
+
+
+def _load_folder(
+    folder: Path, dtype: torch.dtype, device: str | torch.device, trust_remote_code: bool, attention: str | None
+) -> PreTrainedModel:
+    fields = check_folder(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    _read_rope(config, fields)
+    settings: dict[str, Any] = {
+        DTYPE: dtype,
+        "config": config,
+        "attn_implementation": attention if attention is not None else install_seam(),
+        "use_safetensors": True,
+        "trust_remote_code": trust_remote_code,
+        "output_loading_info": True,
+    }
+    try:
+        causal_lm, report = AutoModelForCausalLM.from_pretrained(folder, **settings)
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        raise ModelError(f"cannot load {str(folder)!r} ({_first_line(problem)})", "download or copy the model again") from None
+    missing = sorted(report["missing_keys"])
+    if missing:  # Transformers would go on with random numbers in their place
+        raise ModelError(f"{str(folder)!r} lacks {len(missing)} weights ({missing[0]})", "download or copy the model again")
+    return causal_lm.to(device).eval()
+
+
+def _read_rope(config: Any, fields: dict[str, Any]) -> None:
+    """Transformers 5 writes `rope_parameters`, which 4.x ignores: it would silently rotate with theta 10,000."""
+    written = fields.get("rope_parameters")
+    if not isinstance(written, dict) or hasattr(config, "rope_parameters") and not _old_rope(config):
+        return
+    config.rope_theta = written.get("rope_theta", 10000.0)
+    if written.get("rope_type", "default") != "default":
+        config.rope_scaling = {key: value for key, value in written.items() if key != "rope_theta"}
+
+
+def _old_rope(config: Any) -> bool:
+    return DTYPE == "torch_dtype"
+
+
+def _load_gguf(
+    path: Path, dtype: torch.dtype, device: str | torch.device, attention: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoTokenizer
+
+    check_gguf(path)
+    where: dict[str, Any] = {"gguf_file": path.name}
+    try:
+        config = AutoConfig.from_pretrained(path.parent, **where)
+        check_architecture(config.to_dict(), path)
+        settings = {DTYPE: dtype, "attn_implementation": attention if attention is not None else install_seam()}
+        causal_lm = AutoModelForCausalLM.from_pretrained(path.parent, **where, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    except ImportError:
+        raise ModelError(f"reading {path.name} needs the gguf package", 'pip install "gguf>=0.10"') from None
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as problem:
+        raise ModelError(f"cannot read {str(path)!r} ({_first_line(problem)})", "download or copy the file again") from None
+    if hasattr(causal_lm.config, "quantization_config"):
+        del causal_lm.config.quantization_config  # the weights are plain now
+    return causal_lm.to(device).eval(), tokenizer
+
+
+def check_gguf(path: Path) -> None:
+    """Raises `ModelError` for a file that is no GGUF."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{str(path)!r} is not a GGUF file", "give a folder with safetensors, or a whole .gguf file")
+
+
+def _first_line(problem: BaseException) -> str:
+    text = str(problem).strip()
+    return text.splitlines()[0][:200] if text else type(problem).__name__

@@ -1,0 +1,45 @@
+"""The start of a conversion: an autoregressive model under a new card, not yet trained."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.card import Alignment, Card, alignment_fields
+from hildanext.models.load import load_parent
+from hildanext.tokenization import never_ids, resolve_mask_id
+
+
+def start_conversion(
+    parent_name: str | Path,
+    alignment: Alignment = "parent",
+    block_size: int = 32,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    mask_delta: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[DiffusionModel, PreTrainedTokenizerBase]:
+    """Load a parent, give it a mask token and a card. Raises `ModelError` where the parent cannot be had.
+
+    The tokenizer returned knows the mask token. Real tokens keep the parent's logits exactly.
+    """
+    causal_lm, tokenizer = load_parent(parent_name, dtype, device, trust_remote_code)
+    never = never_ids(tokenizer, causal_lm)
+    mask_id, vocab_real = resolve_mask_id(tokenizer, causal_lm)
+    card = Card(
+        mask_id=mask_id,
+        vocab_rows=causal_lm.get_input_embeddings().weight.shape[0],
+        vocab_real=vocab_real,
+        block_size=block_size,
+        parent=_public_name(parent_name),
+        never=tuple(index for index in never if index != mask_id),
+        **alignment_fields(alignment),  # type: ignore[arg-type]
+    )
+    return DiffusionModel(causal_lm, card, mask_delta).to(device), tokenizer
+
+
+def _public_name(parent_name: str | Path) -> str:
+    """A checkpoint travels: it names its parent, not the folder that its maker kept it in."""
+    path = Path(parent_name)
+    return path.resolve().name if path.exists() else str(parent_name)
