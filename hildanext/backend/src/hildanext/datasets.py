@@ -1,0 +1,410 @@
+"""Documents to packed shards (`prepare`), and packed shards to batches (`PackedDataset`, `batches`)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from pydantic import Field
+from torch import Tensor
+
+from hildanext.choice import make
+from hildanext.config import knobs, plain
+from hildanext.errors import ConfigError, DataError
+from hildanext.packing import Layout, Piece, ShardWriter, read_manifest
+from hildanext.packing.shards import FORMAT, OFFSETS, TOKENS, refuse_other_settings, sha256, shard_names
+from hildanext.sources import SOURCES, Cursor, Report, Source
+
+BATCH_DOCUMENTS = 512
+BATCH_CHARACTERS = 1 << 20
+"""A tokenizer call takes at most this much, so that memory does not grow with the corpus."""
+
+Packing = Literal["documents", "stream"]
+TokenDocuments = Iterable[Sequence[int]] | Callable[[int], Iterable[Sequence[int]]]
+"""Documents that are tokens already; a function is called with the number of documents to skip."""
+OnProgress = Callable[[int, int], None]
+"""Called with the numbers of new documents and new tokens."""
+
+
+@knobs
+class PrepareKnobs:
+    """What `prepare` reads and how it writes it."""
+
+    source: dict[str, Any]
+    """`{"name": one of SOURCES, knobs}`; for token documents, any mapping that says what they are."""
+    out: str
+    shard_tokens: int = Field(default=1 << 24, ge=1)
+    """A shard is closed by the document that reaches this; memory holds one shard."""
+    add_bos: bool = True
+    add_eos: bool = True
+    bos_token: str | None = None
+    """The token that opens a document, where the tokenizer names none or another is wanted."""
+    eos_token: str | None = None
+    special_tokens_in_text: bool = False
+    """Whether a special token's name inside a text becomes that token; off, it is text like any other."""
+
+
+class _Read(NamedTuple):
+    ids: Sequence[int]
+    where: str
+    cursor: Cursor
+    report: dict[str, Any]
+
+
+def prepare(
+    settings: PrepareKnobs,
+    tokenizer: Any,
+    shard: tuple[int, int] = (0, 1),
+    documents: TokenDocuments | None = None,
+    progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Tokenise a source into shards and return their manifest. A folder that is whole is returned as it is.
+
+    `shard` (i, n) does part i of n into `out/part-i-of-n`. `documents` replaces the source's texts by token
+    documents (BOS and EOS are added to those as well, unless they are there). Killed at any instant, the same call
+    goes on after the last whole shard and ends with the same bytes.
+
+    Raises `DataError` when nothing could be read, for an id outside the vocabulary, and for a folder begun
+    with another tokenizer or other settings.
+    """
+    part, parts = shard
+    if not 0 <= part < parts:
+        raise ConfigError(f"part {part} of {parts}", "parts are counted from 0: --shard 0/4 to --shard 3/4")
+    source = None if documents is not None else make("source", SOURCES, settings.source)
+    encoder = _Encoder(tokenizer, settings)
+    folder = Path(settings.out) if parts == 1 else Path(settings.out) / part_name(part, parts)
+    identity = _identity(settings, encoder, source, shard)
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        refuse_other_settings(folder, manifest["settings"], identity)
+        (folder / "journal.jsonl").unlink(missing_ok=True)
+        return manifest
+    writer = ShardWriter(folder, identity, settings.shard_tokens, encoder.vocab_size)
+    done = writer.resume()
+    report = Report(**done.report) if done is not None else Report()
+    cursor = Cursor(*done.cursor) if done is not None else Cursor()
+    if source is not None:
+        read = _read_texts(source, encoder, report, shard, cursor)
+    else:
+        assert documents is not None
+        read = _read_tokens(documents, encoder, report, shard, cursor)
+    last = (cursor, report.snapshot())
+    for item in read:
+        last = (item.cursor, item.report)
+        if writer.add(item.ids, item.where):
+            writer.close_shard(*last)
+        if progress is not None:
+            progress(1, len(item.ids))
+    _refuse_nothing(source, writer, report, settings)
+    writer.close_shard(*last)
+    manifest = _manifest(writer, encoder, report, identity)
+    writer.finish(manifest)
+    return manifest
+
+
+def part_name(part: int, parts: int) -> str:
+    return f"part-{part:05d}-of-{parts:05d}"
+
+
+def _read_texts(
+    source: Source, encoder: "_Encoder", report: Report, shard: tuple[int, int], start: Cursor
+) -> Iterator[_Read]:
+    held: list[tuple[str, str, Cursor, dict[str, Any]]] = []
+    characters = 0
+    for document, cursor in source.read(report, shard[0], shard[1], start):
+        held.append((document.text, document.id, cursor, report.snapshot()))
+        characters += len(document.text)
+        if len(held) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield from _encoded(encoder, held)
+            held, characters = [], 0
+    yield from _encoded(encoder, held)
+
+
+def _encoded(encoder: "_Encoder", held: list[tuple[str, str, Cursor, dict[str, Any]]]) -> Iterator[_Read]:
+    for ids, (_, name, cursor, report) in zip(encoder.texts([text for text, *_ in held]), held, strict=True):
+        yield _Read(ids, f"document {name!r}", cursor, report)
+
+
+def _read_tokens(
+    documents: TokenDocuments, encoder: "_Encoder", report: Report, shard: tuple[int, int], start: Cursor
+) -> Iterator[_Read]:
+    rest = documents(start.record) if callable(documents) else islice(documents, start.record, None)
+    for record, ids in enumerate(rest, start=start.record):
+        if record % shard[1] != shard[0]:
+            continue
+        if len(ids) == 0:
+            report.bad("empty document", f"document {record + 1}")
+            continue
+        yield _Read(encoder.framed(list(ids)), f"document {record + 1}", Cursor(0, 0, record + 1), report.snapshot())
+
+
+class _Encoder:
+    """A private copy of the tokenizer's fast backend: no truncation, no padding, nothing added but BOS and EOS."""
+
+    def __init__(self, tokenizer: Any, settings: PrepareKnobs) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer", "give one that has a tokenizer.json")
+        self._backend = type(backend).from_str(backend.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = not settings.special_tokens_in_text
+        self._vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self._vocabulary.values()) + 1
+        self.bos = self._edge("bos", settings.add_bos, settings.bos_token, tokenizer.bos_token)
+        self.eos = self._edge("eos", settings.add_eos, settings.eos_token, tokenizer.eos_token)
+        # padding of blocks and rows needs an id even where documents end without one
+        pad = self.eos if self.eos is not None else tokenizer.eos_token_id
+        self.pad = pad if pad is not None else 0
+
+    def texts(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return [self.framed(one.ids) for one in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def framed(self, ids: list[int]) -> list[int]:
+        """With BOS and EOS at the ends; one that is there already is not doubled."""
+        opening = [self.bos] if self.bos is not None and ids[:1] != [self.bos] else []
+        closing = [self.eos] if self.eos is not None and ids[-1:] != [self.eos] else []
+        return [*opening, *ids, *closing]
+
+    def hash(self) -> str:
+        """Of the vocabulary and of how a probe is cut; independent of the library that wrote the file."""
+        probe = "".join(chr(code) for code in range(1, 0x250)) + " Once upon a time, 12,345 didn't you're\n\n\t x==y; été 你好 🙂"
+        cut = self._backend.encode(probe, add_special_tokens=False).ids
+        return hashlib.sha256(json.dumps([sorted(self._vocabulary.items()), cut]).encode()).hexdigest()
+
+    def _edge(self, which: str, wanted: bool, given: str | None, own: str | None) -> int | None:
+        if not wanted:
+            return None
+        token = given if given is not None else own
+        if token is None:
+            raise DataError(
+                f"the tokenizer has no {which.upper()} token",
+                f'set {which}_token (for example "<|endoftext|>") or add_{which}=false',
+            )
+        if str(token) not in self._vocabulary:
+            raise DataError(f"{which}_token {token!r} is not in the vocabulary", "give a token that the tokenizer has")
+        return self._vocabulary[str(token)]
+
+
+def _identity(
+    settings: PrepareKnobs, encoder: _Encoder, source: Source | None, shard: tuple[int, int]
+) -> dict[str, Any]:
+    """What makes two runs the same run. Paths stay out, so that a moved folder is still the same data."""
+    section = settings.source if source is None else {"name": settings.source["name"], **plain(source)}
+    section = {key: value for key, value in section.items() if key != "path"}
+    inputs = source.fingerprint() if source is not None else []
+    return {
+        "source": section,
+        "input files": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
+        "tokenizer": encoder.hash(),
+        "vocab_size": encoder.vocab_size,
+        "bos_id": encoder.bos,
+        "eos_id": encoder.eos,
+        "shard_tokens": settings.shard_tokens,
+        "special_tokens_in_text": settings.special_tokens_in_text,
+        "shard": list(shard),
+    }
+
+
+def _manifest(writer: ShardWriter, encoder: _Encoder, report: Report, identity: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "settings": identity,
+        "tokenizer_hash": identity["tokenizer"],
+        "vocab_size": encoder.vocab_size,
+        "bos_id": encoder.bos,
+        "eos_id": encoder.eos,
+        "pad_id": encoder.pad,
+        "tokens": sum(entry["tokens"] for entry in writer.shards),
+        "documents": sum(entry["documents"] for entry in writer.shards),
+        "refused": report.snapshot(),
+        "shards": writer.shards,
+    }
+
+
+def _refuse_nothing(source: Source | None, writer: ShardWriter, report: Report, settings: PrepareKnobs) -> None:
+    """Raise `DataError` where the input gave nothing, or its only file broke off."""
+    broke_off = source is not None and source.whole() == 1 and "broken gzip" in report.counts
+    if not writer.empty and not broke_off:
+        return
+    place = settings.source.get("path", settings.source.get("dataset", settings.source.get("name", "the documents")))
+    if broke_off:
+        raise DataError(f"{place!r} is a broken or truncated gzip file", "get the file again (gzip -t tests it)")
+    hints = {
+        "binary file": "give text, JSONL or gzip of these",
+        "broken gzip": "get the files again (gzip -t tests them)",
+        "broken JSON": "is it plain text? then use the source 'text'",
+    }
+    hint = next((hint for kind, hint in hints.items() if kind in report.counts), "give a corpus with at least one text")
+    if any(kind.startswith("longer than") for kind in report.counts):
+        hint = "split the lines, or raise the source's max_line_bytes"
+    if any(kind.startswith("missing") for kind in report.counts):
+        hint = "name the field that holds the text: text_field"
+    raise DataError(f"no document could be read from {place!r} ({report.summary()})", hint)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of packed documents.
+
+    `document`: index inside the row, -1 for padding. `position`: index inside the document piece, from 0; 0 for
+    padding. `maskable`: what corruption may hide: everything but padding and the BOS that opens a document.
+    """
+
+    tokens: Int[Tensor, "batch seq"]
+    document: Int[Tensor, "batch seq"]
+    position: Int[Tensor, "batch seq"]
+    maskable: Bool[Tensor, "batch seq"]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+class PackedDataset:
+    """Rows of `sequence_length` tokens over the memory-mapped shards of a folder.
+
+    Packing "documents" lays one document after another, each padded with EOS to a multiple of `pad_to_block`
+    (same document, maskable); one that does not fit is cut at the row's end, and its rest opens the next row as a
+    new document at position 0. What is left of a row is padding (document -1). Every real token is in exactly one row.
+
+    Packing "stream" cuts the token stream into windows, each one document.
+
+    `verify` re-hashes the shards on opening. Raises `DataError` for a folder that is not whole, was tampered with, or
+    holds ids outside its vocabulary.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        sequence_length: int,
+        packing: Packing = "documents",
+        pad_to_block: int | None = None,
+        verify: bool = False,
+    ) -> None:
+        block = pad_to_block if pad_to_block is not None else 1
+        if sequence_length < 1 or not 1 <= block <= sequence_length:
+            raise ConfigError(
+                f"sequence_length {sequence_length}, pad_to_block {pad_to_block}", "a row must hold at least one block"
+            )
+        self.sequence_length, self.packing, self.pad_to_block = sequence_length, packing, pad_to_block
+        self.manifests = _open_manifests(Path(folder))
+        manifest = self.manifests[0][1]
+        self.vocab_size: int = manifest["vocab_size"]
+        self.bos_id: int | None = manifest["bos_id"]
+        self.pad_id: int = manifest["pad_id"]
+        self._maps = [shard for place, one in self.manifests for shard in _open_shards(place, one, verify)]
+        self.tokens = sum(one["tokens"] for _, one in self.manifests)
+        if packing == "stream":
+            lengths = np.array([len(tokens) for tokens, _ in self._maps], dtype=np.int64)
+            block = 1
+        else:
+            lengths = np.concatenate([np.diff(offsets.astype(np.int64)) for _, offsets in self._maps])
+        self._layout = Layout(lengths, sequence_length, block)
+        self._first_document = np.cumsum([0] + [len(offsets) - 1 for _, offsets in self._maps])
+
+    def __len__(self) -> int:
+        return len(self._layout)
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        """Row `index` as int64 arrays `tokens`, `document`, `position` and a bool array `maskable`, each [seq]."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        tokens = np.full(self.sequence_length, self.pad_id, dtype=np.int64)
+        document = np.full(self.sequence_length, -1, dtype=np.int64)
+        position = np.zeros(self.sequence_length, dtype=np.int64)
+        at = 0
+        for number, piece in enumerate(self._layout.row(index)):
+            tokens[at : at + piece.end - piece.begin] = self._tokens(piece)
+            stream = self.packing == "stream"
+            document[at : at + piece.length] = 0 if stream else number
+            position[at : at + piece.length] = np.arange(piece.length) + (at if stream else 0)
+            at += piece.length
+        if int(tokens.max()) >= self.vocab_size:
+            raise DataError(
+                f"row {index} holds token id {int(tokens.max())}, outside the vocabulary of {self.vocab_size}",
+                "the shards were damaged; prepare them again",
+            )
+        maskable = document >= 0
+        if self.bos_id is not None:
+            maskable &= (position != 0) | (tokens != self.bos_id)
+        return {"tokens": tokens, "document": document, "position": position, "maskable": maskable}
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The given rows, stacked."""
+        found = [self.row(int(index)) for index in rows]
+        return Batch(**{name: torch.from_numpy(np.stack([one[name] for one in found])) for name in found[0]})
+
+    def _tokens(self, piece: Piece) -> np.ndarray:
+        if self.packing == "stream":
+            return self._maps[piece.document][0][piece.begin : piece.end]
+        shard = int(np.searchsorted(self._first_document, piece.document, side="right")) - 1
+        tokens, offsets = self._maps[shard]
+        begin = int(offsets[piece.document - int(self._first_document[shard])])
+        return tokens[begin + piece.begin : begin + piece.end]
+
+
+def _open_manifests(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    whole = read_manifest(folder)
+    if whole is not None:
+        return [(folder, whole)]
+    parts = sorted(folder.glob("part-*-of-*"))
+    found = [(part, manifest) for part in parts if (manifest := read_manifest(part)) is not None]
+    wanted = int(parts[0].name.rsplit("-", 1)[-1]) if parts else 0
+    if not parts or len(found) != wanted:
+        state = f"{len(found)} of {wanted} parts" if parts else "no manifest.json"
+        raise DataError(
+            f"{str(folder)!r} holds {state}",
+            "prepare it first (hildanext prepare), or run the same prepare again to finish it",
+        )
+    for part, manifest in found[1:]:
+        settings = {**manifest["settings"], "shard": found[0][1]["settings"]["shard"]}
+        refuse_other_settings(part, found[0][1]["settings"], settings)
+    return found
+
+
+def _open_shards(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for number, entry in enumerate(manifest["shards"]):
+        sizes = (4 * entry["tokens"], 8 * (entry["documents"] + 1))
+        for name, size in zip(shard_names(number), sizes, strict=True):
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != size:
+                raise DataError(f"{str(file)!r} is missing or not of {size} bytes", "prepare the folder again")
+            if verify and sha256(file) != entry["sha256"][name]:
+                raise DataError(f"{str(file)!r} is not what was written (hash differs)", "prepare the folder again")
+        tokens, offsets = (folder / name for name in shard_names(number))
+        yield np.memmap(tokens, TOKENS, "r"), np.memmap(offsets, OFFSETS, "r")
+
+
+def row_order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of an epoch. Sorted raw bits: NumPy keeps those stable across versions, not `permutation`."""
+    bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(rows)
+    return np.argsort(bits, kind="stable")
+
+
+def batches(
+    dataset: PackedDataset, batch_size: int, seed: int, start: int = 0, step: int = 1
+) -> Iterator[Batch]:
+    """Endless shuffled batches `start`, `start + step`, ...; each epoch holds every row once.
+
+    Batch k is a pure function of (seed, k, batch_size), so any process can begin anywhere: rank r of n takes
+    `start=r, step=n`.
+    """
+    rows, epoch, order = len(dataset), -1, np.empty(0, dtype=np.int64)
+    number = start
+    while True:
+        chosen = []
+        for sample in range(number * batch_size, (number + 1) * batch_size):
+            if sample // rows != epoch:
+                epoch = sample // rows
+                order = row_order(rows, seed, epoch)
+            chosen.append(int(order[sample % rows]))
+        yield dataset.batch(chosen)
+        number += step

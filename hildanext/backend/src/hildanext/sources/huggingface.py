@@ -1,0 +1,56 @@
+"""Hugging Face data sets, streamed: nothing is downloaded as a whole."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hildanext.config import knobs
+from hildanext.errors import DataError
+from hildanext.sources.base import Cursor, Document, Report, Source
+
+
+@knobs
+class HuggingFace(Source):
+    """A data set of the hub (or a local folder or loader name) read row by row."""
+
+    dataset: str
+    subset: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    id_field: str = "id"
+    revision: str | None = None
+    data_files: str | tuple[str, ...] | None = None
+    """For the loaders `json`, `text`, `parquet`: the files."""
+
+    def read(
+        self, report: Report, shard: int = 0, shards: int = 1, start: Cursor | None = None
+    ) -> Iterator[tuple[Document, Cursor]]:
+        done = start.record if start is not None else 0
+        rows = self._open()
+        if done:
+            rows = rows.skip(done)
+        for record, row in enumerate(rows, start=done):
+            if record % shards != shard:
+                continue
+            where = f"{self.dataset} row {record + 1}"
+            text = row.get(self.text_field)
+            if not isinstance(text, str):
+                report.bad(f"missing {self.text_field}" if text is None else f"{self.text_field} is no string", where)
+            elif not text.strip():
+                report.bad("empty document", where)
+            else:
+                yield Document(text, str(row.get(self.id_field, where))), Cursor(0, 0, record + 1)
+
+    def _open(self) -> Any:
+        try:
+            import datasets
+        except ModuleNotFoundError:
+            raise DataError("the huggingface source needs the package 'datasets'", "pip install datasets") from None
+        options = {"revision": self.revision} if self.data_files is None else {"data_files": self.data_files}
+        try:
+            return datasets.load_dataset(self.dataset, self.subset, split=self.split, streaming=True, **options)
+        except (OSError, ValueError, RuntimeError) as problem:
+            reason = str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__
+            raise DataError(
+                f"cannot open the data set {self.dataset!r} ({reason})",
+                "check its name, subset and split, and that the hub can be reached; a local folder works too",
+            ) from None
