@@ -8,6 +8,17 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from hildanext.errors import ConfigError
+
+STAGES = {
+    "prepare": "hildanext.verbs.prepare",
+    "convert": "hildanext.verbs.convert",
+    "eval": "hildanext.verbs.eval",
+    "generate": "hildanext.verbs.generate",
+    "report": "hildanext.verbs.report",
+}
+"""The stages of a recipe, each a module with `check(section, context)` and `stage(section, context)`."""
+
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags every verb that reads a run has: --config FILE and --set section.field=value."""
@@ -22,26 +33,30 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of verbs that take a whole recipe."""
+    parser.add_argument("recipe", nargs="?", metavar="FILE", help="a run: a JSON object with stages")
+    add_run_flags(parser)
+
+
 def load_run(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The run of --config over `defaults` (merged section by section), with every --set applied.
 
     A section that names another family member (`{"name": ...}`) replaces the default one whole.
     Raises `ConfigError` where the file cannot be read.
     """
-    from hildanext.config import override, read_json
+    from hildanext.config import merge, override, read_json
 
-    run: dict[str, Any] = {} if defaults is None else merge({}, defaults)
+    run: dict[str, Any] = {} if defaults is None else dict(defaults)
     if getattr(options, "config", None):
         run = merge(run, read_json(options.config))
     return override(run, getattr(options, "assignments", None) or [])
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, mappings merged key by key; a mapping with another `name` is taken whole."""
-    result = dict(below)
-    for key, value in above.items():
-        base = result.get(key)
-        both = isinstance(base, Mapping) and isinstance(value, Mapping)
-        same = both and ("name" not in value or base.get("name", value["name"]) == value["name"])
-        result[key] = merge(base, value) if same else value
-    return result
+def read_recipe(options: argparse.Namespace) -> dict[str, Any]:
+    """The run that the flags name. Raises `ConfigError` where none is named."""
+    if options.recipe is not None:
+        options.config = options.recipe
+    if options.config is None:
+        raise ConfigError("no run was named", f"hildanext {options.verb} hildanext/runs/configs/demo.json")
+    return load_run(options)

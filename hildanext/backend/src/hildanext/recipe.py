@@ -1,0 +1,245 @@
+"""A run's stages, in order, resumable. It knows no stage: each is a module found by name in a table it is handed.
+
+A stage that finished leaves a marker with the hash of its resolved section and of the stages before it; the next
+run skips it while that hash stands. A stage whose section changed starts anew; its old folder is kept beside it.
+"""
+
+import hashlib
+import importlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hildanext.config import build, knobs, merge, plain
+from hildanext.errors import CheckpointError, ConfigError, UnknownChoice
+from hildanext.runfolder import open_run, write_atomically
+from hildanext.runtime import versions
+
+logger = logging.getLogger(__name__)
+
+FULL_METHODS = frozenset(
+    {"c2dlm", "rcd", "d2f", "fast_dllm_v2", "card", "order_token_search", "ots", "kvzap"}
+    | {"agrpo", "wd1", "stp", "lens", "r3l"}
+)
+"""Research methods: refused by name under SAFE, each off by default under FULL."""
+
+
+@knobs
+class RunKnobs:
+    """What all stages of a run share."""
+
+    folder: str
+    """Where everything of the run goes."""
+    name: str = ""
+    profile: Literal["SAFE", "FULL"] = "SAFE"
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    parent: str = "tiny"
+    """The autoregressive model: a name, a folder, a hub id or a GGUF file."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage knows of its run."""
+
+    folder: Path
+    key: str
+    profile: str = "SAFE"
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    parent: str = "tiny"
+    outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the stages before this one returned, by key."""
+
+    @property
+    def room(self) -> Path:
+        """The folder this stage writes into."""
+        return self.folder / self.key
+
+    def outcome(self, name: str) -> Any:
+        """The latest value of that name among earlier outcomes. Raises `ConfigError` where no stage gave one."""
+        for outcome in reversed(list(self.outcomes.values())):
+            if name in outcome:
+                return outcome[name]
+        raise ConfigError(f"stage {self.key!r} needs {name!r}", "no earlier stage made one; name it in the section")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a run with its resolved section."""
+
+    key: str
+    stage: str
+    section: dict[str, Any]
+    fingerprint: str
+
+
+Table = Mapping[str, str]
+"""Stage name to the module that holds its `stage` and `check`."""
+Announce = Callable[[Step, str], None]
+"""Told of each step: "done", "start" or "finished"."""
+
+
+def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunKnobs, list[Step]]:
+    """The shared knobs and the steps of a run.
+
+    Raises `ConfigError` for unknown sections, wrong types, repeated keys, and FULL methods under SAFE.
+    """
+    if not isinstance(run.get("stages"), list) or not run["stages"]:
+        raise ConfigError("the run has no stages", f'give "stages": [{{"stage": ...}}], of {", ".join(table)}')
+    entries = [_entry(entry, table) for entry in run["stages"]]
+    keys = [key for key, _, _ in entries]
+    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    if repeated:
+        raise ConfigError(f"stages repeat {', '.join(repeated)}", 'give each its own name: {"stage": ..., "as": ...}')
+    shared = build(RunKnobs, {k: v for k, v in run.items() if k != "stages" and k not in table}, where="run")
+    steps: list[Step] = []
+    before = ""
+    for key, stage, overrides in entries:
+        base = run.get(stage, {})
+        if not isinstance(base, Mapping):
+            raise ConfigError(f"section {stage!r} holds {type(base).__name__}", "a section is a JSON object")
+        section = merge(base, overrides)
+        if shared.profile == "SAFE":
+            _refuse_full(section, key)
+        before = fingerprint(shared, stage, section, before)
+        steps.append(Step(key, stage, section, before))
+    return shared, steps
+
+
+def check(run: Mapping[str, Any], table: Table) -> list[Step]:
+    """Build every section but the weights. Raises the `HildaError` of the first one that does not hold."""
+    shared, steps = read_run(run, table)
+    for step in steps:
+        _function(table, step.stage, "check")(dict(step.section), _context(shared, step.key, {}))
+    return steps
+
+
+def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = None) -> dict[str, dict[str, Any]]:
+    """Check the run, then do each stage that is not done. Returns the outcomes by key.
+
+    Stopped at any instant it can be called again; what is done is not done twice.
+    """
+    tell = announce if announce is not None else _log
+    steps = check(run, table)
+    shared, _ = read_run(run, table)
+    folder = open_run(shared.folder, dict(run), shared.seed, {"versions": versions(), "stages": _listed(steps)})
+    outcomes: dict[str, dict[str, Any]] = {}
+    for step in steps:
+        marker = _read_marker(folder, step.key, "done")
+        if marker.get("fingerprint") == step.fingerprint:
+            outcomes[step.key] = marker["outcome"]
+            tell(step, "done")
+            continue
+        _begin(folder, step)
+        tell(step, "start")
+        begun = time.perf_counter()
+        context = _context(shared, step.key, outcomes)
+        outcomes[step.key] = _function(table, step.stage, "stage")(dict(step.section), context)
+        _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
+        tell(step, "finished")
+    return outcomes
+
+
+def fingerprint(shared: RunKnobs, stage: str, section: Mapping[str, Any], before: str) -> str:
+    """Hash of what decides a stage's result: its section, the shared choices that change numbers, the stages before."""
+    choices = {key: value for key, value in plain(shared).items() if key in ("profile", "seed", "dtype", "parent")}
+    text = json.dumps([stage, section, choices, before], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _entry(entry: Any, table: Table) -> tuple[str, str, dict[str, Any]]:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("stage"), str):
+        raise ConfigError(f"stage {entry!r}", 'write {"stage": "<name>", ...overrides}')
+    overrides = dict(entry)
+    stage = overrides.pop("stage")
+    if stage not in table:
+        raise UnknownChoice("stage", stage, table)
+    key = overrides.pop("as", stage)
+    if not isinstance(key, str) or not key.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"stage {stage!r} is named {key!r}", "use letters, digits, - and _")
+    return key, stage, overrides
+
+
+def _refuse_full(section: Any, where: str) -> None:
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            if key in FULL_METHODS or (key == "name" and value in FULL_METHODS):
+                method = value if key == "name" else key
+                raise ConfigError(f"{where}: {method!r} is a FULL method", 'set "profile": "FULL" to allow it')
+            _refuse_full(value, where)
+    elif isinstance(section, list | tuple):
+        for value in section:
+            _refuse_full(value, where)
+
+
+def _function(table: Table, stage: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(table[stage]), name)
+    return function
+
+
+def _context(shared: RunKnobs, key: str, outcomes: Mapping[str, Mapping[str, Any]]) -> StageContext:
+    return StageContext(
+        folder=Path(shared.folder),
+        key=key,
+        profile=shared.profile,
+        seed=shared.seed,
+        device=shared.device,
+        dtype=shared.dtype,
+        threads=shared.threads,
+        parent=shared.parent,
+        outcomes=dict(outcomes),
+    )
+
+
+def _begin(folder: Path, step: Step) -> None:
+    """Note that the step began; what another configuration of it left is put aside, never deleted."""
+    started = _read_marker(folder, step.key, "started").get("fingerprint", step.fingerprint)
+    room = folder / step.key
+    if started != step.fingerprint and room.exists():
+        aside = folder / f"{step.key}.before-{started[:8]}"
+        count = 1
+        while aside.exists():
+            count += 1
+            aside = folder / f"{step.key}.before-{started[:8]}-{count}"
+        room.rename(aside)
+        logger.info("the configuration of %s changed: its old folder is now %s", step.key, aside)
+    _write_marker(folder, step, "started")
+
+
+def _marker(folder: Path, key: str, kind: str) -> Path:
+    return folder / "stages" / f"{key}.{kind}.json"
+
+
+def _read_marker(folder: Path, key: str, kind: str) -> dict[str, Any]:
+    path = _marker(folder, key, kind)
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise CheckpointError(f"marker {str(path)!r} is broken", "delete it to do the stage again") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _write_marker(folder: Path, step: Step, kind: str, **more: Any) -> None:
+    record = {"stage": step.stage, "fingerprint": step.fingerprint, **more}
+    write_atomically(_marker(folder, step.key, kind), json.dumps(record, indent=2, default=str) + "\n")
+
+
+def _listed(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    return [{"key": step.key, "stage": step.stage, "fingerprint": step.fingerprint} for step in steps]
+
+
+def _log(step: Step, event: str) -> None:
+    logger.info("%s: %s", step.key, event)
