@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,8 +18,17 @@ from torch import Tensor
 from hildanext.choice import make
 from hildanext.config import knobs, plain
 from hildanext.errors import ConfigError, DataError
-from hildanext.packing import Layout, Piece, ShardWriter, read_manifest
-from hildanext.packing.shards import FORMAT, OFFSETS, TOKENS, refuse_other_settings, sha256, shard_names
+from hildanext.packing import Encoder, Layout, Piece, ShardWriter, row_order
+from hildanext.packing.folder import (
+    FORMAT,
+    open_manifests,
+    open_shards,
+    part_name,
+    read_manifest,
+    refuse_other_parts,
+    refuse_other_settings,
+)
+from hildanext.packing.shards import drop_journal, locked
 from hildanext.sources import SOURCES, Cursor, Report, Source
 
 BATCH_DOCUMENTS = 512
@@ -77,43 +87,56 @@ def prepare(
     if not 0 <= part < parts:
         raise ConfigError(f"part {part} of {parts}", "parts are counted from 0: --shard 0/4 to --shard 3/4")
     source = None if documents is not None else make("source", SOURCES, settings.source)
-    encoder = _Encoder(tokenizer, settings)
+    encoder = _encoder(settings, tokenizer)
     folder = Path(settings.out) if parts == 1 else Path(settings.out) / part_name(part, parts)
     identity = _identity(settings, encoder, source, shard)
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        refuse_other_settings(folder, manifest["settings"], identity)
-        (folder / "journal.jsonl").unlink(missing_ok=True)
+    refuse_other_parts(Path(settings.out), part, parts, identity)
+    with locked(folder):
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            refuse_other_settings(folder, manifest["settings"], identity)
+            drop_journal(folder)
+            return manifest
+        writer = ShardWriter(folder, identity, settings.shard_tokens, encoder.vocab_size)
+        done = writer.resume()
+        report = Report(**done.report) if done is not None else Report()
+        cursor = Cursor(*done.cursor) if done is not None else Cursor()
+        if documents is not None:
+            read = _read_tokens(documents, encoder, report, shard, cursor)
+        else:
+            assert source is not None
+            read = _read_texts(source, encoder, report, shard, cursor)
+        _write(read, writer, progress)
+        _refuse_nothing(source, writer, report, settings)
+        manifest = _manifest(writer, encoder, report, identity)
+        writer.finish(manifest)
         return manifest
-    writer = ShardWriter(folder, identity, settings.shard_tokens, encoder.vocab_size)
-    done = writer.resume()
-    report = Report(**done.report) if done is not None else Report()
-    cursor = Cursor(*done.cursor) if done is not None else Cursor()
-    if source is not None:
-        read = _read_texts(source, encoder, report, shard, cursor)
-    else:
-        assert documents is not None
-        read = _read_tokens(documents, encoder, report, shard, cursor)
-    last = (cursor, report.snapshot())
+
+
+def _write(read: Iterator[_Read], writer: ShardWriter, progress: OnProgress | None) -> None:
+    item = None
     for item in read:
-        last = (item.cursor, item.report)
         if writer.add(item.ids, item.where):
-            writer.close_shard(*last)
+            writer.close_shard(item.cursor, item.report)
         if progress is not None:
             progress(1, len(item.ids))
-    _refuse_nothing(source, writer, report, settings)
-    writer.close_shard(*last)
-    manifest = _manifest(writer, encoder, report, identity)
-    writer.finish(manifest)
-    return manifest
+    if item is not None:
+        writer.close_shard(item.cursor, item.report)
 
 
-def part_name(part: int, parts: int) -> str:
-    return f"part-{part:05d}-of-{parts:05d}"
+def _encoder(settings: PrepareKnobs, tokenizer: Any) -> Encoder:
+    return Encoder(
+        tokenizer,
+        settings.add_bos,
+        settings.add_eos,
+        settings.bos_token,
+        settings.eos_token,
+        settings.special_tokens_in_text,
+    )
 
 
 def _read_texts(
-    source: Source, encoder: "_Encoder", report: Report, shard: tuple[int, int], start: Cursor
+    source: Source, encoder: Encoder, report: Report, shard: tuple[int, int], start: Cursor
 ) -> Iterator[_Read]:
     held: list[tuple[str, str, Cursor, dict[str, Any]]] = []
     characters = 0
@@ -126,13 +149,13 @@ def _read_texts(
     yield from _encoded(encoder, held)
 
 
-def _encoded(encoder: "_Encoder", held: list[tuple[str, str, Cursor, dict[str, Any]]]) -> Iterator[_Read]:
+def _encoded(encoder: Encoder, held: list[tuple[str, str, Cursor, dict[str, Any]]]) -> Iterator[_Read]:
     for ids, (_, name, cursor, report) in zip(encoder.texts([text for text, *_ in held]), held, strict=True):
         yield _Read(ids, f"document {name!r}", cursor, report)
 
 
 def _read_tokens(
-    documents: TokenDocuments, encoder: "_Encoder", report: Report, shard: tuple[int, int], start: Cursor
+    documents: TokenDocuments, encoder: Encoder, report: Report, shard: tuple[int, int], start: Cursor
 ) -> Iterator[_Read]:
     rest = documents(start.record) if callable(documents) else islice(documents, start.record, None)
     for record, ids in enumerate(rest, start=start.record):
@@ -144,58 +167,8 @@ def _read_tokens(
         yield _Read(encoder.framed(list(ids)), f"document {record + 1}", Cursor(0, 0, record + 1), report.snapshot())
 
 
-class _Encoder:
-    """A private copy of the tokenizer's fast backend: no truncation, no padding, nothing added but BOS and EOS."""
-
-    def __init__(self, tokenizer: Any, settings: PrepareKnobs) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer", "give one that has a tokenizer.json")
-        self._backend = type(backend).from_str(backend.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = not settings.special_tokens_in_text
-        self._vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(self._vocabulary.values()) + 1
-        self.bos = self._edge("bos", settings.add_bos, settings.bos_token, tokenizer.bos_token)
-        self.eos = self._edge("eos", settings.add_eos, settings.eos_token, tokenizer.eos_token)
-        # padding of blocks and rows needs an id even where documents end without one
-        pad = self.eos if self.eos is not None else tokenizer.eos_token_id
-        self.pad = pad if pad is not None else 0
-
-    def texts(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        return [self.framed(one.ids) for one in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def framed(self, ids: list[int]) -> list[int]:
-        """With BOS and EOS at the ends; one that is there already is not doubled."""
-        opening = [self.bos] if self.bos is not None and ids[:1] != [self.bos] else []
-        closing = [self.eos] if self.eos is not None and ids[-1:] != [self.eos] else []
-        return [*opening, *ids, *closing]
-
-    def hash(self) -> str:
-        """Of the vocabulary and of how a probe is cut; independent of the library that wrote the file."""
-        probe = "".join(chr(code) for code in range(1, 0x250)) + " Once upon a time, 12,345 didn't you're\n\n\t x==y; été 你好 🙂"
-        cut = self._backend.encode(probe, add_special_tokens=False).ids
-        return hashlib.sha256(json.dumps([sorted(self._vocabulary.items()), cut]).encode()).hexdigest()
-
-    def _edge(self, which: str, wanted: bool, given: str | None, own: str | None) -> int | None:
-        if not wanted:
-            return None
-        token = given if given is not None else own
-        if token is None:
-            raise DataError(
-                f"the tokenizer has no {which.upper()} token",
-                f'set {which}_token (for example "<|endoftext|>") or add_{which}=false',
-            )
-        if str(token) not in self._vocabulary:
-            raise DataError(f"{which}_token {token!r} is not in the vocabulary", "give a token that the tokenizer has")
-        return self._vocabulary[str(token)]
-
-
 def _identity(
-    settings: PrepareKnobs, encoder: _Encoder, source: Source | None, shard: tuple[int, int]
+    settings: PrepareKnobs, encoder: Encoder, source: Source | None, shard: tuple[int, int]
 ) -> dict[str, Any]:
     """What makes two runs the same run. Paths stay out, so that a moved folder is still the same data."""
     section = settings.source if source is None else {"name": settings.source["name"], **plain(source)}
@@ -214,7 +187,7 @@ def _identity(
     }
 
 
-def _manifest(writer: ShardWriter, encoder: _Encoder, report: Report, identity: dict[str, Any]) -> dict[str, Any]:
+def _manifest(writer: ShardWriter, encoder: Encoder, report: Report, identity: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "settings": identity,
@@ -295,20 +268,33 @@ class PackedDataset:
                 f"sequence_length {sequence_length}, pad_to_block {pad_to_block}", "a row must hold at least one block"
             )
         self.sequence_length, self.packing, self.pad_to_block = sequence_length, packing, pad_to_block
-        self.manifests = _open_manifests(Path(folder))
+        self.manifests = open_manifests(Path(folder))
         manifest = self.manifests[0][1]
         self.vocab_size: int = manifest["vocab_size"]
         self.bos_id: int | None = manifest["bos_id"]
         self.pad_id: int = manifest["pad_id"]
-        self._maps = [shard for place, one in self.manifests for shard in _open_shards(place, one, verify)]
+        self._maps = [shard for place, one in self.manifests for shard in open_shards(place, one, verify)]
         self.tokens = sum(one["tokens"] for _, one in self.manifests)
-        if packing == "stream":
+        if not self.tokens:
+            raise DataError(f"{str(folder)!r} holds no tokens", "prepare it again")
+        self._block = block
+
+    @property
+    def hash(self) -> str:
+        """Of everything in the folder, for a run's record."""
+        return hashlib.sha256(json.dumps([one for _, one in self.manifests], sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _layout(self) -> Layout:
+        if self.packing == "stream":  # the layout's "documents" are then the shards
             lengths = np.array([len(tokens) for tokens, _ in self._maps], dtype=np.int64)
-            block = 1
-        else:
-            lengths = np.concatenate([np.diff(offsets.astype(np.int64)) for _, offsets in self._maps])
-        self._layout = Layout(lengths, sequence_length, block)
-        self._first_document = np.cumsum([0] + [len(offsets) - 1 for _, offsets in self._maps])
+            return Layout(lengths, self.sequence_length, 1)
+        lengths = np.concatenate([np.diff(offsets.astype(np.int64)) for _, offsets in self._maps])
+        return Layout(lengths, self.sequence_length, self._block)
+
+    @cached_property
+    def _first_document(self) -> np.ndarray:
+        return np.cumsum([0] + [len(offsets) - 1 for _, offsets in self._maps])
 
     def __len__(self) -> int:
         return len(self._layout)
@@ -351,47 +337,7 @@ class PackedDataset:
         return tokens[begin + piece.begin : begin + piece.end]
 
 
-def _open_manifests(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    whole = read_manifest(folder)
-    if whole is not None:
-        return [(folder, whole)]
-    parts = sorted(folder.glob("part-*-of-*"))
-    found = [(part, manifest) for part in parts if (manifest := read_manifest(part)) is not None]
-    wanted = int(parts[0].name.rsplit("-", 1)[-1]) if parts else 0
-    if not parts or len(found) != wanted:
-        state = f"{len(found)} of {wanted} parts" if parts else "no manifest.json"
-        raise DataError(
-            f"{str(folder)!r} holds {state}",
-            "prepare it first (hildanext prepare), or run the same prepare again to finish it",
-        )
-    for part, manifest in found[1:]:
-        settings = {**manifest["settings"], "shard": found[0][1]["settings"]["shard"]}
-        refuse_other_settings(part, found[0][1]["settings"], settings)
-    return found
-
-
-def _open_shards(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for number, entry in enumerate(manifest["shards"]):
-        sizes = (4 * entry["tokens"], 8 * (entry["documents"] + 1))
-        for name, size in zip(shard_names(number), sizes, strict=True):
-            file = folder / name
-            if not file.is_file() or file.stat().st_size != size:
-                raise DataError(f"{str(file)!r} is missing or not of {size} bytes", "prepare the folder again")
-            if verify and sha256(file) != entry["sha256"][name]:
-                raise DataError(f"{str(file)!r} is not what was written (hash differs)", "prepare the folder again")
-        tokens, offsets = (folder / name for name in shard_names(number))
-        yield np.memmap(tokens, TOKENS, "r"), np.memmap(offsets, OFFSETS, "r")
-
-
-def row_order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of an epoch. Sorted raw bits: NumPy keeps those stable across versions, not `permutation`."""
-    bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(rows)
-    return np.argsort(bits, kind="stable")
-
-
-def batches(
-    dataset: PackedDataset, batch_size: int, seed: int, start: int = 0, step: int = 1
-) -> Iterator[Batch]:
+def batches(dataset: PackedDataset, batch_size: int, seed: int, start: int = 0, step: int = 1) -> Iterator[Batch]:
     """Endless shuffled batches `start`, `start + step`, ...; each epoch holds every row once.
 
     Batch k is a pure function of (seed, k, batch_size), so any process can begin anywhere: rank r of n takes

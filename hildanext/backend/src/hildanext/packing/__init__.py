@@ -1,6 +1,7 @@
-"""Token shards on disk, and how documents are laid out in rows."""
+"""Token shards on disk, and how documents are laid out in rows. Knows nothing of where documents come from."""
 
-from hildanext.packing.rows import Layout, Piece
-from hildanext.packing.shards import ShardWriter, read_manifest
+from hildanext.packing.encode import Encoder
+from hildanext.packing.rows import Layout, Piece, row_order
+from hildanext.packing.shards import ShardWriter
 
-__all__ = ["Layout", "Piece", "ShardWriter", "read_manifest"]
+__all__ = ["Encoder", "Layout", "Piece", "ShardWriter", "row_order"]

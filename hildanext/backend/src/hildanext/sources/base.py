@@ -169,7 +169,7 @@ class FileSource(Source):
         first_part = part[0] == 0  # troubles of the file as a whole are counted once, not once per part
         try:
             with open_binary(file) as stream:
-                if start.offset == 0 and b"\0" in stream.read(CHUNK):
+                if start.offset == 0 and b"\0" in stream.read1(CHUNK):  # type: ignore[attr-defined]
                     if first_part:
                         report.bad("binary file", file.name)
                     return
@@ -189,7 +189,9 @@ class FileSource(Source):
             if first_part:
                 report.bad("broken gzip", file.name)
         except OSError as problem:
-            raise DataError(f"cannot read {str(file)!r} ({problem.strerror})", "check the path and its permissions") from None
+            raise DataError(
+                f"cannot read {str(file)!r} ({problem.strerror})", "check the path and its permissions"
+            ) from None
 
     def _expand(self, path: str) -> Iterator[Path]:
         place = Path(path).expanduser()
@@ -202,7 +204,9 @@ class FileSource(Source):
         elif glob.has_magic(path):
             yield from (Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file())
         else:
-            raise DataError(f"no such file or folder {path!r}", "check the source's path; a pattern such as '*.json.gz' is fine too")
+            raise DataError(
+                f"no such file or folder {path!r}", "check the source's path; a pattern such as '*.json.gz' is fine too"
+            )
 
     def _looked_for(self) -> str:
         return f"give a file, a pattern, or a folder with files ending in {', '.join(self.suffixes)}"

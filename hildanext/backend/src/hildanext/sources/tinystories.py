@@ -21,7 +21,7 @@ class TinyStories(FileSource):
     def split(self, lines: Iterator[Line]) -> Iterator[Line]:
         separator = self.separator.encode()
         held: list[bytes] = []
-        size, too_long, begun, end = 0, False, 0, 0
+        size, too_long, begun, at = 0, False, 0, 0
         for raw, start, end in lines:
             pieces = [b""] if raw is None else raw.split(separator)
             begun = begun if held or too_long else start
@@ -35,8 +35,9 @@ class TinyStories(FileSource):
                 if number < len(pieces) - 1:
                     yield Line(None if too_long else b"\n".join(held), begun, at)
                     held, size, too_long, begun = [], 0, False, at
+            at = end
         if too_long or any(held):
-            yield Line(None if too_long else b"\n".join(held), begun, end)
+            yield Line(None if too_long else b"\n".join(held), begun, at)
 
     def parse(self, raw: bytes, where: str, report: Report) -> Document | None:
         text = decode(raw, where, report)
