@@ -55,7 +55,7 @@ def data_uri(path: str | Path) -> str:
 
 def training_plots(metrics: Metrics, folder: str | Path) -> list[Path]:
     """Draw every picture the metrics have the fields for; returns the files, the loss first."""
-    drawers: dict[str, Callable[[Metrics], "Figure | None"]] = {
+    drawers: dict[str, Callable[[Metrics], Figure | None]] = {
         "loss": loss_figure,
         "losses": parts_figure,
         "masked_accuracy": accuracy_figure,
@@ -168,7 +168,8 @@ def comparison_figure(
             axes.plot(_column(lines, "tokens"), smoothed(_column(lines, field)), color=colour, label=name)
             everything += _column(lines, field)
     for index, (name, level) in enumerate((levels or {}).items()):
-        axes.axhline(level, color=INK, linestyle=("--", ":", "-.")[index % 3], linewidth=1.2, label=f"{name}: {level:.2f}")
+        style = ("--", ":", "-.")[index % 3]
+        axes.axhline(level, color=INK, linestyle=style, linewidth=1.2, label=f"{name}: {level:.2f}")
         everything.append(level)
     _limit(axes, everything)
     axes.set_ylabel(label)
@@ -203,7 +204,8 @@ def bars_figure(
     names, values = list(groups), list(groups.values())
     spread = [float((errors or {}).get(name, 0.0)) for name in names]
     colours = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
-    axes.barh(range(len(names)), values, xerr=spread, color=colours, height=0.66, error_kw={"ecolor": INK, "capsize": 3})
+    whiskers = {"ecolor": INK, "capsize": 3}
+    axes.barh(range(len(names)), values, xerr=spread, color=colours, height=0.66, error_kw=whiskers)
     widest = max([value + error for value, error in zip(values, spread, strict=True)], default=1.0)
     for row, (value, error) in enumerate(zip(values, spread, strict=True)):
         text = f"{value:.3g}" if value >= 100 or value < 0.01 else f"{value:.2f}"
@@ -222,8 +224,8 @@ def shade_phases(axes: "Axes", metrics: Metrics) -> None:
     """Warm-up, stable and decay as coloured grounds with their names on top."""
     for start, end, phase in phase_spans(metrics):
         axes.axvspan(start, end, color=SHADES.get(phase, "#eeeeee"), alpha=0.75, linewidth=0, zorder=0)
-        place = axes.get_xaxis_transform()
-        axes.text((start + end) / 2, 0.985, phase, transform=place, ha="center", va="top", fontsize=8.5, color="#5b6470")
+        words = {"ha": "center", "va": "top", "fontsize": 8.5, "color": "#5b6470"}
+        axes.text((start + end) / 2, 0.985, phase, transform=axes.get_xaxis_transform(), **words)
 
 
 def phase_spans(metrics: Metrics) -> list[tuple[float, float, str]]:
@@ -308,7 +310,8 @@ def _finish(figure: "Figure", axes: "Axes", title: str) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8.5, frameon=False)
+        columns = min(len(handles), 4)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False)
 
 
 def _limit(axes: "Axes", values: Sequence[float]) -> None:
