@@ -142,7 +142,8 @@ class Parent:
         rows, columns = ((position > 0) & (document >= 0)).nonzero(as_tuple=True)
         for start in range(0, len(rows), chunk):
             row, column = rows[start : start + chunk], columns[start : start + chunk]
-            nll[row, column] = cross_entropy(self.logits(hidden[row, column - 1]), tokens[row, column], reduction="none")
+            logits = self.logits(hidden[row, column - 1])
+            nll[row, column] = cross_entropy(logits, tokens[row, column], reduction="none")
         return nll
 
     @torch.no_grad()

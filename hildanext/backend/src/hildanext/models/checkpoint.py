@@ -6,6 +6,7 @@ reads the same under transformers 4.51 and 5.x.
 
 import errno
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = ["load_diffusion", "load_weights", "merge_checkpoints", "plain_state",
 
 TIED_HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+ONE_RUN = "merge checkpoints of one run"
 ADAPTER_PARTS = (".lora_", "lora_")
 
 
@@ -104,6 +106,7 @@ def _write(
         full = "No space left" in str(problem) or "code: 28" in str(problem)
         raise OSError(errno.ENOSPC if full else errno.EIO, str(problem)) from None
     (folder / "config.json").write_text(_config_text(causal_lm, state), encoding="utf-8")
+    shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors writes for the owner alone
     causal_lm.generation_config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
 
@@ -149,14 +152,16 @@ def merge_checkpoints(folders: Sequence[str | Path]) -> dict[str, Tensor]:
     for folder in folders:
         state = read_state(folder)
         if read_card(folder) != card:
-            raise CheckpointError(f"{str(folder)!r} has another card than {str(folders[0])!r}", "merge one run's checkpoints")
-        if total and {name: tensor.shape for name, tensor in state.items()} != {
-            name: tensor.shape for name, tensor in total.items()
-        }:
-            raise CheckpointError(f"{str(folder)!r} and {str(folders[0])!r} hold different weights", "merge one run's checkpoints")
+            raise CheckpointError(f"{str(folder)!r} has another card than {str(folders[0])!r}", ONE_RUN)
+        if total and _shapes(state) != _shapes(total):
+            raise CheckpointError(f"{str(folder)!r} and {str(folders[0])!r} hold different weights", ONE_RUN)
         for name, tensor in state.items():
             total[name] = tensor.double() if name not in total else total[name] + tensor.double()
     return {name: (tensor / len(folders)).float() for name, tensor in total.items()}
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def load_weights(model: DiffusionModel, state: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,8 @@ from hildanext.models.card import CARD
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+BY_TYPE = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+"""For configurations that name no architecture, as those made from a GGUF file."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -29,7 +31,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
 def check_architecture(config: dict[str, Any], source: object) -> str:
     """The architecture's name. Raises `ModelError` for one that is not supported."""
     names = config.get("architectures") or []
-    name = str(names[0]) if names else str(config.get("model_type", "unknown"))
+    kind = str(config.get("model_type", "unknown"))
+    name = str(names[0]) if names else BY_TYPE.get(kind, kind)
     if name not in ARCHITECTURES:
         raise ModelError(
             f"architecture {name} of {str(source)!r} is not supported", f"supported: {', '.join(ARCHITECTURES)}"
@@ -65,15 +68,16 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in shards]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern) if path.name != "training_args.bin")
+    found = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
+    pickles = sorted(name for name in found if name != "training_args.bin")
     if pickles:
         raise ModelError(
             f"{str(folder)!r} has only pickled weights ({pickles[0]})",
             "pickles can run code, so they are never loaded; get or convert the model to safetensors",
         )
     strays = sorted(path.name for path in folder.glob("*.safetensors*"))
-    found = f" (found only {', '.join(strays)})" if strays else ""
-    raise ModelError(f"{str(folder)!r} has no {WEIGHTS}{found}", "the download is not finished; repeat it")
+    only = f" (found only {', '.join(strays)})" if strays else ""
+    raise ModelError(f"{str(folder)!r} has no {WEIGHTS}{only}", "the download is not finished; repeat it")
 
 
 def check_safetensors(path: Path) -> None:

@@ -3,13 +3,15 @@
 Weights come from safetensors or GGUF only. Nothing falls back to another model: what cannot be had is a `ModelError`.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext.errors import CheckpointError, ModelError
 from hildanext.models import names
@@ -21,7 +23,9 @@ from hildanext.tokenization import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+MAJOR = int(transformers.__version__.split(".")[0])
+DTYPE = "dtype" if MAJOR >= 5 else "torch_dtype"
+AGAIN = "download or copy the model again"
 
 
 def load_parent(
@@ -58,7 +62,7 @@ def load_diffusion(
     rows = causal_lm.get_input_embeddings().weight.shape[0]
     if rows != card.vocab_rows or not card.mask_id < rows:
         raise CheckpointError(
-            f"{str(place)!r}: the card says {card.vocab_rows} rows and mask {card.mask_id}, the weights have {rows} rows",
+            f"{str(place)!r}: the card says {card.vocab_rows} rows and mask {card.mask_id}, the weights have {rows}",
             "card and weights are of different checkpoints; copy both again",
         )
     return DiffusionModel(causal_lm, card).eval(), load_tokenizer(place)
@@ -79,46 +83,53 @@ def _load_folder(
         "output_loading_info": True,
     }
     try:
-        causal_lm, report = AutoModelForCausalLM.from_pretrained(folder, **settings)
+        with _no_progress_bars():
+            causal_lm, report = AutoModelForCausalLM.from_pretrained(folder, **settings)
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
-        raise ModelError(f"cannot load {str(folder)!r} ({_first_line(problem)})", "download or copy the model again") from None
+        raise ModelError(f"cannot load {str(folder)!r} ({_first_line(problem)})", AGAIN) from None
     missing = sorted(report["missing_keys"])
     if missing:  # Transformers would go on with random numbers in their place
-        raise ModelError(f"{str(folder)!r} lacks {len(missing)} weights ({missing[0]})", "download or copy the model again")
+        raise ModelError(f"{str(folder)!r} lacks {len(missing)} weights ({missing[0]})", AGAIN)
     return causal_lm.to(device).eval()
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _read_rope(config: Any, fields: dict[str, Any]) -> None:
     """Transformers 5 writes `rope_parameters`, which 4.x ignores: it would silently rotate with theta 10,000."""
     written = fields.get("rope_parameters")
-    if not isinstance(written, dict) or hasattr(config, "rope_parameters") and not _old_rope(config):
+    if MAJOR >= 5 or not isinstance(written, dict):
         return
     config.rope_theta = written.get("rope_theta", 10000.0)
     if written.get("rope_type", "default") != "default":
         config.rope_scaling = {key: value for key, value in written.items() if key != "rope_theta"}
 
 
-def _old_rope(config: Any) -> bool:
-    return DTYPE == "torch_dtype"
-
-
 def _load_gguf(
     path: Path, dtype: torch.dtype, device: str | torch.device, attention: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoTokenizer
-
     check_gguf(path)
     where: dict[str, Any] = {"gguf_file": path.name}
     try:
         config = AutoConfig.from_pretrained(path.parent, **where)
         check_architecture(config.to_dict(), path)
         settings = {DTYPE: dtype, "attn_implementation": attention if attention is not None else install_seam()}
-        causal_lm = AutoModelForCausalLM.from_pretrained(path.parent, **where, **settings)
+        with _no_progress_bars():
+            causal_lm = AutoModelForCausalLM.from_pretrained(path.parent, **where, **settings)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     except ImportError:
         raise ModelError(f"reading {path.name} needs the gguf package", 'pip install "gguf>=0.10"') from None
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as problem:
-        raise ModelError(f"cannot read {str(path)!r} ({_first_line(problem)})", "download or copy the file again") from None
+        raise ModelError(f"cannot read {str(path)!r} ({_first_line(problem)})", AGAIN) from None
     if hasattr(causal_lm.config, "quantization_config"):
         del causal_lm.config.quantization_config  # the weights are plain now
     return causal_lm.to(device).eval(), tokenizer
@@ -128,7 +139,7 @@ def check_gguf(path: Path) -> None:
     """Raises `ModelError` for a file that is no GGUF."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ModelError(f"{str(path)!r} is not a GGUF file", "give a folder with safetensors, or a whole .gguf file")
+            raise ModelError(f"{str(path)!r} is not a GGUF file", "give a safetensors folder, or a whole .gguf file")
 
 
 def _first_line(problem: BaseException) -> str:

@@ -39,9 +39,8 @@ def locate(name: str) -> Path:
     if name == "tiny":
         return tiny.folder("ar")
     if name in KNOWN:
-        pulled = models_folder() / name
-        if pulled.is_dir():
-            return pulled
+        if pulled_folder(name).is_dir():
+            return pulled_folder(name)
         return hub.snapshot(KNOWN[name].repository, hint=f"run: hildanext pull {name}")
     path = Path(name).expanduser()
     if path.is_dir():
@@ -50,9 +49,12 @@ def locate(name: str) -> Path:
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{name!r} is a file", "give the model's folder, or a .gguf file")
         return path
-    if _is_hub_id(name):
+    if is_hub_id(name):
+        if pulled_folder(name).is_dir():
+            return pulled_folder(name)
         return hub.snapshot(name, hint="check the name, or give a local folder")
-    raise ModelError(f"no model {name!r}", f"give a folder, a .gguf file, a hub id (owner/name) or one of {', '.join(NAMES)}")
+    names = ", ".join(NAMES)
+    raise ModelError(f"no model {name!r}", f"give a folder, a .gguf file, a hub id (owner/name) or one of {names}")
 
 
 def locate_diffusion(name: str) -> Path:
@@ -66,11 +68,17 @@ def locate_diffusion(name: str) -> Path:
         raise ModelError(
             f"{name} is an autoregressive model", f"convert it first: hildanext convert --set model.parent={name}"
         )
-    if _is_hub_id(name):
+    if is_hub_id(name):
         return hub.snapshot(name, hint="check the name, or give the folder that convert wrote")
     raise ModelError(f"no diffusion checkpoint {name!r}", "give the folder that convert wrote, or 'tiny'")
 
 
-def _is_hub_id(name: str) -> bool:
+def pulled_folder(name: str) -> Path:
+    """Where `pull` puts a model, there or not."""
+    return models_folder() / name.replace("/", "--")
+
+
+def is_hub_id(name: str) -> bool:
+    """True for owner/name."""
     owner, slash, rest = name.partition("/")
     return bool(owner and slash and rest) and "/" not in rest and not name.startswith((".", "~", "/"))
