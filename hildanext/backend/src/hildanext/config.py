@@ -5,16 +5,20 @@ import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from hildanext.errors import ConfigError
 
-knobs = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=False))
-
 Built = TypeVar("Built")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
+def knobs(cls: type[Built]) -> type[Built]:
+    """A frozen, strict configuration: keyword fields, checked types, no unknown keys."""
+    return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=False))(cls)
 
 
 def build(cls: type[Built], section: Mapping[str, Any], where: str) -> Built:
@@ -57,7 +61,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as problem:
-        raise ConfigError(f"{path} line {problem.lineno} column {problem.colno}: {problem.msg}", "mend the JSON") from None
+        where = f"{path} line {problem.lineno} column {problem.colno}"
+        raise ConfigError(f"{where}: {problem.msg}", "mend the JSON") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds {type(value).__name__}", "a run is a JSON object of sections")
     return value
@@ -89,7 +94,8 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(json.dumps(dict(below)))
     for key, value in above.items():
         base = result.get(key)
-        nested = isinstance(base, dict) and isinstance(value, Mapping)
-        same = nested and ("name" not in value or base.get("name", value["name"]) == value["name"])
-        result[key] = merge(base, value) if same else value
+        if isinstance(base, dict) and isinstance(value, Mapping):
+            same = "name" not in value or base.get("name", value["name"]) == value["name"]
+            value = merge(base, value) if same else value
+        result[key] = value
     return result

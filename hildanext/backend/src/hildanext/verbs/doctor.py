@@ -19,7 +19,7 @@ OPTIONAL = {
     "dinfer": (
         "ThresholdParallelDecoder",
         "",
-        "comparison with the dInfer engine, which this version does not have yet",
+        "comparison with dInfer, which this version does not have yet",
     ),
 }
 """Package to (an attribute only the real thing has, the submodule that holds it, what it is for)."""

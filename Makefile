@@ -1,0 +1,51 @@
+# make demo   a fresh machine: makes .venv, installs, converts the embedded model, shows it off, writes a report
+# make test   a fresh machine: makes .venv, installs, lints, runs the whole suite
+# make lint   ruff and mypy
+# make floor  the suite again on the oldest supported torch and transformers, in .venv-floor
+#
+# Python 3.11 or newer is looked for; name one with: make test PYTHON=/path/to/python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PACKAGE := hildanext/backend
+VENV := .venv
+FLOOR := .venv-floor
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+# torch 2.4.1 was built for Python 3.12 and older.
+FLOOR_PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+DECLARED := $(PACKAGE)/pyproject.toml
+
+.PHONY: demo test lint floor install clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/hildanext run hildanext/runs/configs/demo.json
+
+test: lint
+	$(VENV)/bin/python hildanext/test/run_tests.py
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+floor: $(FLOOR)/.installed
+	$(FLOOR)/bin/python hildanext/test/run_tests.py
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: $(DECLARED)
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11 or newer with venv was found: install one, or name it with PYTHON=..." >&2; exit 2; }
+	[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '$(PACKAGE)[test]'
+	touch $@
+
+$(FLOOR)/.installed: $(DECLARED) $(PACKAGE)/floor.txt
+	@[ -n "$(FLOOR_PYTHON)" ] || { echo "error: the oldest torch needs Python 3.11 or 3.12: install one, or name it with FLOOR_PYTHON=..." >&2; exit 2; }
+	[ -x $(FLOOR)/bin/python ] || $(FLOOR_PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check -c $(PACKAGE)/floor.txt -e '$(PACKAGE)[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(FLOOR)

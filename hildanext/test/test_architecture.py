@@ -1,0 +1,211 @@
+"""The house: layers, sizes, families, promised names, and what an import may cost."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hildanext.cli import VERBS
+from hildanext.verbs import STAGES
+
+PACKAGE = Path(importlib.util.find_spec("hildanext").origin).parent
+TESTS = Path(__file__).parent
+
+LAYERS = [
+    {"errors"},
+    {"choice", "config", "log", "runtime", "plots", "runfolder"},
+    {"masks", "schedules"},
+    {"diffusion", "tokenization", "sources"},
+    {"datasets", "packing", "models"},
+    {"ar", "kv"},
+    {"decode", "supervision", "loop"},
+    {"inference", "training"},
+    {"wsd_stage0"},
+    {"bench", "recipe"},
+    {"verbs", "cli"},
+]
+"""Lowest first. Rooms on one layer do not import each other, but for the pairs below."""
+
+ALLOWED_BESIDES = {("choice", "config"), ("runtime", "config"), ("recipe", "bench"), ("cli", "verbs")} | {
+    ("datasets", "packing"),
+    ("runfolder", "log"),
+}
+
+FAMILIES = {
+    "hildanext.sources": ("SOURCES", "hildanext.sources.base", "Source"),
+    "hildanext.supervision": ("SUPERVISIONS", "hildanext.supervision.base", "Supervision"),
+    "hildanext.decode": ("DECODERS", "hildanext.decode.base", "Decoder"),
+}
+
+PROMISED = {
+    "hildanext.masks": ["may_attend", "doubled", "same_document", "clean_only"],
+    "hildanext.diffusion": ["corrupt"],
+    "hildanext.tokenization": ["resolve_mask_id", "real_ids"],
+    "hildanext.datasets": ["prepare", "PrepareKnobs", "PackedDataset", "Batch", "batches"],
+    "hildanext.ar": ["Parent", "ArResult", "sample_documents"],
+    "hildanext.training": [],
+    "hildanext.inference": ["generate", "Completion", "GenerationKnobs"],
+    "hildanext.wsd_stage0": ["convert"],
+    "hildanext.recipe": ["execute", "check"],
+    "hildanext.cli": ["main", "VERBS"],
+    "hildanext.models.load": ["load_parent", "load_diffusion"],
+    "hildanext.models.checkpoint": ["save_diffusion", "merge_checkpoints"],
+    "hildanext.models.start": ["start_conversion"],
+    "hildanext.decode": ["MODES", "DECODERS"],
+    "hildanext.log": ["MetricLog", "read_metrics", "configure_logging"],
+    "hildanext.runfolder": ["open_run", "write_atomically", "save_folder_atomically"],
+}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [str(path.relative_to(PACKAGE)) for path in MODULES]
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in zip(NAMES, MODULES, strict=True)}
+
+
+def room(name: str) -> str:
+    """The layer's name for a file or a dotted module below the package."""
+    return name.replace("\\", "/").split("/")[0].removesuffix(".py")
+
+
+def imported_rooms(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "hildanext":
+            parts = node.module.split(".")
+            names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("hildanext.")}
+    return names - {"__version__"}
+
+
+def level(name: str) -> int:
+    return next((index for index, layer in enumerate(LAYERS) if name in layer), -1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_point_down_the_layers(name):
+    here = room(name)
+    if here == "__init__":
+        assert not imported_rooms(TREES[name])
+        return
+    assert level(here) >= 0, f"{here} is in no layer: perhaps a room is missing"
+    for other in imported_rooms(TREES[name]) - {here}:
+        assert level(other) >= 0, f"{name} imports {other}, which is in no layer"
+        allowed = level(other) < level(here) or (here, other) in ALLOWED_BESIDES
+        assert allowed, f"{name} imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_has_at_most_400_lines_and_a_function_60(name):
+    assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) <= 400
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{name}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_except_is_broad(name):
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ExceptHandler):
+            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            names = {getattr(kind, "id", None) for kind in caught}
+            assert node.type is not None and not names & {"Exception", "BaseException"}, f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_opens_with_what_lives_in_it(name):
+    if TREES[name].body:
+        assert ast.get_docstring(TREES[name]), f"{name} has no docstring"
+
+
+def test_no_module_is_a_drawer():
+    assert not {"utils", "common", "helpers", "io", "types", "logging"} & {Path(name).stem for name in NAMES}
+
+
+def test_every_module_is_importable():
+    for found in pkgutil.walk_packages([str(PACKAGE)], "hildanext."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+
+
+@pytest.mark.parametrize("package", FAMILIES)
+def test_every_member_file_has_a_row(package):
+    table, base_module, base_name = FAMILIES[package]
+    members = getattr(importlib.import_module(package), table)
+    base = getattr(importlib.import_module(base_module), base_name)
+    for found in pkgutil.iter_modules(importlib.import_module(package).__path__, package + "."):
+        for _, kind in inspect.getmembers(importlib.import_module(found.name), inspect.isclass):
+            own = kind.__module__ == found.name and found.name != base_module
+            if own and issubclass(kind, base) and not kind.__name__.startswith("_"):
+                assert kind in members.values(), f"{found.name}.{kind.__name__} has no row in {table}"
+
+
+@pytest.mark.parametrize("package", FAMILIES)
+def test_every_row_has_a_case(package):
+    table = FAMILIES[package][0]
+    rows = set(getattr(importlib.import_module(package), table))
+    cased: set[str] = set()
+    for path in sorted(TESTS.rglob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        if path.name != Path(__file__).name and (table in text or package in text):
+            constants = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+            cased |= {node.value for node in constants if isinstance(node.value, str)}
+    assert rows <= cased, f"no case for {sorted(rows - cased)}"
+
+
+@pytest.mark.parametrize("package", FAMILIES)
+def test_members_of_a_family_do_not_import_each_other(package):
+    files = {kind.__module__ for kind in getattr(importlib.import_module(package), FAMILIES[package][0]).values()}
+    for module in files:
+        name = module.removeprefix("hildanext.").replace(".", "/") + ".py"
+        for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in files - {module}, f"{module} imports {node.module}"
+
+
+@pytest.mark.parametrize("module", PROMISED)
+def test_promised_names_are_there(module):
+    found = importlib.import_module(module)
+    assert [name for name in PROMISED[module] if not hasattr(found, name)] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_two_functions(verb):
+    module = importlib.import_module(VERBS[verb][0])
+    assert callable(module.configure) and callable(module.run)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_its_two_functions(stage):
+    module = importlib.import_module(STAGES[stage])
+    assert callable(module.stage) and callable(module.check)
+
+
+def fresh_python(code: str) -> tuple[str, float]:
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1], time.perf_counter() - begun
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["run", "--help"], ["generate", "--help"]])
+def test_help_loads_no_torch_and_answers_in_half_a_second(arguments):
+    code = f"import sys, hildanext.cli; hildanext.cli.main({arguments!r}); print('torch' in sys.modules)"
+    answers = [fresh_python(code) for _ in range(3)]
+    assert {answer for answer, _ in answers} == {"False"}
+    assert min(seconds for _, seconds in answers) < 0.5
+
+
+def test_importing_the_package_loads_no_torch():
+    assert fresh_python("import sys, hildanext; print('torch' in sys.modules)")[0] == "False"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_flags_of_a_verb_load_no_torch(verb):
+    code = f"import sys, hildanext.cli; hildanext.cli.main([{verb!r}, '--help']); print('torch' in sys.modules)"
+    assert fresh_python(code)[0] == "False"
