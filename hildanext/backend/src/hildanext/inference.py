@@ -268,7 +268,7 @@ def _checked(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int]) -> li
     card = model.card
     wrong = [token for token in ids if not 0 <= token < card.vocab_rows or token == card.mask_id]
     if wrong:
-        raise PromptError(f"the prompt holds the id {wrong[0]}, which is no token", "encode it with this model's tokenizer")
+        raise PromptError(f"the prompt holds id {wrong[0]}, which is no token", "encode it with this model's tokenizer")
     return ids
 
 

@@ -68,7 +68,7 @@ class Denoiser(Protocol):
         """Apply an edit; rows whose block is final move on."""
 
     def revise(self, window: int, edit: EditRule) -> None:
-        """After a block is final: offer the `window` finished blocks before it to `edit`, all of them in one forward."""
+        """After a block is final: offer the `window` finished blocks before it to `edit`, in one forward."""
 
 
 class Decoder:

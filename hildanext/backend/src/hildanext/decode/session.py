@@ -17,10 +17,11 @@ from torch import Tensor
 from hildanext.decode.base import Canvas, Edit, EditRule
 from hildanext.decode.sampling import uniforms
 from hildanext.kv import BlockCache, Segment
-from hildanext.models.attention import MaskedAttention
+from hildanext.models.attention import AttentionContext, MaskedAttention
 from hildanext.models.bidirectional import DiffusionModel
 
 Commit = Literal["auto", "fused", "separate"]
+Kind = Literal["denoise", "revise"]
 
 PREFILL_TOKENS = 1024
 """A longer prompt is fed in several forwards, so that the mask stays small."""
@@ -53,7 +54,7 @@ class Step:
     row: int
     forward: int
     start: int
-    kind: Literal["denoise", "revise"]
+    kind: Kind
     masks: list[int]
     """Masked positions before the step."""
     drafts: list[tuple[int, int, float]] = field(default_factory=list)
@@ -218,7 +219,8 @@ class BlockSession:
         if self.cached:
             self.cache.verify(self.tokens)
             context = (cache if cache is not None else self.cache).context(clean, noisy, begins)
-            positions, attention = context.positions, context
+            attention: AttentionContext = context
+            positions = context.positions
         else:
             clean = [begin + count for begin, count in zip(begins, clean, strict=True)]
             begins = [0] * len(clean)
@@ -228,8 +230,9 @@ class BlockSession:
         hidden = self.model(self.model.embed(fed), positions.expand(len(tokens), -1), attention)
         for r, (begin, count) in enumerate(zip(begins, clean, strict=True)):
             if count > 0:
-                b = begin // self.block
-                self.boundary[first + r, b + 1 : b + 1 + count // self.block] = hidden[r, self.block - 1 : count : self.block]
+                block = begin // self.block + 1
+                lasts = hidden[r, self.block - 1 : count : self.block]
+                self.boundary[first + r, block : block + len(lasts)] = lasts
                 if self.cached:
                     self.cache.commit(first + r, begin + count, tokens[r])
         return hidden
@@ -287,7 +290,7 @@ def _uncached(segment: Segment, device: torch.device) -> tuple[Int[Tensor, "batc
 
 
 def steps(
-    rows: Sequence[Row], canvas: Canvas, edit: Edit, places: Int[Tensor, "batch block"], kind: Literal["denoise", "revise"]
+    rows: Sequence[Row], canvas: Canvas, edit: Edit, places: Int[Tensor, "batch block"], kind: Kind
 ) -> list[Step]:
     """What an edit does to each row, in plain numbers."""
     fields: tuple[Any, ...] = (places, canvas.tokens, canvas.masked, edit.write, edit.tokens, edit.confidence)
