@@ -215,6 +215,7 @@ def _refuse_nothing(source: Source | None, writer: ShardWriter, report: Report, 
         "binary file": "give text, JSONL or gzip of these",
         "broken gzip": "get the files again (gzip -t tests them)",
         "broken JSON": "is it plain text? then use the source 'text'",
+        "bad UTF-8": "save it as UTF-8 (iconv -t UTF-8 converts)",
     }
     hint = next((hint for kind, hint in hints.items() if kind in report.counts), "give a corpus with at least one text")
     if any(kind.startswith("longer than") for kind in report.counts):
@@ -290,6 +291,8 @@ class PackedDataset:
             lengths = np.array([len(tokens) for tokens, _ in self._maps], dtype=np.int64)
             return Layout(lengths, self.sequence_length, 1)
         lengths = np.concatenate([np.diff(offsets.astype(np.int64)) for _, offsets in self._maps])
+        if int(lengths.min()) < 1 or int(lengths.sum()) != self.tokens:
+            raise DataError("the document offsets do not fit the tokens", "the shards were damaged; prepare them again")
         return Layout(lengths, self.sequence_length, self._block)
 
     @cached_property

@@ -42,7 +42,7 @@ def refuse_other_settings(folder: Path, found: Mapping[str, Any], wanted: Mappin
     differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     if differing:
         raise DataError(
-            f"{str(folder)!r} was prepared with another {', '.join(differing)}",
+            f"{str(folder)!r} was prepared with other settings: {', '.join(differing)}",
             "give another output folder, or delete this one to prepare it anew; the two are never mixed",
         )
 

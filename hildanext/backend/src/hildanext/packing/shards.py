@@ -82,7 +82,7 @@ class ShardWriter:
             refuse_other_settings(self.folder, entries[0], self.settings)
         self.shards = [entry["shard"] for entry in entries[1:]]
         known = {name for number in range(len(self.shards)) for name in shard_names(number)}
-        for file in [*self.folder.glob("shard-*"), *self.folder.glob("*.tmp-*")]:
+        for file in {*self.folder.glob("shard-*"), *self.folder.glob("*.tmp-*")}:
             if file.name not in known:
                 file.unlink()
         # rewritten even when it was there: a kill may have cut its last line short

@@ -10,8 +10,9 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -169,7 +170,7 @@ class FileSource(Source):
         first_part = part[0] == 0  # troubles of the file as a whole are counted once, not once per part
         try:
             with open_binary(file) as stream:
-                if start.offset == 0 and b"\0" in stream.read1(CHUNK):  # type: ignore[attr-defined]
+                if start.offset == 0 and b"\0" in stream.read1(CHUNK):
                     if first_part:
                         report.bad("binary file", file.name)
                     return
@@ -212,21 +213,21 @@ class FileSource(Source):
         return f"give a file, a pattern, or a folder with files ending in {', '.join(self.suffixes)}"
 
 
-def open_binary(file: Path) -> BinaryIO:
+def open_binary(file: Path) -> BufferedIOBase:
     """Open a plain or gzip file for reading bytes; gzip is known by its first two bytes, not by its name."""
     with open(file, "rb") as stream:
         zipped = stream.read(2) == b"\x1f\x8b"
     if zipped:
-        return gzip.open(file, "rb")  # type: ignore[return-value]
+        return gzip.open(file, "rb")
     if file.name.endswith(".gz") and file.stat().st_size > 0:
         raise gzip.BadGzipFile(f"{file.name} is no gzip file")
     return open(file, "rb")
 
 
-def read_lines(stream: BinaryIO, start: int, limit: int) -> Iterator[Line]:
+def read_lines(stream: BufferedIOBase, start: int, limit: int) -> Iterator[Line]:
     """Lines (without the newline) with the offset after each, in memory bounded by `limit` plus one chunk."""
     held, too_long, end, begun = b"", False, start, start
-    while chunk := stream.read1(CHUNK):  # type: ignore[attr-defined]  # read1 keeps what precedes a break in a gzip
+    while chunk := stream.read1(CHUNK):  # read1 keeps what precedes a break in a gzip
         *complete, tail = chunk.split(b"\n")
         for piece in complete:
             end += len(piece) + 1

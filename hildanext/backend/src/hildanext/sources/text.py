@@ -27,7 +27,7 @@ class Text(FileSource):
         text = decode(raw, where, report)
         if text is None or not text.strip():
             return None
-        return Document(text.replace("\r\n", "\n").strip("\n"), where)
+        return Document(text.replace("\r\n", "\n").strip("\r\n"), where)
 
 
 def _gather(lines: Iterator[Line], limit: int, ends_at_empty: bool) -> Iterator[Line]:
