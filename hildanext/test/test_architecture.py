@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hildanext.cli import VERBS
-from hildanext.verbs import STAGES
+from hildanext.stages import STAGES
 
 PACKAGE = Path(importlib.util.find_spec("hildanext").origin).parent
 TESTS = Path(__file__).parent
@@ -28,6 +28,7 @@ LAYERS = [
     {"inference", "training"},
     {"wsd_stage0"},
     {"bench", "recipe"},
+    {"stages"},
     {"verbs", "cli"},
 ]
 """Lowest first. Rooms on one layer do not import each other, but for the pairs below."""

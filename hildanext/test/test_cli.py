@@ -15,7 +15,8 @@ import pytest
 
 from hildanext import __version__
 from hildanext.cli import NOT_YET, VERBS, main
-from hildanext.verbs import STAGES, doctor
+from hildanext.stages import STAGES
+from hildanext.verbs import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "hildanext" / "runs" / "configs").glob("*.json"))
@@ -133,10 +134,10 @@ def test_ctrl_c_in_a_stage_is_130_with_one_line_and_keeps_what_was_done(tmp_path
 @pytest.mark.skipif(os.name == "nt", reason="signals differ there")
 def test_a_real_ctrl_c_ends_the_process_with_130(tmp_path):
     code = (
-        "import sys, time, types, hildanext.cli as cli, hildanext.verbs as verbs\n"
+        "import sys, time, types, hildanext.cli as cli, hildanext.stages as stages\n"
         "m = types.ModuleType('slow'); m.check = lambda s, c: None\n"
         "def stage(s, c):\n    print('inside', flush=True); time.sleep(30)\n"
-        "m.stage = stage; sys.modules['slow'] = m; verbs.STAGES['prepare'] = 'slow'\n"
+        "m.stage = stage; sys.modules['slow'] = m; stages.STAGES['prepare'] = 'slow'\n"
         f"sys.exit(cli.main(['run', {written(tmp_path)!r}]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

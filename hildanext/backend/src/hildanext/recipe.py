@@ -85,7 +85,8 @@ class Step:
 
 
 Table = Mapping[str, str]
-"""Stage name to the module that holds its `stage` and `check`."""
+"""Stage name to the module that holds `check(section, context)` and `stage(section, context) -> outcome`, and
+maybe `READS`: names of further sections of the run that become part of the stage's own."""
 Announce = Callable[[Step, str], None]
 """Told of each step: "done", "start" or "finished"."""
 
@@ -102,14 +103,13 @@ def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunKnobs, list[Step]
     repeated = sorted({key for key in keys if keys.count(key) > 1})
     if repeated:
         raise ConfigError(f"stages repeat {', '.join(repeated)}", 'give each its own name: {"stage": ..., "as": ...}')
-    shared = build(RunKnobs, {k: v for k, v in run.items() if k != "stages" and k not in table}, where="run")
+    read = {stage: tuple(getattr(_module(table, stage), "READS", ())) for stage in table}
+    sections = {"stages", *table, *(name for names in read.values() for name in names)}
+    shared = build(RunKnobs, {key: value for key, value in run.items() if key not in sections}, where="run")
     steps: list[Step] = []
     before = ""
     for key, stage, overrides in entries:
-        base = run.get(stage, {})
-        if not isinstance(base, Mapping):
-            raise ConfigError(f"section {stage!r} holds {type(base).__name__}", "a section is a JSON object")
-        section = merge(base, overrides)
+        section = merge({**_section(run, stage), **{name: _section(run, name) for name in read[stage]}}, overrides)
         if shared.profile == "SAFE":
             _refuse_full(section, key)
         before = fingerprint(shared, stage, section, before)
@@ -121,7 +121,7 @@ def check(run: Mapping[str, Any], table: Table) -> list[Step]:
     """Build every section but the weights. Raises the `HildaError` of the first one that does not hold."""
     shared, steps = read_run(run, table)
     for step in steps:
-        _function(table, step.stage, "check")(dict(step.section), _context(shared, step.key, {}))
+        _module(table, step.stage).check(dict(step.section), _context(shared, step.key, {}))
     return steps
 
 
@@ -145,7 +145,7 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
         tell(step, "start")
         begun = time.perf_counter()
         context = _context(shared, step.key, outcomes)
-        outcomes[step.key] = _function(table, step.stage, "stage")(dict(step.section), context)
+        outcomes[step.key] = _module(table, step.stage).stage(dict(step.section), context)
         _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
         tell(step, "finished")
     return outcomes
@@ -171,6 +171,13 @@ def _entry(entry: Any, table: Table) -> tuple[str, str, dict[str, Any]]:
     return key, stage, overrides
 
 
+def _section(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = run.get(name, {})
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"section {name!r} holds {type(section).__name__}", "a section is a JSON object")
+    return section
+
+
 def _refuse_full(section: Any, where: str) -> None:
     if isinstance(section, Mapping):
         for key, value in section.items():
@@ -183,9 +190,8 @@ def _refuse_full(section: Any, where: str) -> None:
             _refuse_full(value, where)
 
 
-def _function(table: Table, stage: str, name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(importlib.import_module(table[stage]), name)
-    return function
+def _module(table: Table, stage: str) -> Any:
+    return importlib.import_module(table[stage])
 
 
 def _context(shared: RunKnobs, key: str, outcomes: Mapping[str, Mapping[str, Any]]) -> StageContext:

@@ -10,15 +10,6 @@ from typing import Any
 
 from hildanext.errors import ConfigError
 
-STAGES = {
-    "prepare": "hildanext.verbs.prepare",
-    "convert": "hildanext.verbs.convert",
-    "eval": "hildanext.verbs.eval",
-    "generate": "hildanext.verbs.generate",
-    "report": "hildanext.verbs.report",
-}
-"""The stages of a recipe, each a module with `check(section, context)` and `stage(section, context)`."""
-
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags every verb that reads a run has: --config FILE and --set section.field=value."""

@@ -6,7 +6,8 @@ hildanext check hildanext/runs/configs/demo.json
 import argparse
 from pathlib import Path
 
-from hildanext.verbs import STAGES, add_recipe_flags, read_recipe
+from hildanext.stages import STAGES
+from hildanext.verbs import add_recipe_flags, read_recipe
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

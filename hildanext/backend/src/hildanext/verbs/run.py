@@ -8,7 +8,8 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from hildanext.verbs import STAGES, add_recipe_flags, read_recipe
+from hildanext.stages import STAGES
+from hildanext.verbs import add_recipe_flags, read_recipe
 
 if TYPE_CHECKING:
     from hildanext.recipe import Step

@@ -1,0 +1,14 @@
+"""The stages of a recipe: `check(section, context)` builds all but weights, `stage(section, context)` does the work.
+
+A stage writes into `context.room`, can be called again after a kill, and returns a small JSON outcome that later
+stages read. To add one: write the file, add its row, add its test. Importing a stage loads no torch.
+"""
+
+STAGES = {
+    "prepare": "hildanext.stages.prepare",
+    "convert": "hildanext.stages.convert",
+    "eval": "hildanext.stages.eval",
+    "generate": "hildanext.stages.generate",
+    "report": "hildanext.stages.report",
+}
+"""The stages of a recipe, each a module with `check(section, context)` and `stage(section, context)`."""

@@ -1,0 +1,37 @@
+"""Stage 0 in a recipe: the parent becomes a diffusion model on the prepared data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hildanext.errors import TrainingStopped
+from hildanext.recipe import StageContext
+
+READS = ("data",)
+
+
+def check(section: Mapping[str, Any], context: StageContext) -> None:
+    """Raises `ConfigError` for unknown keys, wrong types, block sizes that do not divide, losses that do not exist."""
+    from hildanext.wsd_stage0 import check as check_conversion
+
+    convert, data = _sections(section, context)
+    check_conversion(convert, {"train": "", "valid": "", **data})
+
+
+def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
+    """Convert, or go on converting. Raises `TrainingStopped` where the configuration stops it early."""
+    from hildanext.runtime import set_threads
+    from hildanext.wsd_stage0 import convert
+
+    set_threads(context.threads)
+    settings, data = _sections(section, context)
+    for part in ("train", "valid"):
+        data.setdefault(part, context.outcome(part))
+    summary = convert(settings, data, context.room, context.profile)
+    if not summary["whole"]:
+        raise TrainingStopped("the conversion stopped before its last rung", "run again without train.stop_after")
+    return {**summary, "model": summary["checkpoint"], "run": str(context.room)}
+
+
+def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:
+    settings = {"parent": context.parent, "seed": context.seed, "device": context.device, **section}
+    return settings, dict(settings.pop("data", {}))

@@ -1,0 +1,114 @@
+"""Text, or the parent's own samples, to packed shards: `train` and `valid` below the stage's folder."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from hildanext.config import build, knobs, merge
+from hildanext.errors import ConfigError
+from hildanext.recipe import StageContext
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "valid")
+
+
+@knobs
+class ParentSamples:
+    """Documents drawn from the parent. At temperature 1 its own likelihood is the exact entropy of the corpus."""
+
+    documents: int = Field(ge=1)
+    max_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, gt=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+def check(section: Mapping[str, Any], context: StageContext) -> None:
+    """Raises `ConfigError` for a section without parts, an unknown key or a source that does not exist."""
+    from hildanext.choice import make
+    from hildanext.datasets import PrepareKnobs
+    from hildanext.sources import SOURCES
+
+    for part in _parts(section, context).values():
+        settings = build(PrepareKnobs, part, where="prepare")
+        if settings.source.get("name") == "parent":
+            _samples(settings.source)
+        else:
+            make("source", SOURCES, settings.source)
+
+
+def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
+    """Prepare each part. A part that is whole is not done again, and a half one goes on."""
+    from hildanext.datasets import PrepareKnobs, prepare
+    from hildanext.models.names import locate
+
+    parts = _parts(section, context)
+    tokenizer_name = str(section.get("tokenizer", context.parent))
+    outcome: dict[str, Any] = {}
+    for name, part in parts.items():
+        settings = build(PrepareKnobs, part, where="prepare")
+        if settings.source.get("name") == "parent":
+            tokenizer, documents = _from_parent(settings.source, context)
+        else:
+            tokenizer, documents = load_tokenizer(locate(tokenizer_name)), None
+        manifest = prepare(settings, tokenizer, documents=documents)
+        outcome[name] = settings.out
+        outcome[f"{name}_tokens"], outcome[f"{name}_documents"] = manifest["tokens"], manifest["documents"]
+        logger.info("%s: %s documents, %s tokens", name, f"{manifest['documents']:,}", f"{manifest['tokens']:,}")
+    return outcome
+
+
+def load_tokenizer(place: Path) -> Any:
+    """The tokenizer of a model's folder or GGUF file."""
+    if place.is_file():
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(place.parent, gguf_file=place.name)
+    from hildanext.tokenization import load_tokenizer as from_folder
+
+    return from_folder(place)
+
+
+def _parts(section: Mapping[str, Any], context: StageContext) -> dict[str, dict[str, Any]]:
+    shared = {key: value for key, value in section.items() if key not in (*PARTS, "tokenizer")}
+    given = [name for name in PARTS if isinstance(section.get(name), Mapping)]
+    if not given:
+        raise ConfigError("prepare has no parts", 'give "train" and "valid", each with a "source"')
+    return {name: {"out": str(context.room / name), **merge(shared, section[name])} for name in given}
+
+
+def _samples(source: Mapping[str, Any]) -> ParentSamples:
+    return build(ParentSamples, {key: value for key, value in source.items() if key != "name"}, "source parent")
+
+
+def _from_parent(
+    source: Mapping[str, Any], context: StageContext
+) -> tuple[Any, Callable[[int], Iterator[Sequence[int]]]]:
+    from hildanext.ar import Parent, sample_documents
+    from hildanext.models.load import load_parent
+    from hildanext.runtime import choose_device, choose_dtype, set_threads
+
+    set_threads(context.threads)
+    device = choose_device(context.device)
+    causal_lm, tokenizer = load_parent(context.parent, choose_dtype(context.dtype, device), device)
+    parent, wanted = Parent(causal_lm, tokenizer), _samples(source)
+
+    def documents(skip: int) -> Iterator[Sequence[int]]:
+        drawn = sample_documents(
+            parent,
+            wanted.documents,
+            wanted.max_tokens,
+            wanted.seed,
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            batch_size=wanted.batch_size,
+        )
+        return islice(drawn, skip, None)
+
+    return tokenizer, documents

@@ -1,0 +1,129 @@
+"""A whole recipe on a random parent: text to shards, to a diffusion model, to numbers and samples."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from hildanext.errors import ConfigError, HildaError
+from hildanext.recipe import check, execute
+from hildanext.stages import STAGES
+
+STORY = "Once upon a time there was a small boat. The boat liked the sea. One day the sea was very big."
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory) -> Path:
+    """An untrained autoregressive model with a byte-level tokenizer, as a folder."""
+    folder = tmp_path_factory.mktemp("parent")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        [STORY], trainers.BpeTrainer(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", bos_token="<eos>")
+    tokenizer.save_pretrained(folder)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    torch.random.set_rng_state(state)
+    return folder
+
+
+def a_run(folder: Path, parent: Path) -> dict:
+    return {
+        "folder": str(folder),
+        "parent": str(parent),
+        "device": "cpu",
+        "dtype": "fp32",
+        "threads": 1,
+        "prepare": {
+            "train": {"source": {"name": "parent", "documents": 24, "max_tokens": 40, "seed": 1}},
+            "valid": {"source": {"name": "parent", "documents": 8, "max_tokens": 40, "seed": 2}},
+        },
+        "data": {"sequence_length": 32, "pad_to_block": 8},
+        "convert": {
+            "block_size": 8,
+            "wsd": [
+                {"phase": "warmup", "block_size": 1, "tokens": 64},
+                {"phase": "stable", "block_size": 16, "tokens": 128},
+                {"phase": "decay", "block_size": 8, "tokens": 128},
+            ],
+            "valid_rows": 2,
+            "train": {"batch_size": 2, "evaluate_every": 2, "checkpoint_every": 2, "precision": "no"},
+        },
+        "eval": {
+            "sequence_length": 32,
+            "pad_to_block": 8,
+            "rows": 2,
+            "batch_size": 2,
+            "likelihood": {"block_sizes": [1, 8], "draws": 2},
+            "generation": {"prompts": 1, "prompt_tokens": 4, "new_tokens": 8},
+        },
+        "generate": {"prompts": ["Once"], "max_new_tokens": 8},
+        "stages": [{"stage": name} for name in STAGES],
+    }
+
+
+def test_a_recipe_goes_from_the_parent_to_a_report_and_is_done_once(tmp_path, parent):
+    run = a_run(tmp_path / "run", parent)
+    outcomes = execute(run, STAGES)
+    assert (Path(outcomes["convert"]["model"]) / "hilda.json").is_file()
+    numbers = json.loads(Path(outcomes["eval"]["results"]).read_text())
+    assert {row["kind"] for row in numbers["likelihood"]} == {"exact", "bound"}
+    samples = json.loads(Path(outcomes["generate"]["samples"]).read_text())["samples"]
+    assert [sample["way"] for sample in samples] == ["S_MODE", "Q_MODE"]
+    assert all(sample["forwards"] > 0 for sample in samples)
+    page = Path(outcomes["report"]["report"]).read_text(encoding="utf-8")
+    assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "") and "S_MODE" in page
+    before = (tmp_path / "run" / "convert" / "metrics.jsonl").read_bytes()
+    assert execute(run, STAGES) == outcomes
+    assert (tmp_path / "run" / "convert" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "place, value, word",
+    [
+        (("convert", "blocksize"), 8, "did you mean 'block_size'"),
+        (("convert", "block_size"), "eight", "block_size"),
+        (("convert", "block_size"), 7, "does not divide"),
+        (("convert", "wsd"), [{"phase": "warmup", "block_size": 5, "tokens": 1}], "does not divide"),
+        (("convert", "losses"), [{"name": "m3t"}], "did you mean"),
+        (("data", "sequence_lenght"), 32, "did you mean 'sequence_length'"),
+        (("prepare", "train"), {"source": {"name": "parent"}}, "documents"),
+        (("prepare", "train"), {"source": {"name": "parents", "path": "x"}}, "unknown source"),
+        (("prepare", "train"), {}, "source"),
+        (("eval", "likelihood"), {"block_sizes": [5]}, "does not divide"),
+        (("generate", "modes"), ["X_MODE"], "unknown mode"),
+        (("generate", "prompt"), "Once", "did you mean 'prompts'"),
+    ],
+)
+def test_check_finds_what_is_wrong_without_weights(place, value, word, tmp_path, parent):
+    run = a_run(tmp_path, parent)
+    run[place[0]][place[1]] = value
+    with pytest.raises(HildaError, match=word):
+        check(run, STAGES)
+
+
+def test_prepare_needs_a_part(tmp_path, parent):
+    run = a_run(tmp_path, parent) | {"prepare": {}}
+    with pytest.raises(ConfigError, match="prepare has no parts"):
+        check(run, STAGES)
+
+
+def test_a_text_source_is_prepared_with_the_parent_s_tokenizer(tmp_path, parent):
+    (tmp_path / "text.txt").write_text(STORY + "\n")
+    run = a_run(tmp_path / "run", parent)
+    run["prepare"] = {"train": {"source": {"name": "text", "path": str(tmp_path / "text.txt")}}}
+    run["stages"] = [{"stage": "prepare"}]
+    assert execute(run, STAGES)["prepare"]["train_tokens"] > 10
