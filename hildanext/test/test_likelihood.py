@@ -166,15 +166,17 @@ def test_every_model_is_asked_about_the_same_tokens(make_model, alignment, block
     assert found.tokens == 7 + 5
 
 
-def test_padding_is_in_the_sum_but_not_in_the_count(make_model):
+def test_padding_is_in_the_sum_of_a_bound_but_not_in_its_count(make_model):
     document = [*text(6, 4), EOS]
-    padded = batch_of([[[*document, EOS, EOS]]], 12)
-    model = make_model("llama", "parent")
-    with_padding, without = exact(model, [padded], EOS), exact(model, [batch_of([[document]], 12)], EOS)
+    padded, bare = batch_of([[[*document, EOS, EOS]]], 12), batch_of([[document]], 12)
     assert padding_tokens(padded, EOS).sum() == 2
+    model = make_model("llama", "parent")
+    with_padding, without = exact(model, [padded], EOS), exact(model, [bare], EOS)
     assert with_padding.tokens == without.tokens == 6
-    assert with_padding.nats_without_padding == pytest.approx(without.nats, abs=1e-10)
-    assert with_padding.nats > with_padding.nats_without_padding
+    assert with_padding.padding > 0 and with_padding.nats == pytest.approx(without.nats, abs=1e-10)
+    blocks = bound(model, [padded], 4, EOS, LikelihoodKnobs())
+    assert blocks.tokens == 6 and blocks.nats == pytest.approx((blocks.real + blocks.padding) / 6)
+    assert blocks.nats > blocks.nats_without_padding
 
 
 def test_an_eos_of_the_next_document_is_not_padding():

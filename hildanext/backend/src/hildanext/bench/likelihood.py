@@ -5,8 +5,9 @@ that compares with an autoregressive model. At a larger block size the number is
 averages over the orders in which the tokens could be revealed (BD3-LM, arXiv:2503.09573).
 
 Every number is about the same tokens: maskable, and not the first of a document piece (which the parent cannot
-predict; all models are given it). Documents are padded with EOS to whole blocks; the padding's loss is in the
-sum and its tokens are not in the count, so that a bound stays a bound; the number without it stands beside it.
+predict; all models are given it). Documents are padded with EOS to whole blocks. A bound has the padding's loss in its
+sum but not its tokens in the count, so that it stays a bound; the number without it stands beside it. An exact number
+needs no padding and leaves it out.
 """
 
 import math
@@ -64,13 +65,13 @@ class Likelihood:
     sampling: float = 0.0
     """Standard error of `real + padding` from the random masks (not from the choice of texts)."""
     text: float = 0.0
-    """Standard error of `nats` from the choice of texts, over rows."""
+    """Standard error from the choice of texts (rows), padding left out."""
     forwards: int = 0
 
     @property
     def nats(self) -> float:
-        """Nats per real token, padding's loss included: an honest upper bound."""
-        return (self.real + self.padding) / max(self.tokens, 1)
+        """Nats per real token: exact, or an honest upper bound, which the padding's loss belongs to."""
+        return (self.real + (self.padding if self.kind == "bound" else 0.0)) / max(self.tokens, 1)
 
     @property
     def nats_without_padding(self) -> float:
@@ -277,7 +278,7 @@ class _Sums:
         self.real += float(mean[counted].sum())
         self.padding += float(mean[scored & padding].sum())
         self.tokens += int(counted.sum())
-        self.rows += zip(mean.sum(-1).tolist(), counted.sum(-1).tolist(), strict=True)
+        self.rows += zip((mean * counted).sum(-1).tolist(), counted.sum(-1).tolist(), strict=True)
         per_block = losses.new_zeros(len(losses), int(blocks.max()) + 1)
         per_block.index_add_(1, blocks.flatten(), losses.flatten(1))
         if len(losses) > 1:
