@@ -1,0 +1,90 @@
+"""Stand-ins for decoding tests: a model whose predictions are a function of the tokens it is fed, and a margin watch."""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import torch
+from hildanext.decode import Canvas, Decoder, Edit
+from hildanext.models import Card
+from hildanext.models.card import alignment_fields
+from torch import Tensor
+
+VOCAB = 40
+MASK = VOCAB - 1
+
+Script = Callable[[list[int], int], Sequence[tuple[int, float]]]
+"""`script(tokens of a block, its first position)` gives the candidate and its probability for each token of it."""
+
+
+class ScriptedModel:
+    """Answers as a `DiffusionModel` of block alignment would, from a script; logits are in fp64."""
+
+    def __init__(self, script: Script, block_size: int = 4, context: int = 512) -> None:
+        self.script, self.block_size = script, block_size
+        self.card = Card(
+            mask_id=MASK, vocab_rows=VOCAB, vocab_real=MASK, block_size=block_size, **alignment_fields("block")
+        )
+        config = SimpleNamespace(
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            head_dim=1,
+            hidden_size=2,
+            num_hidden_layers=1,
+            max_position_embeddings=context,
+        )
+        self.causal_lm = SimpleNamespace(config=config, generation_config=SimpleNamespace(eos_token_id=None))
+        self.device, self.dtype = torch.device("cpu"), torch.float64
+        self.forwards = 0
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def __call__(self, tokens: Tensor, positions: Tensor, attention: object) -> Tensor:
+        self.forwards += 1
+        size = self.block_size
+        hidden = torch.zeros(*tokens.shape, 2, dtype=torch.float64)
+        for row, (cells, places) in enumerate(zip(tokens.tolist(), positions.tolist(), strict=True)):
+            for at in range(0, len(cells) - size + 1, size):
+                hidden[row, at : at + size] = torch.tensor(self.script(cells[at : at + size], places[at]))
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The candidate's probability is exact; the rest is spread over the other real tokens."""
+        token, p = hidden[:, 0].long(), hidden[:, 1:]
+        rest = ((1 - p) / (VOCAB - 2)).clamp_min(1e-300).log().expand(-1, VOCAB).clone()
+        rest[:, MASK] = float("-inf")
+        return rest.scatter(-1, token[:, None], p.log())
+
+
+class Watched(Decoder):
+    """A threshold decoder that remembers how close its closest decision was."""
+
+    def __init__(self, inner: Decoder) -> None:
+        self.inner, self.window = inner, inner.window
+        self.margin = float("inf")
+        self.had_edits = 0
+
+    def decode(self, denoiser: object) -> None:
+        type(self.inner).decode(self, denoiser)
+
+    def needs(self, canvas: Canvas) -> Tensor:
+        return self.inner.needs(canvas)
+
+    def edit(self, logits: Tensor, where: Tensor, canvas: Canvas) -> Edit:
+        edit = self.inner.edit(logits, where, canvas)
+        if len(logits):
+            top = logits.softmax(-1).topk(2, -1).values
+            gaps = [top[:, 0] - top[:, 1]]
+            gaps += [(edit.confidence[where] - tau).abs() for tau in self._thresholds()]
+            for row, masked in zip(edit.confidence, canvas.masked, strict=True):
+                gaps.append(row[masked].sort().values.diff())
+            self.margin = min(self.margin, *(float(gap.min()) for gap in gaps if len(gap)))
+        self.had_edits += int((edit.write & canvas.editable).sum())
+        return edit
+
+    def _thresholds(self) -> list[float]:
+        return [tau for tau in (self.inner.tau_mask, self.inner.tau_edit) if tau is not None and 0.0 < tau < 1.0]
+
+
+MARGIN = 1e-9
+"""Below this a decision could flip with the order of additions: such a seed proves nothing and is drawn again."""
