@@ -18,7 +18,8 @@ Built = TypeVar("Built")
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
 def knobs(cls: type[Built]) -> type[Built]:
     """A frozen, strict configuration: keyword fields, checked types, no unknown keys."""
-    return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=False))(cls)
+    strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=False))
+    return strict(cls)  # type: ignore[return-value]
 
 
 def build(cls: type[Built], section: Mapping[str, Any], where: str) -> Built:
