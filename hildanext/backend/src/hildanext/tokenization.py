@@ -139,15 +139,28 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
     settings = folder / "tokenizer_config.json"
     if not (folder / "tokenizer.json").is_file() and not settings.is_file():
         raise ModelError(f"{str(folder)!r} has no tokenizer", "add its tokenizer.json and tokenizer_config.json")
+    _check_tokenizer_file(folder / "tokenizer.json")
     try:
         named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         # Transformers 5 writes a class name that 4.x does not know; both are a plain tokenizer.json.
         if named.get("tokenizer_class", FAST_CLASS) in ("TokenizersBackend", FAST_CLASS):
             return PreTrainedTokenizerFast.from_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as problem:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise ModelError(f"cannot read the tokenizer in {str(folder)!r} ({reason})", "copy the model again") from None
+
+
+def _check_tokenizer_file(path: Path) -> None:
+    """The tokenizers library raises the bare `Exception`, which nobody should have to catch; so look first."""
+    if not path.is_file():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise ModelError(f"cannot read the tokenizer {path} ({problem})", "copy the model again") from None
+    if not isinstance(content, dict) or "vocab" not in content.get("model", {}):
+        raise ModelError(f"cannot read the tokenizer {path} (it has no vocabulary)", "copy the model again")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

@@ -1,9 +1,13 @@
 """A model folder before anything is loaded from it: is it whole, is it safe, is it of a kind we know?"""
 
+import contextlib
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import transformers
 
 from hildanext.errors import ModelError
 from hildanext.models.bidirectional import ARCHITECTURES
@@ -11,6 +15,10 @@ from hildanext.models.card import CARD
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAJOR = int(transformers.__version__.split(".")[0])
+DTYPE = "dtype" if MAJOR >= 5 else "torch_dtype"
+"""What Transformers calls the weights' type."""
+AGAIN = "download or copy the model again"
 BY_TYPE = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 """For configurations that name no architecture, as those made from a GGUF file."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -37,6 +45,8 @@ def check_architecture(config: dict[str, Any], source: object) -> str:
         raise ModelError(
             f"architecture {name} of {str(source)!r} is not supported", f"supported: {', '.join(ARCHITECTURES)}"
         )
+    if config.get("use_sliding_window"):
+        raise ModelError(f"{str(source)!r} uses sliding-window attention", "supported: full attention")
     return name
 
 
@@ -49,9 +59,9 @@ def read_model_json(path: Path) -> dict[str, Any]:
             f"{str(path.parent)!r} has no {path.name}", "give a model folder; a half-finished download must be repeated"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise ModelError(f"{path} is broken ({problem})", "download or copy the model again") from None
+        raise ModelError(f"{path} is broken ({problem})", AGAIN) from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object", "download or copy the model again")
+        raise ModelError(f"{path} holds no JSON object", AGAIN)
     return value
 
 
@@ -106,3 +116,21 @@ def refuse_diffusion(folder: Path) -> None:
             f"{str(folder)!r} is a diffusion checkpoint ({CARD}), not an autoregressive parent",
             "give the model it was converted from, or use a verb that takes diffusion models (generate, eval)",
         )
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Transformers shows a bar for every load; ours are quiet."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def first_line(problem: BaseException) -> str:
+    """What a library's exception says, short enough for one line."""
+    text = str(problem).strip()
+    return text.splitlines()[0][:200] if text else type(problem).__name__

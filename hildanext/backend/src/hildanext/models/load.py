@@ -3,29 +3,20 @@
 Weights come from safetensors or GGUF only. Nothing falls back to another model: what cannot be had is a `ModelError`.
 """
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext.errors import CheckpointError, ModelError
 from hildanext.models import names
 from hildanext.models.attention import install_seam
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import read_card
-from hildanext.models.files import check_architecture, check_folder, refuse_diffusion
+from hildanext.models.files import AGAIN, DTYPE, MAJOR, check_folder, first_line, no_progress_bars, refuse_diffusion
+from hildanext.models.gguf_file import load_gguf
 from hildanext.tokenization import load_tokenizer
-
-logger = logging.getLogger(__name__)
-
-MAJOR = int(transformers.__version__.split(".")[0])
-DTYPE = "dtype" if MAJOR >= 5 else "torch_dtype"
-AGAIN = "download or copy the model again"
 
 
 def load_parent(
@@ -41,7 +32,7 @@ def load_parent(
     """
     place = names.locate(str(name))
     if place.is_file():
-        return _load_gguf(place, dtype, device, attention)
+        return load_gguf(place, dtype, device, attention)
     refuse_diffusion(place)
     causal_lm = _load_folder(place, dtype, device, trust_remote_code, attention)
     return causal_lm, load_tokenizer(place, trust_remote_code)
@@ -83,25 +74,14 @@ def _load_folder(
         "output_loading_info": True,
     }
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             causal_lm, report = AutoModelForCausalLM.from_pretrained(folder, **settings)
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
-        raise ModelError(f"cannot load {str(folder)!r} ({_first_line(problem)})", AGAIN) from None
+        raise ModelError(f"cannot load {str(folder)!r} ({first_line(problem)})", AGAIN) from None
     missing = sorted(report["missing_keys"])
     if missing:  # Transformers would go on with random numbers in their place
         raise ModelError(f"{str(folder)!r} lacks {len(missing)} weights ({missing[0]})", AGAIN)
     return causal_lm.to(device).eval()
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def _read_rope(config: Any, fields: dict[str, Any]) -> None:
@@ -112,36 +92,3 @@ def _read_rope(config: Any, fields: dict[str, Any]) -> None:
     config.rope_theta = written.get("rope_theta", 10000.0)
     if written.get("rope_type", "default") != "default":
         config.rope_scaling = {key: value for key, value in written.items() if key != "rope_theta"}
-
-
-def _load_gguf(
-    path: Path, dtype: torch.dtype, device: str | torch.device, attention: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    check_gguf(path)
-    where: dict[str, Any] = {"gguf_file": path.name}
-    try:
-        config = AutoConfig.from_pretrained(path.parent, **where)
-        check_architecture(config.to_dict(), path)
-        settings = {DTYPE: dtype, "attn_implementation": attention if attention is not None else install_seam()}
-        with _no_progress_bars():
-            causal_lm = AutoModelForCausalLM.from_pretrained(path.parent, **where, **settings)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-    except ImportError:
-        raise ModelError(f"reading {path.name} needs the gguf package", 'pip install "gguf>=0.10"') from None
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as problem:
-        raise ModelError(f"cannot read {str(path)!r} ({_first_line(problem)})", AGAIN) from None
-    if hasattr(causal_lm.config, "quantization_config"):
-        del causal_lm.config.quantization_config  # the weights are plain now
-    return causal_lm.to(device).eval(), tokenizer
-
-
-def check_gguf(path: Path) -> None:
-    """Raises `ModelError` for a file that is no GGUF."""
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{str(path)!r} is not a GGUF file", "give a safetensors folder, or a whole .gguf file")
-
-
-def _first_line(problem: BaseException) -> str:
-    text = str(problem).strip()
-    return text.splitlines()[0][:200] if text else type(problem).__name__
