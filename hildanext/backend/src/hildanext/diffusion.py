@@ -1,0 +1,188 @@
+"""The forward process: noise levels, corruption, weights, and where a prediction is read.
+
+Masked block diffusion with the linear schedule: a token of a block at noise level t is masked with
+probability t and its loss weighs 1/t (BD3-LM, arXiv:2503.09573; LLaDA2.0, arXiv:2512.15745). Observed
+tokens may be replaced by random ones, to be edited back (LLaDA2.1, arXiv:2602.08676, which publishes no
+rates: ours are choices). Shapes are [batch seq] throughout.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Shift = Literal["none", "left"]
+Layout = Literal["double", "single", "clean"]
+
+
+@dataclass(frozen=True)
+class View:
+    """One noised look at a batch. Blocks are `position // block_size` inside each document."""
+
+    clean: Int[Tensor, "batch seq"]
+    noisy: Int[Tensor, "batch seq"]
+    document: Int[Tensor, "batch seq"]
+    position: Int[Tensor, "batch seq"]
+    maskable: Bool[Tensor, "batch seq"]
+    masked: Bool[Tensor, "batch seq"]
+    """Holds the mask token (the M2T set)."""
+    replaced: Bool[Tensor, "batch seq"]
+    """Holds a wrong token (the T2T set), disjoint from `masked`."""
+    time: Float[Tensor, "batch seq"]
+    """Noise level of the token's block, in (0, 1]."""
+    block_size: int
+
+    @property
+    def kept(self) -> Bool[Tensor, "batch seq"]:
+        """Maskable, visible and right: what editing must leave alone."""
+        return self.maskable & ~self.masked & ~self.replaced
+
+
+def block_index(
+    document: Int[Tensor, "batch seq"], position: Int[Tensor, "batch seq"], block_size: int
+) -> Int[Tensor, "batch seq"]:
+    """Number of each token's block among all blocks of the batch, counted row by row from 0."""
+    starts = position % block_size == 0
+    starts[:, 1:] |= document[:, 1:] != document[:, :-1]
+    starts[:, 0] = True
+    return starts.flatten().cumsum(0).view_as(starts) - 1
+
+
+def block_times(
+    blocks: Int[Tensor, "batch seq"],
+    t_range: tuple[float, float],
+    generator: torch.Generator,
+    stratified: bool = True,
+) -> Float[Tensor, "batch seq"]:
+    """One noise level per block, uniform in `t_range`; stratified over the batch (one draw per stratum, shuffled)."""
+    low, high = t_range
+    count = int(blocks.max()) + 1
+    u = torch.rand(count, generator=generator)
+    if stratified:
+        u = (torch.randperm(count, generator=generator) + u) / count
+    return (low + (high - low) * u)[blocks.cpu()].to(blocks.device)
+
+
+def mask_tokens(
+    clean: Int[Tensor, "batch seq"],
+    document: Int[Tensor, "batch seq"],
+    position: Int[Tensor, "batch seq"],
+    maskable: Bool[Tensor, "batch seq"],
+    time: Float[Tensor, "batch seq"],
+    block_size: int,
+    mask_id: int,
+    generator: torch.Generator,
+) -> View:
+    """Mask each maskable token with the probability `time` of its block."""
+    draw = torch.rand(clean.shape, generator=generator).to(clean.device)
+    masked = maskable & (draw < time)
+    return View(
+        clean=clean,
+        noisy=clean.masked_fill(masked, mask_id),
+        document=document,
+        position=position,
+        maskable=maskable,
+        masked=masked,
+        replaced=torch.zeros_like(masked),
+        time=time,
+        block_size=block_size,
+    )
+
+
+def complement(view: View, mask_id: int) -> View:
+    """The other half of a complementary pair: exactly the maskable tokens that `view` shows are masked.
+
+    Its noise level is 1 - t (LLaDA2.0, arXiv:2512.15745, sec. 5.1; also Fast-dLLM v2, arXiv:2509.26328).
+    """
+    masked = view.maskable & ~view.masked
+    return replace(
+        view,
+        noisy=view.clean.masked_fill(masked, mask_id),
+        masked=masked,
+        replaced=torch.zeros_like(masked),
+        time=(1.0 - view.time).clamp_min(1e-3),
+    )
+
+
+def replace_tokens(
+    view: View,
+    rate: float,
+    real_ids: Int[Tensor, " real"],
+    generator: torch.Generator,
+) -> View:
+    """Replace each visible maskable token with probability `rate` by a different real token.
+
+    `real_ids` lists the ids that may be drawn: no specials, no unused rows, no mask.
+    """
+    draw = torch.rand(view.clean.shape, generator=generator).to(view.clean.device)
+    chosen = view.kept & (draw < rate)
+    picks = torch.randint(len(real_ids), view.clean.shape, generator=generator)
+    noise = real_ids.cpu()[picks]
+    # A draw that hit the truth moves on to the next real id, so that a replaced token is always wrong.
+    following = real_ids.cpu()[(picks + 1) % len(real_ids)]
+    noise = torch.where(noise == view.clean.cpu(), following, noise).to(view.clean.device)
+    return replace(view, noisy=torch.where(chosen, noise, view.noisy), replaced=view.replaced | chosen)
+
+
+def next_turn(view: View, draft: Int[Tensor, "batch seq"], mask_id: int) -> View:
+    """The view of a multi-turn forward's next turn: `draft` replaces the noisy tokens, the labels stay the truth."""
+    draft = torch.where(view.maskable, draft, view.noisy)
+    masked = view.maskable & (draft == mask_id)
+    return replace(view, noisy=draft, masked=masked, replaced=view.maskable & ~masked & (draft != view.clean))
+
+
+def elbo_weight(view: View) -> Float[Tensor, "batch seq"]:
+    """1/t at masked tokens, 0 elsewhere: summed cross-entropies times this are a bound on -log p."""
+    return torch.where(view.masked, 1.0 / view.time, torch.zeros_like(view.time))
+
+
+def layout_of(block_size: int, seq: int, shift: Shift) -> Layout:
+    """How a view is fed: `double` is [x_t ; x_0]; `single` drops the clean half when a block spans the row;
+    `clean` drops the noisy half at block size 1 under the left shift, where every prediction reads the clean half.
+    """
+    if shift == "left" and block_size == 1:
+        return "clean"
+    return "single" if block_size >= seq else "double"
+
+
+def model_input(view: View, layout: Layout) -> tuple[Int[Tensor, "batch fed"], Int[Tensor, "batch fed"]]:
+    """Tokens and positions of the training forward; both halves of a doubled input carry the same positions."""
+    if layout == "single":
+        return view.noisy, view.position
+    if layout == "clean":
+        return view.clean, view.position
+    return torch.cat([view.noisy, view.clean], -1), torch.cat([view.position, view.position], -1)
+
+
+def readout_index(
+    position: Int[Tensor, "batch seq"], block_size: int, shift: Shift, layout: Layout
+) -> Int[Tensor, "batch seq"]:
+    """Index into the fed sequence of the hidden state that predicts each token.
+
+    Under the left shift the first token of a block is read from the clean half, because at inference
+    the block before it is finished; the first token of a document has no predecessor (index 0, never a target).
+    """
+    seq = position.shape[-1]
+    here = torch.arange(seq, device=position.device).expand_as(position)
+    if shift == "none":
+        return here
+    before = (here - 1).clamp_min(0)
+    if layout == "double":
+        return torch.where(position % block_size == 0, before + seq, before)
+    return before
+
+
+def clean_readout_index(position: Int[Tensor, "batch seq"], layout: Layout) -> Int[Tensor, "batch seq"]:
+    """Index of the clean hidden state at the token before (the autoregressive reading of the clean half)."""
+    seq = position.shape[-1]
+    before = (torch.arange(seq, device=position.device) - 1).clamp_min(0).expand_as(position)
+    return before + seq if layout == "double" else before
+
+
+def targets(
+    maskable: Bool[Tensor, "batch seq"], position: Int[Tensor, "batch seq"], shift: Shift
+) -> Bool[Tensor, "batch seq"]:
+    """Tokens that can be noised and predicted at all: under the left shift not the first of a document."""
+    return maskable & (position > 0) if shift == "left" else maskable

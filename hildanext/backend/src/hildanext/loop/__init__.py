@@ -1,0 +1,1 @@
+"""Parts of the training loop: guards, resumable state, live progress."""

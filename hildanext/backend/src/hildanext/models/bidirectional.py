@@ -1,0 +1,94 @@
+"""The diffusion model: a Transformers backbone and head, called separately, with our attention.
+
+Weights keep their names; nothing is patched. Logits exist only where they are asked for.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hildanext.errors import ModelError, NumericsError
+from hildanext.models.attention import NO_MASK, SEAM, AttentionContext
+from hildanext.models.card import Card
+
+ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+class DiffusionModel(nn.Module):
+    """A causal language model's weights under the diffusion conventions of its card.
+
+    `mask_delta` (shape [hidden], or None) is added to the mask token's embedding: the one trainable
+    vector that LoRA with frozen embeddings needs.
+    """
+
+    banned: Tensor
+    """Ids that may never be emitted, bool of shape [vocab]."""
+
+    def __init__(self, causal_lm: PreTrainedModel, card: Card, mask_delta: bool = False) -> None:
+        super().__init__()
+        name = type(causal_lm).__name__
+        if name not in ARCHITECTURES:
+            raise ModelError(f"architecture {name} is not supported", f"supported: {', '.join(ARCHITECTURES)}")
+        if causal_lm.config._attn_implementation != SEAM:
+            raise NumericsError(
+                "the model was loaded without our attention", f"load it with attn_implementation={SEAM!r}"
+            )
+        self.causal_lm = causal_lm
+        self.card = card
+        hidden_size = causal_lm.config.hidden_size
+        self.mask_delta = nn.Parameter(torch.zeros(hidden_size)) if mask_delta else None
+        banned = torch.zeros(card.vocab_rows, dtype=torch.bool)
+        banned[card.vocab_real :] = True
+        banned[[card.mask_id, *card.never]] = True
+        self.register_buffer("banned", banned, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.causal_lm.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.causal_lm.get_input_embeddings().weight.dtype
+
+    @property
+    def head(self) -> Tensor:
+        """The output matrix, shape [vocab hidden]."""
+        return self.causal_lm.get_output_embeddings().weight
+
+    def embed(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        mask_noise: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Input embeddings; mask tokens get `mask_delta` and Gaussian noise of deviation `mask_noise`."""
+        embeddings = self.causal_lm.get_input_embeddings()(tokens)
+        masked = (tokens == self.card.mask_id)[..., None]
+        if self.mask_delta is not None:
+            embeddings = embeddings + masked * self.mask_delta.to(embeddings.dtype)
+        if mask_noise > 0.0:
+            noise = torch.randn(embeddings.shape, generator=generator, device=embeddings.device, dtype=torch.float32)
+            embeddings = embeddings + masked * (mask_noise * noise).to(embeddings.dtype)
+        return embeddings
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "batch seq hidden"],
+        positions: Int[Tensor, "batch seq"],
+        attention: AttentionContext,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Final (normed) hidden states. The head is not applied."""
+        return self.causal_lm.model(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask=NO_MASK.to(embeddings.device),
+            use_cache=False,
+            hilda=attention,
+        )[0]
+
+    def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
+        """Logits in fp32 (fp64 stays fp64); the mask, unused rows and padding are -inf."""
+        logits = self.causal_lm.get_output_embeddings()(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits.masked_fill(self.banned, float("-inf"))

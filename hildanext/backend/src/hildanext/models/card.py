@@ -1,0 +1,74 @@
+"""`hilda.json`: what a diffusion checkpoint must say about itself (alignment is never a trainer flag)."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from hildanext.config import build, knobs, plain
+from hildanext.errors import CheckpointError
+from hildanext.masks import CleanMask
+
+CARD = "hilda.json"
+FORMAT_VERSION = 1
+
+Alignment = Literal["block", "parent"]
+
+
+@knobs
+class Card:
+    """The conventions a checkpoint was trained with.
+
+    `shift`: "none" means that the logits at i predict token i, "left" that the logits at i-1 do.
+    """
+
+    mask_id: int = Field(ge=0)
+    shift: Literal["none", "left"]
+    clean_mask: CleanMask
+    block_size: int = Field(ge=1)
+    block_grid: Literal["document"] = "document"
+    vocab_rows: int = Field(ge=1)
+    """Rows of the embedding."""
+    vocab_real: int = Field(ge=1)
+    """Ids below this one are real tokens; the mask and the unused rows lie at or above it, or equal `mask_id`."""
+    parent: str = ""
+    """Name or path of the autoregressive model this one was converted from."""
+    never: tuple[int, ...] = ()
+    """Further ids that may never be emitted (padding that is not the end of text)."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def alignment(self) -> Alignment:
+        return "parent" if self.shift == "left" else "block"
+
+
+def alignment_fields(alignment: Alignment) -> dict[str, str]:
+    """The card fields an alignment stands for (design section 2.2)."""
+    if alignment == "parent":
+        return {"shift": "left", "clean_mask": "token_causal"}
+    return {"shift": "none", "clean_mask": "block_causal"}
+
+
+def read_card(folder: str | Path) -> Card:
+    """Read `hilda.json`. Raises `CheckpointError` where it is missing, broken or of another format."""
+    path = Path(folder) / CARD
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{str(folder)!r} has no {CARD}",
+            "a diffusion checkpoint carries one; if this is an autoregressive model, convert it first: hildanext convert",
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise CheckpointError(f"{path} is broken ({problem})", "copy the checkpoint again") from None
+    if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is of another format",
+            f"this version reads format {FORMAT_VERSION}; install the hildanext that wrote it",
+        )
+    return build(Card, fields, where=str(path))
+
+
+def card_text(card: Card) -> str:
+    return json.dumps(plain(card), indent=2) + "\n"

@@ -1,0 +1,63 @@
+"""Warmup-Stable-Decay: the block size over the run, as an explicit list of rungs.
+
+Paper: LLaDA2.0, arXiv:2512.15745, sec. 4.1.
+Differs: the paper names 1, 4, 32, 64, 4096 up and 2048, 32 down and gives no budgets; every rung here
+says its own share in tokens, and the learning rate is a separate schedule.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from hildanext.config import knobs
+from hildanext.errors import ConfigError
+
+Phase = Literal["warmup", "stable", "decay"]
+
+
+@knobs
+class Rung:
+    """Train at one block size for a number of tokens (data tokens, counted once however often they are fed)."""
+
+    phase: Phase
+    block_size: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+
+
+def check_rungs(rungs: tuple[Rung, ...], sequence_length: int) -> None:
+    """Raises `ConfigError` for an empty ladder, a block size that does not divide, or phases out of order."""
+    if not rungs:
+        raise ConfigError("wsd has no rungs", 'list at least one {"phase", "block_size", "tokens"}')
+    order = {"warmup": 0, "stable": 1, "decay": 2}
+    for rung in rungs:
+        if sequence_length % rung.block_size:
+            raise ConfigError(
+                f"block size {rung.block_size} does not divide the sequence length {sequence_length}",
+                "choose block sizes that divide data.sequence_length",
+            )
+    ranks = [order[rung.phase] for rung in rungs]
+    if ranks != sorted(ranks):
+        raise ConfigError("the phases of wsd are out of order", "warmup rungs first, then stable, then decay")
+
+
+def rung_at(rungs: tuple[Rung, ...], tokens_seen: int) -> Rung:
+    """The rung a run is on after `tokens_seen` data tokens; past the end, the last one."""
+    for rung in rungs:
+        if tokens_seen < rung.tokens:
+            return rung
+        tokens_seen -= rung.tokens
+    return rungs[-1]
+
+
+def total_tokens(rungs: tuple[Rung, ...]) -> int:
+    return sum(rung.tokens for rung in rungs)
+
+
+def spread(phase: Phase, block_sizes: list[int], tokens: int) -> tuple[Rung, ...]:
+    """A ladder: `tokens` divided evenly over `block_sizes`, the remainder on the last rung."""
+    each = tokens // len(block_sizes)
+    last = tokens - each * (len(block_sizes) - 1)
+    return tuple(
+        Rung(phase=phase, block_size=size, tokens=last if i == len(block_sizes) - 1 else each)
+        for i, size in enumerate(block_sizes)
+    )

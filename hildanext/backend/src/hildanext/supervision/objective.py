@@ -1,0 +1,197 @@
+"""All supervised losses of a view in one backbone forward and one head call."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hildanext import masks
+from hildanext.diffusion import Layout, View, clean_readout_index, layout_of, model_input, readout_index, targets
+from hildanext.masks import CleanMask
+from hildanext.models.attention import AttentionContext, MaskedAttention
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.block_attention import doubled_attention
+from hildanext.supervision.base import Supervision, Weights
+from hildanext.supervision.linear_cross_entropy import linear_cross_entropy
+
+TIME_BUCKETS = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Sums over one view; `total` carries the gradient and is not yet divided by the window's normaliser."""
+
+    total: Float[Tensor, ""]
+    losses: dict[str, Tensor]
+    """Weighted sum of each loss, detached."""
+    correct: Int[Tensor, " buckets"]
+    """Right argmax at masked tokens, by noise level."""
+    masked: Int[Tensor, " buckets"]
+    draft: Int[Tensor, "batch seq"] | None = None
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The rows of one reading: which hidden state, which label, what weight."""
+
+    index: Int[Tensor, " rows"]
+    where: tuple[Tensor, Tensor]
+    cross_entropy: Float[Tensor, " rows"]
+    divergence: Float[Tensor, " rows"] | None
+
+
+class SupervisedStep(nn.Module):
+    """Model and losses as one module, so that data-parallel wrappers see a single forward.
+
+    `teacher_hidden` of `forward` are the frozen parent's hidden states of the clean batch, [batch seq hidden].
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        losses: Mapping[str, Supervision],
+        teacher_head: Tensor | None = None,
+        chunk: int = 128,
+    ) -> None:
+        super().__init__()
+        for loss in losses.values():
+            loss.check(model.card)
+        self.model = model
+        self.losses = dict(losses)
+        self.chunk = chunk
+        self.teacher_head: Tensor | None
+        self.register_buffer("teacher_head", teacher_head, persistent=False)
+
+    def forward(
+        self,
+        view: View,
+        mask_noise: float = 0.0,
+        generator: torch.Generator | None = None,
+        teacher_hidden: Tensor | None = None,
+        wants_draft: bool = False,
+    ) -> Outcome:
+        """Losses of a view; with `wants_draft` also the view's tokens after one decoding step (for `next_turn`)."""
+        card = self.model.card
+        seq = view.clean.shape[1]
+        layout = layout_of(view.block_size, seq, card.shift)
+        tokens, positions = model_input(view, layout)
+        embeddings = self.model.embed(tokens, mask_noise, generator)
+        hidden = self.model(embeddings, positions, attention_for(view, layout, card.clean_mask, embeddings))
+        may_predict = targets(view.maskable, view.position, card.shift)
+        weights = {name: loss.weights(view, may_predict) for name, loss in self.losses.items()}
+        readouts = {
+            "noisy": readout_index(view.position, view.block_size, card.shift, layout),
+            "clean": clean_readout_index(view.position, layout),
+        }
+        total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+        sums: dict[str, Tensor] = {}
+        counts, draft = _no_counts(hidden.device), None
+        for stream, readout in readouts.items():
+            members = {name: weight for name, weight in weights.items() if weight.stream == stream}
+            drafting = wants_draft and stream == "noisy"
+            rows = _rows(members, readout, hidden.shape[1], may_predict if drafting else None)
+            if rows is None:
+                continue
+            labels = view.clean[rows.where]
+            teacher = None
+            if rows.divergence is not None and teacher_hidden is not None:
+                before = (rows.where[0], (rows.where[1] - 1).clamp_min(0))
+                teacher = teacher_hidden[before]
+            losses = linear_cross_entropy(
+                hidden.flatten(0, 1)[rows.index],
+                self.model.head,
+                labels,
+                rows.cross_entropy,
+                self.model.banned,
+                rows.divergence,
+                teacher,
+                self.teacher_head,
+                self.chunk,
+            )
+            total = total + losses.total
+            for name, weight in members.items():
+                sums[name] = _weighted(weight, rows.where, losses.cross_entropy, losses.divergence)
+            if stream == "noisy":
+                counts = _accuracy(view, rows.where, losses.predicted == labels)
+            if drafting:
+                draft = _draft(view, rows.where, losses.predicted, losses.confidence, generator)
+        # Every parameter must take part in every backward, or data-parallel training waits for ever.
+        total = total + 0.0 * hidden.sum()
+        return Outcome(total, sums, *counts, draft)
+
+
+def attention_for(view: View, layout: Layout, clean_mask: CleanMask, embeddings: Tensor) -> AttentionContext:
+    """The attention context of a training forward; `embeddings` tells the compute dtype."""
+    if layout == "double":
+        device = embeddings.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else embeddings.dtype
+        return doubled_attention(view.document, view.position, view.block_size, clean_mask, dtype)
+    if layout == "single":
+        return MaskedAttention(masks.same_document(view.document))
+    return MaskedAttention(masks.clean_only(view.document, view.position, view.block_size, clean_mask))
+
+
+def _rows(members: Mapping[str, Weights], readout: Tensor, fed: int, also: Tensor | None) -> _Stream | None:
+    """Gather every token with a weight, and those that `also` names."""
+    cross_entropy = _sum(weight.cross_entropy for weight in members.values())
+    divergence = _sum(weight.divergence for weight in members.values())
+    wanted = _sum(part != 0 for part in (cross_entropy, divergence) if part is not None)
+    wanted = _sum((wanted, also))
+    if wanted is None:
+        return None
+    rows, columns = wanted.bool().nonzero(as_tuple=True)
+    where = (rows, columns)
+    if len(where[0]) == 0:
+        return None
+    index = where[0] * fed + readout[where]
+    return _Stream(
+        index=index,
+        where=where,
+        cross_entropy=cross_entropy[where]
+        if cross_entropy is not None
+        else torch.zeros(len(index), device=index.device),
+        divergence=None if divergence is None else divergence[where],
+    )
+
+
+def _draft(
+    view: View, where: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """One decoding step with a drawn tau_mask and tau_edit = 0: the next turn's noisy tokens.
+
+    Paper: LLaDA2.1, arXiv:2602.08676, names the multi-turn forward; the thresholds are ours.
+    """
+    tau_mask = 0.3 + 0.6 * float(torch.rand((), generator=generator))
+    tokens = view.noisy.clone()
+    write = ~view.masked[where] | (confidence > tau_mask)
+    tokens[where] = torch.where(write, predicted, tokens[where])
+    return tokens
+
+
+def _sum(parts: Iterable[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def _weighted(weight: Weights, where: tuple[Tensor, Tensor], cross_entropy: Tensor, divergence: Tensor) -> Tensor:
+    total = cross_entropy.new_zeros(())
+    if weight.cross_entropy is not None:
+        total = total + (weight.cross_entropy[where] * cross_entropy).sum()
+    if weight.divergence is not None:
+        total = total + (weight.divergence[where] * divergence).sum()
+    return total
+
+
+def _no_counts(device: torch.device) -> tuple[Tensor, Tensor]:
+    zeros = torch.zeros(TIME_BUCKETS, dtype=torch.long, device=device)
+    return zeros, zeros.clone()
+
+
+def _accuracy(view: View, where: tuple[Tensor, Tensor], correct: Tensor) -> tuple[Tensor, Tensor]:
+    masked = view.masked[where]
+    bucket = (view.time[where] * TIME_BUCKETS).long().clamp(0, TIME_BUCKETS - 1)
+    right = torch.bincount(bucket[masked & correct], minlength=TIME_BUCKETS)
+    return right, torch.bincount(bucket[masked], minlength=TIME_BUCKETS)

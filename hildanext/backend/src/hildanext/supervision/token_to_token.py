@@ -1,0 +1,32 @@
+"""Mend wrong tokens and leave right ones alone: the T2T loss."""
+
+from jaxtyping import Bool
+from pydantic import Field
+from torch import Tensor
+
+from hildanext.config import knobs
+from hildanext.diffusion import View
+from hildanext.supervision.base import Supervision, Weights
+
+
+@knobs
+class TokenToToken(Supervision):
+    """Cross-entropy at replaced tokens, and (with `keep`) at a share of the visible right ones.
+
+    Paper: LLaDA2.1, arXiv:2602.08676, sec. 3.1.
+    Differs: the paper gives no weights; keeping right tokens is ours, because with tau_edit = 0 every
+    disagreement is an edit. `keep_share` of the kept tokens carry the loss, to spare head rows.
+    """
+
+    weight: float = Field(default=1.0, ge=0)
+    keep: float = Field(default=0.2, ge=0)
+    keep_share: float = Field(default=0.25, gt=0, le=1)
+
+    def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
+        weight = self.weight * view.replaced.float()
+        if self.keep > 0:
+            # A fixed pattern over positions: no generator needed, and every position takes its turn over the run.
+            stride = round(1 / self.keep_share)
+            turn = (view.position + view.clean) % stride == 0
+            weight = weight + self.keep / self.keep_share * (view.kept & turn).float()
+        return Weights(cross_entropy=weight * targets)

@@ -1,0 +1,26 @@
+"""Turn an autoregressive model into a diffusion model.
+
+hildanext convert --config hildanext/runs/configs/default.json --out runs/my-conversion
+"""
+
+import argparse
+import json
+
+from hildanext.verbs import add_run_flags, load_run
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run_flags(parser)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="run folder; an unfinished run in it is resumed")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+
+
+def run(options: argparse.Namespace) -> int:
+    from hildanext.wsd_stage0 import convert
+
+    config = load_run(options)
+    summary = convert(
+        config.get("convert", {}), config.get("data", {}), options.out, config.get("profile", "SAFE"), options.quiet
+    )
+    print(json.dumps(summary))
+    return 0

@@ -1,0 +1,336 @@
+"""Stage 0: an autoregressive model becomes an editable diffusion model by Warmup-Stable-Decay.
+
+`convert` is the whole stage: parent and data in, a run folder with a diffusion checkpoint out.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hildanext.ar import Parent
+from hildanext.choice import make
+from hildanext.config import build, knobs, plain
+from hildanext.datasets import Batch, PackedDataset, Packing, batches
+from hildanext.diffusion import View, block_index, block_times, complement, mask_tokens, replace_tokens, targets
+from hildanext.errors import ConfigError
+from hildanext.log import read_metrics
+from hildanext.models.adapters import LoraKnobs, add_lora, without_lora
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.card import Alignment
+from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
+from hildanext.models.start import start_conversion
+from hildanext.plots import training_plots
+from hildanext.runfolder import open_run
+from hildanext.runtime import choose_device, machine, seed_everything
+from hildanext.schedules import Rung, check_rungs, rung_at, total_tokens
+from hildanext.supervision import SUPERVISIONS, SupervisedStep, Supervision
+from hildanext.supervision.mask_to_token import MaskToToken
+from hildanext.training import METRICS, Stage, TrainKnobs, make_generator, train
+
+CHECKPOINT = "checkpoint"
+
+
+@knobs
+class DataKnobs:
+    """Packed shards (see `hildanext prepare`) and how rows are cut from them."""
+
+    train: str
+    valid: str
+    sequence_length: int = Field(default=256, ge=2)
+    packing: Packing = "documents"
+    pad_to_block: int | None = Field(default=32, ge=1)
+
+
+@knobs
+class ConvertKnobs:
+    """The recipe of a conversion. The defaults are what the project's own comparison favours (docs/results)."""
+
+    parent: str
+    alignment: Alignment = "parent"
+    block_size: int = Field(default=32, ge=1)
+    """The block size the checkpoint is meant to decode with; validation measures the bound at it."""
+    wsd: tuple[Rung, ...]
+    losses: tuple[dict[str, Any], ...] = ({"name": "m2t"}, {"name": "t2t"})
+    t_range: tuple[float, float] = (0.05, 1.0)
+    complementary: bool = False
+    replace_rate: float = Field(default=0.1, ge=0, le=1)
+    """Share of visible tokens replaced by random ones, drawn per micro-batch from [0, this]."""
+    turns: int = Field(default=1, ge=1, le=4)
+    """Forwards per view: the second and later ones start from the model's own draft."""
+    lora: LoraKnobs | None = None
+    merge_top_k: int = Field(default=1, ge=1)
+    valid_rows: int = Field(default=32, ge=1)
+    device: str = "auto"
+    trust_remote_code: bool = False
+    seed: int = 0
+    train: TrainKnobs = TrainKnobs()
+
+
+def convert(
+    convert_section: Mapping[str, Any],
+    data_section: Mapping[str, Any],
+    run: str | Path,
+    profile: str = "SAFE",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run (or resume) a conversion in the folder `run` and return its summary.
+
+    Writes `run.json`, `metrics.jsonl`, `state/` (to resume), `checkpoint/` (the diffusion model) and plots.
+    Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
+    """
+    knobs_, data = check(convert_section, data_section)
+    run, device = Path(run), choose_device(knobs_.device)
+    seed_everything(knobs_.seed)
+    model, tokenizer = start_conversion(
+        knobs_.parent, knobs_.alignment, knobs_.block_size, torch.float32, device,
+        mask_delta=knobs_.lora is not None, trust_remote_code=knobs_.trust_remote_code,
+    )  # fmt: skip
+    dataset, valid = open_data(data.train, data), open_data(data.valid, data)
+    for part in (dataset, valid):
+        if part.vocab_size > model.card.vocab_rows:
+            raise ConfigError(
+                "the data was prepared with a larger vocabulary", "prepare it with this parent's tokenizer"
+            )
+    if knobs_.lora is not None:
+        add_lora(model, knobs_.lora)
+    losses = make_losses(knobs_)
+    teacher = _teacher(knobs_, model, losses, device)
+    step = SupervisedStep(model, losses, teacher.head if teacher else None, knobs_.train.chunk)
+    real = _real_ids(model, tokenizer)
+    best = _Best(run, model, tokenizer, knobs_.merge_top_k)
+    stage = Stage(
+        total_tokens=total_tokens(knobs_.wsd),
+        rung=lambda tokens: rung_at(knobs_.wsd, tokens),
+        views=_Views(knobs_, dataset, model.card.mask_id, real, device),
+        validate=Validation(valid, knobs_, device),
+        teacher=_teacher_reader(teacher, model, knobs_),
+        turns=knobs_.turns,
+        seed=knobs_.seed,
+        on_evaluation=best,
+        counters=best.found,
+    )
+    config = {"profile": profile, "convert": plain(knobs_), "data": plain(data)}
+    hashes = {name: part.manifests[0][1]["shards"] for name, part in (("train", dataset), ("valid", valid))}
+    open_run(run, config, knobs_.seed, {"machine": machine(device), "data": hashes})
+    counters = train(step, stage, knobs_.train, run, quiet)
+    return _finish(run, counters, stage, step, best, tokenizer)
+
+
+def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[ConvertKnobs, DataKnobs]:
+    """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
+    knobs_ = build(ConvertKnobs, convert_section, "convert")
+    data = build(DataKnobs, data_section, "data")
+    check_rungs(knobs_.wsd, data.sequence_length)
+    low, high = knobs_.t_range
+    if not 0.0 < low < high <= 1.0:
+        raise ConfigError(f"convert.t_range {low}, {high}", "give 0 < low < high <= 1")
+    if data.sequence_length % knobs_.block_size:
+        raise ConfigError(
+            f"block size {knobs_.block_size} does not divide the sequence length {data.sequence_length}",
+            "choose a block size that divides data.sequence_length",
+        )
+    make_losses(knobs_)
+    return knobs_, data
+
+
+def make_losses(knobs_: ConvertKnobs) -> dict[str, Supervision]:
+    """The losses by name. Raises `ConfigError` for none, two of a name, or a wrong knob."""
+    losses = {str(section.get("name")): make("loss", SUPERVISIONS, section) for section in knobs_.losses}
+    if len(losses) != len(knobs_.losses) or not losses:
+        raise ConfigError("convert.losses", "list at least one loss, each name once")
+    return losses
+
+
+def open_data(folder: str, data: DataKnobs) -> PackedDataset:
+    return PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block)
+
+
+def _real_ids(model: DiffusionModel, tokenizer: Any) -> Tensor:
+    from hildanext.tokenization import real_ids
+
+    return real_ids(model.card, tokenizer).nonzero()[:, 0]
+
+
+class _Views:
+    """Micro-batch index and rung -> noised views; a pure function, whatever was asked before."""
+
+    def __init__(
+        self, knobs_: ConvertKnobs, dataset: PackedDataset, mask_id: int, real: Tensor, device: torch.device
+    ) -> None:
+        self.knobs, self.dataset, self.mask_id, self.real, self.device = knobs_, dataset, mask_id, real, device
+        self.following: tuple[int, int, Iterator[Batch]] | None = None
+
+    def __call__(self, index: int, rung: Rung) -> list[View]:
+        batch = self._batch(index).to(self.device)
+        generator = make_generator(self.knobs.seed, 1, index)
+        return noised(batch, rung.block_size, self.knobs, self.mask_id, self.real, generator)
+
+    def _batch(self, index: int) -> Batch:
+        """Batches come from one iterator while the indices keep their stride."""
+        if self.following is None or self.following[0] != index:
+            step = 1 if self.following is None else max(index - (self.following[0] - self.following[1]), 1)
+            source = batches(self.dataset, self.knobs.train.batch_size, self.knobs.seed, index, step)
+            self.following = (index, step, source)
+        expected, step, source = self.following
+        batch = next(source)
+        self.following = (expected + step, step, source)
+        return batch
+
+
+def noised(
+    batch: Batch, block_size: int, knobs_: ConvertKnobs, mask_id: int, real: Tensor, generator: torch.Generator
+) -> list[View]:
+    """One view, or a complementary pair. At block size 1 every token is masked: there is nothing else to see."""
+    blocks = block_index(batch.document, batch.position, block_size)
+    alone = block_size == 1
+    time = torch.ones(blocks.shape) if alone else block_times(blocks, knobs_.t_range, generator)
+    view = mask_tokens(
+        batch.tokens,
+        batch.document,
+        batch.position,
+        batch.maskable,
+        time.to(blocks.device),
+        block_size,
+        mask_id,
+        generator,
+    )
+    if alone:
+        return [view]
+    views = [view, complement(view, mask_id)] if knobs_.complementary else [view]
+    if knobs_.replace_rate > 0:
+        rates = knobs_.replace_rate * torch.rand(len(views), generator=generator)
+        views = [replace_tokens(v, float(rate), real, generator) for v, rate in zip(views, rates, strict=True)]
+    return views
+
+
+class Validation:
+    """The bound at the checkpoint's block size on a fixed part of the validation data, under fixed noise.
+
+    Padding to the block boundary is predicted and summed but not counted, so the figure is an upper bound
+    in nats per real token.
+    """
+
+    def __init__(self, dataset: PackedDataset, knobs_: ConvertKnobs, device: torch.device) -> None:
+        rows = min(knobs_.valid_rows, len(dataset))
+        size = knobs_.train.batch_size
+        self.batches = [dataset.batch(range(i, min(i + size, rows))).to(device) for i in range(0, rows, size)]
+        self.block_size, self.pad = knobs_.block_size, dataset.pad_id
+
+    def __call__(self, step: SupervisedStep, number: int) -> dict[str, Any]:
+        card = step.model.card
+        scorer = SupervisedStep(step.model, {"m2t": MaskToToken()}, chunk=step.chunk).eval()
+        total, count, per_batch = 0.0, 0, []
+        for index, batch in enumerate(self.batches):
+            generator = make_generator(0, 2, index)
+            blocks = block_index(batch.document, batch.position, self.block_size)
+            time = block_times(blocks, (1e-3, 1.0) if self.block_size > 1 else (1.0 - 1e-9, 1.0), generator)
+            view = mask_tokens(
+                batch.tokens,
+                batch.document,
+                batch.position,
+                batch.maskable,
+                time,
+                self.block_size,
+                card.mask_id,
+                generator,
+            )
+            nats = float(scorer(view).total)
+            may = targets(batch.maskable, batch.position, card.shift)
+            padding = torch.zeros_like(may)
+            padding[:, 1:] = (batch.tokens[:, 1:] == self.pad) & (batch.tokens[:, :-1] == self.pad)
+            real = int((may & ~(padding & (batch.position > 0))).sum())
+            total, count = total + nats, count + real
+            per_batch.append(nats / max(real, 1))
+        spread = torch.tensor(per_batch).std(unbiased=True) if len(per_batch) > 1 else torch.tensor(float("nan"))
+        return {
+            "block_size": self.block_size,
+            "bound": total / count,
+            "bound_se": float(spread) / len(per_batch) ** 0.5,
+        }
+
+
+def _teacher(
+    knobs_: ConvertKnobs, model: DiffusionModel, losses: Mapping[str, Supervision], device: torch.device
+) -> Parent | None:
+    """The frozen parent: with LoRA the same weights with the adapters off, else a second copy."""
+    if not any(loss.needs_parent for loss in losses.values()):
+        return None
+    if knobs_.lora is not None:
+        return Parent(model.causal_lm, None, model.banned)  # type: ignore[arg-type]
+    frozen, tokenizer = start_conversion(
+        knobs_.parent,
+        knobs_.alignment,
+        knobs_.block_size,
+        torch.float32,
+        device,
+        trust_remote_code=knobs_.trust_remote_code,
+    )
+    frozen.requires_grad_(False)
+    return Parent(frozen.causal_lm, tokenizer, frozen.banned)
+
+
+def _teacher_reader(
+    teacher: Parent | None, model: DiffusionModel, knobs_: ConvertKnobs
+) -> Callable[[View], Tensor] | None:
+    if teacher is None:
+        return None
+
+    def read(view: View) -> Tensor:
+        if knobs_.lora is None:
+            return teacher.hidden(view.clean, view.document, view.position)
+        with without_lora(model):
+            return teacher.hidden(view.clean, view.document, view.position)
+
+    return read
+
+
+class _Best:
+    """Keeps the k checkpoints with the lowest validation bound, for the merge."""
+
+    def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, k: int) -> None:
+        self.run, self.model, self.tokenizer, self.k = run, model, tokenizer, k
+        self.found: dict[str, Any] = {"best": []}
+
+    def __call__(self, step: int, measured: dict[str, Any]) -> None:
+        if self.k < 2:
+            return
+        ranked: list[list[Any]] = [entry for entry in self.found["best"] if entry[1] != step]
+        ranked = sorted([*ranked, [measured["bound"], step]])
+        kept, dropped = ranked[: self.k], ranked[self.k :]
+        if [measured["bound"], step] in kept:
+            save_diffusion(self.folder(step), self.model, self.tokenizer)
+        for _, old in dropped:
+            shutil.rmtree(self.folder(old), ignore_errors=True)
+        self.found["best"] = kept
+
+    def folder(self, step: int) -> Path:
+        return self.run / "best" / f"step-{step}"
+
+
+def _finish(
+    run: Path, counters: dict[str, Any], stage: Stage, step: SupervisedStep, best: _Best, tokenizer: Any
+) -> dict[str, Any]:
+    """Merge where asked, write the checkpoint and the plots."""
+    whole = counters["tokens"] >= stage.total_tokens
+    summary: dict[str, Any] = {**{k: counters[k] for k in ("step", "tokens", "seconds")}, "whole": whole}
+    assert stage.validate is not None
+    step.eval()
+    if whole:
+        with torch.no_grad():
+            summary["last"] = stage.validate(step, counters["step"])
+            folders = [best.folder(number) for _, number in best.found["best"]]
+            if len(folders) > 1 and step.model.mask_delta is None:
+                before = {name: value.clone() for name, value in step.model.causal_lm.state_dict().items()}
+                load_weights(step.model, merge_checkpoints(folders))
+                summary["merged"] = stage.validate(step, counters["step"])
+                if summary["merged"]["bound"] > summary["last"]["bound"]:
+                    step.model.causal_lm.load_state_dict(before)
+        save_diffusion(run / CHECKPOINT, step.model, tokenizer)
+        summary["checkpoint"] = str(run / CHECKPOINT)
+    training_plots(read_metrics(run / METRICS), run / "plots")
+    return summary

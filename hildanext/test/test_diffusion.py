@@ -1,0 +1,132 @@
+"""Corruption, weights and readout: the forward process."""
+
+import pytest
+import torch
+
+from hildanext.diffusion import (
+    block_index,
+    block_times,
+    clean_readout_index,
+    complement,
+    elbo_weight,
+    layout_of,
+    mask_tokens,
+    next_turn,
+    readout_index,
+    replace_tokens,
+    targets,
+)
+
+MASK = 61
+
+
+def view_of(length: int = 64, batch: int = 8, block: int = 8, seed: int = 0, t: float | None = None, prompt: int = 3):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, MASK, (batch, length), generator=generator)
+    document = torch.zeros_like(tokens)
+    document[:, -5:] = -1
+    position = torch.arange(length).repeat(batch, 1).masked_fill(document < 0, 0)
+    maskable = (position >= prompt) & (document >= 0)
+    blocks = block_index(document, position, block)
+    time = block_times(blocks, (0.05, 1.0), generator) if t is None else torch.full(blocks.shape, t)
+    return mask_tokens(tokens, document, position, maskable, time, block, MASK, generator), generator
+
+
+def test_prompt_and_padding_are_never_masked():
+    view, _ = view_of(t=1.0)
+    assert torch.equal(view.masked, view.maskable)
+    assert torch.equal(view.noisy[~view.maskable], view.clean[~view.maskable])
+
+
+def test_blocks_share_one_noise_level_and_levels_are_stratified():
+    view, _ = view_of()
+    blocks = block_index(view.document, view.position, 8)
+    levels = [view.time[blocks == number] for number in range(int(blocks.max()) + 1)]
+    assert all(bool((level == level[0]).all()) for level in levels)
+    drawn = torch.tensor([float(level[0]) for level in levels]).sort().values
+    edges = torch.linspace(0.05, 1.0, len(drawn) + 1)
+    assert bool(((drawn >= edges[:-1]) & (drawn <= edges[1:])).all())
+
+
+def test_block_index_starts_anew_with_each_document():
+    document = torch.tensor([[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, 0, 0]])
+    position = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
+    assert block_index(document, position, 2).tolist() == [[0, 0, 1, 2, 2, 3], [4, 4, 5, 5, 6, 6]]
+
+
+def test_V14_complementary_views_cover_each_maskable_token_once():
+    view, _ = view_of()
+    other = complement(view, MASK)
+    assert not bool((view.masked & other.masked).any())
+    assert torch.equal(view.masked | other.masked, view.maskable)
+    assert torch.allclose(other.time, (1 - view.time).clamp_min(1e-3))
+
+
+def test_V15_replaced_tokens_are_wrong_real_and_not_masked():
+    view, generator = view_of(length=256, batch=64, t=0.3)
+    real = torch.arange(5, 50)
+    noisy = replace_tokens(view, 0.2, real, generator)
+    assert not bool((noisy.replaced & noisy.masked).any())
+    assert bool((noisy.replaced <= noisy.maskable).all())
+    changed = noisy.noisy[noisy.replaced]
+    assert bool((changed != noisy.clean[noisy.replaced]).all())
+    assert int(changed.min()) >= 5 and int(changed.max()) < 50
+
+
+def test_V15_replacement_rate_within_three_sigma():
+    view, generator = view_of(length=1024, batch=100, t=1e-6, prompt=0)
+    rate, count = 0.1, int(view.kept.sum())
+    assert count > 1e5
+    hit = int(replace_tokens(view, rate, torch.arange(61), generator).replaced.sum())
+    assert abs(hit - rate * count) < 3 * (count * rate * (1 - rate)) ** 0.5
+
+
+def test_V15_nothing_to_replace_is_no_error():
+    view, generator = view_of(prompt=10_000)
+    assert not bool(replace_tokens(view, 0.5, torch.arange(61), generator).replaced.any())
+
+
+def test_elbo_weight_is_one_over_t_at_masks_alone():
+    view, _ = view_of(t=0.25)
+    weight = elbo_weight(view)
+    assert bool((weight[view.masked] == 4.0).all()) and bool((weight[~view.masked] == 0).all())
+
+
+def test_a_turn_keeps_the_truth_as_its_label():
+    view, _ = view_of(t=0.5)
+    draft = view.noisy.clone()
+    draft[view.masked] = 7
+    following = next_turn(view, draft, MASK)
+    assert torch.equal(following.clean, view.clean)
+    assert not bool(following.masked.any())
+    assert torch.equal(following.replaced, view.maskable & (draft != view.clean))
+
+
+def test_V21_shift_of_the_readout():
+    position = torch.arange(6)[None]
+    assert readout_index(position, 3, "none", "double").tolist() == [[0, 1, 2, 3, 4, 5]]
+    # left: inside a block the noisy state before; a block's first token reads the clean half (6 + index - 1)
+    assert readout_index(position, 3, "left", "double").tolist() == [[6, 0, 1, 8, 3, 4]]
+    assert readout_index(position, 6, "left", "single").tolist() == [[0, 0, 1, 2, 3, 4]]
+    assert clean_readout_index(position, "double").tolist() == [[6, 6, 7, 8, 9, 10]]
+
+
+def test_left_shift_never_predicts_the_first_token_of_a_document():
+    position = torch.tensor([[0, 1, 2, 0, 1]])
+    maskable = torch.ones(1, 5, dtype=torch.bool)
+    assert targets(maskable, position, "left").tolist() == [[False, True, True, False, True]]
+    assert targets(maskable, position, "none").all()
+
+
+@pytest.mark.parametrize(
+    ("block", "shift", "layout"),
+    [
+        (1, "left", "clean"),
+        (1, "none", "double"),
+        (4, "left", "double"),
+        (16, "none", "single"),
+        (16, "left", "single"),
+    ],
+)
+def test_V22_input_is_doubled_unless_one_half_is_never_read(block: int, shift: str, layout: str):
+    assert layout_of(block, 16, shift) == layout
