@@ -51,6 +51,7 @@ class ScriptedModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """The candidate's probability is exact; the rest is spread over the other real tokens."""
         token, p = hidden[:, 0].long(), hidden[:, 1:]
+        p = torch.where(p > 0, p, 1.0)  # no hidden state at all reads as token 0
         rest = ((1 - p) / (VOCAB - 2)).clamp_min(1e-300).log().expand(-1, VOCAB).clone()
         rest[:, MASK] = float("-inf")
         return rest.scatter(-1, token[:, None], p.log())

@@ -70,13 +70,10 @@ class Segment:
         first = start + clean
         queries = Rows(torch.where(padding, -1, 0), positions, positions >= first)
         keys = Rows(torch.where(slot < first + self.noisy, 0, -1), slot.expand(len(first), -1), slot >= first)
-        if max(self.clean) == 0:
-            queries, keys = _one_block(queries), _one_block(keys)
-        allowed = may_attend(queries, keys, self.block_size, self.clean_mask)
+        allowed = may_attend(_one_block(queries), _one_block(keys), self.block_size, self.clean_mask)
         return allowed | (padding[:, :, None] & (slot == 0)[:, None, :])
 
 
 def _one_block(rows: Rows) -> Rows:
-    """The same rows where all clean tokens share block 0 and all noisy tokens one later block."""
-    far = torch.iinfo(torch.int32).max
-    return rows._replace(position=torch.where(rows.noisy, far, 0))
+    """The same rows with all noisy tokens moved into one block behind every clean one."""
+    return rows._replace(position=rows.position.masked_fill(rows.noisy, torch.iinfo(torch.int32).max))
