@@ -145,7 +145,8 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
         tell(step, "start")
         begun = time.perf_counter()
         context = _context(shared, step.key, outcomes)
-        outcomes[step.key] = _module(table, step.stage).stage(dict(step.section), context)
+        outcome = _module(table, step.stage).stage(dict(step.section), context)
+        outcomes[step.key] = json.loads(json.dumps(outcome, default=str))  # as a resumed run will read it
         _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
         tell(step, "finished")
     return outcomes
