@@ -1,6 +1,7 @@
 """Rows hold every token once on whole blocks; batches are a pure function of (seed, number, size)."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -190,7 +191,13 @@ def test_another_process_draws_the_same_batches(dataset: PackedDataset) -> None:
         "d = PackedDataset(sys.argv[1], 16, 'documents', 4);"
         "print(json.dumps([b.tokens.tolist() for b in islice(batches(d, 5, seed=9, start=4), 3)]))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     here = [batch.tokens.tolist() for batch in islice(batches(dataset, 5, seed=9, start=4), 3)]
     assert json.loads(done.stdout) == here
 
