@@ -103,7 +103,8 @@ def make_accelerator(knobs: TrainKnobs, device: torch.device) -> Accelerator:
 
 def make_generator(*keys: int) -> torch.Generator:
     """A CPU generator that depends on all keys (seed, stream, index, ...)."""
-    state = numpy.random.SeedSequence(list(keys)).generate_state(1, numpy.uint64)[0]
+    entropy = [len(keys), *keys]  # numpy pads with zeros, so (0, 1) and (0, 1, 0) would be the same
+    state = numpy.random.SeedSequence(entropy).generate_state(1, numpy.uint64)[0]
     return torch.Generator().manual_seed(int(state) % (2**63))
 
 
