@@ -205,10 +205,11 @@ def bars_figure(
     spread = [float((errors or {}).get(name, 0.0)) for name in names]
     colours = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
     whiskers = {"ecolor": INK, "capsize": 3}
-    axes.barh(range(len(names)), values, xerr=spread, color=colours, height=0.66, error_kw=whiskers)
+    shown = [error if error > 0 else float("nan") for error in spread]
+    axes.barh(range(len(names)), values, xerr=shown, color=colours, height=0.66, error_kw=whiskers)
     widest = max([value + error for value, error in zip(values, spread, strict=True)], default=1.0)
     for row, (value, error) in enumerate(zip(values, spread, strict=True)):
-        text = f"{value:.3g}" if value >= 100 or value < 0.01 else f"{value:.2f}"
+        text = f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
         text += f" ± {error:.2f}" if error else ""
         axes.text(value + error + 0.012 * widest, row, text, va="center", color=INK, fontsize=9)
     axes.set_yticks(range(len(names)), names)
@@ -224,7 +225,7 @@ def shade_phases(axes: "Axes", metrics: Metrics) -> None:
     """Warm-up, stable and decay as coloured grounds with their names on top."""
     for start, end, phase in phase_spans(metrics):
         axes.axvspan(start, end, color=SHADES.get(phase, "#eeeeee"), alpha=0.75, linewidth=0, zorder=0)
-        words = {"ha": "center", "va": "top", "fontsize": 8.5, "color": "#5b6470"}
+        words: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8.5, "color": "#5b6470"}
         axes.text((start + end) / 2, 0.985, phase, transform=axes.get_xaxis_transform(), **words)
 
 

@@ -33,6 +33,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
     from hildanext.decode import decoder_section, make_decoder, mode_name
+    from hildanext.decode.trace import trace_record
     from hildanext.inference import GenerationKnobs, encode_prompt, generate
     from hildanext.models.load import load_diffusion
     from hildanext.runfolder import write_atomically
@@ -49,7 +50,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     samples: list[dict[str, Any]] = []
     for mode in settings.modes:
         done = generate(model, tokenizer, prompts, make_decoder(decoder_section(mode)), how)
-        for prompt, completion in zip(settings.prompts, done, strict=True):
+        for prompt, ids, completion in zip(settings.prompts, prompts, done, strict=True):
             stats = completion.stats
             samples.append(
                 {
@@ -62,6 +63,8 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
                     "tokens_per_forward": stats.tokens_per_forward,
                     "tokens_per_second": stats.tokens_per_second,
                     "edits": stats.edits,
+                    "prompt_cells": [tokenizer.decode([token]) for token in ids],
+                    "trace": trace_record(completion.trace, tokenizer),
                 }
             )
     path = context.room / "samples.json"

@@ -16,7 +16,6 @@ from hildanext.verbs import add_run_flags, load_run
 
 if TYPE_CHECKING:
     from hildanext.bench.evaluation import EvalKnobs
-    from hildanext.recipe import StageContext
 
 EPILOG = """commands to paste:
   hildanext eval --model runs/demo/convert/checkpoint --data runs/demo/valid --out runs/demo/eval
@@ -37,6 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, metavar="N", help="rows of the data that are used (default 16)")
     parser.add_argument("--out", metavar="FOLDER", help="where eval.json and the pictures go (default: nowhere)")
     parser.add_argument("--dtype", help="fp32, bf16, fp64 or auto (default)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--quiet", action="store_true", help="no progress lines")
     add_run_flags(parser)
 
@@ -49,34 +50,11 @@ def run(options: argparse.Namespace) -> int:
         if text is not None:
             section["data"] = _prepared(text, section["model"], scratch)
         settings = _settings(section)
-        result = _evaluate(settings, options.out, dtype, quiet=options.quiet)
+        result = _evaluate(settings, options, dtype)
     from hildanext.bench.evaluation import print_result
 
     print_result(result)
     return 0
-
-
-def check(section: Mapping[str, Any], context: "StageContext") -> None:
-    """Validate the stage's section; what earlier stages will give stands in as text."""
-    _settings({"model": "-", "data": "-", **_without_dtype(section)})
-
-
-def stage(section: Mapping[str, Any], context: "StageContext") -> dict[str, Any]:
-    """The stage of a recipe: the checkpoint that was converted, on the data that was held out."""
-    filled = _without_dtype(section)
-    filled.setdefault("model", context.outcome("checkpoint") if "model" not in filled else None)
-    filled.setdefault("data", context.outcome("valid") if "data" not in filled else None)
-    filled.setdefault("parent", context.parent)
-    dtype = section.get("dtype", context.dtype)
-    result = _evaluate(_settings(filled), str(context.room), dtype, context.device, context.threads)
-    from hildanext.bench.evaluation import EVALUATION, print_result
-
-    print_result(result)
-    return {"evaluation": str(context.room / EVALUATION)}
-
-
-def _without_dtype(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key != "dtype"}
 
 
 def _section(options: argparse.Namespace) -> dict[str, Any]:
@@ -113,28 +91,21 @@ def _prepared(text: str, model: str, scratch: str) -> str:
     return out
 
 
-def _evaluate(
-    settings: "EvalKnobs",
-    out: str | None,
-    dtype: str,
-    device: str = "auto",
-    threads: int | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
+def _evaluate(settings: "EvalKnobs", options: argparse.Namespace, dtype: str) -> dict[str, Any]:
     from hildanext.bench.evaluation import evaluate, load_baseline, save_result
     from hildanext.datasets import PackedDataset
     from hildanext.models.load import load_diffusion
     from hildanext.runtime import choose_device, choose_dtype, set_threads
 
-    set_threads(threads)
-    place = choose_device(device)
-    model, tokenizer = load_diffusion(settings.model, choose_dtype(dtype, place), place)
+    set_threads(options.threads)
+    device = choose_device(options.device)
+    model, tokenizer = load_diffusion(settings.model, choose_dtype(dtype, device), device)
     name = settings.parent if settings.parent is not None else model.card.parent
     parent = load_baseline(name, model) if name else None
     dataset = PackedDataset(settings.data, settings.sequence_length, "documents", settings.pad_to_block)
-    result = evaluate(model, tokenizer, parent, dataset, settings, None if quiet else _tell)
-    if out is not None:
-        files = save_result(result, out)
+    result = evaluate(model, tokenizer, parent, dataset, settings, None if options.quiet else _tell)
+    if options.out is not None:
+        files = save_result(result, options.out)
         _tell(f"written: {', '.join(str(file) for file in files.values())}")
     return result
 

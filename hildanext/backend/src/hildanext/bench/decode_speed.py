@@ -1,0 +1,207 @@
+"""How much time decoding adds to the network: a step of the decode loop beside the bare forward of the same shape.
+
+The bare forward feeds the same number of tokens through the same backbone over as many cached keys, then the head
+at as many positions, and does nothing else: no cache bookkeeping, no thresholds, no edits. It runs after every step of
+the loop, so that a busy machine slows both alike, and ratios are taken pair by pair.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import Field
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from hildanext.ar import Parent
+from hildanext.bench.generation import GenerationBenchKnobs, compare, label
+from hildanext.config import knobs, plain
+from hildanext.decode import MODES, StepDecoder, make_decoder
+from hildanext.decode.session import BlockSession
+from hildanext.errors import ConfigError
+from hildanext.models import DiffusionModel
+from hildanext.runtime import machine
+
+
+@knobs
+class DecodeSpeedKnobs:
+    """The shape of the measurement. Prompts are random tokens: what is measured is time."""
+
+    prompt_tokens: int = Field(default=64, ge=1)
+    new_tokens: int = Field(default=64, ge=1)
+    repeats: int = Field(default=3, ge=1)
+    seed: int = 0
+    decoders: dict[str, dict[str, Any]] = Field(default_factory=lambda: {name: dict(MODES[name]) for name in MODES})
+
+
+@dataclass
+class Pairs:
+    """Steps of one kind: seconds of the loop's step, of backbone and head, and of the backbone, step by step."""
+
+    loop: list[float] = field(default_factory=list)
+    network: list[float] = field(default_factory=list)
+    backbone: list[float] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """Medians in milliseconds, and medians of the paired ratios."""
+        ratios = {
+            f"over_{name}": statistics.median(a / b for a, b in zip(self.loop, other, strict=True))
+            for name, other in (("network", self.network), ("backbone", self.backbone))
+        }
+        times = {"loop": self.loop, "network": self.network, "backbone": self.backbone}
+        return {
+            "steps": len(self.loop),
+            **{f"{name}_ms": 1000 * statistics.median(seconds) for name, seconds in times.items()},
+            **ratios,
+        }
+
+
+@dataclass
+class _BareAttention:
+    """Keys and values of the same sizes, written and read with no bookkeeping; everything is visible."""
+
+    keys: Tensor
+    values: Tensor
+    """[layers 1 kv_heads extent head_dim]"""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        batch, heads, fed, head_dim = query.shape
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, -fed:], values[:, :, -fed:] = key, value
+        kv_heads = keys.shape[1]
+        folded = query.reshape(batch, kv_heads, heads // kv_heads * fed, head_dim)
+        return scaled_dot_product_attention(folded, keys, values, scale=scale).reshape(batch, heads, fed, head_dim)
+
+
+class BareForward:
+    """The network alone, for any shape; one row."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model = model
+        config = model.causal_lm.config
+        heads = config.num_attention_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.layers, self.kv_heads = config.num_hidden_layers, config.num_key_value_heads
+
+    def seconds(self, fed: int, extent: int, read: int) -> tuple[float, float]:
+        """Seconds of the backbone, and of backbone and head."""
+        model = self.model
+        shape = (self.layers, 1, self.kv_heads, extent, self.head_dim)
+        cache = torch.zeros(2, *shape, dtype=model.dtype, device=model.device)
+        tokens = torch.zeros(1, fed, dtype=torch.long, device=model.device)
+        positions = torch.arange(extent - fed, extent, device=model.device)[None]
+        attention = _BareAttention(cache[0], cache[1])
+        begun = time.perf_counter()
+        hidden = model(model.embed(tokens), positions, attention)
+        finish(model.device)
+        backbone = time.perf_counter() - begun
+        model.logits(hidden[0, :read])
+        finish(model.device)
+        return backbone, time.perf_counter() - begun
+
+
+def finish(device: torch.device) -> None:
+    """Wait for the device's queue, so that a clock reads work and not its submission."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def loop_against_bare(
+    model: DiffusionModel,
+    section: dict[str, Any],
+    settings: DecodeSpeedKnobs,
+    prompt: Sequence[int],
+    into: dict[str, Pairs],
+) -> None:
+    """Decode `prompt`, following each step by its bare forward; adds to `into`, by kind of step."""
+    decoder = make_decoder(dict(section))
+    if not isinstance(decoder, StepDecoder):
+        raise ConfigError(f"decoder {section['name']!r} has no steps to time", "choose a step decoder")
+    bare = BareForward(model)
+    session = BlockSession(model, [prompt], [len(prompt) + settings.new_tokens], lambda row, tokens: False)
+    session.prefill()
+    while True:
+        finish(model.device)
+        begun = time.perf_counter()
+        canvas = session.canvas()
+        if canvas is None:
+            return
+        start, cached = session.rows[0].start, session.cache.lengths[0]
+        where = decoder.needs(canvas)
+        session.write(decoder.edit(session.logits(where), where, canvas))
+        finish(model.device)
+        loop = time.perf_counter() - begun
+        fed = start - cached + session.noisy
+        if fed == 0:
+            continue
+        pair = into["step + commit" if start > cached else "step"]
+        backbone, network = bare.seconds(fed, start + session.noisy, int(where.sum()))
+        pair.loop.append(loop)
+        pair.backbone.append(backbone)
+        pair.network.append(network)
+
+
+def measure(
+    model: DiffusionModel,
+    parent: Parent | None,
+    settings: DecodeSpeedKnobs,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Step times against bare forwards for each decoder, then whole generations beside the parent's."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    prompts = [
+        torch.randint(model.card.vocab_real - 1, (settings.prompt_tokens,), generator=generator).tolist()
+        for _ in range(settings.repeats)
+    ]
+    steps: dict[str, dict[str, Pairs]] = {name: defaultdict(Pairs) for name in settings.decoders}
+    throwaway: dict[str, Pairs] = defaultdict(Pairs)
+    loop_against_bare(model, next(iter(settings.decoders.values())), settings, prompts[0], throwaway)
+    for number, prompt in enumerate(prompts):
+        for name, section in settings.decoders.items():
+            loop_against_bare(model, section, settings, prompt, steps[name])
+        if say is not None:
+            say(f"repeat {number + 1} of {settings.repeats}")
+    whole = GenerationBenchKnobs(
+        prompts=len(prompts),
+        prompt_tokens=settings.prompt_tokens,
+        new_tokens=settings.new_tokens,
+        seed=settings.seed,
+        decoders=settings.decoders,
+    )
+    written = compare(model, None, parent, prompts, whole)
+    return {
+        "bench": "decode",
+        "card": plain(model.card),
+        "settings": plain(settings),
+        "machine": machine(model.device, model.dtype),
+        "steps": {name: {kind: pair.plain() for kind, pair in kinds.items()} for name, kinds in steps.items()},
+        "generation": [way.plain() for way in written],
+    }
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Milliseconds per step, then whole generations."""
+    title = "One step of decoding, medians in ms (the last two columns: medians of paired ratios)"
+    steps = Table(title=title, title_justify="left")
+    for column in ("decoder", "kind", "steps", "loop", "bare + head", "bare", "loop / (bare + head)", "loop / bare"):
+        steps.add_column(column, justify="left" if column in ("decoder", "kind") else "right", no_wrap=True)
+    for name, kinds in result["steps"].items():
+        for kind, found in kinds.items():
+            times = [f"{found[f'{key}_ms']:.2f}" for key in ("loop", "network", "backbone")]
+            ratios = [f"{found[f'over_{key}']:.2f}" for key in ("network", "backbone")]
+            steps.add_row(label(name), kind, str(found["steps"]), *times, *ratios)
+    shown = ("tokens_per_second", "tokens", "forwards", "tokens_per_forward", "edits")
+    whole = Table(title="Whole generations, one prompt at a time", title_justify="left")
+    for column in ("", "tokens/s", "tokens", "forwards", "tok/forward", "edits", "decoder"):
+        whole.add_column(column, justify="left" if column in ("", "decoder") else "right", no_wrap=True)
+    for row in result["generation"]:
+        cells = [f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in shown]
+        knobs_ = ", ".join(f"{key} {value}" for key, value in row["decoder"].items() if key != "name")
+        whole.add_row(label(row["name"]), *cells, knobs_)
+    return [steps, whole]

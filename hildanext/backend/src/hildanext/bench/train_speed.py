@@ -1,0 +1,244 @@
+"""How fast a training step is, against what this machine's matrix products allow and against a plain implementation.
+
+Model FLOP of a step = 6 * N_body * tokens fed (two copies of each data token) + 6 * V * h * supervised rows
++ attention, 12 * (query, key) pairs the mask allows * heads * head_dim * layers. N_body counts the matrices of the
+backbone without the embedding. The FLOP are what the method needs, the same for both implementations: work that the
+plain one adds (logits nobody asked for, masked pairs) earns it nothing.
+"""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+from hildanext import masks
+from hildanext.bench.decode_speed import finish
+from hildanext.config import knobs, plain
+from hildanext.diffusion import View, block_index, block_times, elbo_weight, mask_tokens, readout_index, targets
+from hildanext.errors import ConfigError
+from hildanext.models import DiffusionModel
+from hildanext.runtime import accelerates_bf16, machine
+from hildanext.supervision import SupervisedStep
+from hildanext.supervision.mask_to_token import MaskToToken
+from hildanext.training import TrainKnobs, make_optimizer
+
+
+@knobs
+class TrainSpeedKnobs:
+    """The shape of a step; the data is random tokens, one document a row."""
+
+    sequence_length: int = Field(default=256, ge=2)
+    block_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=2, ge=1)
+    repeats: int = Field(default=5, ge=1)
+    plain: bool = True
+    """Also measure the plain implementation (it needs memory for the logits of all 2L positions)."""
+    precision: str = "auto"
+    """Autocast of the fast step: auto, bf16 or no. The plain one is fp32."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sequence_length % self.block_size:
+            raise ConfigError(
+                f"block size {self.block_size} does not divide the sequence length {self.sequence_length}",
+                "choose a block size that divides it",
+            )
+        if self.precision not in ("auto", "bf16", "no"):
+            raise ConfigError(f"precision {self.precision!r}", "choices: auto, bf16, no")
+
+
+@dataclass
+class _DenseAttention:
+    """As one would write it first: keys repeated for each group, a float mask over all 2L x 2L pairs."""
+
+    mask: Tensor
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        group = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        return scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scale)
+
+
+def plain_loss(model: DiffusionModel, view: View) -> Tensor:
+    """The same loss, straightforwardly: one dense mask, logits of every position in fp32, then pick what is needed."""
+    card = model.card
+    mask = masks.doubled(view.document, view.position, view.block_size, card.clean_mask)
+    dense = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(~mask, float("-inf"))[:, None]
+    tokens = torch.cat([view.noisy, view.clean], -1)
+    positions = torch.cat([view.position, view.position], -1)
+    logits = model.logits(model(model.embed(tokens), positions, _DenseAttention(dense)))
+    index = readout_index(view.position, view.block_size, card.shift, "double")
+    read = logits.gather(1, index[..., None].expand(-1, -1, logits.shape[-1]))
+    # Unsupervised positions carry weight 0; a banned label cannot occur, so no infinity is multiplied by it.
+    losses = cross_entropy(read.flatten(0, 1), view.clean.flatten(), reduction="none").view_as(view.time)
+    weight = elbo_weight(view) * targets(view.maskable, view.position, card.shift)
+    return (losses * weight).sum()
+
+
+def model_flop(model: DiffusionModel, view: View) -> dict[str, float]:
+    """Floating-point operations of one step (forward and backward), by part."""
+    config = model.causal_lm.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    fed = 2 * view.clean.numel()
+    rows = int((view.masked & targets(view.maskable, view.position, model.card.shift)).sum())
+    pairs = int(masks.doubled(view.document, view.position, view.block_size, model.card.clean_mask).sum())
+    vocabulary, hidden = model.head.shape
+    return {
+        "body": 6.0 * sum(count * rows_ * columns for (rows_, columns), count in body_shapes(model).items()) * fed,
+        "head": 6.0 * vocabulary * hidden * rows,
+        "attention": 12.0 * pairs * config.num_attention_heads * head_dim * config.num_hidden_layers,
+    }
+
+
+def body_shapes(model: DiffusionModel) -> Counter[tuple[int, int]]:
+    """(out, in) of the backbone's matrices, and how many there are of each."""
+    linears = (module for module in model.causal_lm.model.modules() if isinstance(module, nn.Linear))
+    return Counter(tuple(linear.weight.shape) for linear in linears)  # type: ignore[misc]
+
+
+class MatrixProducts:
+    """The matrix products of a step and nothing else: forward, and backward to input and to weight."""
+
+    def __init__(self, model: DiffusionModel, view: View, dtype: torch.dtype) -> None:
+        rows = max(int(view.masked.sum()), 1)
+        fed = 2 * view.clean.numel()
+        vocabulary, hidden = model.head.shape
+        self.shapes = [(fed, *shape, count) for shape, count in body_shapes(model).items()]
+        self.shapes.append((rows, vocabulary, hidden, 1))
+
+        def random(*size: int) -> Tensor:
+            return torch.randn(size, dtype=dtype, device=model.device)
+
+        self.operands = [(random(n, into), random(out, into), random(n, out)) for n, out, into, _ in self.shapes]
+
+    def flop_per_second(self, device: torch.device) -> float:
+        """Operations per second over all products of a step, each shape weighing as often as it occurs."""
+        seconds = flop = 0.0
+        for (x, weight, upstream), (n, outer, inner, count) in zip(self.operands, self.shapes, strict=True):
+            finish(device)
+            begun = time.perf_counter()
+            x @ weight.T
+            upstream @ weight
+            upstream.T @ x
+            finish(device)
+            seconds += count * (time.perf_counter() - begun)
+            flop += 6.0 * n * outer * inner * count
+        return flop / seconds
+
+
+def measure(
+    model: DiffusionModel, settings: TrainSpeedKnobs, say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Steps of both implementations and the products' rate, in turns; medians. The model's weights change."""
+    device = model.device
+    wide = settings.precision == "no" or (settings.precision == "auto" and not accelerates_bf16(device))
+    step = SupervisedStep(model, {"m2t": MaskToToken()}, chunk=TrainKnobs().chunk)
+    optimizer = make_optimizer(step, TrainKnobs())
+    autocast = nullcontext() if wide else torch.autocast(device.type, dtype=torch.bfloat16)
+    times: dict[str, list[float]] = {"fast": [], "plain": []}
+    rates: list[float] = []
+    view = _view(model, settings, 0)
+    products = MatrixProducts(model, view, torch.float32 if wide else torch.bfloat16)
+
+    def fast() -> Tensor:
+        with autocast:
+            return step(view).total
+
+    ways: dict[str, Callable[[], Tensor]] = {"fast": fast}
+    if settings.plain:
+        ways["plain"] = lambda: plain_loss(model, view)
+    model.train()
+    for repeat in range(settings.repeats + 1):
+        for name, loss in ways.items():
+            seconds = _timed_step(loss, optimizer, device)
+            if repeat > 0:  # the first of each pays for allocations
+                times[name].append(seconds)
+        rates.append(products.flop_per_second(device))
+        if say is not None and repeat > 0:
+            say(f"repeat {repeat} of {settings.repeats}")
+    return _result(model, settings, view, times, statistics.median(rates[1:]), wide)
+
+
+def _result(
+    model: DiffusionModel,
+    settings: TrainSpeedKnobs,
+    view: View,
+    times: dict[str, list[float]],
+    rate: float,
+    wide: bool,
+) -> dict[str, Any]:
+    flop = model_flop(model, view)
+    total = sum(flop.values())
+    ways = {}
+    for name, seconds in times.items():
+        if seconds:
+            median = statistics.median(seconds)
+            ways[name] = {
+                "step_ms": 1000 * median,
+                "tokens_per_second": view.clean.numel() / median,
+                "flop_per_second": total / median,
+                "share_of_products": total / median / rate,
+            }
+    return {
+        "bench": "train",
+        "card": plain(model.card),
+        "settings": plain(settings),
+        "machine": machine(model.device, torch.float32 if wide else torch.bfloat16),
+        "flop_per_step": flop,
+        "supervised_rows": int(view.masked.sum()),
+        "product_flop_per_second": rate,
+        "ways": ways,
+        "speedup": ways["plain"]["step_ms"] / ways["fast"]["step_ms"] if "plain" in ways else None,
+    }
+
+
+def _view(model: DiffusionModel, settings: TrainSpeedKnobs, seed: int) -> View:
+    generator = torch.Generator().manual_seed(settings.seed + seed)
+    shape = (settings.batch_size, settings.sequence_length)
+    clean = torch.randint(model.card.vocab_real - 1, shape, generator=generator).to(model.device)
+    position = torch.arange(shape[1], device=model.device).expand(shape).contiguous()
+    document = torch.zeros_like(position)
+    time_ = block_times(block_index(document, position, settings.block_size), (1e-3, 1.0), generator)
+    maskable = position > 0
+    return mask_tokens(clean, document, position, maskable, time_, settings.block_size, model.card.mask_id, generator)
+
+
+def _timed_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, device: torch.device) -> float:
+    finish(device)
+    begun = time.perf_counter()
+    # Scaled down: the random text would otherwise drive the weights somewhere odd within a few steps.
+    (loss() * 1e-6).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    finish(device)
+    return time.perf_counter() - begun
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """One line for each implementation."""
+    found, settings = result["machine"], result["settings"]
+    table = Table(
+        title=f"A training step: {settings['batch_size']} x {settings['sequence_length']} data tokens, "
+        f"block {settings['block_size']}, {found['dtype']}, {found['threads']} threads",
+        title_justify="left",
+    )
+    for column in ("", "ms/step", "data tokens/s", "model GFLOP/s", "of matrix products"):
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
+    names = {"fast": "hildanext", "plain": "plain (fp32, full logits, dense mask)"}
+    for key, way in result["ways"].items():
+        cells = (f"{way['step_ms']:.0f}", f"{way['tokens_per_second']:.0f}", f"{way['flop_per_second'] / 1e9:.1f}")
+        table.add_row(names[key], *cells, f"{100 * way['share_of_products']:.0f} %")
+    rate = result["product_flop_per_second"] / 1e9
+    table.add_row("matrix products alone, same shapes", "", "", f"{rate:.1f}", "100 %")
+    if result["speedup"] is not None:
+        table.caption = f"{result['speedup']:.2f} times the plain implementation"
+    return [table]

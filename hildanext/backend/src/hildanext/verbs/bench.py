@@ -1,0 +1,117 @@
+"""How fast training and decoding are on this machine: tables for people, then one JSON line for scripts.
+
+hildanext bench decode --model tiny
+hildanext bench train --model smollm2-135m --set bench.block_size=32
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hildanext.errors import ModelError
+from hildanext.verbs import add_run_flags, load_run
+
+if TYPE_CHECKING:
+    import torch
+
+    from hildanext.models import DiffusionModel
+
+EPILOG = """commands to paste:
+  hildanext bench decode                                     the embedded model
+  hildanext bench decode --model my-checkpoint --parent smollm2-135m
+  hildanext bench train --model smollm2-135m                 an autoregressive model, converted in memory
+  hildanext bench train --model tiny --alignment block --set bench.batch_size=4 --set bench.repeats=9
+
+Both measure the parts in turns and print medians; the section 'bench' of a run holds the same knobs."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("what", choices=("decode", "train"), help="what is measured")
+    parser.add_argument("--model", default="tiny", help="a diffusion checkpoint, or an autoregressive model, untrained")
+    parser.add_argument("--parent", help="decode: the autoregressive model beside it (default: the card's)")
+    parser.add_argument("--alignment", choices=("block", "parent"), default="parent", help="of an untrained conversion")
+    parser.add_argument("--block-size", type=int, help="of an untrained conversion, and of training (default 32)")
+    parser.add_argument("--dtype", default="auto", help="weights while decoding: fp32, bf16, fp64 or auto (default)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
+    add_run_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from hildanext.runtime import choose_device, choose_dtype, set_threads
+
+    section: dict[str, Any] = dict(load_run(options).get("bench", {}))
+    if options.block_size is not None and options.what == "train":
+        section["block_size"] = options.block_size
+    set_threads(options.threads)
+    device = choose_device(options.device)
+    result, tables = _measure(options, section, device, choose_dtype(options.dtype, device))
+    from hildanext.bench.evaluation import machine_line, wide_console
+    from hildanext.runfolder import write_atomically
+
+    console = wide_console()
+    for table in tables:
+        console.print(table)
+    console.print(f"[dim]{machine_line(result)}[/dim]", highlight=False)
+    line = json.dumps(result)
+    print(line)
+    if options.out is not None:
+        write_atomically(Path(options.out), line + "\n")
+    return 0
+
+
+def _measure(
+    options: argparse.Namespace, section: dict[str, Any], device: "torch.device", dtype: "torch.dtype"
+) -> tuple[dict[str, Any], list[Any]]:
+    import torch
+
+    from hildanext.bench import decode_speed, train_speed
+    from hildanext.bench.evaluation import load_baseline
+    from hildanext.config import build
+
+    if options.what == "train":
+        training = build(train_speed.TrainSpeedKnobs, section, where="bench")
+        # Weights are fp32 and the step autocasts, as training does.
+        result = train_speed.measure(_model(options, torch.float32, device), training, _tell)
+        return {"model": options.model, **result}, train_speed.tables(result)
+    decoding = build(decode_speed.DecodeSpeedKnobs, section, where="bench")
+    model = _model(options, dtype, device)
+    name = options.parent if options.parent is not None else _own_parent(options, model)
+    parent = load_baseline(name, model) if name else None
+    result = decode_speed.measure(model, parent, decoding, _tell)
+    return {"model": options.model, **result}, decode_speed.tables(result)
+
+
+def _model(options: argparse.Namespace, dtype: "torch.dtype", device: "torch.device") -> "DiffusionModel":
+    """A diffusion checkpoint where the name is one, else an autoregressive model under a new card."""
+    from hildanext.models.card import CARD
+    from hildanext.models.load import load_diffusion
+    from hildanext.models.names import locate_diffusion
+    from hildanext.models.start import start_conversion
+
+    try:
+        place: Path | None = locate_diffusion(options.model)
+    except ModelError:
+        place = None
+    if place is not None and (place / CARD).is_file():
+        return load_diffusion(options.model, dtype, device)[0]
+    _tell(f"{options.model} is not a diffusion checkpoint: measuring it untrained, alignment {options.alignment}")
+    block = options.block_size if options.block_size is not None else 32
+    return start_conversion(options.model, options.alignment, block, dtype, device)[0].eval()
+
+
+def _own_parent(options: argparse.Namespace, model: "DiffusionModel") -> str:
+    from hildanext.models.card import CARD
+
+    place = Path(options.model)
+    converted = options.model == "tiny" or (place / CARD).is_file()
+    return model.card.parent if converted else options.model
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
