@@ -256,6 +256,13 @@ def test_damage_is_noticed_by_size_by_hash_and_by_vocabulary(make_folder: MakeFo
     PackedDataset(folder, 16, verify=True).row(0)
 
 
+def test_data_of_another_tokenizer_is_refused_where_the_tokenizer_is_given(make_folder: MakeFolder) -> None:
+    folder = make_folder([[2, 3, 4]])
+    PackedDataset(folder, 16, tokenizer=small_tokenizer())
+    with pytest.raises(DataError, match="prepared with another tokenizer"):
+        PackedDataset(folder, 16, tokenizer=small_tokenizer(310))
+
+
 def test_offsets_that_were_damaged_are_noticed(make_folder: MakeFolder) -> None:
     folder = make_folder(numbered([30, 30]), 1000)
     file = folder / "shard-00000.offsets.u64"

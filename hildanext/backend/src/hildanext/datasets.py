@@ -18,7 +18,7 @@ from torch import Tensor
 from hildanext.choice import make
 from hildanext.config import knobs, plain
 from hildanext.errors import ConfigError, DataError
-from hildanext.packing import Encoder, Layout, Piece, ShardWriter, row_order
+from hildanext.packing import Encoder, Layout, Piece, ShardWriter, row_order, tokenizer_hash
 from hildanext.packing.folder import (
     FORMAT,
     open_manifests,
@@ -89,7 +89,7 @@ def prepare(
     source = None if documents is not None else make("source", SOURCES, settings.source)
     encoder = _encoder(settings, tokenizer)
     folder = Path(settings.out) if parts == 1 else Path(settings.out) / part_name(part, parts)
-    identity = _identity(settings, encoder, source, shard)
+    identity = {"tokenizer": tokenizer_hash(tokenizer), **_identity(settings, encoder, source, shard)}
     refuse_other_parts(Path(settings.out), part, parts, identity)
     with locked(folder):
         manifest = read_manifest(folder)
@@ -177,7 +177,6 @@ def _identity(
     return {
         "source": section,
         "input files": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
-        "tokenizer": encoder.hash(),
         "vocab_size": encoder.vocab_size,
         "bos_id": encoder.bos,
         "eos_id": encoder.eos,
@@ -251,8 +250,8 @@ class PackedDataset:
 
     Packing "stream" cuts the token stream into windows, each one document.
 
-    `verify` re-hashes the shards on opening. Raises `DataError` for a folder that is not whole, was tampered with, or
-    holds ids outside its vocabulary.
+    `verify` re-hashes the shards on opening; `tokenizer`, where given, must be the one that made them. Raises
+    `DataError` for a folder that is not whole or was tampered with, and for ids outside its vocabulary.
     """
 
     def __init__(
@@ -262,6 +261,7 @@ class PackedDataset:
         packing: Packing = "documents",
         pad_to_block: int | None = None,
         verify: bool = False,
+        tokenizer: Any = None,
     ) -> None:
         block = pad_to_block if pad_to_block is not None else 1
         if sequence_length < 1 or not 1 <= block <= sequence_length:
@@ -271,6 +271,10 @@ class PackedDataset:
         self.sequence_length, self.packing, self.pad_to_block = sequence_length, packing, pad_to_block
         self.manifests = open_manifests(Path(folder))
         manifest = self.manifests[0][1]
+        if tokenizer is not None and tokenizer_hash(tokenizer) != manifest["tokenizer_hash"]:
+            raise DataError(
+                f"{str(folder)!r} was prepared with another tokenizer", "prepare the text again with this model's"
+            )
         self.vocab_size: int = manifest["vocab_size"]
         self.bos_id: int | None = manifest["bos_id"]
         self.pad_id: int = manifest["pad_id"]

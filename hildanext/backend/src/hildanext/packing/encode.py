@@ -25,15 +25,9 @@ class Encoder:
         eos_token: str | None = None,
         special_tokens_in_text: bool = False,
     ) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer", "give one that has a tokenizer.json")
-        self._backend = type(backend).from_str(backend.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = _private(tokenizer)
         self._backend.encode_special_tokens = not special_tokens_in_text
-        vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
-        self._vocabulary = {token: index for token, index in vocabulary.items() if token != str(tokenizer.mask_token)}
+        self._vocabulary = _vocabulary(tokenizer)
         self.vocab_size = max(self._vocabulary.values()) + 1
         self.bos = self._edge("bos", bos_token, tokenizer.bos_token) if add_bos else None
         self.eos = self._edge("eos", eos_token, tokenizer.eos_token) if add_eos else None
@@ -51,11 +45,6 @@ class Encoder:
         closing = [self.eos] if self.eos is not None and ids[-1:] != [self.eos] else []
         return [*opening, *ids, *closing]
 
-    def hash(self) -> str:
-        """Of the vocabulary and of how a probe is cut; independent of the library that wrote the file."""
-        cut = self._backend.encode(PROBE, add_special_tokens=False).ids
-        return hashlib.sha256(json.dumps([sorted(self._vocabulary.items()), cut]).encode()).hexdigest()
-
     def _edge(self, which: str, given: str | None, own: str | None) -> int:
         token = given if given is not None else own
         if token is None:
@@ -68,3 +57,24 @@ class Encoder:
                 f"{which}_token {str(token)!r} is not in the vocabulary", "give a token that the tokenizer has"
             )
         return self._vocabulary[str(token)]
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Of the vocabulary and of how a probe is cut; independent of the library that wrote the file, and of a mask."""
+    cut = _private(tokenizer).encode(PROBE, add_special_tokens=False).ids
+    return hashlib.sha256(json.dumps([sorted(_vocabulary(tokenizer).items()), cut]).encode()).hexdigest()
+
+
+def _private(tokenizer: Any) -> Any:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer", "give one that has a tokenizer.json")
+    copy = type(backend).from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    everything: dict[str, int] = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
+    return {token: index for token, index in everything.items() if token != str(tokenizer.mask_token)}
