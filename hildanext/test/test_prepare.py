@@ -227,6 +227,7 @@ def messy(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["stories", "dolma"])
 def test_a_kill_at_any_write_leaves_a_folder_that_resumes_to_the_same_bytes(
     kind: str, stories: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
