@@ -217,8 +217,12 @@ def sample(
         ordered, index = probability.sort(-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0
         probability = torch.zeros_like(probability).scatter_(-1, index, ordered)
-    # The generator lives on the CPU, so that a seed gives the same text on every device.
-    return torch.multinomial(probability.cpu(), 1, generator=generator)[:, 0].to(logits.device)
+    # One uniform number per row instead of multinomial's one per id; drawn on the CPU, so that a seed gives the same
+    # text on every device, and summed in fp64, so that rare ids keep their probability.
+    cumulative = probability.double().cumsum(-1)
+    draw = torch.rand(len(cumulative), 1, dtype=torch.float64, generator=generator).to(logits.device)
+    chosen = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)[:, 0]
+    return chosen.clamp_max(logits.shape[-1] - 1)
 
 
 @torch.no_grad()

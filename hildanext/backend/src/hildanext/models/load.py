@@ -65,6 +65,8 @@ def _load_folder(
     fields = check_folder(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     _read_rope(config, fields)
+    if getattr(config, "sliding_window", None) is not None:
+        config.sliding_window = None  # unused (`check_folder` refuses models that use it), but 4.51 warns of it
     settings: dict[str, Any] = {
         DTYPE: dtype,
         "config": config,
