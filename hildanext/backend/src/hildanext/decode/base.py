@@ -6,7 +6,7 @@ configuration. The general contract is `Decoder.decode`; most methods are one `S
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,6 +55,7 @@ EditRule = Callable[[Tensor, Tensor, Canvas], Edit]
 """`edit(logits, where, canvas)`, as `StepDecoder.edit`."""
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """The model's side of decoding; `hildanext.decode.session` is one, a test's table of logits another."""
 

@@ -6,7 +6,7 @@ brings no context raises, so that attention can never silently turn causal.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +19,7 @@ from hildanext.errors import NumericsError
 SEAM = "hilda"
 
 
+@runtime_checkable
 class AttentionContext(Protocol):
     """What one forward knows about attention; `attend` is called once per layer, in layer order."""
 
