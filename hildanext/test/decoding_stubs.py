@@ -1,13 +1,15 @@
-"""Stand-ins for decoding tests: a model whose predictions are a function of the tokens it is fed, and a margin watch."""
+"""Stand-ins for decoding tests: a model whose predictions are a function of its tokens, and a margin watch."""
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
 from hildanext.decode import Canvas, Decoder, Edit
-from hildanext.models import Card
+from hildanext.models import Card, DiffusionModel
 from hildanext.models.card import alignment_fields
-from torch import Tensor
 
 VOCAB = 40
 MASK = VOCAB - 1
@@ -16,10 +18,13 @@ Script = Callable[[list[int], int], Sequence[tuple[int, float]]]
 """`script(tokens of a block, its first position)` gives the candidate and its probability for each token of it."""
 
 
-class ScriptedModel:
-    """Answers as a `DiffusionModel` of block alignment would, from a script; logits are in fp64."""
+class ScriptedModel(DiffusionModel):
+    """A `DiffusionModel` of block alignment without weights: answers from a script, in fp64."""
+
+    device, dtype = torch.device("cpu"), torch.float64
 
     def __init__(self, script: Script, block_size: int = 4, context: int = 512) -> None:
+        nn.Module.__init__(self)
         self.script, self.block_size = script, block_size
         self.card = Card(
             mask_id=MASK, vocab_rows=VOCAB, vocab_real=MASK, block_size=block_size, **alignment_fields("block")
@@ -33,7 +38,6 @@ class ScriptedModel:
             max_position_embeddings=context,
         )
         self.causal_lm = SimpleNamespace(config=config, generation_config=SimpleNamespace(eos_token_id=None))
-        self.device, self.dtype = torch.device("cpu"), torch.float64
         self.forwards = 0
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -55,6 +59,22 @@ class ScriptedModel:
         rest = ((1 - p) / (VOCAB - 2)).clamp_min(1e-300).log().expand(-1, VOCAB).clone()
         rest[:, MASK] = float("-inf")
         return rest.scatter(-1, token[:, None], p.log())
+
+
+class StubTokenizer(PreTrainedTokenizerBase):
+    """What decoding asks of a tokenizer, and nothing else: every token is its number and a space, or a letter."""
+
+    def __init__(self, bos: int | None = None, eos: int | None = None, letters: bool = False) -> None:
+        self.__dict__.update(bos=bos, eos=eos, letters=letters)  # the base class minds ordinary attributes
+
+    bos_token_id = property(lambda self: self.__dict__["bos"])
+    eos_token_id = property(lambda self: self.__dict__["eos"])
+
+    def __repr__(self) -> str:
+        return "StubTokenizer"
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(chr(65 + token) for token in ids) if self.letters else " ".join(str(token) for token in ids)
 
 
 class Watched(Decoder):

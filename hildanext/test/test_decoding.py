@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoding_stubs import MASK, VOCAB, ScriptedModel
+
+from decoding_stubs import MASK, VOCAB, ScriptedModel, StubTokenizer
 from hildanext.choice import make
 from hildanext.decode import (
     DECODERS,
@@ -166,7 +167,7 @@ def test_an_edit_waits_for_the_step_after_the_fill():
 
 
 def test_end_of_text_counts_only_when_everything_before_it_is_final():
-    """V23 and CV-38: an EOS behind a mask does not stop, one that is edited away does not stop, the cut is inclusive."""
+    """V23 and CV-38: an EOS behind a mask does not stop, nor one edited away; the cut is inclusive."""
 
     def early(tokens, position):
         sure = [(A, 0.2), (EOS, 0.9), (C, 0.9), (D, 0.9)]
@@ -187,18 +188,9 @@ def test_end_of_text_counts_only_when_everything_before_it_is_final():
     assert generate_with_eos(model, ThresholdEdit(tau_mask=0.5, tau_edit=None)).tokens == [A, EOS]
 
 
-class EosOnly:
-    """A tokenizer of which decoding asks nothing but its end of text."""
-
-    eos_token_id, bos_token_id = EOS, None
-
-    def decode(self, ids, skip_special_tokens=True):
-        return " ".join(str(token) for token in ids)
-
-
 def generate_with_eos(model, decoder, **settings):
     settings = {"max_new_tokens": 12, "trace": True} | settings
-    return generate(model, EosOnly(), [PROMPT], decoder, GenerationKnobs(**settings))[0]
+    return generate(model, StubTokenizer(eos=EOS), [PROMPT], decoder, GenerationKnobs(**settings))[0]
 
 
 def test_end_of_text_can_be_ignored():
@@ -211,7 +203,12 @@ def test_stop_strings_cut_the_text_and_what_streams():
     seen = []
     settings = GenerationKnobs(max_new_tokens=12, stop=("3 4 1", "zzz"))
     done = generate(
-        ScriptedModel(toy_a), EosOnly(), [PROMPT], ThresholdEdit(), settings, lambda event: seen.append(event)
+        ScriptedModel(toy_a),
+        StubTokenizer(eos=EOS),
+        [PROMPT],
+        ThresholdEdit(),
+        settings,
+        lambda event: seen.append(event),
     )[0]
     assert done.text == "1 2 " and done.finish_reason == "stop"
     assert done.tokens == [A, B, C, D, A]
@@ -222,14 +219,19 @@ def test_stop_strings_cut_the_text_and_what_streams():
 def test_streamed_text_adds_up():
     seen = []
     done = generate(
-        ScriptedModel(toy_a), EosOnly(), [PROMPT], ThresholdEdit(), GenerationKnobs(max_new_tokens=9), seen.append
+        ScriptedModel(toy_a),
+        StubTokenizer(eos=EOS),
+        [PROMPT],
+        ThresholdEdit(),
+        GenerationKnobs(max_new_tokens=9),
+        seen.append,
     )[0]
     assert "".join(event.text for event in seen if event.kind == "text") == done.text == "1 2 3 4 1 2 3 4 1"
 
 
 def test_a_trace_is_json_with_probabilities():
     done = decode(toy_a, ThresholdEdit(tau_mask=0.5, tau_edit=0.0))
-    record = json.loads(json.dumps(trace_record(done.trace, EosOnly())))
+    record = json.loads(json.dumps(trace_record(done.trace, StubTokenizer(eos=EOS))))
     edit = record["steps"][1]["edits"][0]
     assert (edit["position"], edit["old"], edit["new"], edit["old_text"]) == (5, X, B, "5")
     assert edit["probability"] == 0.85

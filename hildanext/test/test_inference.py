@@ -1,15 +1,17 @@
-"""Cached decoding equals uncached decoding, whatever the prompt's length, the batch and the way blocks are committed."""
+"""Cached decoding equals uncached decoding, whatever the prompt's length, the batch and the way of committing."""
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
+
 from conftest import random_model
-from decoding_stubs import MARGIN, MASK, ScriptedModel, Watched
+from decoding_stubs import MARGIN, MASK, ScriptedModel, StubTokenizer, Watched
 from hildanext.ar import Parent, PromptError
 from hildanext.decode import ThresholdEdit
 from hildanext.decode.session import BlockSession
 from hildanext.inference import GenerationKnobs, context_length, generate
+from small_models import small_tokenizer
 
 FAMILIES = ["llama", "qwen2", "qwen3"]
 ALIGNMENTS = ["block", "parent"]
@@ -29,7 +31,7 @@ def run(model, prompts, knobs, **settings):
     return generate(model, None, prompts, decoder, GenerationKnobs(**settings)), decoder
 
 
-@lru_cache(maxsize=None)
+@cache
 def drawn(alignment, case, tau_edit):
     """A model, a prompt and its uncached completion, from the first seed of the case that decides by a margin."""
     family, tau, length = FAMILIES[case % 3], TAUS[case // 3 % 3], LENGTHS[case % len(LENGTHS)]
@@ -156,17 +158,11 @@ def test_editing_finished_blocks_is_exact_with_the_cache(alignment):
 def test_shown_text_is_not_revised():
     """With a window the text waits until its block can no longer change."""
 
-    class Letters:
-        eos_token_id = bos_token_id = None
-
-        def decode(self, ids, skip_special_tokens=True):
-            return "".join(chr(65 + token) for token in ids)
-
     model = random_model("llama", "block", BLOCK, seed=4, layers=2)
     seen = []
     decoder = ThresholdEdit(tau_mask=0.3, tau_edit=0.2, max_post=2, window=1)
     settings = GenerationKnobs(max_new_tokens=20)
-    done = generate(model, Letters(), [[1, 2, 3, 4]], decoder, settings, seen.append)[0]
+    done = generate(model, StubTokenizer(letters=True), [[1, 2, 3, 4]], decoder, settings, seen.append)[0]
     assert "".join(event.text for event in seen if event.kind == "text") == done.text
 
 
@@ -249,7 +245,7 @@ def test_where_a_prediction_is_read(shift, expected):
 def test_block_size_1_is_the_autoregressive_parent(family):
     """`parent` alignment: greedy decoding equals the parent's own, and no forward is spent on a mask."""
     model = random_model(family, "parent", 1)
-    parent = Parent(model.causal_lm, None, banned=model.banned)
+    parent = Parent(model.causal_lm, small_tokenizer(), banned=model.banned)
     for seed in range(5):
         prompt = prompt_of(5, seed)
         theirs = parent.generate(prompt, 12, stop_ids=[])
@@ -306,13 +302,7 @@ def test_prompts_that_cannot_be_answered():
 
 
 def test_an_empty_prompt_starts_from_the_beginning_of_text():
-    class Tokenizer:
-        bos_token_id, eos_token_id = 5, None
-
-        def decode(self, ids, skip_special_tokens=True):
-            return ""
-
     model = random_model("llama", "parent", BLOCK)
     knobs = GenerationKnobs(max_new_tokens=6)
-    empty, explicit = generate(model, Tokenizer(), [[], [5]], ThresholdEdit(), knobs)
+    empty, explicit = generate(model, StubTokenizer(bos=5), [[], [5]], ThresholdEdit(), knobs)
     assert empty.tokens == explicit.tokens and len(empty.tokens) == 6

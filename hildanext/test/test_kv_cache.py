@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from conftest import random_model
 from hildanext import masks
 from hildanext.diffusion import readout_index
