@@ -3,6 +3,7 @@
 import gzip
 import json
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -280,10 +281,22 @@ def test_real_tinystories_are_read(real_data: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_data_set_that_cannot_be_had_says_what_to_do() -> None:
-    source = make("source", SOURCES, {"name": "huggingface", "dataset": "nobody/no-such-data-set"})
-    with pytest.raises(DataError, match="a local folder works too"):
+def test_a_data_set_that_cannot_be_had_says_what_to_do(tmp_path: Path) -> None:
+    absent = {"name": "huggingface", "dataset": "json", "data_files": str(tmp_path / "absent.jsonl")}
+    with pytest.raises(DataError, match="cannot open the data set 'json'.*absent.jsonl.*a local folder works too"):
+        list(make("source", SOURCES, absent).documents())
+
+
+def test_a_stream_that_breaks_off_says_where_and_that_it_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(self: Source, done: int) -> Iterator[dict[str, Any]]:
+        yield from ({"text": story(number), "id": number} for number in range(done, 3))
+        raise ConnectionError("the hub went away")
+
+    monkeypatch.setattr(SOURCES["huggingface"], "_open", rows)
+    source = make("source", SOURCES, {"name": "huggingface", "dataset": "far/away"})
+    with pytest.raises(DataError, match="broke off after 3 rows .the hub went away.*run the same command again"):
         list(source.documents())
+    assert next(source.documents()).text == story(0)
 
 
 def test_a_cursor_and_a_report_survive_json() -> None:

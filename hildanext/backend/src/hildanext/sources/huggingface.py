@@ -7,6 +7,9 @@ from hildanext.config import knobs
 from hildanext.errors import DataError
 from hildanext.sources.base import Cursor, Document, Report, Source
 
+TROUBLES = (OSError, ValueError, EOFError, RuntimeError)
+"""What the library raises for a hub that is out of reach, a name that does not exist, or a file that cannot be read."""
+
 
 @knobs
 class HuggingFace(Source):
@@ -25,10 +28,7 @@ class HuggingFace(Source):
         self, report: Report, shard: int = 0, shards: int = 1, start: Cursor | None = None
     ) -> Iterator[tuple[Document, Cursor]]:
         done = start.record if start is not None else 0
-        rows = self._open()
-        if done:
-            rows = rows.skip(done)
-        for record, row in enumerate(rows, start=done):
+        for record, row in self._rows(done):
             if record % shards != shard:
                 continue
             where = f"{self.dataset} row {record + 1}"
@@ -40,17 +40,38 @@ class HuggingFace(Source):
             else:
                 yield Document(text, str(row.get(self.id_field, where))), Cursor(0, 0, record + 1)
 
-    def _open(self) -> Any:
+    def _rows(self, done: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        rows = iter(self._open(done))
+        record = done
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except TROUBLES as problem:
+                raise DataError(
+                    f"the data set {self.dataset!r} broke off after {record} rows ({_reason(problem)})",
+                    "run the same command again: it goes on after the last whole shard",
+                ) from None
+            yield record, row
+            record += 1
+
+    def _open(self, done: int) -> Any:
         try:
             import datasets
         except ModuleNotFoundError:
             raise DataError("the huggingface source needs the package 'datasets'", "pip install datasets") from None
         options = {"revision": self.revision} if self.data_files is None else {"data_files": self.data_files}
         try:
-            return datasets.load_dataset(self.dataset, self.subset, split=self.split, streaming=True, **options)
-        except (OSError, ValueError, RuntimeError) as problem:
-            reason = str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__
+            rows = datasets.load_dataset(self.dataset, self.subset, split=self.split, streaming=True, **options)
+        except TROUBLES as problem:
             raise DataError(
-                f"cannot open the data set {self.dataset!r} ({reason})",
+                f"cannot open the data set {self.dataset!r} ({_reason(problem)})",
                 "check its name, subset and split, and that the hub can be reached; a local folder works too",
             ) from None
+        return rows.skip(done) if done else rows
+
+
+def _reason(problem: BaseException) -> str:
+    text = str(problem).strip()
+    return text.splitlines()[0][:200] if text else type(problem).__name__
