@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
 from hildanext.models import Card, DiffusionModel
 from hildanext.models.attention import install_seam
 from hildanext.models.card import alignment_fields
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 torch.set_num_threads(int(os.environ.get("HILDA_TEST_THREADS", "1")))
 

@@ -224,9 +224,7 @@ def noisings(
         yield [(masked.to(scored.device), weight.to(scored.device)) for masked, weight in pair]
 
 
-def _first_k(
-    scored: Tensor, rank: Tensor, k: Tensor, free: Tensor, blocks: Tensor
-) -> tuple[Tensor, Tensor]:
+def _first_k(scored: Tensor, rank: Tensor, k: Tensor, free: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
     return scored & (rank < k[blocks]), (free / k.clamp_min(1))[blocks]
 
 

@@ -23,9 +23,7 @@ CSS = """
 LIGHT = (
     "--mask:#9fb4cc;--draft:#c9ecd0;--edit:#ffd76a;--w0:#e8f1fb;--w1:#cfe3f8;--w2:#b4d2f3;--w3:#98c0ed;--w4:#7caee6;"
 )
-DARK = (
-    "--mask:#54677e;--draft:#1f5130;--edit:#7a5a00;--w0:#16202c;--w1:#1b2f45;--w2:#213f60;--w3:#28507c;--w4:#306199;"
-)
+DARK = "--mask:#54677e;--draft:#1f5130;--edit:#7a5a00;--w0:#16202c;--w1:#1b2f45;--w2:#213f60;--w3:#28507c;--w4:#306199;"
 
 Steps = Sequence[Mapping[str, Any]]
 

@@ -40,7 +40,7 @@ class Guard:
         self.spikes = self.spikes + 1 if loss > self.knobs.spike_factor * usual else 0
         if self.spikes >= self.knobs.patience:
             raise TrainingStopped(
-                f"the loss has been above {self.knobs.spike_factor} x its median for {self.spikes} steps (now {loss:.3f})",
+                f"the loss is above {self.knobs.spike_factor} x its median for {self.spikes} steps (now {loss:.3f})",
                 "the last checkpoint is kept; resume with a lower learning rate",
             )
         self.losses.append(loss)

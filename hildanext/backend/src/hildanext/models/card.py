@@ -58,7 +58,7 @@ def read_card(folder: str | Path) -> Card:
     except FileNotFoundError:
         raise CheckpointError(
             f"{str(folder)!r} has no {CARD}",
-            "a diffusion checkpoint carries one; if this is an autoregressive model, convert it first: hildanext convert",
+            "a diffusion checkpoint carries one; an autoregressive model is converted first: hildanext convert",
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise CheckpointError(f"{path} is broken ({problem})", "copy the checkpoint again") from None

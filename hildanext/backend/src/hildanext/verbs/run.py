@@ -6,6 +6,7 @@ hildanext run hildanext/runs/configs/demo.json --set folder=/tmp/demo --set seed
 
 import argparse
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hildanext.stages import STAGES
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"done in {time.perf_counter() - begun:.0f} s: {recipe['folder']}")
     for outcome in outcomes.values():
         if "report" in outcome:
-            print(f"report: {outcome['report']}")
+            print(f"report: {Path(outcome['report']).resolve()}")
     return 0
 
 
