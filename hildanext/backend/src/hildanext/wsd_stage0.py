@@ -26,7 +26,7 @@ from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_di
 from hildanext.models.start import start_conversion
 from hildanext.plots import training_plots
 from hildanext.runfolder import open_run
-from hildanext.runtime import choose_device, machine, seed_everything
+from hildanext.runtime import accelerates_bf16, choose_device, machine, seed_everything
 from hildanext.schedules import Rung, check_rungs, rung_at, total_tokens
 from hildanext.supervision import SUPERVISIONS, SupervisedStep, Supervision
 from hildanext.supervision.mask_to_token import MaskToToken
@@ -262,11 +262,13 @@ def _teacher(
         return None
     if knobs_.lora is not None:
         return Parent(model.causal_lm, None, model.banned)  # type: ignore[arg-type]
+    # Autocast would compute the parent in this dtype anyway; stored in it, no weight is cast again and again.
+    dtype = torch.bfloat16 if knobs_.train.precision != "no" and accelerates_bf16(device) else torch.float32
     frozen, tokenizer = start_conversion(
         knobs_.parent,
         knobs_.alignment,
         knobs_.block_size,
-        torch.float32,
+        dtype,
         device,
         trust_remote_code=knobs_.trust_remote_code,
     )

@@ -1,0 +1,66 @@
+"""Collect finished conversions into one small folder: a table, the curves, the configurations.
+
+python hildanext/scripts/collect_results.py --out hildanext/docs/results/smollm2 runs/block-straight runs/parent-straight
+
+Each run folder is one that `hildanext convert --out` made; where it holds `eval/eval.json`, as
+`hildanext eval --out RUN/eval` leaves it, its figures join the table.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hildanext.errors import HildaError
+from hildanext.log import read_metrics
+from hildanext.plots import comparison_figure, save, training_plots
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--title", default="held-out bound at block 32, SmolLM2-135M on TinyStories")
+    parser.add_argument("--curve-of", type=Path, help="a run whose training plots are copied as well")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    metrics = {run.name: read_metrics(run / "metrics.jsonl") for run in options.runs}
+    save(comparison_figure(metrics, title=options.title), options.out / "comparison.png")
+    rows = [_row(run, metrics[run.name]) for run in options.runs]
+    (options.out / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (options.out / "comparison.md").write_text(_table(rows), encoding="utf-8")
+    if options.curve_of is not None:
+        training_plots(read_metrics(options.curve_of / "metrics.jsonl"), options.out / options.curve_of.name)
+    return 0
+
+
+def _row(run: Path, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a run did and where it ended. Raises `HildaError` where it is not a run's folder."""
+    steps = [line for line in metrics if line["kind"] == "train"]
+    bounds = [line for line in metrics if line["kind"] == "eval"]
+    if not steps or not bounds:
+        raise HildaError(f"{run} holds no finished conversion", "name folders made by hildanext convert --out")
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    evaluated = run / "eval" / "eval.json"
+    return {
+        "run": run.name,
+        "tokens": steps[-1]["tokens"],
+        "steps": steps[-1]["step"],
+        "training_seconds": round(sum(line["seconds"] for line in steps)),
+        "curve": [[line["tokens"], round(line["bound"], 4), round(line["bound_se"], 4)] for line in bounds],
+        "machine": record.get("machine", {}),
+        "convert": record["config"]["convert"],
+        "eval": json.loads(evaluated.read_text(encoding="utf-8")) if evaluated.is_file() else None,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| run | data tokens | steps | seconds | bound at the working block size, held out |", "|---|---|---|---|---|"]
+    for row in rows:
+        path = " / ".join(f"{bound:.2f}" for _, bound, _ in row["curve"])
+        lines.append(f"| {row['run']} | {row['tokens']:,} | {row['steps']} | {row['training_seconds']} | {path} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
