@@ -86,10 +86,22 @@ class TerminalView:
         for name in ("mask", "draft", "edit"):
             picture.append(f" {name} ", style=STYLES[name])
         picture.append("\n")
-        for at in sorted(self.cells):
+        for at in self._visible():
             text, how = self.cells[at]
             picture.append(text, style=STYLES[how])
         return picture
+
+    def _visible(self) -> list[int]:
+        """The last positions, as many as the screen surely holds (a line break may cost a whole line)."""
+        room = self.console.width * max(self.console.height - 4, 1)
+        shown: list[int] = []
+        for at in sorted(self.cells, reverse=True):
+            text = self.cells[at][0]
+            room -= len(text) + self.console.width * text.count("\n")
+            if room < 0:
+                break
+            shown.append(at)
+        return shown[::-1]
 
     def line(self, step: Step) -> Text:
         """One step as one line: counts, then the active block with masks, drafts and edits marked."""

@@ -39,7 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument(
-        "--trace", nargs="?", const="", metavar="FILE", help="show the denoising; keep it as JSON in FILE"
+        "--trace",
+        nargs="?",
+        const="trace.json",
+        metavar="FILE",
+        help="show the denoising; keep it in FILE (trace.json)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt and nothing else")
     parser.add_argument("--device", default="auto")
