@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from hildanext import masks
-from hildanext.ar import Parent
 from hildanext.bench.likelihood import (
     LikelihoodKnobs,
     bound,
@@ -24,6 +23,7 @@ from hildanext.diffusion import block_index, elbo_weight, mask_tokens
 from hildanext.masks import Rows
 from hildanext.models import Card, DiffusionModel
 from hildanext.models.attention import MaskedAttention
+from test_bench import parent_of
 
 EOS = 1
 ALIGNMENTS = ["block", "parent"]
@@ -107,16 +107,10 @@ def test_block_size_one_is_the_token_by_token_probability(make_model, batch, fam
 
 def test_parent_alignment_at_block_size_one_is_the_parent(make_model, batch):
     model = make_model("qwen3", "parent")
-    parent = Parent(model.causal_lm, tokenizer=Any_, banned=model.banned)
+    parent = parent_of(model)
     ours, theirs = exact(model, [batch], EOS), parent_likelihood(parent, [batch], EOS)
     assert ours.nats == pytest.approx(theirs.nats, abs=1e-9)
     assert ours.tokens == theirs.tokens
-
-
-class Any_:
-    """A tokenizer that is never asked."""
-
-    eos_token_id = EOS
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
@@ -135,12 +129,12 @@ def test_the_bound_is_the_average_over_orders(make_model, alignment, estimator):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_the_standard_error_is_the_spread_of_repeated_estimates(make_model, batch, alignment):
-    """Never too small; stratification makes the true spread smaller than the independent-draws formula."""
+    """Over sixty seeds; the formula takes stratified draws for independent ones."""
     model = make_model("llama", alignment, layers=1)
     found = [bound(model, [batch], 4, EOS, LikelihoodKnobs(draws=4, seed=seed)) for seed in range(60)]
     nats = torch.tensor([one.nats for one in found])
     claimed = sum(one.se for one in found) / len(found)
-    assert 0.3 * claimed < float(nats.std()) < 1.15 * claimed
+    assert 0.6 * claimed < float(nats.std()) < 1.15 * claimed
 
 
 def test_one_draw_has_a_standard_error_too(make_model, batch):
@@ -189,7 +183,7 @@ def test_every_draw_masks_as_many_tokens_as_its_weight_says(batch):
     sizes = torch.bincount(blocks[scored], minlength=int(blocks.max()) + 1)
     levels = []
     for pair in noisings(scored, blocks, 4, "count", torch.Generator().manual_seed(0)):
-        (masked, weight), = pair
+        ((masked, weight),) = pair
         assert not (masked & ~scored).any()
         masks_in = torch.bincount(blocks[masked], minlength=len(sizes))
         levels.append(masks_in)
