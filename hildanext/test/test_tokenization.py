@@ -8,6 +8,7 @@ from hildanext.models.attention import MaskedAttention
 from hildanext.models.card import Card, alignment_fields
 from hildanext.models.start import start_conversion
 from hildanext.tokenization import (
+    grow_rows,
     initial_row,
     is_tied,
     load_tokenizer,
@@ -38,9 +39,18 @@ def test_a_full_embedding_grows_to_a_multiple_of_64_and_stays_tied(family, tied)
     assert resolve_mask_id(tokenizer, causal_lm) == (64, 64)
     after = [causal_lm.get_input_embeddings().weight, causal_lm.get_output_embeddings().weight]
     for old, new in zip(before, after, strict=True):
-        assert new.shape == (128, 32) and torch.equal(new[:64], old) and new[64:].isfinite().all()
+        assert new.shape == (128, 32) and torch.equal(new[:64], old)
+        assert torch.equal(new[64:], initial_row(old, 64))
     assert is_tied(causal_lm) == tied
     assert causal_lm.config.vocab_size == 128
+
+
+def test_an_embedding_is_never_shrunk():
+    causal_lm = small_causal(rows=192)
+    for needed in (3, 64, 100, 192):
+        assert grow_rows(causal_lm, needed) == 192
+        assert causal_lm.get_input_embeddings().weight.shape[0] == 192
+    assert grow_rows(causal_lm, 193) == 256
 
 
 def test_asking_twice_changes_nothing():

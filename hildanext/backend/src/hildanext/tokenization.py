@@ -110,7 +110,6 @@ def real_ids(card: Any, tokenizer: PreTrainedTokenizerBase) -> Bool[Tensor, " vo
     """
     real = torch.zeros(card.vocab_rows, dtype=torch.bool)
     real[[index for index in tokenizer.get_vocab().values() if index < card.vocab_rows]] = True
-    real[card.vocab_real :] = False
     outside = {card.mask_id, *card.never, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     real[[index for index in outside if index < card.vocab_rows]] = False
     return real
