@@ -2,8 +2,8 @@
 
     python hildanext/scripts/train_tiny.py ar --data train.txt --work build/tiny
     python hildanext/scripts/train_tiny.py install-ar --work build/tiny
-    python hildanext/scripts/train_tiny.py twin --config hildanext/runs/configs/tiny.json --work build/tiny
-    python hildanext/scripts/train_tiny.py install-twin --checkpoint build/tiny/twin/final
+    python hildanext/scripts/train_tiny.py twin
+    python hildanext/scripts/train_tiny.py install-twin --checkpoint build/tiny/run/convert/checkpoint
 
 `ar` wants TinyStories (stories separated by `<|endoftext|>` lines, CDLA-Sharing-1.0) and takes about a quarter
 of an hour of one core; killed, it goes on where it was. Same data, same seed, same machine: same weights.
@@ -286,8 +286,8 @@ def install_ar(arguments: argparse.Namespace) -> None:
 
 
 def train_twin(arguments: argparse.Namespace) -> None:
-    """Convert the installed autoregressive half with the project's own stage 0."""
-    command = ["convert", "--config", arguments.config]
+    """Sample a corpus from the installed autoregressive half and convert it with the project's own stage 0."""
+    command = ["run", arguments.config]
     for assignment in arguments.set:
         command += ["--set", assignment]
     subprocess.run([sys.executable, "-m", "hildanext.cli", *command], check=True)
@@ -319,7 +319,7 @@ def main() -> None:
     step.add_argument("--work", default="build/tiny")
     step.set_defaults(run=install_ar)
     twin = steps.add_parser("twin")
-    twin.add_argument("--config", required=True)
+    twin.add_argument("--config", default="hildanext/runs/configs/tiny.json")
     twin.add_argument("--set", action="append", default=[])
     twin.set_defaults(run=train_twin)
     step = steps.add_parser("install-twin")
