@@ -1,6 +1,6 @@
 """Collect finished conversions into one small folder: a table, the curves, the configurations.
 
-python hildanext/scripts/collect_results.py --out hildanext/docs/results/smollm2 runs/block-straight runs/parent-straight
+python hildanext/scripts/collect_results.py --out hildanext/docs/results/smollm2 runs/block runs/parent
 
 Each run folder is one that `hildanext convert --out` made; where it holds `eval/eval.json`, as
 `hildanext eval --out RUN/eval` leaves it, its figures join the table.
@@ -55,7 +55,8 @@ def _row(run: Path, metrics: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| run | data tokens | steps | seconds | bound at the working block size, held out |", "|---|---|---|---|---|"]
+    heads = "| run | data tokens | steps | seconds | bound at the working block size, held out |"
+    lines = [heads, "|---|---|---|---|---|"]
     for row in rows:
         path = " / ".join(f"{bound:.2f}" for _, bound, _ in row["curve"])
         lines.append(f"| {row['run']} | {row['tokens']:,} | {row['steps']} | {row['training_seconds']} | {path} |")
