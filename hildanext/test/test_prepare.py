@@ -182,6 +182,26 @@ def test_token_documents_resume_too(tmp_path: Path, kind: str) -> None:
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
+def test_a_torn_journal_and_files_it_does_not_know_are_no_trouble(stories: dict[str, Any], tmp_path: Path) -> None:
+    settings, out = knobs(stories, tmp_path / "a", shard_tokens=500), tmp_path / "a"
+    prepare(knobs(stories, tmp_path / "b", shard_tokens=500), small_tokenizer())
+    interrupt(lambda: prepare(settings, small_tokenizer(), progress=after(40)))
+    with open(out / "journal.jsonl", "ab") as journal:
+        journal.write(b'{"cursor": [0, 12')
+    (out / "shard-00099.tokens.u32").write_bytes(b"left over")
+    (out / "shard-00002.tokens.u32.tmp-1").write_bytes(b"left over")
+    prepare(settings, small_tokenizer())
+    assert files_of(out) == files_of(tmp_path / "b")
+
+
+def test_a_damaged_journal_says_what_to_do(stories: dict[str, Any], tmp_path: Path) -> None:
+    settings, out = knobs(stories, tmp_path / "a", shard_tokens=500), tmp_path / "a"
+    interrupt(lambda: prepare(settings, small_tokenizer(), progress=after(40)))
+    (out / "journal.jsonl").write_bytes(b"\0" * 100 + b"\n")
+    with pytest.raises(DataError, match="journal.jsonl is damaged: delete"):
+        prepare(settings, small_tokenizer())
+
+
 @pytest.mark.parametrize("bad", [300, -1, 2**32 + 5])
 def test_an_id_outside_the_vocabulary_is_an_error_and_never_wrapped(tmp_path: Path, bad: int) -> None:
     with pytest.raises(DataError, match=f"document 2 holds token id {bad}, outside the vocabulary of 300"):
