@@ -75,14 +75,14 @@ class CausalCache:
 class Parent:
     """An autoregressive model loaded by `load_parent`; a parent-aligned diffusion model's `causal_lm` serves too.
 
-    `banned` ids (shape [vocab], e.g. `DiffusionModel.banned`) get no probability: without them a grown
+    Without a tokenizer it scores and generates, but knows no end of text. `banned` ids (shape [vocab], e.g. `DiffusionModel.banned`) get no probability: without them a grown
     matrix would spend some on the mask.
     """
 
     def __init__(
         self,
         causal_lm: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         banned: Bool[Tensor, " vocab"] | None = None,
     ) -> None:
         self.causal_lm = causal_lm
@@ -198,8 +198,10 @@ class Parent:
             )
 
 
-def default_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+def default_stops(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """The ids that end a text; none where there is no tokenizer or it knows no end."""
+    known = tokenizer is not None and tokenizer.eos_token_id is not None
+    return [int(tokenizer.eos_token_id)] if known else []
 
 
 def sample(

