@@ -75,7 +75,8 @@ class CausalCache:
 class Parent:
     """An autoregressive model loaded by `load_parent`; a parent-aligned diffusion model's `causal_lm` serves too.
 
-    Without a tokenizer it scores and generates, but knows no end of text. `banned` ids (shape [vocab], e.g. `DiffusionModel.banned`) get no probability: without them a grown
+    Without a tokenizer it scores and generates, but knows no end of text.
+    `banned` ids (shape [vocab], e.g. `DiffusionModel.banned`) get no probability: without them a grown
     matrix would spend some on the mask.
     """
 
@@ -200,8 +201,9 @@ class Parent:
 
 def default_stops(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """The ids that end a text; none where there is no tokenizer or it knows no end."""
-    known = tokenizer is not None and tokenizer.eos_token_id is not None
-    return [int(tokenizer.eos_token_id)] if known else []
+    if tokenizer is None or tokenizer.eos_token_id is None:
+        return []
+    return [int(tokenizer.eos_token_id)]
 
 
 def sample(
@@ -242,9 +244,10 @@ def sample_documents(
     At temperature 1 and top_p 1 these are exact samples: the parent's likelihood is the data's entropy (a document
     cut at `max_tokens` ends there). Batch b depends on (seed, b, batch_size) alone.
     """
-    start_id = parent.tokenizer.bos_token_id
-    if start_id is None:
-        start_id = parent.tokenizer.eos_token_id
+    ends = default_stops(parent.tokenizer)
+    start_id = parent.tokenizer.bos_token_id if parent.tokenizer is not None else None
+    if start_id is None and ends:
+        start_id = ends[0]
     if start_id is None:
         raise PromptError("the tokenizer has neither BOS nor EOS", "documents cannot be sampled without a first token")
     parent._check(1, max_tokens)
