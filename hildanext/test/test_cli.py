@@ -19,7 +19,7 @@ from hildanext.stages import STAGES
 from hildanext.verbs import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "hildanext" / "runs" / "configs").glob("*.json"))
+CONFIGS = sorted((ROOT / "hildanext" / "runs" / "configs").rglob("*.json"))
 
 
 def test_without_a_verb_it_prints_its_help(capsys):
@@ -96,6 +96,16 @@ def test_a_run_that_does_not_validate_is_one_line_and_exit_2(verb, run, assignme
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_of_the_repository_holds(path, capsys):
+    assert main(["check", str(path)]) == 0, capsys.readouterr().err
+
+
+def test_check_takes_the_sections_of_a_single_verb_too(tmp_path, capsys):
+    path = tmp_path / "convert.json"
+    sections = {"convert": {"parent": "tiny", "wsd": [{"phase": "stable", "block_size": 32, "tokens": 64}]}, "data": {}}
+    path.write_text(json.dumps(sections))
+    assert main(["check", str(path)]) == 0, capsys.readouterr().err
+    assert main(["check", str(path), "--set", "convert.wsd=[]"]) == 2
+    path.write_text(json.dumps({"prepare": {"source": {"name": "text", "path": "x"}, "out": "y"}}))
     assert main(["check", str(path)]) == 0, capsys.readouterr().err
 
 

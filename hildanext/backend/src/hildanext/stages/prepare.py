@@ -78,6 +78,8 @@ def load_tokenizer(place: Path) -> Any:
 def _parts(section: Mapping[str, Any], context: StageContext) -> dict[str, dict[str, Any]]:
     shared = {key: value for key, value in section.items() if key not in (*PARTS, "tokenizer")}
     given = [name for name in PARTS if isinstance(section.get(name), Mapping)]
+    if not given and "source" in shared:
+        return {"train": {"out": str(context.room / "train"), **shared}}
     if not given:
         raise ConfigError("prepare has no parts", 'give "train" and "valid", each with a "source"')
     return {name: {"out": str(context.room / name), **merge(shared, section[name])} for name in given}

@@ -5,6 +5,7 @@ hildanext check hildanext/runs/configs/demo.json
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from hildanext.stages import STAGES
 from hildanext.verbs import add_recipe_flags, read_recipe
@@ -17,6 +18,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from hildanext.recipe import check
 
-    steps = check(read_recipe(options), STAGES)
+    steps = check(as_recipe(read_recipe(options)), STAGES)
     print(f"{Path(options.config).name} holds: {', '.join(step.key for step in steps)}")
     return 0
+
+
+def as_recipe(run: dict[str, Any]) -> dict[str, Any]:
+    """A run for a single verb has sections and no stages: the stages are then the sections it has."""
+    if "stages" in run:
+        return run
+    return {"folder": "", **run, "stages": [{"stage": name} for name in STAGES if name in run]}
