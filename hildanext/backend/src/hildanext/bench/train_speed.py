@@ -39,7 +39,7 @@ class TrainSpeedKnobs:
 
     sequence_length: int = Field(default=256, ge=2)
     block_size: int = Field(default=32, ge=1)
-    batch_size: int = Field(default=2, ge=1)
+    batch_size: int = Field(default=4, ge=1)
     repeats: int = Field(default=5, ge=1)
     plain: bool = True
     """Also measure the plain implementation (it needs memory for the logits of all 2L positions)."""
