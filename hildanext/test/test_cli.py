@@ -150,6 +150,8 @@ def test_a_real_ctrl_c_ends_the_process_with_130(tmp_path):
         "m.stage = stage; sys.modules['slow'] = m; stages.STAGES['prepare'] = 'slow'\n"
         f"sys.exit(cli.main(['run', {written(tmp_path)!r}]))\n"
     )
+    # Started from a background job, a process ignores Ctrl-C unless told otherwise.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while "inside" not in (line := process.stdout.readline()):

@@ -55,7 +55,11 @@ class ConvertKnobs:
     block_size: int = Field(default=32, ge=1)
     """The block size the checkpoint is meant to decode with; validation measures the bound at it."""
     wsd: tuple[Rung, ...]
-    losses: tuple[dict[str, Any], ...] = ({"name": "m2t"}, {"name": "t2t"})
+    losses: tuple[dict[str, Any], ...] = (
+        {"name": "m2t", "weight": 0.5},
+        {"name": "kl", "weight": 0.5},
+        {"name": "t2t", "keep": 0.1},
+    )
     t_range: tuple[float, float] = (0.05, 1.0)
     complementary: bool = False
     replace_rate: float = Field(default=0.1, ge=0, le=1)
@@ -90,7 +94,7 @@ def convert(
         knobs_.parent, knobs_.alignment, knobs_.block_size, torch.float32, device,
         mask_delta=knobs_.lora is not None, trust_remote_code=knobs_.trust_remote_code,
     )  # fmt: skip
-    dataset, valid = open_data(data.train, data), open_data(data.valid, data)
+    dataset, valid = (open_data(folder, data, tokenizer) for folder in (data.train, data.valid))
     for part in (dataset, valid):
         if part.vocab_size > model.card.vocab_rows:
             raise ConfigError(
@@ -146,8 +150,9 @@ def make_losses(knobs_: ConvertKnobs) -> dict[str, Supervision]:
     return losses
 
 
-def open_data(folder: str, data: DataKnobs) -> PackedDataset:
-    return PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block)
+def open_data(folder: str, data: DataKnobs, tokenizer: Any) -> PackedDataset:
+    """Raises `DataError` where the shards are not whole or were cut by another tokenizer."""
+    return PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block, tokenizer=tokenizer)
 
 
 def _real_ids(model: DiffusionModel, tokenizer: Any) -> Tensor:
