@@ -20,7 +20,7 @@ MODES: dict[str, dict[str, Any]] = {
 MODE_ALIASES: dict[str, str] = {"speed": "S_MODE", "quality": "Q_MODE"}
 
 MODE_MEANS: dict[str, str] = {"S_MODE": "speed", "Q_MODE": "quality"}
-"""What a mode measures as: S needs fewer forwards, Q takes fewer risks (each run prints its own numbers)."""
+"""What a mode is published as. What it is for a model and a prompt, each run prints: tokens/s, tokens per forward."""
 
 EFFORTS: dict[str, dict[str, Any]] = {
     "instant": {"tau_mask": 0.3, "tau_edit": None, "max_post": 0},

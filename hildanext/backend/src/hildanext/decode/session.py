@@ -248,18 +248,13 @@ class BlockSession:
         """Logits that predict the positions at `where`, from a forward that fed `clean[r]` tokens before them."""
         row, place = where.nonzero(as_tuple=True)
         begins = [row.start for row in self.rows] if first is None else [first]
-        if not self.cached:
-            clean = begins
-        skipped = torch.tensor(clean, device=hidden.device)
-        if self.card.shift == "left":
+        skipped = torch.tensor(list(clean) if self.cached else begins, device=hidden.device)
+        if self.card.shift == "left":  # one state further left; where nothing clean was fed, the boundary
             blocks = torch.tensor([begin // self.block for begin in begins], device=hidden.device)
             boundary = self.boundary if only is None else self.boundary[only : only + 1]
             before = boundary[torch.arange(len(blocks), device=hidden.device), blocks]
             hidden = torch.cat([before[:, None], hidden], 1)
-            index = torch.where(place == 0, 0, skipped[row] + place)
-        else:
-            index = skipped[row] + place
-        return self.model.logits(hidden[row, index])
+        return self.model.logits(hidden[row, skipped[row] + place])
 
     def _has_ended(self, r: int) -> bool:
         row = self.rows[r]

@@ -140,7 +140,7 @@ def _mode(options: argparse.Namespace, section: dict[str, Any]) -> str:
     from hildanext.decode import MODE_MEANS, mode_name
 
     name = mode_name(options.mode if options.mode is not None else "S_MODE")
-    return f"{name} (measures as {MODE_MEANS[name]})"
+    return f"{name} (published as {MODE_MEANS[name]})"
 
 
 class _Watcher:
