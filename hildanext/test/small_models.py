@@ -151,5 +151,3 @@ def small_gguf(path: Path, causal_lm: Qwen2ForCausalLM) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
