@@ -20,6 +20,7 @@ from hildanext.supervision.autoregressive import Autoregressive
 from hildanext.supervision.distillation import ParentDistillation
 from hildanext.supervision.linear_cross_entropy import linear_cross_entropy
 from hildanext.supervision.mask_to_token import MaskToToken
+from hildanext.supervision.representation import RepresentationAlignment
 from hildanext.supervision.token_to_token import TokenToToken
 
 MASK = 61
@@ -30,6 +31,8 @@ CASES = [  # every loss, once mild and once harsh
     {"name": "t2t", "weight": 5.0, "keep": 2.0, "keep_share": 1.0},
     {"name": "ar"},
     {"name": "ar", "weight": 2.0},
+    {"name": "align"},
+    {"name": "align", "weight": 10.0},
     {"name": "kl"},
     {"name": "kl", "weight": 4.0, "elbo": False},
 ]
@@ -281,6 +284,16 @@ def test_V21_with_adapters_off_the_teacher_is_the_parent_and_kl_starts_at_zero()
                 parameter.zero_()
     step = SupervisedStep(model, {"kl": ParentDistillation()}, model.head.detach())
     assert abs(step(view, teacher_hidden=off).total.item()) < 1e-10
+
+
+def test_alignment_is_one_minus_the_cosine_at_masked_tokens():
+    """At block size 1 under the parent's alignment the states are the parent's own, and the loss is zero."""
+    model = random_model(alignment="parent")
+    step = SupervisedStep(model, {"align": RepresentationAlignment()})
+    view = make_view(block=1, t=1.0)
+    own = Parent(model.causal_lm, None).hidden(view.clean, view.document, view.position)
+    assert abs(step(view, teacher_hidden=own).total.item()) < 1e-10
+    assert step(view, teacher_hidden=-own).total.item() == pytest.approx(2.0 * 2 * 15, rel=1e-9)
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])

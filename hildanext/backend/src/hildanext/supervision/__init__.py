@@ -5,6 +5,7 @@ from hildanext.supervision.base import Supervision, Weights
 from hildanext.supervision.distillation import ParentDistillation
 from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.supervision.objective import Outcome, SupervisedStep
+from hildanext.supervision.representation import RepresentationAlignment
 from hildanext.supervision.token_to_token import TokenToToken
 
 SUPERVISIONS: dict[str, type[Supervision]] = {
@@ -12,6 +13,7 @@ SUPERVISIONS: dict[str, type[Supervision]] = {
     "t2t": TokenToToken,
     "ar": Autoregressive,
     "kl": ParentDistillation,
+    "align": RepresentationAlignment,
 }
 
 __all__ = ["SUPERVISIONS", "Outcome", "Supervision", "SupervisedStep", "Weights"]

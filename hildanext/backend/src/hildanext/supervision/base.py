@@ -22,6 +22,7 @@ class Weights:
 
     cross_entropy: Float[Tensor, "batch seq"] | None = None
     divergence: Float[Tensor, "batch seq"] | None = None
+    alignment: Float[Tensor, "batch seq"] | None = None
     stream: Stream = "noisy"
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from hildanext import masks
 from hildanext.diffusion import Layout, View, clean_readout_index, layout_of, model_input, readout_index, targets
@@ -40,6 +41,7 @@ class _Stream:
     where: tuple[Tensor, Tensor]
     cross_entropy: Float[Tensor, " rows"]
     divergence: Float[Tensor, " rows"] | None
+    alignment: Float[Tensor, " rows"] | None
 
 
 class SupervisedStep(nn.Module):
@@ -96,11 +98,12 @@ class SupervisedStep(nn.Module):
                 continue
             labels = view.clean[rows.where]
             teacher = None
-            if rows.divergence is not None and teacher_hidden is not None:
+            if teacher_hidden is not None:
                 before = (rows.where[0], (rows.where[1] - 1).clamp_min(0))
                 teacher = teacher_hidden[before]
+            states = hidden.flatten(0, 1)[rows.index]
             losses = linear_cross_entropy(
-                hidden.flatten(0, 1)[rows.index],
+                states,
                 self.model.head,
                 labels,
                 rows.cross_entropy,
@@ -110,9 +113,12 @@ class SupervisedStep(nn.Module):
                 self.teacher_head,
                 self.chunk,
             )
+            apart = _apart(states, teacher) if rows.alignment is not None and teacher is not None else None
             total = total + losses.total
+            if apart is not None and rows.alignment is not None:
+                total = total + (rows.alignment * apart).sum()
             for name, weight in members.items():
-                sums[name] = _weighted(weight, rows.where, losses.cross_entropy, losses.divergence)
+                sums[name] = _weighted(weight, rows.where, losses.cross_entropy, losses.divergence, apart)
             if stream == "noisy":
                 counts = _accuracy(view, rows.where, losses.predicted == labels)
             if drafting:
@@ -138,7 +144,8 @@ def _rows(members: Mapping[str, Weights], readout: Tensor, fed: int, also: Tenso
     """Gather every token with a weight, and those that `also` names."""
     cross_entropy = _sum(weight.cross_entropy for weight in members.values())
     divergence = _sum(weight.divergence for weight in members.values())
-    wanted = _sum(part != 0 for part in (cross_entropy, divergence) if part is not None)
+    alignment = _sum(weight.alignment for weight in members.values())
+    wanted = _sum(part != 0 for part in (cross_entropy, divergence, alignment) if part is not None)
     wanted = _sum((wanted, also))
     if wanted is None:
         return None
@@ -154,7 +161,14 @@ def _rows(members: Mapping[str, Weights], readout: Tensor, fed: int, also: Tenso
         if cross_entropy is not None
         else torch.zeros(len(index), device=index.device),
         divergence=None if divergence is None else divergence[where],
+        alignment=None if alignment is None else alignment[where],
     )
+
+
+def _apart(states: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cosine of each pair of states, in at least fp32."""
+    wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+    return 1.0 - cosine_similarity(states.to(wide), teacher.to(wide), dim=-1)
 
 
 def _draft(
@@ -176,12 +190,16 @@ def _sum(parts: Iterable[Tensor | None]) -> Tensor | None:
     return sum(present[1:], present[0]) if present else None
 
 
-def _weighted(weight: Weights, where: tuple[Tensor, Tensor], cross_entropy: Tensor, divergence: Tensor) -> Tensor:
+def _weighted(
+    weight: Weights, where: tuple[Tensor, Tensor], cross_entropy: Tensor, divergence: Tensor, apart: Tensor | None
+) -> Tensor:
     total = cross_entropy.new_zeros(())
     if weight.cross_entropy is not None:
         total = total + (weight.cross_entropy[where] * cross_entropy).sum()
     if weight.divergence is not None:
         total = total + (weight.divergence[where] * divergence).sum()
+    if weight.alignment is not None and apart is not None:
+        total = total + (weight.alignment[where] * apart.detach()).sum()
     return total
 
 
