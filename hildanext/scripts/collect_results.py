@@ -41,6 +41,8 @@ def _row(run: Path, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     if not steps or not bounds:
         raise HildaError(f"{run} holds no finished conversion", "name folders made by hildanext convert --out")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    convert = record["config"]["convert"]
+    convert["parent"] = Path(convert["parent"]).name  # a folder's place is nobody's business
     evaluated = run / "eval" / "eval.json"
     return {
         "run": run.name,
@@ -49,7 +51,7 @@ def _row(run: Path, metrics: list[dict[str, Any]]) -> dict[str, Any]:
         "training_seconds": round(sum(line["seconds"] for line in steps)),
         "curve": [[line["tokens"], round(line["bound"], 4), round(line["bound_se"], 4)] for line in bounds],
         "machine": record.get("machine", {}),
-        "convert": record["config"]["convert"],
+        "convert": convert,
         "eval": json.loads(evaluated.read_text(encoding="utf-8")) if evaluated.is_file() else None,
     }
 
