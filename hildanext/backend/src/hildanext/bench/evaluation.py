@@ -222,7 +222,7 @@ def print_result(result: Mapping[str, Any], console: Console | None = None) -> N
 def wide_console() -> Console:
     """Standard output, not narrower than our tables where it is a file or a pipe."""
     console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=max(console.width, 120))
+    return console if console.is_terminal else Console(file=sys.stdout, width=max(console.width, 140))
 
 
 def machine_line(result: Mapping[str, Any]) -> str:
