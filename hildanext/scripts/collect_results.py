@@ -52,16 +52,30 @@ def _row(run: Path, metrics: list[dict[str, Any]]) -> dict[str, Any]:
         "curve": [[line["tokens"], round(line["bound"], 4), round(line["bound_se"], 4)] for line in bounds],
         "machine": record.get("machine", {}),
         "convert": convert,
-        "eval": json.loads(evaluated.read_text(encoding="utf-8")) if evaluated.is_file() else None,
+        "eval": _evaluated(evaluated) if evaluated.is_file() else None,
     }
 
 
+def _evaluated(path: Path) -> dict[str, Any]:
+    """The figures of an evaluation and how they were taken, without the places they were taken from."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    kept = {"rows": found["settings"]["rows"], **found["settings"]["likelihood"], "machine": found["machine"]}
+    return {**kept, **{key: found[key] for key in ("likelihood", "generation") if found.get(key)}}
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
-    heads = "| run | data tokens | steps | seconds | bound at the working block size, held out |"
-    lines = [heads, "|---|---|---|---|---|"]
+    names = list(dict.fromkeys(line["name"] for row in rows for line in (row["eval"] or {}).get("likelihood", [])))
+    head = ["run", "data tokens", "steps", *names, "held out while training"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        path = " / ".join(f"{bound:.2f}" for _, bound, _ in row["curve"])
-        lines.append(f"| {row['run']} | {row['tokens']:,} | {row['steps']} | {row['training_seconds']} | {path} |")
+        figures = {line["name"]: line for line in (row["eval"] or {}).get("likelihood", [])}
+        cells = [row["run"], f"{row['tokens']:,}", str(row["steps"])]
+        for name in names:
+            line = figures.get(name)
+            error = f" ± {line['se']:.2f}" if line and line["kind"] == "bound" else ""
+            cells.append(f"{line['nats_per_token']:.2f}{error}" if line else "")
+        cells.append(" / ".join(f"{bound:.2f}" for _, bound, _ in row["curve"]))
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
