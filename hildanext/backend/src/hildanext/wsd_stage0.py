@@ -16,21 +16,22 @@ from hildanext.ar import Parent
 from hildanext.choice import make
 from hildanext.config import build, knobs, plain
 from hildanext.datasets import Batch, PackedDataset, Packing, batches
-from hildanext.diffusion import View, block_index, block_times, complement, mask_tokens, replace_tokens, targets
+from hildanext.diffusion import View
 from hildanext.errors import ConfigError
 from hildanext.log import read_metrics
 from hildanext.models.adapters import LoraKnobs, add_lora, without_lora
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.models.card import Alignment
+from hildanext.models.card import Alignment, Card
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
 from hildanext.models.start import start_conversion
+from hildanext.noising import NoiseKnobs, noised
 from hildanext.plots import training_plots
 from hildanext.runfolder import open_run
 from hildanext.runtime import accelerates_bf16, choose_device, machine, seed_everything
 from hildanext.schedules import Rung, check_rungs, rung_at, total_tokens
 from hildanext.supervision import SUPERVISIONS, SupervisedStep, Supervision
-from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.training import METRICS, Stage, TrainKnobs, make_generator, train
+from hildanext.validation import Validation, first_batches
 
 CHECKPOINT = "checkpoint"
 
@@ -47,7 +48,7 @@ class DataKnobs:
 
 
 @knobs
-class ConvertKnobs:
+class ConvertKnobs(NoiseKnobs):
     """The recipe of a conversion. The defaults are what the project's own comparison favours (docs/results)."""
 
     parent: str
@@ -60,10 +61,6 @@ class ConvertKnobs:
         {"name": "kl", "weight": 0.5},
         {"name": "t2t", "keep": 0.1},
     )
-    t_range: tuple[float, float] = (0.05, 1.0)
-    complementary: bool = False
-    replace_rate: float = Field(default=0.1, ge=0, le=1)
-    """Share of visible tokens replaced by random ones, drawn per micro-batch from [0, this]."""
     turns: int = Field(default=1, ge=1, le=4)
     """Forwards per view: the second and later ones start from the model's own draft."""
     lora: LoraKnobs | None = None
@@ -106,12 +103,13 @@ def convert(
     teacher = _teacher(knobs_, model, losses, device)
     step = SupervisedStep(model, losses, teacher.head if teacher else None, knobs_.train.chunk)
     real = _real_ids(model, tokenizer)
+    held_out = first_batches(valid, knobs_.valid_rows, knobs_.train.batch_size, device)
     best = _Best(run, model, tokenizer, knobs_.merge_top_k)
     stage = Stage(
         total_tokens=total_tokens(knobs_.wsd),
         rung=lambda tokens: rung_at(knobs_.wsd, tokens),
-        views=_Views(knobs_, dataset, model.card.mask_id, real, device),
-        validate=Validation(valid, knobs_, device),
+        views=_Views(knobs_, dataset, model.card, real, device),
+        validate=Validation(held_out, valid.pad_id, model.card),
         teacher=_teacher_reader(teacher, model, knobs_),
         turns=knobs_.turns,
         seed=knobs_.seed,
@@ -130,9 +128,6 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
     knobs_ = build(ConvertKnobs, convert_section, "convert")
     data = build(DataKnobs, data_section, "data")
     check_rungs(knobs_.wsd, data.sequence_length)
-    low, high = knobs_.t_range
-    if not 0.0 < low < high <= 1.0:
-        raise ConfigError(f"convert.t_range {low}, {high}", "give 0 < low < high <= 1")
     if data.sequence_length % knobs_.block_size:
         raise ConfigError(
             f"block size {knobs_.block_size} does not divide the sequence length {data.sequence_length}",
@@ -165,15 +160,15 @@ class _Views:
     """Micro-batch index and rung -> noised views; a pure function, whatever was asked before."""
 
     def __init__(
-        self, knobs_: ConvertKnobs, dataset: PackedDataset, mask_id: int, real: Tensor, device: torch.device
+        self, knobs_: ConvertKnobs, dataset: PackedDataset, card: Card, real: Tensor, device: torch.device
     ) -> None:
-        self.knobs, self.dataset, self.mask_id, self.real, self.device = knobs_, dataset, mask_id, real, device
+        self.knobs, self.dataset, self.card, self.real, self.device = knobs_, dataset, card, real, device
         self.following: tuple[int, int, Iterator[Batch]] | None = None
 
     def __call__(self, index: int, rung: Rung) -> list[View]:
         batch = self._batch(index).to(self.device)
         generator = make_generator(self.knobs.seed, 1, index)
-        return noised(batch, rung.block_size, self.knobs, self.mask_id, self.real, generator)
+        return noised(batch, rung.block_size, self.knobs, self.card, self.real, generator)
 
     def _batch(self, index: int) -> Batch:
         """Batches come from one iterator while the indices keep their stride."""
@@ -185,78 +180,6 @@ class _Views:
         batch = next(source)
         self.following = (expected + step, step, source)
         return batch
-
-
-def noised(
-    batch: Batch, block_size: int, knobs_: ConvertKnobs, mask_id: int, real: Tensor, generator: torch.Generator
-) -> list[View]:
-    """One view, or a complementary pair. At block size 1 every token is masked: there is nothing else to see."""
-    blocks = block_index(batch.document, batch.position, block_size)
-    alone = block_size == 1
-    time = torch.ones(blocks.shape) if alone else block_times(blocks, knobs_.t_range, generator)
-    view = mask_tokens(
-        batch.tokens,
-        batch.document,
-        batch.position,
-        batch.maskable,
-        time.to(blocks.device),
-        block_size,
-        mask_id,
-        generator,
-    )
-    if alone:
-        return [view]
-    views = [view, complement(view, mask_id)] if knobs_.complementary else [view]
-    if knobs_.replace_rate > 0:
-        rates = knobs_.replace_rate * torch.rand(len(views), generator=generator)
-        views = [replace_tokens(v, float(rate), real, generator) for v, rate in zip(views, rates, strict=True)]
-    return views
-
-
-class Validation:
-    """The bound at the checkpoint's block size on a fixed part of the validation data, under fixed noise.
-
-    Padding to the block boundary is predicted and summed but not counted, so the figure is an upper bound
-    in nats per real token.
-    """
-
-    def __init__(self, dataset: PackedDataset, knobs_: ConvertKnobs, device: torch.device) -> None:
-        rows = min(knobs_.valid_rows, len(dataset))
-        size = knobs_.train.batch_size
-        self.batches = [dataset.batch(range(i, min(i + size, rows))).to(device) for i in range(0, rows, size)]
-        self.block_size, self.pad = knobs_.block_size, dataset.pad_id
-
-    def __call__(self, step: SupervisedStep, number: int) -> dict[str, Any]:
-        card = step.model.card
-        scorer = SupervisedStep(step.model, {"m2t": MaskToToken()}, chunk=step.chunk).eval()
-        total, count, per_batch = 0.0, 0, []
-        for index, batch in enumerate(self.batches):
-            generator = make_generator(0, 2, index)
-            blocks = block_index(batch.document, batch.position, self.block_size)
-            time = block_times(blocks, (1e-3, 1.0) if self.block_size > 1 else (1.0 - 1e-9, 1.0), generator)
-            view = mask_tokens(
-                batch.tokens,
-                batch.document,
-                batch.position,
-                batch.maskable,
-                time,
-                self.block_size,
-                card.mask_id,
-                generator,
-            )
-            nats = float(scorer(view).total)
-            may = targets(batch.maskable, batch.position, card.shift)
-            padding = torch.zeros_like(may)
-            padding[:, 1:] = (batch.tokens[:, 1:] == self.pad) & (batch.tokens[:, :-1] == self.pad)
-            real = int((may & ~(padding & (batch.position > 0))).sum())
-            total, count = total + nats, count + real
-            per_batch.append(nats / max(real, 1))
-        spread = torch.tensor(per_batch).std(unbiased=True) if len(per_batch) > 1 else torch.tensor(float("nan"))
-        return {
-            "block_size": self.block_size,
-            "bound": total / count,
-            "bound_se": float(spread) / len(per_batch) ** 0.5,
-        }
 
 
 def _teacher(

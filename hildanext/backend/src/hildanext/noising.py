@@ -1,0 +1,61 @@
+"""A batch to the noised views that a micro-batch trains on. Every stage that denoises text shares it."""
+
+import torch
+from jaxtyping import Int
+from pydantic import Field
+from torch import Tensor
+
+from hildanext.config import knobs
+from hildanext.datasets import Batch
+from hildanext.diffusion import View, block_index, block_times, complement, mask_tokens, replace_tokens
+from hildanext.errors import ConfigError
+from hildanext.models.card import Card
+
+
+@knobs
+class NoiseKnobs:
+    """How a batch is noised. A stage's own knobs may extend these."""
+
+    t_range: tuple[float, float] = (0.05, 1.0)
+    complementary: bool = False
+    replace_rate: float = Field(default=0.1, ge=0, le=1)
+    """Share of visible tokens replaced by random ones, drawn per micro-batch from [0, this]."""
+
+    def __post_init__(self) -> None:
+        low, high = self.t_range
+        if not 0.0 < low < high <= 1.0:
+            raise ConfigError(f"t_range {low}, {high}", "give 0 < low < high <= 1")
+
+
+def noised(
+    batch: Batch,
+    block_size: int,
+    noise: NoiseKnobs,
+    card: Card,
+    real: Int[Tensor, " real"],
+    generator: torch.Generator,
+) -> list[View]:
+    """One view, or a complementary pair. At block size 1 every token is masked: there is nothing else to see.
+
+    `real` lists the ids that a replaced token may become (see `diffusion.replace_tokens`).
+    """
+    blocks = block_index(batch.document, batch.position, block_size)
+    alone = block_size == 1
+    time = torch.ones(blocks.shape) if alone else block_times(blocks, noise.t_range, generator)
+    view = mask_tokens(
+        batch.tokens,
+        batch.document,
+        batch.position,
+        batch.maskable,
+        time.to(blocks.device),
+        block_size,
+        card.mask_id,
+        generator,
+    )
+    if alone:
+        return [view]
+    views = [view, complement(view, card.mask_id)] if noise.complementary else [view]
+    if noise.replace_rate > 0:
+        rates = noise.replace_rate * torch.rand(len(views), generator=generator)
+        views = [replace_tokens(v, float(rate), real, generator) for v, rate in zip(views, rates, strict=True)]
+    return views
