@@ -130,3 +130,4 @@ def test_left_shift_never_predicts_the_first_token_of_a_document():
 )
 def test_V22_input_is_doubled_unless_one_half_is_never_read(block: int, shift: str, layout: str):
     assert layout_of(block, 16, shift) == layout
+    assert layout_of(block, 16, shift, reads_clean=True) == ("double" if layout == "single" else layout)

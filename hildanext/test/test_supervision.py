@@ -186,6 +186,20 @@ def test_V10_an_autoregressive_loss_on_a_block_causal_half_is_refused():
     SupervisedStep(random_model(alignment="parent"), {"ar": Autoregressive()})
 
 
+@pytest.mark.parametrize("block", [16, 32], ids=["as long as the row", "longer than the row"])
+def test_V10_an_autoregressive_loss_does_not_see_its_labels_where_one_block_spans_the_row(block):
+    """A single copy would be noisy and bidirectional; the loss is the parent's own, and other losses stay as they are."""
+    model = random_model(alignment="parent")
+    view = make_view(length=16, block=block, t=0.3, documents=[0] * 9 + [1] * 7)
+    exact = Parent(model.causal_lm, None, model.banned).token_nll(view.clean, view.document, view.position)
+    outcome = SupervisedStep(model, {"m2t": MaskToToken(), "ar": Autoregressive(weight=0.5)})(view)
+    alone = SupervisedStep(model, {"m2t": MaskToToken()})(view)
+    assert outcome.losses["ar"].item() == pytest.approx(0.5 * float(exact.sum()), rel=1e-10)
+    assert outcome.losses["m2t"].item() == pytest.approx(alone.losses["m2t"].item(), rel=1e-10)
+    silent = SupervisedStep(model, {"m2t": MaskToToken(), "ar": Autoregressive(weight=0.0)})(view)
+    assert torch.equal(silent.total, alone.total), "a loss of weight zero does not even change the layout"
+
+
 def test_V12_mask_delta_learns_through_masks_alone():
     plain = random_model()
     from hildanext.models import DiffusionModel

@@ -138,13 +138,16 @@ def elbo_weight(view: View) -> Float[Tensor, "batch seq"]:
     return torch.where(view.masked, 1.0 / view.time, torch.zeros_like(view.time))
 
 
-def layout_of(block_size: int, seq: int, shift: Shift) -> Layout:
+def layout_of(block_size: int, seq: int, shift: Shift, reads_clean: bool = False) -> Layout:
     """How a view is fed: `double` is [x_t ; x_0]; `single` drops the clean half when a block spans the row;
     `clean` drops the noisy half at block size 1 under the left shift, where every prediction reads the clean half.
+
+    `reads_clean` says that a loss reads the clean half, which is then there: in a single copy its place would be
+    taken by noisy tokens that see their own labels.
     """
     if shift == "left" and block_size == 1:
         return "clean"
-    return "single" if block_size >= seq else "double"
+    return "single" if block_size >= seq and not reads_clean else "double"
 
 
 def model_input(view: View, layout: Layout) -> tuple[Int[Tensor, "batch fed"], Int[Tensor, "batch fed"]]:

@@ -76,13 +76,12 @@ class SupervisedStep(nn.Module):
     ) -> Outcome:
         """Losses of a view; with `wants_draft` also the view's tokens after one decoding step (for `next_turn`)."""
         card = self.model.card
-        seq = view.clean.shape[1]
-        layout = layout_of(view.block_size, seq, card.shift)
+        may_predict = targets(view.maskable, view.position, card.shift)
+        weights = {name: loss.weights(view, may_predict) for name, loss in self.losses.items()}
+        layout = layout_of(view.block_size, view.clean.shape[1], card.shift, _read_clean(weights.values()))
         tokens, positions = model_input(view, layout)
         embeddings = self.model.embed(tokens, mask_noise, generator)
         hidden = self.model(embeddings, positions, attention_for(view, layout, card.clean_mask, embeddings))
-        may_predict = targets(view.maskable, view.position, card.shift)
-        weights = {name: loss.weights(view, may_predict) for name, loss in self.losses.items()}
         readouts = {
             "noisy": readout_index(view.position, view.block_size, card.shift, layout),
             "clean": clean_readout_index(view.position, layout),
@@ -138,6 +137,12 @@ def attention_for(view: View, layout: Layout, clean_mask: CleanMask, embeddings:
     if layout == "single":
         return MaskedAttention(masks.same_document(view.document))
     return MaskedAttention(masks.clean_only(view.document, view.position, view.block_size, clean_mask))
+
+
+def _read_clean(weights: Iterable[Weights]) -> bool:
+    """Whether any loss has a say about the clean half's reading; one of weight zero has none."""
+    parts = [(w.cross_entropy, w.divergence, w.alignment) for w in weights if w.stream == "clean"]
+    return any(part is not None and bool(part.any()) for each in parts for part in each)
 
 
 def _rows(members: Mapping[str, Weights], readout: Tensor, fed: int, also: Tensor | None) -> _Stream | None:
