@@ -3,7 +3,8 @@
 python hildanext/scripts/collect_results.py --out hildanext/docs/results/smollm2 runs/block runs/parent
 
 Each run folder is one that `hildanext convert --out` made; where it holds `eval/eval.json`, as
-`hildanext eval --out RUN/eval` leaves it, its figures join the table.
+`hildanext eval --out RUN/eval` leaves it, its figures join the table. Runs that the folder holds already stay,
+unless one of the same name is given or --anew is.
 """
 
 import argparse
@@ -22,13 +23,17 @@ def main() -> int:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--title", default="held-out bound at block 32, SmolLM2-135M on TinyStories")
     parser.add_argument("--curve-of", type=Path, help="a run whose training plots are copied as well")
+    parser.add_argument("--anew", action="store_true", help="forget the runs collected before")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    metrics = {run.name: read_metrics(run / "metrics.jsonl") for run in options.runs}
-    save(comparison_figure(metrics, title=options.title), options.out / "comparison.png")
-    rows = [_row(run, metrics[run.name]) for run in options.runs]
-    (options.out / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    (options.out / "comparison.md").write_text(_table(rows), encoding="utf-8")
+    record = options.out / "comparison.json"
+    fresh = [_row(run, read_metrics(run / "metrics.jsonl")) for run in options.runs]
+    earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() and not options.anew else []
+    names = {row["run"] for row in fresh}
+    rows = [row for row in earlier if row["run"] not in names] + fresh
+    save(comparison_figure({row["run"]: _curve(row) for row in rows}, title=options.title), record.with_suffix(".png"))
+    record.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    record.with_suffix(".md").write_text(_table(rows), encoding="utf-8")
     if options.curve_of is not None:
         training_plots(read_metrics(options.curve_of / "metrics.jsonl"), options.out / options.curve_of.name)
     return 0
@@ -54,6 +59,15 @@ def _row(run: Path, metrics: list[dict[str, Any]]) -> dict[str, Any]:
         "convert": convert,
         "eval": _evaluated(evaluated) if evaluated.is_file() else None,
     }
+
+
+def _curve(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A recorded curve as the metric lines it came from."""
+    size = row["convert"]["block_size"]
+    return [
+        {"kind": "eval", "block_size": size, "tokens": tokens, "bound": bound, "bound_se": error}
+        for tokens, bound, error in row["curve"]
+    ]
 
 
 def _evaluated(path: Path) -> dict[str, Any]:
