@@ -219,6 +219,36 @@ def test_V12_mask_delta_learns_through_masks_alone():
     assert float(model.mask_delta.grad.abs().max()) == 0.0
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.02])
+def test_mask_noise_is_measured_in_deviations_of_the_trained_rows(scale):
+    """A small model's rows and a large model's get the same relative noise, and only at masks."""
+    model = random_model()
+    matrix = model.causal_lm.get_input_embeddings().weight
+    with torch.no_grad():
+        matrix.mul_(scale)
+        matrix[MASK:] = 1000.0  # the mask and the unused rows are not what the unit is taken from
+    tokens = torch.full((8, 512), MASK)
+    tokens[:, ::2] = 3
+    with torch.no_grad():
+        noise = model.embed(tokens, 0.5, torch.Generator().manual_seed(0)) - model.embed(tokens)
+    assert float(noise[:, ::2].abs().max()) == 0.0
+    assert float(noise[:, 1::2].std()) == pytest.approx(0.5 * float(matrix[:MASK].detach().std()), rel=0.01)
+
+
+def test_mask_noise_is_drawn_where_its_generator_lives(monkeypatch):
+    """On another device than the generator's, torch draws nothing and raises; a seed gives the same noise everywhere."""
+    model = random_model().to("meta")
+    draw, devices = torch.randn, []
+
+    def randn(*size, **how):
+        devices.append(torch.device(how.get("device") or "cpu").type)
+        return draw(*size, **how)
+
+    monkeypatch.setattr(torch, "randn", randn)
+    noisy = model.embed(torch.full((1, 4), MASK, device="meta"), 0.5, torch.Generator().manual_seed(0))
+    assert noisy.device.type == "meta" and devices == ["cpu"]
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 256])
 def test_V13_chunked_loss_and_gradients_equal_the_dense_ones(chunk):
     generator = torch.Generator().manual_seed(1)

@@ -62,15 +62,25 @@ class DiffusionModel(nn.Module):
         mask_noise: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch seq hidden"]:
-        """Input embeddings; mask tokens get `mask_delta` and Gaussian noise of deviation `mask_noise`."""
+        """Input embeddings; mask tokens get `mask_delta` and Gaussian noise.
+
+        The noise has the deviation `mask_noise` in units of the trained rows' own. It is drawn on the generator's
+        device, so that a seed gives the same noise everywhere.
+        """
         embeddings = self.causal_lm.get_input_embeddings()(tokens)
         masked = (tokens == self.card.mask_id)[..., None]
         if self.mask_delta is not None:
             embeddings = embeddings + masked * self.mask_delta.to(embeddings.dtype)
         if mask_noise > 0.0:
-            noise = torch.randn(embeddings.shape, generator=generator, device=embeddings.device, dtype=torch.float32)
-            embeddings = embeddings + masked * (mask_noise * noise).to(embeddings.dtype)
+            here = embeddings.device if generator is None else generator.device
+            noise = torch.randn(embeddings.shape, generator=generator, device=here, dtype=torch.float32)
+            deviation = mask_noise * self._deviation_of_rows().float()
+            embeddings = embeddings + masked * (deviation * noise.to(embeddings.device)).to(embeddings.dtype)
         return embeddings
+
+    def _deviation_of_rows(self) -> Float[Tensor, ""]:
+        """Standard deviation of the trained rows' entries; taken anew, so that a resumed run finds the same."""
+        return self.causal_lm.get_input_embeddings().weight.detach()[: self.card.vocab_real].std()
 
     def forward(
         self,
