@@ -6,6 +6,7 @@ tokens may be replaced by random ones, to be edited back (LLaDA2.1, arXiv:2602.0
 rates: ours are choices). Shapes are [batch seq] throughout.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +16,28 @@ from torch import Tensor
 
 Shift = Literal["none", "left"]
 Layout = Literal["double", "single", "clean"]
+
+
+@dataclass(frozen=True)
+class CausalPairs:
+    """Which token was computed from which: `effect` and `cause` are token indices inside batch row `row`."""
+
+    row: Int[Tensor, " pairs"]
+    effect: Int[Tensor, " pairs"]
+    cause: Int[Tensor, " pairs"]
+    weight: Float[Tensor, " pairs"]
+
+    @classmethod
+    def collate(cls, rows: Iterable[Iterable[tuple[int, int, float]]]) -> "CausalPairs | None":
+        """The pairs (effect, cause, weight) of each batch row in turn; None where no row has any."""
+        flat = [(number, *pair) for number, pairs in enumerate(rows) for pair in pairs]
+        if not flat:
+            return None
+        row, effect, cause, weight = zip(*flat, strict=True)
+        return cls(torch.tensor(row), torch.tensor(effect), torch.tensor(cause), torch.tensor(weight).float())
+
+    def to(self, device: torch.device | str) -> "CausalPairs":
+        return CausalPairs(*(part.to(device) for part in (self.row, self.effect, self.cause, self.weight)))
 
 
 @dataclass(frozen=True)
@@ -33,6 +56,8 @@ class View:
     time: Float[Tensor, "batch seq"]
     """Noise level of the token's block, in (0, 1]."""
     block_size: int
+    pairs: CausalPairs | None = None
+    """Causes and effects among the tokens, where the data has causal graphs."""
 
     @property
     def kept(self) -> Bool[Tensor, "batch seq"]:
@@ -106,13 +131,24 @@ def complement(view: View, mask_id: int) -> View:
     )
 
 
+def effect_rates(view: View, rate: float, boost: float) -> Float[Tensor, "batch seq"]:
+    """Replacement rates that are `boost` times `rate` (at most 1) at the effects of causal pairs, `rate` elsewhere.
+
+    A wrong result among right operands is what a correction pass should learn to see (ours; no paper has it).
+    """
+    rates = torch.full(view.clean.shape, rate, device=view.clean.device)
+    if view.pairs is not None:
+        rates[view.pairs.row, view.pairs.effect] = min(1.0, boost * rate)
+    return rates
+
+
 def replace_tokens(
     view: View,
-    rate: float,
+    rate: float | Float[Tensor, "batch seq"],
     real_ids: Int[Tensor, " real"],
     generator: torch.Generator,
 ) -> View:
-    """Replace each visible maskable token with probability `rate` by a different real token.
+    """Replace each visible maskable token with probability `rate` (of all, or of each) by a different real token.
 
     `real_ids` lists the ids that may be drawn: no specials, no unused rows, no mask.
     """

@@ -1,5 +1,7 @@
 """A batch to the noised views that a micro-batch trains on. Every stage that denoises text shares it."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Int
 from pydantic import Field
@@ -7,7 +9,17 @@ from torch import Tensor
 
 from hildanext.config import knobs
 from hildanext.datasets import Batch
-from hildanext.diffusion import View, block_index, block_times, complement, mask_tokens, replace_tokens
+from hildanext.diffusion import (
+    CausalPairs,
+    View,
+    block_index,
+    block_times,
+    complement,
+    effect_rates,
+    mask_tokens,
+    replace_tokens,
+    targets,
+)
 from hildanext.errors import ConfigError
 from hildanext.models.card import Card
 
@@ -20,6 +32,8 @@ class NoiseKnobs:
     complementary: bool = False
     replace_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of visible tokens replaced by random ones, drawn per micro-batch from [0, this]."""
+    effect_boost: float = Field(default=1.0, ge=1)
+    """How many times as often the effects of a causal graph are replaced as other tokens."""
 
     def __post_init__(self) -> None:
         low, high = self.t_range
@@ -34,10 +48,13 @@ def noised(
     card: Card,
     real: Int[Tensor, " real"],
     generator: torch.Generator,
+    pairs: CausalPairs | None = None,
 ) -> list[View]:
     """One view, or a complementary pair. At block size 1 every token is masked: there is nothing else to see.
 
-    `real` lists the ids that a replaced token may become (see `diffusion.replace_tokens`).
+    Tokens that the card's alignment cannot predict (`diffusion.targets`) stay as they are, as at inference.
+    `real` lists the ids that a replaced token may become (see `diffusion.replace_tokens`). `pairs` are the batch's
+    causes and effects, where it has any.
     """
     blocks = block_index(batch.document, batch.position, block_size)
     alone = block_size == 1
@@ -46,16 +63,19 @@ def noised(
         batch.tokens,
         batch.document,
         batch.position,
-        batch.maskable,
+        targets(batch.maskable, batch.position, card.shift),
         time.to(blocks.device),
         block_size,
         card.mask_id,
         generator,
     )
+    if pairs is not None:
+        view = replace(view, pairs=pairs.to(blocks.device))
     if alone:
         return [view]
     views = [view, complement(view, card.mask_id)] if noise.complementary else [view]
     if noise.replace_rate > 0:
         rates = noise.replace_rate * torch.rand(len(views), generator=generator)
-        views = [replace_tokens(v, float(rate), real, generator) for v, rate in zip(views, rates, strict=True)]
+        drawn = zip(views, rates.tolist(), strict=True)
+        views = [replace_tokens(v, effect_rates(v, rate, noise.effect_boost), real, generator) for v, rate in drawn]
     return views
