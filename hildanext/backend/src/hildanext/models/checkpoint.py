@@ -22,6 +22,7 @@ from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import CARD, card_text, read_card
 from hildanext.models.files import WEIGHTS, check_safetensors, weight_files
 from hildanext.models.load import load_diffusion
+from hildanext.models.quantize import Nf4Linear
 from hildanext.runfolder import save_folder_atomically
 from hildanext.tokenization import is_tied, save_tokenizer
 
@@ -70,31 +71,37 @@ def save_causal(
 
 
 def plain_state(causal_lm: PreTrainedModel, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Detached weights under their Transformers names, adapters merged, a tied head left out."""
-    deltas = _adapter_deltas(causal_lm)
+    """Detached weights under their Transformers names, a tied head left out, adapters merged, 4-bit layers unpacked
+    (to fp32, unless `dtype` says otherwise).
+
+    One layer is computed at a time and laid in the computer's memory, so that a model whose plain weights do not fit
+    the device can be saved from it.
+    """
+    adapters = {f"{name}.base_layer.weight": part for name, part in causal_lm.named_modules() if _is_adapter(part)}
+    packed = {f"{name}.weight": part for name, part in causal_lm.named_modules() if isinstance(part, Nf4Linear)}
     state: dict[str, Tensor] = {}
     for name, tensor in causal_lm.state_dict().items():
         if any(part in name for part in ADAPTER_PARTS) or (name == TIED_HEAD and is_tied(causal_lm)):
             continue
-        plain = tensor.detach()
-        if name in deltas:
-            plain = (plain.float() + deltas[name].float()).to(plain.dtype)
+        plain = packed[name].unpacked() if name in packed else tensor.detach()
+        delta = _delta(adapters[name]) if name in adapters else None
+        if delta is not None:
+            plain = (plain.float() + delta.float()).to(plain.dtype)
         if dtype is not None and plain.is_floating_point():
             plain = plain.to(dtype)
-        state[name.replace(".base_layer.", ".")] = plain.contiguous()
+        computed = name in packed or delta is not None
+        state[name.replace(".base_layer.", ".")] = (plain.cpu() if computed else plain).contiguous()
     return state
 
 
-def _adapter_deltas(causal_lm: PreTrainedModel) -> dict[str, Tensor]:
-    """What each injected LoRA adapter adds, by the name of the weight it adds to."""
-    deltas: dict[str, Tensor] = {}
-    for name, module in causal_lm.named_modules():
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            adapters = getattr(module, "active_adapters", ())
-            parts = [module.get_delta_weight(adapter).detach() for adapter in adapters]
-            if parts:
-                deltas[f"{name}.base_layer.weight"] = torch.stack(parts).sum(0)
-    return deltas
+def _is_adapter(module: Any) -> bool:
+    return hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+
+
+def _delta(adapter: Any) -> Tensor | None:
+    """What an injected LoRA adapter adds to the weight it wraps."""
+    parts = [adapter.get_delta_weight(name).detach() for name in getattr(adapter, "active_adapters", ())]
+    return torch.stack(parts).sum(0) if parts else None
 
 
 def _write(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from hildanext.errors import ModelError
@@ -21,6 +22,7 @@ DTYPE = "dtype" if MAJOR >= 5 else "torch_dtype"
 AGAIN = "download or copy the model again"
 BY_TYPE = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 """For configurations that name no architecture, as those made from a GGUF file."""
+STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -90,8 +92,14 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{str(folder)!r} has no {WEIGHTS}{only}", "the download is not finished; repeat it")
 
 
-def check_safetensors(path: Path) -> None:
-    """Compare a file's length with what its header promises; `ModelError` where it was cut short."""
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type that loses nothing of a folder's weights: the one they are stored in, fp32 where they differ."""
+    kinds = {entry["dtype"] for path in weight_files(folder) for entry in check_safetensors(path)}
+    return STORED.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+
+
+def check_safetensors(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file's header; `ModelError` where the file is shorter than they promise."""
     hint = "delete it and download or copy it again"
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -103,10 +111,11 @@ def check_safetensors(path: Path) -> None:
             header = json.loads(file.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise ModelError(f"{path} is not a safetensors file", hint) from None
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    promised = 8 + length + max(ends, default=0)
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    promised = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
     if size != promised:
         raise ModelError(f"{path} is cut short or overlong ({size} bytes, {promised} promised)", hint)
+    return entries
 
 
 def refuse_diffusion(folder: Path) -> None:

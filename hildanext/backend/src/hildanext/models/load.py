@@ -14,8 +14,19 @@ from hildanext.models import names
 from hildanext.models.attention import install_seam
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import read_card
-from hildanext.models.files import AGAIN, DTYPE, MAJOR, check_folder, first_line, no_progress_bars, refuse_diffusion
+from hildanext.models.files import (
+    AGAIN,
+    DTYPE,
+    MAJOR,
+    check_folder,
+    first_line,
+    no_progress_bars,
+    refuse_diffusion,
+    stored_dtype,
+)
 from hildanext.models.gguf_file import load_gguf
+from hildanext.models.quantize import Quantize
+from hildanext.models.quantize import place as put_in_place
 from hildanext.tokenization import load_tokenizer
 
 
@@ -25,16 +36,18 @@ def load_parent(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
     attention: str | None = None,
+    as_stored: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An autoregressive model and its tokenizer, by name (`hildanext.models.names`), folder, hub id or .gguf file.
 
-    The model attends through the seam, unless `attention` names one of Transformers' own. Raises `ModelError`.
+    The model attends through the seam, unless `attention` names one of Transformers' own. `as_stored` leaves the
+    weights on the CPU in the type of the files (fp32 from GGUF), for `quantize.place`. Raises `ModelError`.
     """
     place = names.locate(str(name))
     if place.is_file():
-        return load_gguf(place, dtype, device, attention)
+        return load_gguf(place, torch.float32 if as_stored else dtype, "cpu" if as_stored else device, attention)
     refuse_diffusion(place)
-    causal_lm = _load_folder(place, dtype, device, trust_remote_code, attention)
+    causal_lm = _load_folder(place, None if as_stored else dtype, device, trust_remote_code, attention)
     return causal_lm, load_tokenizer(place, trust_remote_code)
 
 
@@ -42,33 +55,38 @@ def load_diffusion(
     name: str | Path,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    quantize: Quantize | None = None,
 ) -> tuple[DiffusionModel, PreTrainedTokenizerBase]:
     """A diffusion checkpoint (a folder with `hilda.json`, or `tiny`) and its tokenizer.
 
-    Raises `ModelError`, or `CheckpointError` where the card is missing or does not fit the weights.
+    With `quantize` its linear layers are put in 4 bits, to carry adapters. Raises `ModelError`, or `CheckpointError`
+    where the card is missing or does not fit the weights, or `ConfigError` (see `quantize.bitsandbytes_on`).
     """
     place = names.locate_diffusion(str(name))
     card = read_card(place)
-    causal_lm = _load_folder(place, dtype, device, False, None)
+    causal_lm = _load_folder(place, None if quantize is not None else dtype, device, False, None)
     rows = causal_lm.get_input_embeddings().weight.shape[0]
     if rows != card.vocab_rows or not card.mask_id < rows:
         raise CheckpointError(
             f"{str(place)!r}: the card says {card.vocab_rows} rows and mask {card.mask_id}, the weights have {rows}",
             "card and weights are of different checkpoints; copy both again",
         )
+    if quantize is not None:
+        put_in_place(causal_lm, dtype, device, quantize)
     return DiffusionModel(causal_lm, card).eval(), load_tokenizer(place)
 
 
 def _load_folder(
-    folder: Path, dtype: torch.dtype, device: str | torch.device, trust_remote_code: bool, attention: str | None
+    folder: Path, dtype: torch.dtype | None, device: str | torch.device, trust_remote_code: bool, attention: str | None
 ) -> PreTrainedModel:
+    """`dtype` None: on the CPU, in the type of the files."""
     fields = check_folder(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     _read_rope(config, fields)
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = None  # unused (`check_folder` refuses models that use it), but 4.51 warns of it
     settings: dict[str, Any] = {
-        DTYPE: dtype,
+        DTYPE: dtype if dtype is not None else stored_dtype(folder),
         "config": config,
         "attn_implementation": attention if attention is not None else install_seam(),
         "use_safetensors": True,
@@ -83,7 +101,7 @@ def _load_folder(
     missing = sorted(report["missing_keys"])
     if missing:  # Transformers would go on with random numbers in their place
         raise ModelError(f"{str(folder)!r} lacks {len(missing)} weights ({missing[0]})", AGAIN)
-    return causal_lm.to(device).eval()
+    return causal_lm.to(device if dtype is not None else "cpu").eval()
 
 
 def _read_rope(config: Any, fields: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment, Card, alignment_fields
 from hildanext.models.load import load_parent
+from hildanext.models.quantize import Quantize, place
 from hildanext.tokenization import never_ids, resolve_mask_id
 
 
@@ -19,14 +20,19 @@ def start_conversion(
     device: str | torch.device = "cpu",
     mask_delta: bool = False,
     trust_remote_code: bool = False,
+    quantize: Quantize | None = None,
 ) -> tuple[DiffusionModel, PreTrainedTokenizerBase]:
     """Load a parent, give it a mask token and a card. Raises `ModelError` where the parent cannot be had.
 
-    The tokenizer returned knows the mask token. Real tokens keep the parent's logits exactly.
+    The tokenizer returned knows the mask token. Real tokens keep the parent's logits exactly, or those of its 4-bit
+    weights with `quantize` (which raises `ConfigError`, see `quantize.bitsandbytes_on`).
     """
-    causal_lm, tokenizer = load_parent(parent_name, dtype, device, trust_remote_code)
+    causal_lm, tokenizer = load_parent(
+        parent_name, dtype, device, trust_remote_code, as_stored=quantize is not None
+    )
     never = never_ids(tokenizer, causal_lm)
     mask_id, vocab_real = resolve_mask_id(tokenizer, causal_lm)
+    place(causal_lm, dtype, device, quantize)
     card = Card(
         mask_id=mask_id,
         vocab_rows=causal_lm.get_input_embeddings().weight.shape[0],
