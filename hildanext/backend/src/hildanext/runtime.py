@@ -146,6 +146,24 @@ def keep_freed_memory() -> bool:
         return False
 
 
+def cap_allocator(device: "torch.device", fraction: float | None) -> None:
+    """Let torch take at most this share of a GPU's memory; None is no cap. To be called before the first allocation.
+
+    Beyond it an allocation fails, where a Windows driver would else go on in the computer's memory at a crawl.
+    Raises `ConfigError` for a device without such an allocator.
+    """
+    import torch
+
+    if fraction is None:
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"max_vram_fraction = {fraction} caps the memory of a GPU, and this run is on {device}",
+            "leave it out, or choose a GPU",
+        )
+    torch.cuda.set_per_process_memory_fraction(fraction, device)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch. Our own code draws from explicit generators; this is for the libraries."""
     import numpy
