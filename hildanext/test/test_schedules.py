@@ -3,7 +3,16 @@
 import pytest
 
 from hildanext.errors import ConfigError
-from hildanext.schedules import LearningRate, MaskNoise, Rung, check_rungs, rung_at, spread, total_tokens
+from hildanext.schedules import (
+    LearningRate,
+    MaskNoise,
+    Rung,
+    check_padding,
+    check_rungs,
+    rung_at,
+    spread,
+    total_tokens,
+)
 from hildanext.schedules.noise import open_ratio
 
 LADDER = (*spread("warmup", [1, 4, 32], 90), *spread("stable", [256], 50), *spread("decay", [64, 32], 41))
@@ -19,6 +28,28 @@ def test_V22_every_rung_divides_and_resume_finds_the_same_rung():
 def test_a_block_size_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match="block size 48 does not divide the sequence length 256"):
         check_rungs((Rung(phase="warmup", block_size=48, tokens=5),), 256)
+
+
+def test_a_document_may_end_inside_a_block_that_is_larger_than_its_padding_and_nowhere_else():
+    check_padding(LADDER, 32, 32)
+    check_padding(LADDER, 8, 32)
+    check_padding(spread("decay", [1], 9), 1, None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "block_size", "pad", "words"),
+    [
+        ([8], 8, 12, "pad_to_block 12 is not a multiple of the block size 8"),
+        ([8], 32, 8, "pad_to_block 8 is not a multiple of the block size 32"),
+        ([1], 4, None, "pad_to_block None is not a multiple of the block size 4"),
+        ([1, 16], 6, 24, "pad_to_block 24 and the block size 16 of wsd: neither is a multiple of the other"),
+    ],
+)
+def test_padding_that_leaves_a_document_inside_a_block_is_refused(
+    sizes: list[int], block_size: int, pad: int | None, words: str
+):
+    with pytest.raises(ConfigError, match=words):
+        check_padding(spread("decay", sizes, 90), block_size, pad)
 
 
 def test_phases_out_of_order_are_refused():

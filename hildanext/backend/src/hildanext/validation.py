@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from hildanext.datasets import Batch, PackedDataset
 from hildanext.diffusion import block_index, block_times, mask_tokens, targets
+from hildanext.errors import DataError
 from hildanext.models.card import Card
 from hildanext.supervision import SupervisedStep
 from hildanext.supervision.mask_to_token import MaskToToken
@@ -24,37 +27,48 @@ class Validation:
     """The bound at the checkpoint's block size on fixed batches, under fixed noise.
 
     Padding to the block boundary (`pad_id` after `pad_id`) is predicted and summed but not counted, so the figure
-    is an upper bound in nats per real token.
+    is an upper bound in nats per real token. Raises `DataError` where there is none.
     """
 
     def __init__(self, batches: Sequence[Batch], pad_id: int, card: Card) -> None:
-        self.batches, self.pad, self.card = list(batches), pad_id, card
+        self.batches, self.card = list(batches), card
+        self.predictable = [targets(batch.maskable, batch.position, card.shift) for batch in self.batches]
+        self.counts = [
+            int((may & ~_padding(batch, pad_id)).sum())
+            for may, batch in zip(self.predictable, self.batches, strict=True)
+        ]
+        if not sum(self.counts):
+            rows = sum(len(batch.tokens) for batch in self.batches)
+            raise DataError(
+                f"the validation data holds no token to predict in {rows} rows",
+                "give it longer documents (the first token of one is given, not predicted), or raise valid_rows",
+            )
 
+    @torch.no_grad()
     def __call__(self, step: SupervisedStep, number: int) -> dict[str, Any]:
         """The bound of `step`'s model; `number` is the optimiser step, which changes nothing."""
         scorer = SupervisedStep(step.model, {"m2t": MaskToToken()}, chunk=step.chunk).eval()
         block_size = self.card.block_size
-        total, count, per_batch = 0.0, 0, []
-        for index, batch in enumerate(self.batches):
+        nats = []
+        for index, (batch, may) in enumerate(zip(self.batches, self.predictable, strict=True)):
             generator = make_generator(0, 2, index)
             blocks = block_index(batch.document, batch.position, block_size)
             time = block_times(blocks, (1e-3, 1.0) if block_size > 1 else (1.0 - 1e-9, 1.0), generator)
             view = mask_tokens(
-                batch.tokens,
-                batch.document,
-                batch.position,
-                batch.maskable,
-                time,
-                block_size,
-                self.card.mask_id,
-                generator,
+                batch.tokens, batch.document, batch.position, may, time, block_size, self.card.mask_id, generator
             )
-            nats = float(scorer(view).total)
-            may = targets(batch.maskable, batch.position, self.card.shift)
-            padding = torch.zeros_like(may)
-            padding[:, 1:] = (batch.tokens[:, 1:] == self.pad) & (batch.tokens[:, :-1] == self.pad)
-            real = int((may & ~(padding & (batch.position > 0))).sum())
-            total, count = total + nats, count + real
-            per_batch.append(nats / max(real, 1))
-        spread = torch.tensor(per_batch).std(unbiased=True) if len(per_batch) > 1 else torch.tensor(float("nan"))
-        return {"block_size": block_size, "bound": total / count, "bound_se": float(spread) / len(per_batch) ** 0.5}
+            nats.append(float(scorer(view).total))
+        per_batch = torch.tensor([total / max(count, 1) for total, count in zip(nats, self.counts, strict=True)])
+        spread = float(per_batch.std(unbiased=True)) if len(nats) > 1 else float("nan")
+        return {
+            "block_size": block_size,
+            "bound": sum(nats) / sum(self.counts),
+            "bound_se": spread / len(nats) ** 0.5,
+        }
+
+
+def _padding(batch: Batch, pad_id: int) -> Bool[Tensor, "batch seq"]:
+    """Ends of text after the end of text, there only to fill the document's last block."""
+    padding = torch.zeros_like(batch.maskable)
+    padding[:, 1:] = (batch.tokens[:, 1:] == pad_id) & (batch.tokens[:, :-1] == pad_id)
+    return padding & (batch.position > 0)

@@ -28,7 +28,7 @@ from hildanext.noising import NoiseKnobs, noised
 from hildanext.plots import training_plots
 from hildanext.runfolder import open_run
 from hildanext.runtime import accelerates_bf16, choose_device, machine, seed_everything
-from hildanext.schedules import Rung, check_rungs, rung_at, total_tokens
+from hildanext.schedules import Rung, check_padding, check_rungs, rung_at, total_tokens
 from hildanext.supervision import SUPERVISIONS, SupervisedStep, Supervision
 from hildanext.training import METRICS, Stage, TrainKnobs, make_generator, train
 from hildanext.validation import Validation, first_batches
@@ -133,6 +133,8 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
             f"block size {knobs_.block_size} does not divide the sequence length {data.sequence_length}",
             "choose a block size that divides data.sequence_length",
         )
+    if data.packing == "documents":
+        check_padding(knobs_.wsd, knobs_.block_size, data.pad_to_block)
     make_losses(knobs_)
     return knobs_, data
 

@@ -2,6 +2,6 @@
 
 from hildanext.schedules.learning_rate import LearningRate
 from hildanext.schedules.noise import MaskNoise
-from hildanext.schedules.wsd import Rung, check_rungs, rung_at, spread, total_tokens
+from hildanext.schedules.wsd import Rung, check_padding, check_rungs, rung_at, spread, total_tokens
 
-__all__ = ["LearningRate", "MaskNoise", "Rung", "check_rungs", "rung_at", "spread", "total_tokens"]
+__all__ = ["LearningRate", "MaskNoise", "Rung", "check_padding", "check_rungs", "rung_at", "spread", "total_tokens"]

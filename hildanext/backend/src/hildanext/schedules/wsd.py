@@ -40,6 +40,27 @@ def check_rungs(rungs: tuple[Rung, ...], sequence_length: int) -> None:
         raise ConfigError("the phases of wsd are out of order", "warmup rungs first, then stable, then decay")
 
 
+def check_padding(rungs: tuple[Rung, ...], block_size: int, pad_to_block: int | None) -> None:
+    """Raises `ConfigError` where documents packed in multiples of `pad_to_block` (None: of 1) end inside a block.
+
+    The model would see where they end, which no decoder shows it, so at the block size that is decoded this is
+    refused. A rung may be larger: a climb to the whole row is part of the method, and the decay comes back.
+    """
+    pad = 1 if pad_to_block is None else pad_to_block
+    if pad % block_size:
+        raise ConfigError(
+            f"data.pad_to_block {pad_to_block} is not a multiple of the block size {block_size}",
+            f"set data.pad_to_block to {block_size} or a multiple of it, or choose another convert.block_size",
+        )
+    for rung in rungs:
+        if pad % rung.block_size and rung.block_size % pad:
+            raise ConfigError(
+                f"data.pad_to_block {pad_to_block} and the block size {rung.block_size} of wsd: "
+                "neither is a multiple of the other",
+                "choose block sizes that divide data.pad_to_block, or multiples of it",
+            )
+
+
 def rung_at(rungs: tuple[Rung, ...], tokens_seen: int) -> Rung:
     """The rung a run is on after `tokens_seen` data tokens; past the end, the last one."""
     for rung in rungs:

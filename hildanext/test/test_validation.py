@@ -1,0 +1,75 @@
+"""The bound on held-out rows: what it hides, what it counts, and data that has nothing to count."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import random_model
+from hildanext.ar import Parent
+from hildanext.datasets import Batch, PackedDataset, PrepareKnobs, prepare
+from hildanext.diffusion import View
+from hildanext.errors import DataError
+from hildanext.supervision import SupervisedStep
+from hildanext.supervision.mask_to_token import MaskToToken
+from hildanext.validation import Validation, first_batches
+from small_models import small_tokenizer
+
+EOS = 1
+
+
+def rows_of(documents: list[list[int]], folder: Path, length: int = 16, block: int | None = 4) -> PackedDataset:
+    settings = PrepareKnobs(source={"name": "list"}, out=str(folder), add_bos=False, add_eos=False)
+    prepare(settings, small_tokenizer(), documents=documents)
+    return PackedDataset(folder, length, "documents", block)
+
+
+def held_out(dataset: PackedDataset, rows: int = 8) -> list[Batch]:
+    return first_batches(dataset, rows, 2, torch.device("cpu"))
+
+
+class Watched(SupervisedStep):
+    """Keeps the views that a validation scores."""
+
+    seen: list[View] = []
+
+    def forward(self, view: View, *rest: object) -> object:
+        Watched.seen.append(view)
+        return super().forward(view, *rest)
+
+
+def test_only_predictable_tokens_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Documents without BOS: their first token is a given under the left shift, not a mask that nobody predicts."""
+    dataset = rows_of([[5, 6, 7, 8, 9]] * 40, tmp_path)
+    monkeypatch.setattr("hildanext.validation.SupervisedStep", Watched)
+    monkeypatch.setattr(Watched, "seen", [])
+    model = random_model(alignment="parent")
+    Validation(held_out(dataset), dataset.pad_id, model.card)(SupervisedStep(model, {"m2t": MaskToToken()}), 1)
+    assert len(Watched.seen) == 4 and sum(int(view.masked.sum()) for view in Watched.seen) > 20
+    for view in Watched.seen:
+        assert not bool(view.masked[view.position == 0].any())
+        assert bool((view.noisy[view.position == 0] != model.card.mask_id).all())
+
+
+def test_at_block_size_one_it_is_the_parent_s_own_likelihood_of_the_real_tokens(tmp_path: Path):
+    dataset = rows_of([[5, 6, 7, EOS], [8, 9, 10, 11, EOS], [12, 13]] * 5, tmp_path, block=None)
+    model = random_model(alignment="parent", block_size=1)
+    found = Validation(held_out(dataset), dataset.pad_id, model.card)(SupervisedStep(model, {"m2t": MaskToToken()}), 1)
+    parent, total, count = Parent(model.causal_lm, None, model.banned), 0.0, 0
+    for batch in held_out(dataset):
+        nll = parent.token_nll(batch.tokens, batch.document, batch.position)
+        total, count = total + float(nll.sum()), count + int(((batch.position > 0) & (batch.document >= 0)).sum())
+    assert found["bound"] == pytest.approx(total / count, rel=1e-6)
+
+
+def test_padding_is_summed_and_not_counted(tmp_path: Path):
+    """Five tokens and EOS in blocks of four: two places of padding a document, whose loss belongs to the bound."""
+    dataset = rows_of([[5, 6, 7, 8, 9, EOS]] * 2, tmp_path)
+    validation = Validation(held_out(dataset), dataset.pad_id, random_model(alignment="parent").card)
+    assert validation.counts == [2 * 5]
+
+
+def test_documents_of_one_token_are_an_error_that_says_what_to_do(tmp_path: Path):
+    dataset = rows_of([[5]] * 20, tmp_path, block=None)
+    with pytest.raises(DataError, match="no token to predict in 2 rows.*longer documents"):
+        Validation(held_out(dataset), dataset.pad_id, random_model(alignment="parent").card)
