@@ -100,6 +100,8 @@ def test_a_recipe_goes_from_the_parent_to_a_report_and_is_done_once(tmp_path, pa
         (("convert", "wsd"), [{"phase": "warmup", "block_size": 5, "tokens": 1}], "does not divide"),
         (("convert", "losses"), [{"name": "m3t"}], "did you mean"),
         (("data", "sequence_lenght"), 32, "did you mean 'sequence_length'"),
+        (("data", "pad_to_block"), 12, "pad_to_block 12 is not a multiple of the block size 8"),
+        (("data", "pad_to_block"), None, "pad_to_block None is not a multiple of the block size 8"),
         (("prepare", "train"), {"source": {"name": "parent"}}, "documents"),
         (("prepare", "train"), {"source": {"name": "parents", "path": "x"}}, "unknown source"),
         (("prepare", "train"), {}, "source"),
