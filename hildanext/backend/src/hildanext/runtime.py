@@ -161,7 +161,7 @@ def cap_allocator(device: "torch.device", fraction: float | None) -> None:
             f"max_vram_fraction = {fraction} caps the memory of a GPU, and this run is on {device}",
             "leave it out, or choose a GPU",
         )
-    torch.cuda.set_per_process_memory_fraction(fraction, device)
+    torch.cuda.set_per_process_memory_fraction(fraction, device.index)  # None: the current one
 
 
 def seed_everything(seed: int) -> None:

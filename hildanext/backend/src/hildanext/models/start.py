@@ -27,12 +27,10 @@ def start_conversion(
     The tokenizer returned knows the mask token. Real tokens keep the parent's logits exactly, or those of its 4-bit
     weights with `quantize` (which raises `ConfigError`, see `quantize.bitsandbytes_on`).
     """
-    causal_lm, tokenizer = load_parent(
-        parent_name, dtype, device, trust_remote_code, as_stored=quantize is not None
-    )
+    causal_lm, tokenizer = load_parent(parent_name, dtype, device, trust_remote_code, as_stored=quantize is not None)
+    place(causal_lm, dtype, device, quantize)  # first, so that the mask's row is computed in `dtype`
     never = never_ids(tokenizer, causal_lm)
     mask_id, vocab_real = resolve_mask_id(tokenizer, causal_lm)
-    place(causal_lm, dtype, device, quantize)
     card = Card(
         mask_id=mask_id,
         vocab_rows=causal_lm.get_input_embeddings().weight.shape[0],
