@@ -179,3 +179,45 @@ def test_sampled_text_has_the_entropy_that_the_model_says():
     gap = torch.cat(gaps).detach()
     assert len(gap) > 1000
     assert abs(float(gap.mean())) < 4 * float(gap.std()) / len(gap) ** 0.5
+
+
+PROMPTS = [[0, 5, 9, 33, 21, 7], [0], [0, 40, 12], [0, 8, 3, 50, 17, 22, 4, 31, 6]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_of_a_ragged_batch_is_what_it_is_alone(family, temperature):
+    parent = make_parent(family)
+    parent.causal_lm.double()
+    stop = parent.generate(PROMPTS[2], 20, temperature, seed=12, stop_ids=[]).tokens[5]
+    seeds = [10, 11, 12, 13]
+    alone = [
+        parent.generate(prompt, 20, temperature, seed=seed, stop_ids=[stop]).tokens
+        for prompt, seed in zip(PROMPTS, seeds, strict=True)
+    ]
+    together = parent.generate_batch(PROMPTS, 20, temperature, seeds=seeds, stop_ids=[stop])
+    assert [result.tokens for result in together] == alone
+    assert len({len(tokens) for tokens in alone}) > 1  # rows left the batch at different times
+    assert [result.forwards for result in together] == [len(tokens) for tokens in alone]
+
+
+def test_a_long_prompt_is_filled_in_parts(monkeypatch):
+    parent = make_parent()
+    parent.causal_lm.double()
+    whole = [result.tokens for result in parent.generate_batch(PROMPTS, 12, stop_ids=[])]
+    monkeypatch.setattr("hildanext.ar.PREFILL_TOKENS", 2)
+    assert [result.tokens for result in parent.generate_batch(PROMPTS, 12, stop_ids=[])] == whole
+
+
+def test_a_row_ends_where_its_caller_says_and_is_handed_over_at_once():
+    parent = make_parent()
+    told: list[tuple[int, int]] = []
+    results = parent.generate_batch(
+        PROMPTS,
+        12,
+        stop_ids=[],
+        ended=lambda row, tokens: row == 2 and len(tokens) == 4,
+        on_result=lambda row, result: told.append((row, len(result.tokens))),
+    )
+    assert [len(result.tokens) for result in results] == [12, 12, 4, 12]
+    assert told == [(2, 4), (0, 12), (1, 12), (3, 12)]

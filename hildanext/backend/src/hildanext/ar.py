@@ -5,7 +5,7 @@ that speeds and likelihoods compare like with like.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,11 +37,18 @@ class ArResult:
         return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
 
 
+Ended = Callable[[int, list[int]], bool]
+OnResult = Callable[[int, ArResult], None]
+
+PREFILL_TOKENS = 512
+"""A longer prompt is fed in several forwards, so that the mask stays small."""
+
+
 @dataclass
 class CausalCache:
-    """Preallocated keys and values of a batch whose rows all have the same length.
+    """Preallocated keys and values of a batch whose rows all have the same length, padding on the left included.
 
-    A forward of n tokens appends n; several tokens at once see each other causally.
+    A forward of n tokens appends n; several tokens at once see each other causally, and nobody sees padding.
     """
 
     batch: int
@@ -50,6 +57,8 @@ class CausalCache:
     keys: list[Tensor] = field(default_factory=list)
     """One per layer, [batch kv_heads capacity head_dim]."""
     values: list[Tensor] = field(default_factory=list)
+    pads: Int[Tensor, " batch"] | None = None
+    """Columns of padding at the left of each row; None where there is none."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if layer == len(self.keys):
@@ -60,14 +69,21 @@ class CausalCache:
         end = self.length + new
         self.keys[layer][:, :, self.length : end] = key
         self.values[layer][:, :, self.length : end] = value
-        mask = None
-        if new > 1:
-            mask = torch.ones(new, end, dtype=torch.bool, device=key.device).tril(self.length)[None, None]
+        mask = self._mask(new, end, key.device) if new > 1 or self.pads is not None else None
         return grouped_attention(query, self.keys[layer][:, :, :end], self.values[layer][:, :, :end], mask, scale)
+
+    def _mask(self, new: int, end: int, device: torch.device) -> Bool[Tensor, "#batch 1 new end"]:
+        mask = torch.ones(new, end, dtype=torch.bool, device=device).tril(self.length)[None, None]
+        if self.pads is None:
+            return mask
+        real = torch.arange(end, device=device) >= self.pads[:, None]
+        itself = torch.eye(end, dtype=torch.bool, device=device)[-new:]  # so that no softmax row is empty
+        return mask & (real[:, None, None, :] | itself)
 
     def keep_rows(self, rows: Int[Tensor, " rows"]) -> None:
         """Drop all but `rows` of the batch."""
         self.batch = len(rows)
+        self.pads = None if self.pads is None else self.pads[rows]
         self.keys = [part[rows] for part in self.keys]
         self.values = [part[rows] for part in self.values]
 
@@ -147,7 +163,6 @@ class Parent:
             nll[row, column] = cross_entropy(logits, tokens[row, column], reduction="none")
         return nll
 
-    @torch.no_grad()
     def generate(
         self,
         prompt_ids: Sequence[int],
@@ -162,31 +177,84 @@ class Parent:
 
         Raises `PromptError` for an empty prompt or one that leaves no room.
         """
-        self._check(len(prompt_ids), max_new_tokens)
-        stops = set(default_stops(self.tokenizer) if stop_ids is None else stop_ids)
-        generator = torch.Generator().manual_seed(seed)
-        start = time.perf_counter()
-        cache = CausalCache(1, len(prompt_ids) + max_new_tokens)
-        feed = torch.tensor([list(prompt_ids)], device=self.device)
-        tokens: list[int] = []
-        prefill_seconds = 0.0
-        while len(tokens) < max_new_tokens:
-            logits = self._step(feed, cache)
-            if not tokens:
-                prefill_seconds = time.perf_counter() - start
-            choice = sample(logits, temperature, top_p, top_k, generator)
-            tokens.append(int(choice))
-            if tokens[-1] in stops:
-                break
-            feed = choice[:, None]
-        return ArResult(tokens, time.perf_counter() - start, len(tokens), prefill_seconds)
+        return self.generate_batch([prompt_ids], max_new_tokens, temperature, top_p, top_k, [seed], stop_ids)[0]
 
-    def _step(self, feed: Int[Tensor, "batch new"], cache: CausalCache) -> Float[Tensor, "batch vocab"]:
+    @torch.no_grad()
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seeds: Sequence[int] | None = None,
+        stop_ids: Sequence[int] | None = None,
+        ended: Ended | None = None,
+        on_result: OnResult | None = None,
+    ) -> list[ArResult]:
+        """Continue prompts of any lengths together, padded on the left; a row's text does not depend on the others.
+
+        `ended(i, tokens)` is asked after each token of prompt i whether its text is over; `on_result(i, result)` is
+        told at once when it is. Prompt i draws from `seeds[i]`. Raises `PromptError` as `generate` does.
+        """
+        for prompt in prompts:
+            self._check(len(prompt), max_new_tokens)
+        stops = set(default_stops(self.tokenizer) if stop_ids is None else stop_ids)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds or [0] * len(prompts)]
+        start = time.perf_counter()
+        feed, cache = self._padded(prompts, max_new_tokens)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        results: dict[int, ArResult] = {}
+        active, prefill_seconds = list(range(len(prompts))), 0.0
+        while active:
+            logits = self._step(feed, cache)
+            if not prefill_seconds:
+                prefill_seconds = time.perf_counter() - start
+            drawn = [generators[i] for i in active]
+            choice = _draw_rows(logits, temperature, top_p, top_k, drawn)
+            going: list[int] = []
+            for row, (i, token) in enumerate(zip(active, choice.tolist(), strict=True)):
+                tokens[i].append(token)
+                over = token in stops or len(tokens[i]) >= max_new_tokens
+                if over or (ended is not None and ended(i, tokens[i])):
+                    seconds = time.perf_counter() - start
+                    results[i] = ArResult(tokens[i], seconds, len(tokens[i]), prefill_seconds)
+                    if on_result is not None:
+                        on_result(i, results[i])
+                else:
+                    going.append(row)
+            feed = choice[:, None]
+            if len(going) < len(active):
+                rows = torch.tensor(going, dtype=torch.long, device=feed.device)
+                active, feed = [active[row] for row in going], feed[rows]
+                cache.keep_rows(rows)
+        return [results[i] for i in range(len(prompts))]
+
+    def _padded(self, prompts: Sequence[Sequence[int]], new: int) -> tuple[Int[Tensor, "batch seq"], CausalCache]:
+        """The prompts padded on the left, all but the last columns already in the cache."""
+        longest = max((len(prompt) for prompt in prompts), default=0)
+        pads = [longest - len(prompt) for prompt in prompts]
+        rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+        tokens = torch.tensor(rows, dtype=torch.long, device=self.device)
+        cache = CausalCache(len(prompts), longest + new)
+        if any(pads):
+            cache.pads = torch.tensor(pads, device=self.device)
+        while tokens.shape[1] > PREFILL_TOKENS:
+            self._fill(tokens[:, :PREFILL_TOKENS], cache)
+            tokens = tokens[:, PREFILL_TOKENS:]
+        return tokens, cache
+
+    def _fill(self, feed: Int[Tensor, "batch new"], cache: CausalCache) -> Float[Tensor, "batch new hidden"]:
         new = feed.shape[1]
         position = torch.arange(cache.length, cache.length + new, device=feed.device).expand_as(feed)
+        if cache.pads is not None:
+            position = (position - cache.pads[:, None]).clamp_min(0)
         hidden = self._forward(feed, position, cache)
         cache.length += new
-        return self.logits(hidden[:, -1])
+        return hidden
+
+    def _step(self, feed: Int[Tensor, "batch new"], cache: CausalCache) -> Float[Tensor, "batch vocab"]:
+        return self.logits(self._fill(feed, cache)[:, -1])
 
     def _check(self, prompt: int, new: int) -> None:
         context = int(self.causal_lm.config.max_position_embeddings)
@@ -227,6 +295,20 @@ def sample(
     draw = torch.rand(len(cumulative), 1, dtype=torch.float64, generator=generator).to(logits.device)
     chosen = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)[:, 0]
     return chosen.clamp_max(logits.shape[-1] - 1)
+
+
+def _draw_rows(
+    logits: Float[Tensor, "batch vocab"],
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    generators: Sequence[torch.Generator],
+) -> Int[Tensor, " batch"]:
+    """`sample` with a generator for each row."""
+    if temperature <= 0.0:
+        return logits.argmax(-1)
+    rows = zip(logits.split(1), generators, strict=True)
+    return torch.cat([sample(row, temperature, top_p, top_k, generator) for row, generator in rows])
 
 
 @torch.no_grad()

@@ -94,6 +94,8 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
+OnCompletion = Callable[[int, Completion], None]
+"""Called with the prompt's number as soon as its row has ended, in whatever order rows end."""
 
 
 def generate(
@@ -103,18 +105,23 @@ def generate(
     decoder: Decoder,
     settings: GenerationKnobs | None = None,
     on_event: OnEvent | None = None,
+    on_completion: OnCompletion | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Complete every prompt (token ids; an empty one starts from BOS). Without a tokenizer there is no text and no EOS.
 
+    `seeds`, one per prompt, replace `settings.seed` + i.
     Raises `PromptError` for a prompt that does not fit the context or holds ids that are no tokens.
     """
     settings = settings if settings is not None else GenerationKnobs()
     prompts = [_checked(model, tokenizer, prompt) for prompt in prompts]
     limits = [_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
+    seeds = seeds if seeds is not None else range(settings.seed, settings.seed + len(prompts))
     completions: list[Completion] = []
     for first in range(0, len(prompts), settings.batch_size):
         batch = range(first, min(first + settings.batch_size, len(prompts)))
-        run = _Run(model, tokenizer, decoder, settings, on_event, batch)
+        drawn = [seeds[i] for i in batch]
+        run = _Run(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion)
         completions += run.complete([prompts[i] for i in batch], [limits[i] for i in batch])
     return completions
 
@@ -142,9 +149,11 @@ class _Run:
         settings: GenerationKnobs,
         on_event: OnEvent | None,
         batch: range,
+        seeds: Sequence[int],
+        on_completion: OnCompletion | None,
     ) -> None:
         self.model, self.tokenizer, self.decoder, self.settings = model, tokenizer, decoder, settings
-        self.on_event, self.batch = on_event, batch
+        self.on_event, self.batch, self.seeds, self.on_completion = on_event, batch, seeds, on_completion
         self.eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
         self.shown = dict.fromkeys(range(len(batch)), "")
@@ -160,7 +169,7 @@ class _Run:
             prompts,
             limits,
             self._ended,
-            seeds=[self.settings.seed + i for i in self.batch],
+            seeds=self.seeds,
             commit=self.settings.commit,
             cached=self.settings.cached,
             observe=self._observe if watching else None,
@@ -201,6 +210,8 @@ class _Run:
         )
         self.done[row.index] = Completion(kept, text, why, stats, self.steps[row.index])
         self._tell(Event(self.batch[row.index], "end"))
+        if self.on_completion is not None:
+            self.on_completion(self.batch[row.index], self.done[row.index])
         return True
 
     def _reason(self, row: Row, tokens: list[int]) -> tuple[list[int], str, FinishReason] | None:
