@@ -86,6 +86,24 @@ def test_V15_nothing_to_replace_is_no_error():
     assert not bool(replace_tokens(view, 0.5, torch.arange(61), generator).replaced.any())
 
 
+@pytest.mark.parametrize("complementary", [False, True])
+def test_a_token_s_chance_is_uniform_whatever_the_view_shows_of_it(complementary: bool):
+    views = [view_of(seed=seed, prompt=0)[0] for seed in range(40)]
+    views = [complement(view, MASK) for view in views] if complementary else views
+    for masked in (False, True):
+        drawn = torch.cat([view.chance[view.maskable & (view.masked == masked)] for view in views])
+        assert 0.0 <= float(drawn.min()) and float(drawn.max()) < 1.0
+        counts = torch.histc(drawn, 10, 0.0, 1.0)
+        expected = len(drawn) / 10
+        assert float(((counts - expected) ** 2 / expected).sum()) < 27.9, "chi-square, 9 degrees of freedom, p = 0.001"
+
+
+@pytest.mark.parametrize("t", [1e-6, 1.0])
+def test_a_chance_is_a_number_at_the_ends_of_time(t: float):
+    view, _ = view_of(t=t)
+    assert bool(((view.chance >= 0) & (view.chance < 1)).all())
+
+
 def test_elbo_weight_is_one_over_t_at_masks_alone():
     view, _ = view_of(t=0.25)
     weight = elbo_weight(view)

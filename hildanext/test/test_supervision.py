@@ -10,7 +10,16 @@ from conftest import random_model
 from hildanext import masks
 from hildanext.ar import Parent
 from hildanext.choice import make
-from hildanext.diffusion import View, block_index, block_times, layout_of, mask_tokens, model_input, readout_index
+from hildanext.diffusion import (
+    View,
+    block_index,
+    block_times,
+    complement,
+    layout_of,
+    mask_tokens,
+    model_input,
+    readout_index,
+)
 from hildanext.errors import ConfigError, UnknownChoice
 from hildanext.models.adapters import LoraKnobs, add_lora, without_lora
 from hildanext.models.attention import MaskedAttention
@@ -381,6 +390,33 @@ def test_the_first_turn_drafts_what_the_next_one_mends():
     assert bool(written.any())
     assert torch.equal(outcome.draft[written], best[written])
     assert torch.equal(outcome.draft[~view.masked], best[~view.masked])
+
+
+@pytest.mark.parametrize("complementary", [False, True])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 1.0])
+def test_a_share_of_the_kept_tokens_stands_for_all_of_them(share, complementary):
+    """Whatever the share, the weights add up to `keep` for each kept token, within four standard errors."""
+    loss, chosen, kept = TokenToToken(weight=0.0, keep=0.6, keep_share=share), 0, 0
+    for seed in range(20):
+        view = make_view(length=64, batch=32, seed=seed)
+        view = complement(view, MASK) if complementary else view
+        weight = loss.weights(view, torch.ones_like(view.masked)).cross_entropy
+        assert bool(((weight == 0) | (weight - 0.6 / share).abs().lt(1e-6)).all())
+        assert not bool(weight[~view.kept].any())
+        chosen, kept = chosen + int((weight > 0).sum()), kept + int(view.kept.sum())
+    assert abs(chosen - share * kept) <= 4 * (kept * share * (1 - share)) ** 0.5
+
+
+def test_which_kept_tokens_carry_the_loss_depends_on_the_generator_alone():
+    loss = TokenToToken(keep_share=0.5)
+    one, again = (loss.weights(make_view(seed=3), make_view().maskable).cross_entropy for _ in range(2))
+    assert torch.equal(one, again)
+    same_token, turns = torch.full((2, 16), 7), []
+    for seed in range(40):
+        view = make_view(seed=seed, t=0.2)
+        chosen = loss.weights(replace(view, clean=same_token), view.maskable).cross_entropy > 0
+        turns.append(chosen[0, 5] if bool(view.kept[0, 5]) else torch.tensor(False))
+    assert 5 < int(torch.stack(turns).sum()) < 30, "the same token at the same place has its turn, and not always"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

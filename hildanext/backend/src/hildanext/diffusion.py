@@ -58,6 +58,8 @@ class View:
     block_size: int
     pairs: CausalPairs | None = None
     """Causes and effects among the tokens, where the data has causal graphs."""
+    chance: Float[Tensor, "batch seq"] | None = None
+    """A uniform number in [0, 1) for each token, independent of what the view shows: for losses that take a share."""
 
     @property
     def kept(self) -> Bool[Tensor, "batch seq"]:
@@ -102,7 +104,10 @@ def mask_tokens(
 ) -> View:
     """Mask each maskable token with the probability `time` of its block."""
     draw = torch.rand(clean.shape, generator=generator).to(clean.device)
-    masked = maskable & (draw < time)
+    hidden = draw < time
+    masked = maskable & hidden
+    # Inside either outcome what is left of the draw is uniform again, so that no further one is needed.
+    chance = torch.where(hidden, draw / time, (draw - time) / (1.0 - time)).float().clamp_max(1.0 - 2.0**-24)
     return View(
         clean=clean,
         noisy=clean.masked_fill(masked, mask_id),
@@ -113,6 +118,7 @@ def mask_tokens(
         replaced=torch.zeros_like(masked),
         time=time,
         block_size=block_size,
+        chance=chance,
     )
 
 

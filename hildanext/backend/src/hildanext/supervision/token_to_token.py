@@ -15,7 +15,8 @@ class TokenToToken(Supervision):
 
     Paper: LLaDA2.1, arXiv:2602.08676, sec. 3.1.
     Differs: the paper gives no weights; keeping right tokens is ours, because with tau_edit = 0 every
-    disagreement is an edit. `keep_share` of the kept tokens carry the loss, to spare head rows.
+    disagreement is an edit. Each kept token carries the loss with the chance `keep_share`, to spare head rows, and
+    weighs so much more that the expectation is the same.
     """
 
     weight: float = Field(default=1.0, ge=0)
@@ -25,8 +26,7 @@ class TokenToToken(Supervision):
     def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
         weight = self.weight * view.replaced.float()
         if self.keep > 0:
-            # A fixed pattern over positions: no generator needed, and every position takes its turn over the run.
-            stride = round(1 / self.keep_share)
-            turn = (view.position + view.clean) % stride == 0
-            weight = weight + self.keep / self.keep_share * (view.kept & turn).float()
+            assert view.chance is not None, "a view for training is made by mask_tokens, which draws the chances"
+            chosen = view.kept & (view.chance < self.keep_share)
+            weight = weight + self.keep / self.keep_share * chosen.float()
         return Weights(cross_entropy=weight * targets)
