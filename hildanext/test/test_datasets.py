@@ -13,11 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from corpus import files_of, small_tokenizer
 from hildanext.datasets import Batch, PackedDataset, PrepareKnobs, batches, prepare
 from hildanext.errors import ConfigError, DataError
-from hildanext.packing import row_order
+from hildanext.packing import row_order, tokenizer_hash
 
 BOS, EOS = 0, 1
 MakeFolder = Callable[[Sequence[Sequence[int]]], Path]
@@ -261,6 +263,19 @@ def test_data_of_another_tokenizer_is_refused_where_the_tokenizer_is_given(make_
     PackedDataset(folder, 16, tokenizer=small_tokenizer())
     with pytest.raises(DataError, match="prepared with another tokenizer"):
         PackedDataset(folder, 16, tokenizer=small_tokenizer(310))
+
+
+def test_a_mask_token_leaves_the_tokenizer_s_hash_as_it_was() -> None:
+    """Also where the vocabulary holds the word "None", which a tokenizer without a mask must not take for its mask."""
+    hashes = []
+    for words in (["<s>", "</s>", "None", "word"], ["<s>", "</s>", "word"]):
+        backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="word"))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+        before = tokenizer_hash(tokenizer)
+        assert tokenizer.mask_token is None and tokenizer.add_special_tokens({"mask_token": "<|mask|>"}) == 1
+        assert tokenizer_hash(tokenizer) == before
+        hashes.append(before)
+    assert hashes[0] != hashes[1], "the word itself counts"
 
 
 def test_offsets_that_were_damaged_are_noticed(make_folder: MakeFolder) -> None:

@@ -77,4 +77,5 @@ def _private(tokenizer: Any) -> Any:
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
     everything: dict[str, int] = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
-    return {token: index for token, index in everything.items() if token != str(tokenizer.mask_token)}
+    mask = tokenizer.mask_token  # None where there is none; many vocabularies hold the word "None"
+    return everything if mask is None else {token: index for token, index in everything.items() if token != str(mask)}
