@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import random_model
 from hildanext import masks
@@ -197,7 +198,7 @@ def test_V10_an_autoregressive_loss_on_a_block_causal_half_is_refused():
 
 @pytest.mark.parametrize("block", [16, 32], ids=["as long as the row", "longer than the row"])
 def test_V10_an_autoregressive_loss_does_not_see_its_labels_where_one_block_spans_the_row(block):
-    """A single copy would be noisy and bidirectional; the loss is the parent's own, and other losses stay as they are."""
+    """A single copy would be noisy and bidirectional; the loss is the parent's own, other losses stay as they are."""
     model = random_model(alignment="parent")
     view = make_view(length=16, block=block, t=0.3, documents=[0] * 9 + [1] * 7)
     exact = Parent(model.causal_lm, None, model.banned).token_nll(view.clean, view.document, view.position)
@@ -245,7 +246,7 @@ def test_mask_noise_is_measured_in_deviations_of_the_trained_rows(scale):
 
 
 def test_mask_noise_is_drawn_where_its_generator_lives(monkeypatch):
-    """On another device than the generator's, torch draws nothing and raises; a seed gives the same noise everywhere."""
+    """Torch refuses to draw on another device than the generator's. A seed gives the same noise everywhere."""
     model = random_model().to("meta")
     draw, devices = torch.randn, []
 
@@ -279,6 +280,26 @@ def test_V13_chunked_loss_and_gradients_equal_the_dense_ones(chunk):
     assert torch.allclose(ours.cross_entropy, ce, atol=1e-10) and torch.allclose(ours.divergence, kl, atol=1e-10)
     for mine, reference in zip(ours_gradients, theirs_gradients, strict=True):
         assert torch.allclose(mine, reference, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_loss_that_nobody_differentiates_forms_no_gradient(mode):
+    """One product per chunk: hidden states times head. The weights ask for gradients, a validation does not."""
+
+    class Products(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Products.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.matmul)
+            return func(*args, **(kwargs or {}))
+
+    hidden, head = (torch.randn(8, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    labels, weight, banned = torch.zeros(8, dtype=torch.long), torch.ones(8), torch.arange(8) >= 7
+    asked = linear_cross_entropy(hidden, head, labels, weight, banned, chunk=4).total
+    with mode(), Products():
+        found = linear_cross_entropy(hidden, head, labels, weight, banned, chunk=4).total
+    assert Products.count == 2 and not found.requires_grad and asked.requires_grad
+    assert found.item() == asked.item()
 
 
 def test_V13_no_supervised_row_is_a_zero_loss_with_finite_gradients():
@@ -337,6 +358,38 @@ def test_V21_with_adapters_off_the_teacher_is_the_parent_and_kl_starts_at_zero()
                 parameter.zero_()
     step = SupervisedStep(model, {"kl": ParentDistillation()}, model.head.detach())
     assert abs(step(view, teacher_hidden=off).total.item()) < 1e-10
+
+
+def lora_model(dropout):
+    """A model in training, whose adapters say something."""
+    model = random_model(alignment="parent")
+    add_lora(model, LoraKnobs(rank=4, alpha=8, dropout=dropout))
+    model.double()
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
+    return model
+
+
+def test_dropout_draws_from_the_step_s_generator_and_from_nothing_else():
+    """So a resumed run drops what the first one would have; the global generator is left as it was."""
+    step = SupervisedStep(lora_model(0.3), {"m2t": MaskToToken()}).train()
+    totals = []
+    for noise, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(noise)
+        before = torch.random.get_rng_state()
+        totals.append(step(make_view(), 0.1, torch.Generator().manual_seed(seed)).total.item())
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert totals[0] == totals[1] != totals[2]
+
+
+def test_without_dropout_nothing_is_drawn_for_it():
+    generator = torch.Generator().manual_seed(0)
+    for step, training in ((lora_model(0.0), True), (lora_model(0.3), False)):
+        SupervisedStep(step, {"m2t": MaskToToken()}).train(training)(make_view(), 0.0, generator)
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())
 
 
 def test_alignment_is_one_minus_the_cosine_at_masked_tokens():

@@ -3,6 +3,9 @@
 Weights keep their names; nothing is patched. Logits exist only where they are asked for.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -81,6 +84,21 @@ class DiffusionModel(nn.Module):
     def _deviation_of_rows(self) -> Float[Tensor, ""]:
         """Standard deviation of the trained rows' entries; taken anew, so that a resumed run finds the same."""
         return self.causal_lm.get_input_embeddings().weight.detach()[: self.card.vocab_real].std()
+
+    @contextlib.contextmanager
+    def dropout_from(self, generator: torch.Generator | None) -> Iterator[None]:
+        """Forwards within the context drop (adapters may) by `generator` alone, so that a resumed run drops the same.
+
+        Nothing is drawn where nothing is dropped, and the global generators are left as they were.
+        """
+        drops = self.training and any(isinstance(part, nn.Dropout) and part.p > 0 for part in self.modules())
+        if generator is None or not drops:
+            yield
+            return
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def forward(
         self,

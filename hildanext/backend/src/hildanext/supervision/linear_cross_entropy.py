@@ -25,12 +25,15 @@ class RowLosses(NamedTuple):
 
 
 def _against_teacher(logits: Tensor, student: Tensor, banned: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's probabilities and KL(teacher || student) per row; `student` holds probabilities."""
+    """The teacher's probabilities and KL(teacher || student) per row; `student` holds probabilities.
+
+    `logits` are overwritten: with a large vocabulary each further copy is the peak of a whole step.
+    """
     logits[:, banned] = float("-inf")
     log_teacher = logits.log_softmax(-1)
-    teacher = log_teacher.exp()
-    gap = torch.where(teacher > 0, log_teacher - student.clamp_min(1e-38).log(), torch.zeros_like(teacher))
-    return teacher, (teacher * gap).sum(-1)
+    teacher = torch.exp(log_teacher, out=logits)
+    gap = log_teacher.sub_(student.clamp_min(1e-38).log_()).masked_fill_(teacher == 0, 0.0)
+    return teacher, gap.mul_(teacher).sum(-1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -86,6 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_hidden[part] = narrow @ matrix
             if grad_head is not None:
                 grad_head += narrow.T @ hidden[part]
+            del logits, grad, narrow  # or they would live on beside the next chunk's
         total = (cross_entropy * weight.to(wide)).sum()
         if divergence_weight is not None:
             total = total + (divergence * divergence_weight.to(wide)).sum()
@@ -118,8 +122,10 @@ def linear_cross_entropy(
     """Sum over rows of `weight * CE(label) + divergence_weight * KL(teacher || student)`, in nats.
 
     Banned ids (mask, unused rows) get no probability in either distribution. Zero rows give a zero loss
-    with finite gradients.
+    with finite gradients. Where gradients are off none are formed.
     """
+    if not torch.is_grad_enabled():  # the function below sees only that its inputs ask for gradients
+        hidden, head = hidden.detach(), head.detach()
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))

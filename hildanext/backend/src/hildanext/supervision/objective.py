@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from hildanext import masks
-from hildanext.diffusion import Layout, View, clean_readout_index, layout_of, model_input, readout_index, targets
+from hildanext.diffusion import (
+    Layout,
+    Shift,
+    View,
+    clean_readout_index,
+    layout_of,
+    model_input,
+    readout_index,
+    targets,
+)
 from hildanext.masks import CleanMask
 from hildanext.models.attention import AttentionContext, MaskedAttention
 from hildanext.models.bidirectional import DiffusionModel
@@ -81,15 +90,13 @@ class SupervisedStep(nn.Module):
         layout = layout_of(view.block_size, view.clean.shape[1], card.shift, _read_clean(weights.values()))
         tokens, positions = model_input(view, layout)
         embeddings = self.model.embed(tokens, mask_noise, generator)
-        hidden = self.model(embeddings, positions, attention_for(view, layout, card.clean_mask, embeddings))
-        readouts = {
-            "noisy": readout_index(view.position, view.block_size, card.shift, layout),
-            "clean": clean_readout_index(view.position, layout),
-        }
+        attention = attention_for(view, layout, card.clean_mask, embeddings)
+        with self.model.dropout_from(generator):
+            hidden = self.model(embeddings, positions, attention)
         total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         sums: dict[str, Tensor] = {}
         counts, draft = _no_counts(hidden.device), None
-        for stream, readout in readouts.items():
+        for stream, readout in _readouts(view, card.shift, layout).items():
             members = {name: weight for name, weight in weights.items() if weight.stream == stream}
             drafting = wants_draft and stream == "noisy"
             rows = _rows(members, readout, hidden.shape[1], may_predict if drafting else None)
@@ -143,6 +150,14 @@ def _read_clean(weights: Iterable[Weights]) -> bool:
     """Whether any loss has a say about the clean half's reading; one of weight zero has none."""
     parts = [(w.cross_entropy, w.divergence, w.alignment) for w in weights if w.stream == "clean"]
     return any(part is not None and bool(part.any()) for each in parts for part in each)
+
+
+def _readouts(view: View, shift: Shift, layout: Layout) -> dict[str, Tensor]:
+    """Where each stream reads the prediction of a token."""
+    return {
+        "noisy": readout_index(view.position, view.block_size, shift, layout),
+        "clean": clean_readout_index(view.position, layout),
+    }
 
 
 def _rows(members: Mapping[str, Weights], readout: Tensor, fed: int, also: Tensor | None) -> _Stream | None:
