@@ -20,7 +20,9 @@ LAYERS = [
     {"errors"},
     {"choice", "config", "log", "runtime", "plots", "runfolder"},
     {"masks", "schedules"},
-    {"diffusion", "tokenization", "sources"},
+    {"diffusion", "tokenization"},
+    {"conversations"},
+    {"sources"},
     {"datasets", "packing", "models"},
     {"ar", "kv", "noising"},
     {"decode", "supervision", "loop"},
@@ -40,6 +42,7 @@ ALLOWED_BESIDES = {("choice", "config"), ("runtime", "config"), ("recipe", "benc
 
 FAMILIES = {
     "hildanext.sources": ("SOURCES", "hildanext.sources.base", "Source"),
+    "hildanext.sources.chat": ("CHATS", "hildanext.sources.chat.base", "ChatSource"),
     "hildanext.supervision": ("SUPERVISIONS", "hildanext.supervision.base", "Supervision"),
     "hildanext.decode": ("DECODERS", "hildanext.decode.base", "Decoder"),
 }
@@ -48,6 +51,7 @@ PROMISED = {
     "hildanext.masks": ["may_attend", "doubled", "same_document", "clean_only"],
     "hildanext.diffusion": ["mask_tokens", "replace_tokens", "complement", "block_times", "targets", "View"],
     "hildanext.tokenization": ["resolve_mask_id", "real_ids"],
+    "hildanext.conversations": ["Example", "Message", "Rendering", "render", "encode_chat"],
     "hildanext.datasets": ["prepare", "PrepareKnobs", "PackedDataset", "Batch", "batches"],
     "hildanext.ar": ["Parent", "ArResult", "sample_documents"],
     "hildanext.training": [],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from hildanext.choice import make
 from hildanext.config import knobs, plain
 from hildanext.errors import ConfigError, DataError
-from hildanext.packing import Encoder, Layout, Piece, ShardWriter, row_order, tokenizer_hash
+from hildanext.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
 from hildanext.packing.folder import (
     FORMAT,
     open_manifests,
@@ -229,16 +229,31 @@ class Batch:
     """Rows of packed documents.
 
     `document`: index inside the row, -1 for padding. `position`: index inside the document piece, from 0; 0 for
-    padding. `maskable`: what corruption may hide: everything but padding and the BOS that opens a document.
+    padding. `maskable`: what corruption may hide: everything but padding and the BOS that opens a document; of a
+    conversation, only its answers. `hidden`: tokens that a noised copy always shows as masks and that are not learnt
+    (the next question in the block that an answer ends in: inference writes that block without it).
     """
 
     tokens: Int[Tensor, "batch seq"]
     document: Int[Tensor, "batch seq"]
     position: Int[Tensor, "batch seq"]
     maskable: Bool[Tensor, "batch seq"]
+    hidden: Bool[Tensor, "batch seq"] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        there = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: part.to(device) for name, part in there.items() if part is not None})
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A data set of rows, whatever they are made of."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The given rows, stacked."""
+        ...
 
 
 class PackedDataset:
@@ -344,20 +359,13 @@ class PackedDataset:
         return tokens[begin + piece.begin : begin + piece.end]
 
 
-def batches(dataset: PackedDataset, batch_size: int, seed: int, start: int = 0, step: int = 1) -> Iterator[Batch]:
+def batches(dataset: Rows, batch_size: int, seed: int, start: int = 0, step: int = 1) -> Iterator[Batch]:
     """Endless shuffled batches `start`, `start + step`, ...; each epoch holds every row once.
 
     Batch k is a pure function of (seed, k, batch_size), so any process can begin anywhere: rank r of n takes
     `start=r, step=n`.
     """
-    rows, epoch, order = len(dataset), -1, np.empty(0, dtype=np.int64)
-    number = start
+    order, number = RowOrder(len(dataset), batch_size, seed), start
     while True:
-        chosen = []
-        for sample in range(number * batch_size, (number + 1) * batch_size):
-            if sample // rows != epoch:
-                epoch = sample // rows
-                order = row_order(rows, seed, epoch)
-            chosen.append(int(order[sample % rows]))
-        yield dataset.batch(chosen)
+        yield dataset.batch(order.batch(number))
         number += step

@@ -129,6 +129,17 @@ def never_ids(tokenizer: PreTrainedTokenizerBase, causal_lm: PreTrainedModel) ->
     return (int(pad),)
 
 
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a document's beginning: BOS where the tokenizer has one, then the text."""
+    return begin_document(tokenizer, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def begin_document(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """The ids with BOS before them, where the tokenizer has one and it is not there already."""
+    bos = tokenizer.bos_token_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
 def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder; a bare `tokenizer.json` loads the same way under every supported transformers.
 

@@ -55,3 +55,48 @@ def row_order(rows: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of an epoch. Sorted raw bits: NumPy keeps those stable across versions, not `permutation`."""
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(rows)
     return np.argsort(bits, kind="stable")
+
+
+class RowOrder:
+    """Which rows make batch number k: each epoch holds every row once, in an order drawn from (seed, epoch)."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def batch(self, number: int) -> list[int]:
+        """A pure function of the number, so any process can begin anywhere; a batch may span two epochs."""
+        chosen = []
+        for sample in range(number * self.batch_size, (number + 1) * self.batch_size):
+            if sample // self.rows != self._epoch:
+                self._epoch = sample // self.rows
+                self._order = row_order(self.rows, self.seed, self._epoch)
+            chosen.append(int(self._order[sample % self.rows]))
+        return chosen
+
+
+def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """The row of each document so that rows of `capacity` are few: longest first, each into the fullest row it fits.
+
+    Lengths are whole numbers from 1 to `capacity` (blocks). A million documents take about a second.
+    """
+    row_of = np.empty(len(lengths), dtype=np.int64)
+    waiting: dict[int, list[int]] = {}
+    room = 0  # bit r is set where a row with r blocks left is waiting
+    rows = 0
+    for document in np.argsort(-lengths, kind="stable").tolist():
+        need = int(lengths[document])
+        fitting = room >> need
+        if fitting:
+            left = need + (fitting & -fitting).bit_length() - 1
+            row = waiting[left].pop()
+            if not waiting[left]:
+                room &= ~(1 << left)
+        else:
+            left, row, rows = capacity, rows, rows + 1
+        row_of[document] = row
+        left -= need
+        if left:
+            waiting.setdefault(left, []).append(row)
+            room |= 1 << left
+    return row_of

@@ -28,7 +28,7 @@ class HuggingFace(Source):
         self, report: Report, shard: int = 0, shards: int = 1, start: Cursor | None = None
     ) -> Iterator[tuple[Document, Cursor]]:
         done = start.record if start is not None else 0
-        for record, row in self._rows(done):
+        for record, row in self.rows(done):
             if record % shards != shard:
                 continue
             where = f"{self.dataset} row {record + 1}"
@@ -40,7 +40,8 @@ class HuggingFace(Source):
             else:
                 yield Document(text, str(row.get(self.id_field, where))), Cursor(0, 0, record + 1)
 
-    def _rows(self, done: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def rows(self, done: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows from number `done` on, each with its number. Raises `DataError` where they cannot be had."""
         rows = iter(self._open(done))
         record = done
         while True:
