@@ -1,7 +1,7 @@
 """Everything a killed run needs to go on with the same losses: weights, optimiser, counters. No pickles."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hildanext.errors import CheckpointError
-from hildanext.runfolder import recover_folder, save_folder_atomically
+from hildanext.config import read_json
+from hildanext.errors import CheckpointError, ConfigError
+from hildanext.runfolder import RUN_FILE, recover_folder, save_folder_atomically
 
 STATE = "state"
+SHOWN = 60
+"""Characters of a value that an error message shows."""
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -66,8 +69,57 @@ def load_state(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
             if parameter.shape != weights[name].shape:
                 raise CheckpointError(f"{folder}: {name} has another shape", "choose another run folder")
             parameter.copy_(weights[name])
+    _restore_slots(optimizer, parameters, slots)
+    return counters
+
+
+def _restore_slots(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], slots: Mapping[str, Tensor]
+) -> None:
+    """Through the optimiser's own `load_state_dict`, which knows what belongs beside the parameter (a fused AdamW's
+    `step` does, a plain one's stays on the CPU)."""
+    known = optimizer.state_dict()
+    numbers: dict[int, int] = {}
+    for group, packed in zip(optimizer.param_groups, known["param_groups"], strict=True):
+        numbers.update(zip((id(parameter) for parameter in group["params"]), packed["params"], strict=True))
+    state: dict[int, dict[str, Tensor]] = {}
     for key, value in slots.items():
         slot, _, name = key.partition("|")
-        parameter = parameters[name]
-        optimizer.state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
-    return counters
+        state.setdefault(numbers[id(parameters[name])], {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": known["param_groups"]})
+
+
+def check_resumes(
+    run: Path, record: Mapping[str, Any], comparable: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> None:
+    """Refuse to go on from a state that was reached under another configuration or on other data.
+
+    `record` is what `run.json` is about to say. `comparable` takes what decides the numbers out of it, and out of the
+    `run.json` that is there. A folder without a state, or whose `run.json` was deleted, is not compared; nothing is
+    written. Raises `ConfigError` naming every key that differs.
+    """
+    has_state = any((run / name).is_dir() for name in (STATE, f"{STATE}.old"))
+    if not has_state or not (run / RUN_FILE).exists():
+        return
+    there, here = (json.loads(json.dumps(comparable(one))) for one in (read_json(run / RUN_FILE), record))
+    found = [f"{key} was {_show(old)} and is {_show(new)}" for key, old, new in _differences(there, here)]
+    if found:
+        raise ConfigError(
+            f"{str(run)!r} holds the state of another run: {'; '.join(found)}",
+            f"set that back or give another folder (to go on under the new values all the same, delete its {RUN_FILE})",
+        )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key and both values, wherever two mappings differ; None stands for a key that is not there."""
+    for key in [*there, *(key for key in here if key not in there)]:
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from ((f"{key}.{inner}", *values) for inner, *values in _differences(old, new))  # type: ignore[misc]
+        elif old != new:
+            yield key, old, new
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
