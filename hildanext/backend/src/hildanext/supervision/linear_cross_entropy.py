@@ -31,9 +31,9 @@ def _against_teacher(logits: Tensor, student: Tensor, banned: Tensor) -> tuple[T
     """
     logits[:, banned] = float("-inf")
     log_teacher = logits.log_softmax(-1)
-    teacher = torch.exp(log_teacher, out=logits)
-    gap = log_teacher.sub_(student.clamp_min(1e-38).log_()).masked_fill_(teacher == 0, 0.0)
-    return teacher, gap.mul_(teacher).sum(-1)
+    gap = torch.sub(log_teacher, torch.clamp(student, min=1e-38, out=logits).log_(), out=logits)
+    teacher = log_teacher.exp_()
+    return teacher, gap.masked_fill_(teacher == 0, 0.0).mul_(teacher).sum(-1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -81,13 +81,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 teacher, divergence[part] = _against_teacher(logits, grad, banned)
                 also = divergence_weight[part].to(wide)
                 grad.mul_((scale + also)[:, None]).sub_(teacher.mul_(also[:, None]))
+                del teacher
             else:
                 grad.mul_(scale[:, None])
             grad[here, labels[part]] -= scale
             narrow = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = narrow @ matrix
-            if grad_head is not None:
+            if grad_head is not None and narrow.dtype == wide:
+                grad_head.addmm_(narrow.T, hidden[part])  # no product of the head's size beside the gradient
+            elif grad_head is not None:
                 grad_head += narrow.T @ hidden[part]
             del logits, grad, narrow  # or they would live on beside the next chunk's
         total = (cross_entropy * weight.to(wide)).sum()
