@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+import hildanext.training
 from conftest import random_model
-from hildanext.datasets import PrepareKnobs, prepare
+from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
 from hildanext.errors import CheckpointError, ConfigError, TrainingStopped
-from hildanext.log import read_metrics
+from hildanext.log import MetricLog, read_metrics
 from hildanext.loop.guard import Guard, GuardKnobs
 from hildanext.loop.state import STATE
 from hildanext.models.load import load_diffusion
 from hildanext.schedules import LearningRate, Rung
 from hildanext.supervision import SupervisedStep
 from hildanext.supervision.mask_to_token import MaskToToken
-from hildanext.training import Stage, TrainKnobs, make_generator, train
-from hildanext.wsd_stage0 import convert
+from hildanext.training import Stage, TrainKnobs, make_generator, real_tokens, train
+from hildanext.wsd_stage0 import Validation, convert
 from small_models import small_parent, small_tokenizer
 
 RUNGS = [
@@ -105,7 +108,7 @@ def test_the_loss_falls(sections, tmp_path: Path, alignment: str):
 
 
 def test_every_switch_at_once(sections, tmp_path: Path):
-    """LoRA with its parent as teacher, complementary pairs, editing, two turns, mask noise, merge."""
+    """LoRA with its parent as teacher, complementary pairs, editing, two turns, mask noise."""
     conversion, data = sections
     conversion = {
         **change(conversion, mask_noise={"deviation": 0.1, "until": 0.5}, accumulate=2),
@@ -127,6 +130,49 @@ def test_the_best_checkpoints_are_merged(sections, tmp_path: Path):
     summary = convert({**change(conversion, evaluate_every=2), "merge_top_k": 2}, data, tmp_path / "run", quiet=True)
     assert len(list((tmp_path / "run" / "best").iterdir())) == 2
     assert np.isfinite(summary["merged"]["bound"])
+
+
+class Killed(BaseException):
+    """What no handler stops, as a kill."""
+
+
+def best_folders(run: Path) -> set[str]:
+    return {folder.name for folder in (run / "best").iterdir()}
+
+
+def test_a_kill_between_validation_and_save_loses_no_checkpoint_that_the_state_names(sections, tmp_path, monkeypatch):
+    """Every bound is the lowest so far, so each validation drops a checkpoint; the state is saved at steps 4 and 8."""
+    monkeypatch.setattr(Validation, "__call__", lambda self, step, number: {"block_size": 8, "bound": 100.0 - number})
+    conversion, data = sections
+    conversion = {**change(conversion, evaluate_every=1, checkpoint_every=4), "merge_top_k": 2}
+    run, write = tmp_path / "run", MetricLog.write
+
+    def killed_at_seven(log: MetricLog, **fields: Any) -> None:
+        if fields["step"] == 7 and fields["kind"] == "train":
+            raise Killed
+        write(log, **fields)
+
+    monkeypatch.setattr(MetricLog, "write", killed_at_seven)
+    with pytest.raises(Killed):
+        convert(conversion, data, run, quiet=True)
+    monkeypatch.setattr(MetricLog, "write", write)
+    named = json.loads((run / STATE / "counters.json").read_text())["stage"]["best"]
+    assert {f"step-{step}" for _, step in named} == {"step-3", "step-4"} <= best_folders(run)
+    summary = convert(conversion, data, run, quiet=True)
+    last = summary["step"]
+    assert "merged" in summary and best_folders(run) == {f"step-{last}", f"step-{last - 1}"}
+
+
+def test_a_best_checkpoint_that_is_gone_is_ignored(sections, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Validation, "__call__", lambda self, step, number: {"block_size": 8, "bound": 1.0 * number})
+    conversion, data = sections
+    conversion = {**change(conversion, evaluate_every=1), "merge_top_k": 2}
+    run = tmp_path / "run"
+    convert(change(conversion, stop_after=3), data, run, quiet=True)
+    assert best_folders(run) == {"step-1", "step-2"}
+    shutil.rmtree(run / "best" / "step-1")
+    assert "merged" in convert(conversion, data, run, quiet=True)
+    assert best_folders(run) == {"step-2", "step-4"}
 
 
 def fixed_stage(views: list[list[Any]], tokens: int) -> Stage:
@@ -178,6 +224,24 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Pa
     assert counters["step"] == 3
 
 
+@pytest.mark.parametrize(("last", "saved"), [(7, [3]), (9, [3, 8, 9])])
+def test_no_state_is_saved_while_the_loss_spikes(tmp_path: Path, monkeypatch, last: int, saved: list[int]):
+    """Steps 6 and 7 meet a text of another kind. The save that is due at 6 is made up for at 8, the next calm step."""
+    from test_supervision import make_view
+
+    easy, other = make_view(seed=0), make_view(seed=3)
+    views = [[other if step in (6, 7) else easy] for step in range(1, 10)]
+    found, save = [], hildanext.training.save_state
+    monkeypatch.setattr(hildanext.training, "save_state", lambda *args: (found.append(args[-1]["step"]), save(*args)))
+    guard = GuardKnobs(spike_factor=1.5, patience=9)
+    rate = LearningRate(peak=1e-2, warmup=0.0)
+    knobs = TrainKnobs(precision="no", checkpoint_every=3, learning_rate=rate, guard=guard, stop_after=last)
+    train(
+        SupervisedStep(random_model(seed=1), {"m2t": MaskToToken()}), fixed_stage(views, 32 * 99), knobs, tmp_path, True
+    )
+    assert found == saved
+
+
 def test_spikes_stop_a_run_only_when_they_stay():
     guard = Guard(GuardKnobs(spike_factor=2.0, patience=3, window=10))
     for step in range(10):
@@ -190,11 +254,68 @@ def test_spikes_stop_a_run_only_when_they_stay():
         guard.check(14, 4, 5.0, 1.0)
 
 
-def test_a_state_of_another_model_is_refused(sections, tmp_path: Path):
+def test_a_state_of_another_model_is_refused(tmp_path: Path):
+    from test_supervision import make_view
+
+    knobs = TrainKnobs(precision="no", learning_rate=LearningRate(peak=1e-3))
+    for layers, words in ((3, ""), (2, "of another model")):
+        step = SupervisedStep(random_model(layers=layers), {"m2t": MaskToToken()})
+        stage = fixed_stage([[make_view(seed=0)]], 32)
+        if not words:
+            train(step, stage, knobs, tmp_path, quiet=True)
+            continue
+        with pytest.raises(CheckpointError, match=words):
+            train(step, stage, knobs, tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"seed": 1}, "convert.seed was 0 and is 1"),
+        ({"lora": {"rank": 2}}, r"convert.lora was null and is \{"),
+        ({"train": {"learning_rate": {"peak": 2e-3}}}, "convert.train.learning_rate.peak was 0.001 and is 0.002"),
+        ({"train": {"batch_size": 4, "clip": 2.0}}, "train.batch_size was 2 and is 4; convert.train.clip was 1.0"),
+        ({"train": {"accumulate": 2}}, r"accumulate \(all processes\) was 1 and is 2"),
+        ({"losses": [{"name": "m2t"}]}, "convert.losses was"),
+    ],
+)
+def test_a_state_is_not_resumed_under_another_configuration(sections, tmp_path: Path, section, words: str):
+    conversion, data = sections
+    run = tmp_path / "run"
+    convert(change(conversion, stop_after=2), data, run, quiet=True)
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+    other = {**conversion, **section, "train": {**conversion["train"], **section.get("train", {})}}
+    with pytest.raises(ConfigError, match=words):
+        convert(other, data, run, quiet=True)
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_state_is_not_resumed_on_other_data(sections, tmp_path: Path):
     conversion, data = sections
     convert(change(conversion, stop_after=2), data, tmp_path / "run", quiet=True)
-    with pytest.raises(CheckpointError, match="another"):
-        convert({**conversion, "lora": {"rank": 2}}, data, tmp_path / "run", quiet=True)
+    other = {**data, "train": str(corpus(tmp_path / "other", seed=5))}
+    with pytest.raises(ConfigError, match="data.shards.train"):
+        convert(conversion, other, tmp_path / "run", quiet=True)
+
+
+def test_what_changes_no_number_may_change_when_a_run_is_resumed(sections, tmp_path: Path):
+    conversion, data = sections
+    run = tmp_path / "run"
+    convert(change(conversion, stop_after=2), data, run, quiet=True)
+    moved = {**data, "train": str(Path(data["train"]).rename(tmp_path / "moved"))}
+    other = change(conversion, stop_after=4, checkpoint_every=7, evaluate_every=9, chunk=64, guard={"patience": 3})
+    convert({**other, "device": "cpu"}, moved, run, quiet=True)
+    assert len(losses(run)) == 4
+
+
+def test_deleting_run_json_lets_a_state_go_on_under_another_configuration(sections, tmp_path: Path):
+    conversion, data = sections
+    run = tmp_path / "run"
+    convert(change(conversion, stop_after=2), data, run, quiet=True)
+    (run / "run.json").unlink()
+    convert(change(conversion, stop_after=3, clip=0.5), data, run, quiet=True)
+    assert len(losses(run)) == 3
+    assert json.loads((run / "run.json").read_text())["config"]["convert"]["train"]["clip"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -206,6 +327,8 @@ def test_a_state_of_another_model_is_refused(sections, tmp_path: Path):
         ({"alignment": "block", "losses": [{"name": "ar"}]}, "leaks its labels"),
         ({"block_sise": 4}, "did you mean 'block_size'"),
         ({"seed": "many"}, "seed"),
+        ({"merge_top_k": 2, "lora": {"rank": 2}}, "merge_top_k 2 with lora"),
+        ({"train": {"precision": "fp16"}}, "train.precision: fp16 .* loss scaler"),
     ],
 )
 def test_bad_configurations_are_refused_in_one_line(sections, tmp_path: Path, section: dict[str, Any], words: str):
@@ -213,6 +336,50 @@ def test_bad_configurations_are_refused_in_one_line(sections, tmp_path: Path, se
     with pytest.raises(ConfigError, match=words) as problem:
         convert({**conversion, **section}, data, tmp_path / "run", quiet=True)
     assert "\n" not in str(problem.value)
+
+
+def test_draws_depend_on_the_place_in_the_run_and_not_on_how_steps_are_cut(tmp_path: Path, monkeypatch):
+    """Two steps of two micro-batches, four of one: the same keys for two views of two turns, so that the processes
+    of a run may share its micro-batches as they like."""
+    from test_supervision import make_view
+
+    asked: list[tuple[int, ...]] = []
+
+    def noted(*keys: int) -> torch.Generator:
+        asked.append(keys)
+        return make_generator(*keys)
+
+    monkeypatch.setattr(hildanext.training, "make_generator", noted)
+    found = []
+    for accumulate in (1, 2):
+        asked.clear()
+        stage = fixed_stage([[make_view(seed=index), make_view(seed=9)] for index in range(4)], 4 * 32)
+        stage.turns, stage.seed = 2, 7
+        knobs = TrainKnobs(precision="no", accumulate=accumulate, learning_rate=LearningRate(peak=1e-3))
+        step = SupervisedStep(random_model(seed=1), {"m2t": MaskToToken()})
+        train(step, stage, knobs, tmp_path / str(accumulate), quiet=True)
+        found.append(list(asked))
+    assert found[0] == found[1]
+    assert found[0] == [(7, 3, index, view, turn) for index in range(4) for view in (0, 1) for turn in (0, 1)]
+
+
+def test_real_tokens_are_what_the_documents_hold(tmp_path: Path):
+    """Over one epoch they are the data set's own count; positions hold the padding of blocks as well."""
+    dataset = PackedDataset(corpus(tmp_path / "data"), 32, pad_to_block=8)
+    batch = dataset.batch(range(len(dataset)))
+    assert real_tokens(batch.tokens, batch.document, batch.position, dataset.pad_id) == dataset.tokens
+    assert real_tokens(batch.tokens, batch.document, batch.position, None) == int((batch.document >= 0).sum())
+    assert dataset.tokens < int((batch.document >= 0).sum())
+
+
+def test_metrics_tell_positions_and_real_tokens(sections, tmp_path: Path):
+    conversion, data = sections
+    convert(change(conversion, stop_after=3), data, tmp_path / "run", quiet=True)
+    convert(change(conversion, stop_after=6), data, tmp_path / "run", quiet=True)
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    real = [line["real_tokens"] for line in lines]
+    assert len(real) == 6 and real == sorted(real)
+    assert all(0.4 * line["tokens"] < line["real_tokens"] < line["tokens"] for line in lines)
 
 
 def test_generators_depend_on_every_key():
@@ -282,16 +449,71 @@ def test_control_c_saves_the_step_and_says_so_in_one_line(sections, tmp_path: Pa
     assert counters["step"] == len(losses(run))
 
 
+def launch(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """Two processes. `accelerate launch` starts several on a CPU through MPI alone; torch's launcher needs nothing."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+
+
+def finish(launcher: subprocess.Popen[bytes], seconds: float) -> str:
+    """What it said on stderr; one that hangs is told to end its processes."""
+    try:
+        return launcher.communicate(timeout=seconds)[1].decode()
+    except subprocess.TimeoutExpired:
+        launcher.terminate()
+        launcher.communicate()
+        raise
+
+
+def launch_conversion(config: Path, run: Path) -> subprocess.Popen[bytes]:
+    return launch(["-m", "hildanext.cli", "convert", "--config", str(config), "--out", str(run), "--quiet"])
+
+
+EVERY_DRAW = {"complementary": True, "turns": 2, "losses": [{"name": "m2t"}, {"name": "kl"}]}
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one_with_doubled_accumulation(sections, tmp_path: Path):
-    """Tolerance 1e-5 relative: the gradients are summed in another order."""
+@pytest.mark.parametrize("more", [{}, EVERY_DRAW], ids=["plain", "every draw"])
+def test_two_processes_give_the_losses_of_one_with_doubled_accumulation(sections, tmp_path: Path, more):
+    """Tolerance 1e-5 relative: the gradients are summed in another order. The second half is resumed by one process."""
     conversion, data = sections
+    conversion = {**change(conversion, mask_noise={"deviation": 0.1, "until": 1.0} if more else {}), **more}
     convert(change(conversion, accumulate=2), data, tmp_path / "one", quiet=True)
-    config = write_config((conversion, data), tmp_path)
-    # `accelerate launch` starts several CPU processes through MPI only; torch's own launcher needs nothing.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "hildanext.cli"]
-    command += ["convert", "--config", str(config), "--out", str(tmp_path / "two"), "--quiet"]
-    done = subprocess.run(command, capture_output=True, env=environment(), timeout=300)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    config = write_config((change(conversion, stop_after=6), data), tmp_path)
+    process = launch_conversion(config, tmp_path / "two")
+    words = finish(process, 300)
+    assert process.returncode == 0, words[-2000:]
+    convert(change(conversion, accumulate=2), data, tmp_path / "two", quiet=True)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(sections, tmp_path: Path):
+    conversion, data = sections
+    conversion = {**conversion, "wsd": [{"phase": "decay", "block_size": 8, "tokens": 200_000}]}
+    config, run = write_config((conversion, data), tmp_path), tmp_path / "run"
+    launcher = launch_conversion(config, run)
+    wait_for_steps(run, 4, launcher)
+    workers = {child.environ().get("RANK"): child for child in psutil.Process(launcher.pid).children()}
+    workers["1"].send_signal(signal.SIGINT)
+    words = finish(launcher, 120)
+    assert launcher.returncode != 0 and words.count("exitcode  : 130") == 2, words[-3000:]
+    counters = json.loads((run / STATE / "counters.json").read_text())
+    assert counters["step"] == len(losses(run))
+
+
+@pytest.mark.slow
+def test_what_fails_in_one_process_ends_all(tmp_path: Path):
+    """See together.py for what the two do; each leaves a file of what it met."""
+    process = launch([str(Path(__file__).with_name("together.py")), str(tmp_path)])
+    words = finish(process, 240)
+    assert process.returncode == 0, words[-3000:]
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["value"] == second["value"] == "from 0"
+    assert first["any"] == second["any"] == [True, False]
+    assert first["full disk"] == second["full disk"] == "CheckpointError out of disk: free some space"
+    assert first["save"] == second["save"] == "CheckpointError out of disk: free some space"
+    assert first["bug"].startswith("ZeroDivisionError")
+    assert second["bug"].startswith("CheckpointError the main process failed")
+    assert first["apart"] == second["apart"] and "CheckpointError the processes found states of steps" in first["apart"]
+    assert first["precision"] == second["precision"] == ["bf16", 2]

@@ -7,15 +7,17 @@ accumulation, see the same data and the same noise.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy
 import torch
 from accelerate import Accelerator
-from pydantic import Field
+from jaxtyping import Int
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from hildanext.config import knobs
@@ -24,9 +26,11 @@ from hildanext.errors import TrainingStopped
 from hildanext.log import MetricLog
 from hildanext.loop.guard import Guard, GuardKnobs
 from hildanext.loop.interrupt import between_steps
+from hildanext.loop.processes import any_process, check_agreement, on_main, open_accelerator, summed
 from hildanext.loop.progress import TrainingProgress
-from hildanext.loop.state import load_state, save_state, trainable
-from hildanext.runtime import accelerates_bf16, keep_freed_memory
+from hildanext.loop.state import STATE, load_state, save_state, trainable
+from hildanext.runfolder import recover_folder
+from hildanext.runtime import keep_freed_memory
 from hildanext.schedules import LearningRate, MaskNoise, Rung
 from hildanext.supervision import Outcome, SupervisedStep
 
@@ -34,6 +38,14 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 BUCKETS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
+HARMLESS = ("checkpoint_every", "evaluate_every", "stop_after", "chunk", "guard")
+"""Knobs of `TrainKnobs` that change no weight; a run may be resumed with others."""
+
+
+def _refuse_fp16(value: Any) -> Any:
+    if value == "fp16":
+        raise ValueError("fp16 gradients need a loss scaler, which this loop has not; give auto, bf16 or no (fp32)")
+    return value
 
 
 @knobs
@@ -49,8 +61,9 @@ class TrainKnobs:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Autocast over fp32 weights; `auto` is bf16 where the device computes in it."""
+    precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_refuse_fp16)] = "auto"
+    """Autocast over fp32 weights; `auto` is bf16 where the device computes in it. GPUs of the Pascal generation have
+    no bf16 and compute fp16 slower than fp32: they take "no"."""
     guard: GuardKnobs = GuardKnobs()
     checkpoint_every: int = Field(default=200, ge=1)
     evaluate_every: int = Field(default=100, ge=1)
@@ -66,7 +79,7 @@ class Stage:
 
     total_tokens: int
     rung: Callable[[int], Rung]
-    """Data tokens seen -> phase and block size."""
+    """Tokens seen (positions, see `train`) -> phase and block size."""
     views: Callable[[int, Rung], list[View]]
     """Global micro-batch index -> its noised views (two for a complementary pair)."""
     validate: Callable[[SupervisedStep, int], dict[str, Any]] | None = None
@@ -75,6 +88,10 @@ class Stage:
     seed: int = 0
     on_evaluation: Callable[[int, dict[str, Any]], None] | None = None
     """Called by the main process after each validation, for instance to keep the best weights."""
+    on_saved: Callable[[], None] | None = None
+    """Called by the main process once the state is saved: only now may go what the state before it named."""
+    pad_id: int | None = None
+    """What fills the last block of a document, if anything does."""
     counters: dict[str, Any] = field(default_factory=dict)
     """The stage's own state; saved and restored with the run."""
 
@@ -96,14 +113,6 @@ class _Window:
         self.masked = outcome.masked if self.masked is None else self.masked + outcome.masked
 
 
-def make_accelerator(knobs: TrainKnobs, device: torch.device) -> Accelerator:
-    """An Accelerator whose precision is the asked one, or what the device really computes in."""
-    precision = knobs.precision
-    if precision == "auto":
-        precision = "bf16" if accelerates_bf16(device) else "no"
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-
-
 def make_generator(*keys: int) -> torch.Generator:
     """A CPU generator that depends on all keys (seed, stream, index, ...)."""
     entropy = [len(keys), *keys]  # numpy pads with zeros, so (0, 1) and (0, 1, 0) would be the same
@@ -123,25 +132,59 @@ def make_optimizer(module: torch.nn.Module, knobs: TrainKnobs) -> torch.optim.Op
     )
 
 
+def comparable_train(section: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """What decides the weights in a `train` section, for `loop.state.check_resumes`: a step's micro-batches count over
+    all processes."""
+    kept = {name: value for name, value in section.items() if name not in (*HARMLESS, "accumulate")}
+    return {**kept, "accumulate (all processes)": section["accumulate"] * processes}
+
+
+def real_tokens(
+    tokens: Int[Tensor, "batch seq"],
+    document: Int[Tensor, "batch seq"],
+    position: Int[Tensor, "batch seq"],
+    pad_id: int | None,
+) -> int:
+    """Tokens of documents without the padding of their last blocks: `pad_id` after `pad_id` (the first may be real)."""
+    inside = document >= 0
+    if pad_id is not None:
+        inside[:, 1:] &= (tokens[:, 1:] != pad_id) | (tokens[:, :-1] != pad_id) | (position[:, 1:] == 0)
+    return int(inside.sum())
+
+
 def train(
-    step_module: SupervisedStep, stage: Stage, knobs: TrainKnobs, run: Path, quiet: bool = False
+    step_module: SupervisedStep,
+    stage: Stage,
+    knobs: TrainKnobs,
+    run: Path,
+    quiet: bool = False,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """Train until the stage's tokens are seen; resumes where `run` has a state. Returns the counters.
+
+    `tokens`, of which the schedules and tokens per second speak, are positions of documents: what is computed, the
+    padding of last blocks included, a complementary pair counted once. `real_tokens` leaves the padding out.
+    `accelerator` is the one whose device the model is on; None opens one.
 
     Raises `TrainingStopped` when a guard trips and `CheckpointError` when the disk is full; in both cases
     the last whole checkpoint stays. Ctrl-C ends the run after the step it falls in, which is saved.
     """
     if not keep_freed_memory():
         logger.info("this C library hands freed memory back at once; steps on a CPU are somewhat slower for it")
-    accelerator = make_accelerator(knobs, step_module.model.device)
+    if accelerator is None:
+        accelerator = open_accelerator(knobs.precision, str(step_module.model.device))
     optimizer = make_optimizer(step_module, knobs)
-    counters = load_state(run, step_module, optimizer) or {"step": 0, "tokens": 0, "seconds": 0.0}
+    on_main(accelerator, lambda: recover_folder(run / STATE))
+    saved = load_state(run, step_module, optimizer)
+    counters = {"step": 0, "tokens": 0, "real_tokens": 0, "seconds": 0.0, **(saved if saved is not None else {})}
+    check_agreement(accelerator, counters["step"])
     stage.counters.update(counters.get("stage", {}))
     guard = Guard(knobs.guard)
     if "guard" in counters:
         guard.restore(counters["guard"])
     module, optimizer = accelerator.prepare(step_module, optimizer)
     loop = _Loop(accelerator, module, step_module, optimizer, stage, knobs, run, guard, counters)
+    loop.saved_step = None if saved is None else counters["step"]
     return loop.run_to_end(quiet)
 
 
@@ -160,42 +203,51 @@ class _Loop:
     ) -> None:
         self.accelerator, self.module, self.plain, self.optimizer = accelerator, module, step_module, optimizer
         self.stage, self.knobs, self.run, self.guard, self.counters = stage, knobs, run, guard, counters
-        self.block_size = 0
-        self.saved_step = counters["step"]
+        self.saved_step: int | None = None
+        self.owes_save = False
+        self.metrics: MetricLog | None = None
 
     def run_to_end(self, quiet: bool) -> dict[str, Any]:
-        counters, knobs, main = self.counters, self.knobs, self.accelerator.is_main_process
+        counters, knobs, accelerator = self.counters, self.knobs, self.accelerator
         last = knobs.stop_after if knobs.stop_after is not None else 2**62
-        metrics = MetricLog(self.run / METRICS) if main else None
-        if metrics is not None:
-            metrics.truncate_after(counters["step"])
+        on_main(accelerator, self._open_metrics)
         self.module.train()
-        progress = TrainingProgress(self.stage.total_tokens, counters["tokens"], quiet or not main)
+        quiet = quiet or not accelerator.is_main_process
+        progress = TrainingProgress(self.stage.total_tokens, counters["tokens"], quiet)
         try:
             with between_steps() as interrupt, progress:
                 while counters["tokens"] < self.stage.total_tokens and counters["step"] < last:
                     line = self._step()
-                    if metrics is not None:
-                        metrics.write(kind="train", **line)
-                    progress.update(
-                        line["tokens"],
-                        line["phase"],
-                        line["block_size"],
-                        line["loss"],
-                        line["masked_accuracy"],
-                        line["tokens_per_second"],
-                    )
+                    on_main(accelerator, partial(self._report, line, progress))
                     if self._due(knobs.evaluate_every):
-                        self._evaluate(metrics, progress)
-                    if self._due(knobs.checkpoint_every) or interrupt.asked:
-                        self._save()
-                    if interrupt.asked:
+                        self._evaluate(progress)
+                    asked = any_process(accelerator, interrupt.asked)
+                    self.owes_save |= asked or self._due(knobs.checkpoint_every)
+                    self._save()
+                    if asked:
                         raise KeyboardInterrupt
         finally:
-            if metrics is not None:
-                metrics.close()
+            if self.metrics is not None:
+                self.metrics.close()
+        self.owes_save = True
         self._save()
         return counters
+
+    def _open_metrics(self) -> None:
+        self.metrics = MetricLog(self.run / METRICS)
+        self.metrics.truncate_after(self.counters["step"])
+
+    def _report(self, line: dict[str, Any], progress: TrainingProgress) -> None:
+        assert self.metrics is not None
+        self.metrics.write(kind="train", **line)
+        progress.update(
+            line["tokens"],
+            line["phase"],
+            line["block_size"],
+            line["loss"],
+            line["masked_accuracy"],
+            line["tokens_per_second"],
+        )
 
     def _due(self, every: int) -> bool:
         return self.counters["step"] % every == 0 or self.counters["tokens"] >= self.stage.total_tokens
@@ -203,15 +255,12 @@ class _Loop:
     def _step(self) -> dict[str, Any]:
         started, counters, accelerator = time.perf_counter(), self.counters, self.accelerator
         rung = self.stage.rung(counters["tokens"])
-        if rung.block_size != self.block_size:
-            if self.block_size:
-                self.guard.forget()
-            self.block_size = rung.block_size
         progress = counters["tokens"] / self.stage.total_tokens
-        views, data_tokens = self._window_views(rung)
-        count = sum(int(targets(v.maskable, v.position, self.plain.model.card.shift).sum()) for v in views)
-        totals = torch.tensor([count * self.stage.turns, data_tokens], dtype=torch.float64, device=accelerator.device)
-        normaliser, data_tokens = (int(x) for x in accelerator.reduce(totals, "sum").tolist())
+        views, positions, real = self._window_views(rung)
+        shift = self.plain.model.card.shift
+        count = sum(int(targets(view.maskable, view.position, shift).sum()) for *_, view in views)
+        totals = summed(accelerator, torch.tensor([count * self.stage.turns, positions, real]))
+        normaliser, positions, real = totals.tolist()
         if normaliser == 0:
             raise TrainingStopped("a step has no token to predict", "check the data: documents of one token?")
         rate = self.knobs.learning_rate.at(progress)
@@ -225,40 +274,44 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
-        counters["step"] += 1
-        counters["tokens"] += data_tokens
-        counters["seconds"] += seconds
+        for name, more in (("step", 1), ("tokens", positions), ("real_tokens", real), ("seconds", seconds)):
+            counters[name] += more
         masked, correct = sums.pop("masked"), sums.pop("correct")
         return {
-            "step": counters["step"], "tokens": counters["tokens"], "phase": rung.phase, "block_size": rung.block_size,
+            **{name: counters[name] for name in ("step", "tokens", "real_tokens")},
+            "phase": rung.phase, "block_size": rung.block_size,
             "learning_rate": rate, "loss": loss, "losses": {name: value / normaliser for name, value in sums.items()},
             "masked_accuracy": sum(correct) / max(sum(masked), 1),
             "accuracy_by_t": {b: (c / m if m else None) for b, c, m in zip(BUCKETS, correct, masked, strict=True)},
-            "gradient_norm": norm, "tokens_per_second": data_tokens / seconds, "seconds": seconds,
+            "gradient_norm": norm, "tokens_per_second": positions / seconds, "seconds": seconds,
         }  # fmt: skip
 
-    def _window_views(self, rung: Rung) -> tuple[list[View], int]:
-        """This process's views of the step, and the data tokens in them (a complementary pair counts once)."""
+    def _window_views(self, rung: Rung) -> tuple[list[tuple[int, int, View]], int, int]:
+        """This process's views of the step, each after its global micro-batch and its number in there; the positions
+        and the real tokens of the data in them."""
         accelerator, knobs = self.accelerator, self.knobs
-        views, data_tokens = [], 0
+        views: list[tuple[int, int, View]] = []
+        positions, real = 0, 0
         for micro in range(knobs.accumulate):
             window = self.counters["step"] * knobs.accumulate + micro
-            pair = self.stage.views(window * accelerator.num_processes + accelerator.process_index, rung)
-            data_tokens += int((pair[0].document >= 0).sum())
-            views.extend(pair)
-        return views, data_tokens
+            index = window * accelerator.num_processes + accelerator.process_index
+            found = self.stage.views(index, rung)
+            first = found[0]
+            positions += int((first.document >= 0).sum())
+            real += real_tokens(first.clean, first.document, first.position, self.stage.pad_id)
+            views.extend((index, number, view) for number, view in enumerate(found))
+        return views, positions, real
 
-    def _forward_backward(self, views: list[View], normaliser: int, mask_noise: float) -> _Window:
+    def _forward_backward(self, views: list[tuple[int, int, View]], normaliser: int, mask_noise: float) -> _Window:
         accelerator, window = self.accelerator, _Window()
-        forwards = [(view, turn) for view in views for turn in range(self.stage.turns)]
-        view = views[0]
-        for number, (start, turn) in enumerate(forwards):
+        forwards = [(*place, turn) for place in views for turn in range(self.stage.turns)]
+        view = views[0][2]
+        for done, (index, number, start, turn) in enumerate(forwards, 1):
             view = start if turn == 0 else view
-            generator = make_generator(self.stage.seed, 3, self.counters["step"], number, accelerator.process_index)
+            generator = make_generator(self.stage.seed, 3, index, number, turn)
             teacher = self.stage.teacher(view) if self.stage.teacher is not None else None
             wants_draft = turn + 1 < self.stage.turns
-            last = number + 1 == len(forwards)
-            with accelerator.no_sync(self.module) if not last else accelerator.autocast():
+            with accelerator.no_sync(self.module) if done < len(forwards) else accelerator.autocast():
                 with accelerator.autocast():
                     outcome = self.module(view, mask_noise, generator, teacher, wants_draft)
                 accelerator.backward(outcome.total * (accelerator.num_processes / normaliser))
@@ -271,10 +324,8 @@ class _Loop:
         names = sorted(window.losses)
         assert window.correct is not None and window.masked is not None
         flat = torch.tensor([window.total, *(window.losses[n] for n in names)], dtype=torch.float64)
-        flat = torch.cat([flat, window.correct.cpu().double(), window.masked.cpu().double()]).to(
-            self.accelerator.device
-        )
-        values = self.accelerator.reduce(flat, "sum").tolist()
+        flat = torch.cat([flat, window.correct.cpu().double(), window.masked.cpu().double()])
+        values = summed(self.accelerator, flat).tolist()
         buckets = len(BUCKETS)
         return {
             "total": values[0],
@@ -283,26 +334,38 @@ class _Loop:
             "masked": [int(x) for x in values[-buckets:]],
         }
 
-    def _evaluate(self, metrics: MetricLog | None, progress: TrainingProgress) -> None:
+    def _evaluate(self, progress: TrainingProgress) -> None:
         if self.stage.validate is None:
             return
         self.module.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            found = self.stage.validate(self.plain, self.counters["step"])
+        on_main(self.accelerator, lambda: self._validate(progress))
         self.module.train()
-        if metrics is not None:
-            metrics.write(kind="eval", step=self.counters["step"], tokens=self.counters["tokens"], **found)
-            numbers = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
-            progress.say(f"step {self.counters['step']}: {numbers}")
-            if self.stage.on_evaluation is not None:
-                self.stage.on_evaluation(self.counters["step"], found)
-        self.accelerator.wait_for_everyone()
+
+    def _validate(self, progress: TrainingProgress) -> None:
+        assert self.stage.validate is not None and self.metrics is not None
+        step, tokens = self.counters["step"], self.counters["tokens"]
+        with torch.no_grad(), self.accelerator.autocast():
+            found = self.stage.validate(self.plain, step)
+        self.metrics.write(kind="eval", step=step, tokens=tokens, **found)
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
+        progress.say(f"step {step}: {numbers}")
+        if self.stage.on_evaluation is not None:
+            self.stage.on_evaluation(step, found)
 
     def _save(self) -> None:
-        if self.saved_step == self.counters["step"] and self.counters["step"] > 0 and (self.run / "state").exists():
+        """Save the state where that is due; weights that a spike has just moved are not, the next calm step is."""
+        if not self.owes_save:
             return
-        if self.accelerator.is_main_process:
-            state = {**self.counters, "guard": self.guard.state(), "stage": self.stage.counters}
-            save_state(self.run, self.plain, getattr(self.optimizer, "optimizer", self.optimizer), state)
-        self.saved_step = self.counters["step"]
-        self.accelerator.wait_for_everyone()
+        if not self.guard.calm:
+            logger.info("step %d is a spike of the loss; the state before it stays", self.counters["step"])
+            return
+        self.owes_save = False
+        if self.saved_step != self.counters["step"]:
+            on_main(self.accelerator, self._save_state)
+            self.saved_step = self.counters["step"]
+
+    def _save_state(self) -> None:
+        state = {**self.counters, "guard": self.guard.state(), "stage": self.stage.counters}
+        save_state(self.run, self.plain, getattr(self.optimizer, "optimizer", self.optimizer), state)
+        if self.stage.on_saved is not None:
+            self.stage.on_saved()

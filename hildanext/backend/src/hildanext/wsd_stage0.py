@@ -19,6 +19,8 @@ from hildanext.datasets import Batch, PackedDataset, Packing, batches
 from hildanext.diffusion import View
 from hildanext.errors import ConfigError
 from hildanext.log import read_metrics
+from hildanext.loop.processes import on_main, open_accelerator
+from hildanext.loop.state import check_resumes
 from hildanext.models.adapters import LoraKnobs, add_lora, without_lora
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment, Card
@@ -26,11 +28,11 @@ from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_di
 from hildanext.models.start import start_conversion
 from hildanext.noising import NoiseKnobs, noised
 from hildanext.plots import training_plots
-from hildanext.runfolder import open_run
-from hildanext.runtime import accelerates_bf16, choose_device, machine, seed_everything
+from hildanext.runfolder import RUN_FILE, open_run
+from hildanext.runtime import accelerates_bf16, machine, seed_everything
 from hildanext.schedules import Rung, check_padding, check_rungs, rung_at, total_tokens
 from hildanext.supervision import SUPERVISIONS, SupervisedStep, Supervision
-from hildanext.training import METRICS, Stage, TrainKnobs, make_generator, train
+from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, make_generator, train
 from hildanext.validation import Validation, first_batches
 
 CHECKPOINT = "checkpoint"
@@ -85,7 +87,8 @@ def convert(
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
     knobs_, data = check(convert_section, data_section)
-    run, device = Path(run), choose_device(knobs_.device)
+    run, accelerator = Path(run), open_accelerator(knobs_.train.precision, knobs_.device)
+    device = accelerator.device
     seed_everything(knobs_.seed)
     model, tokenizer = start_conversion(
         knobs_.parent, knobs_.alignment, knobs_.block_size, torch.float32, device,
@@ -114,13 +117,16 @@ def convert(
         turns=knobs_.turns,
         seed=knobs_.seed,
         on_evaluation=best,
+        on_saved=best.tidy,
+        pad_id=valid.pad_id,
         counters=best.found,
     )
     config = {"profile": profile, "convert": plain(knobs_), "data": plain(data)}
-    hashes = {name: part.manifests[0][1]["shards"] for name, part in (("train", dataset), ("valid", valid))}
-    open_run(run, config, knobs_.seed, {"machine": machine(device), "data": hashes})
-    counters = train(step, stage, knobs_.train, run, quiet)
-    return _finish(run, counters, stage, step, best, tokenizer)
+    hashes = {name: _shards(part) for name, part in (("train", dataset), ("valid", valid))}
+    extra = {"machine": machine(device), "data": hashes, "processes": accelerator.num_processes}
+    on_main(accelerator, lambda: _open(run, config, knobs_.seed, extra))
+    counters = train(step, stage, knobs_.train, run, quiet, accelerator)
+    return on_main(accelerator, lambda: _finish(run, counters, stage, step, best, tokenizer))
 
 
 def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[ConvertKnobs, DataKnobs]:
@@ -135,6 +141,10 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
         )
     if data.packing == "documents":
         check_padding(knobs_.wsd, knobs_.block_size, data.pad_to_block)
+    if knobs_.merge_top_k > 1 and knobs_.lora is not None:
+        raise ConfigError(
+            f"convert.merge_top_k {knobs_.merge_top_k} with lora", "checkpoints of adapters are not merged; set it to 1"
+        )
     make_losses(knobs_)
     return knobs_, data
 
@@ -150,6 +160,31 @@ def make_losses(knobs_: ConvertKnobs) -> dict[str, Supervision]:
 def open_data(folder: str, data: DataKnobs, tokenizer: Any) -> PackedDataset:
     """Raises `DataError` where the shards are not whole or were cut by another tokenizer."""
     return PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block, tokenizer=tokenizer)
+
+
+def _shards(dataset: PackedDataset) -> list[dict[str, Any]]:
+    """Every shard's token count and hashes."""
+    return [entry for _, manifest in dataset.manifests for entry in manifest["shards"]]
+
+
+def _open(run: Path, config: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> None:
+    check_resumes(run, {"config": config, **extra}, _comparable)
+    open_run(run, config, seed, extra)
+
+
+def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `run.json` decides a conversion's numbers. Where the data lies does not, what is in it does.
+
+    Sections are built anew, so that knobs which an older version did not know have their defaults.
+    """
+    config = record["config"]
+    section = plain(build(ConvertKnobs, config.get("convert", {}), f"{RUN_FILE}: convert"))
+    data = plain(build(DataKnobs, config.get("data", {}), f"{RUN_FILE}: data"))
+    section["train"] = comparable_train(section["train"], record.get("processes", 1))
+    for mapping, harmless in ((section, ("device", "trust_remote_code")), (data, ("train", "valid"))):
+        for name in harmless:
+            del mapping[name]
+    return {"profile": config.get("profile"), "convert": section, "data": {**data, "shards": record["data"]}}
 
 
 def _real_ids(model: DiffusionModel, tokenizer: Any) -> Tensor:
@@ -222,7 +257,11 @@ def _teacher_reader(
 
 
 class _Best:
-    """Keeps the k checkpoints with the lowest validation bound, for the merge."""
+    """Keeps the k checkpoints with the lowest validation bound, for the merge.
+
+    One that falls out of the k stays on disk until a state that does not name it is saved (`tidy`), so that a run
+    killed at any instant finds what its state names.
+    """
 
     def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, k: int) -> None:
         self.run, self.model, self.tokenizer, self.k = run, model, tokenizer, k
@@ -231,14 +270,22 @@ class _Best:
     def __call__(self, step: int, measured: dict[str, Any]) -> None:
         if self.k < 2:
             return
-        ranked: list[list[Any]] = [entry for entry in self.found["best"] if entry[1] != step]
-        ranked = sorted([*ranked, [measured["bound"], step]])
-        kept, dropped = ranked[: self.k], ranked[self.k :]
-        if [measured["bound"], step] in kept:
+        this = [measured["bound"], step]
+        others = [entry for entry in self.found["best"] if entry[1] != step and self.folder(entry[1]).is_dir()]
+        kept = sorted([*others, this])[: self.k]
+        if this in kept:
             save_diffusion(self.folder(step), self.model, self.tokenizer)
-        for _, old in dropped:
-            shutil.rmtree(self.folder(old), ignore_errors=True)
         self.found["best"] = kept
+
+    def folders(self) -> list[Path]:
+        """The checkpoints that are there; one that was lost is left out."""
+        return [folder for _, step in self.found["best"] if (folder := self.folder(step)).is_dir()]
+
+    def tidy(self) -> None:
+        named = set(self.folders())
+        for folder in self.run.glob("best/step-*"):
+            if folder not in named:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def folder(self, step: int) -> Path:
         return self.run / "best" / f"step-{step}"
@@ -249,14 +296,15 @@ def _finish(
 ) -> dict[str, Any]:
     """Merge where asked, write the checkpoint and the plots."""
     whole = counters["tokens"] >= stage.total_tokens
-    summary: dict[str, Any] = {**{k: counters[k] for k in ("step", "tokens", "seconds")}, "whole": whole}
+    told = ("step", "tokens", "real_tokens", "seconds")
+    summary: dict[str, Any] = {**{name: counters[name] for name in told}, "whole": whole}
     assert stage.validate is not None
     step.eval()
     if whole:
         with torch.no_grad():
             summary["last"] = stage.validate(step, counters["step"])
-            folders = [best.folder(number) for _, number in best.found["best"]]
-            if len(folders) > 1 and step.model.mask_delta is None:
+            folders = best.folders()
+            if len(folders) > 1:
                 before = {name: value.clone() for name, value in step.model.causal_lm.state_dict().items()}
                 load_weights(step.model, merge_checkpoints(folders))
                 summary["merged"] = stage.validate(step, counters["step"])

@@ -2,12 +2,19 @@
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from statistics import median
+from typing import Any
 
 from pydantic import Field
 
 from hildanext.config import knobs
 from hildanext.errors import TrainingStopped
+
+GO_ON = (
+    "the last good state is kept; to go on from it with a lower learning rate or a smaller clip, set that, delete the "
+    "run's run.json and run again"
+)
 
 
 @knobs
@@ -27,32 +34,42 @@ class Guard:
         self.knobs = knobs
         self.losses: deque[float] = deque(maxlen=knobs.window)
         self.spikes = 0
+        self.block_size: int | None = None
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last step was no spike; only then are the weights worth saving."""
+        return self.spikes == 0
 
     def check(self, step: int, block_size: int, loss: float, gradient_norm: float) -> None:
         """Judge a step before the optimiser applies it."""
         for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
             if not math.isfinite(value):
-                raise TrainingStopped(
-                    f"{name} is {value} at step {step}",
-                    "the last checkpoint is kept; resume with a lower learning rate or a smaller clip",
-                )
+                raise TrainingStopped(f"{name} is {value} at step {step}", GO_ON)
+        if block_size != self.block_size:
+            self._forget(block_size)
         usual = median(self.losses) if len(self.losses) >= 5 else math.inf
-        self.spikes = self.spikes + 1 if loss > self.knobs.spike_factor * usual else 0
+        if loss <= self.knobs.spike_factor * usual:
+            self.spikes = 0
+            self.losses.append(loss)
+            return
+        self.spikes += 1  # its loss is not a usual one: let in, it would raise the median until nothing is a spike
         if self.spikes >= self.knobs.patience:
             raise TrainingStopped(
                 f"the loss is above {self.knobs.spike_factor} x its median for {self.spikes} steps (now {loss:.3f})",
-                "the last checkpoint is kept; resume with a lower learning rate",
+                GO_ON,
             )
-        self.losses.append(loss)
 
-    def forget(self) -> None:
+    def _forget(self, block_size: int) -> None:
         """A new block size has a new usual loss."""
+        self.block_size = block_size
         self.losses.clear()
         self.spikes = 0
 
-    def state(self) -> dict[str, object]:
-        return {"losses": list(self.losses), "spikes": self.spikes}
+    def state(self) -> dict[str, Any]:
+        return {"losses": list(self.losses), "spikes": self.spikes, "block_size": self.block_size}
 
-    def restore(self, state: dict[str, object]) -> None:
-        self.losses.extend(state["losses"])  # type: ignore[arg-type]
-        self.spikes = int(state["spikes"])  # type: ignore[call-overload]
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.losses.extend(state["losses"])
+        self.spikes = int(state["spikes"])
+        self.block_size = state.get("block_size")

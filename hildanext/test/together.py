@@ -1,0 +1,65 @@
+"""Two processes, started by a test: what one meets, the other must meet too. Each writes `rank-<n>.json`."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hildanext.training
+from conftest import random_model
+from hildanext.errors import CheckpointError
+from hildanext.loop.processes import any_process, on_main, open_accelerator
+from hildanext.schedules import LearningRate, Rung
+from hildanext.supervision import SupervisedStep
+from hildanext.supervision.mask_to_token import MaskToToken
+from hildanext.training import Stage, TrainKnobs, train
+from test_supervision import make_view
+
+
+def met(action: Callable[[], Any]) -> str:
+    try:
+        return str(action())
+    except (CheckpointError, ZeroDivisionError) as problem:
+        return f"{type(problem).__name__} {problem}"
+
+
+def full_disk(*_: Any) -> None:
+    raise CheckpointError("out of disk", "free some space")
+
+
+def two_steps(run: Path, precision: str = "no", stop_after: int | None = None) -> dict[str, Any]:
+    stage = Stage(
+        total_tokens=4 * 32,
+        rung=lambda seen: Rung(phase="decay", block_size=4, tokens=4 * 32),
+        views=lambda index, rung: [make_view(seed=index)],
+    )
+    knobs = TrainKnobs(precision=precision, learning_rate=LearningRate(peak=1e-3), stop_after=stop_after)
+    model = random_model(seed=1, dtype=torch.float32)
+    return train(SupervisedStep(model, {"m2t": MaskToToken()}), stage, knobs, run, quiet=True)
+
+
+def main(folder: Path) -> None:
+    accelerator = open_accelerator("no", "cpu")
+    rank = accelerator.process_index
+    found: dict[str, Any] = {
+        "value": on_main(accelerator, lambda: f"from {rank}"),
+        "any": [any_process(accelerator, rank == 1), any_process(accelerator, False)],
+        "full disk": met(lambda: on_main(accelerator, full_disk)),
+        "bug": met(lambda: on_main(accelerator, lambda: 1 // 0)),
+    }
+    save = hildanext.training.save_state
+    hildanext.training.save_state = full_disk
+    found["save"] = met(lambda: two_steps(folder / "full"))
+    hildanext.training.save_state = save
+    two_steps(folder / "apart-0", stop_after=1)
+    found["apart"] = met(lambda: two_steps(folder / f"apart-{rank}"))
+    counters = two_steps(folder / "bf16", "bf16")
+    found["precision"] = [open_accelerator("bf16", "cpu").mixed_precision, counters["step"]]
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    accelerator.end_training()
+
+
+main(Path(sys.argv[1]))
