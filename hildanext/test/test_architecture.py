@@ -22,7 +22,7 @@ LAYERS = [
     {"masks", "schedules"},
     {"diffusion", "tokenization"},
     {"conversations"},
-    {"sources"},
+    {"sources", "causal"},
     {"datasets", "packing", "models"},
     {"ar", "kv", "noising"},
     {"decode", "supervision", "loop"},
@@ -38,11 +38,13 @@ LAYERS = [
 ALLOWED_BESIDES = {("choice", "config"), ("runtime", "config"), ("recipe", "bench"), ("cli", "verbs")} | {
     ("datasets", "packing"),
     ("runfolder", "log"),
+    ("causal", "sources"),
 }
 
 FAMILIES = {
     "hildanext.sources": ("SOURCES", "hildanext.sources.base", "Source"),
     "hildanext.sources.chat": ("CHATS", "hildanext.sources.chat.base", "ChatSource"),
+    "hildanext.causal": ("EXTRACTORS", "hildanext.causal.base", "Extractor"),
     "hildanext.supervision": ("SUPERVISIONS", "hildanext.supervision.base", "Supervision"),
     "hildanext.decode": ("DECODERS", "hildanext.decode.base", "Decoder"),
 }
