@@ -168,9 +168,9 @@ def test_offsets_point_at_each_token(tokenizer):
 
 def test_options_are_written_into_the_template_and_survive_saving(tmp_path: Path):
     tokenizer = embedded(THINKING)
-    set_template(tokenizer, options={"enable_thinking": False})
-    set_template(tokenizer, options={"enable_thinking": False})
-    assert tokenizer.chat_template.count("set enable_thinking") == 1
+    set_template(tokenizer, options={"enable_thinking": True, "tone": "dry"})
+    set_template(tokenizer, options={"enable_thinking": False, "tone": "dry"})
+    assert tokenizer.chat_template.count("set enable_thinking") == tokenizer.chat_template.count("set tone") == 1
     row = render(tokenizer, talk("Why?", "Because"))[0]
     assert tokenizer.decode(row.ids[slice(*row.answers[0])]) == "Because" + tokenizer.eos_token
     save_tokenizer(tokenizer, tmp_path)

@@ -134,8 +134,8 @@ def set_template(tokenizer: Any, choice: TemplateChoice = "auto", options: Mappi
     for name, value in sorted((options or {}).items()):
         if not name.isidentifier() or not isinstance(value, bool | int | float | str):
             raise ConfigError(f"template option {name!r} = {value!r}", "give a name and a text, number or true/false")
-        setting = "{%- set " + f"{name} = {json.dumps(value)}" + " %}"
-        text = text if text.startswith(setting) else setting + text
+        earlier = r"\{%- set " + name + r' = (?:true|false|"[^"]*"|[-\d.e]+) %\}'
+        text = "{%- set " + f"{name} = {json.dumps(value)}" + " %}" + re.sub(earlier, "", text)
     tokenizer.chat_template = text
     return kind
 
