@@ -12,6 +12,7 @@ from hildanext import masks
 from hildanext.ar import Parent
 from hildanext.choice import make
 from hildanext.diffusion import (
+    CausalPairs,
     View,
     block_index,
     block_times,
@@ -45,6 +46,8 @@ CASES = [  # every loss, once mild and once harsh
     {"name": "align", "weight": 10.0},
     {"name": "kl"},
     {"name": "kl", "weight": 4.0, "elbo": False},
+    {"name": "c2dlm"},
+    {"name": "c2dlm", "apply": "both", "loss": "mass", "reattention": "v_out_norm", "layers": "all", "lambda_c": 9.0},
 ]
 
 
@@ -476,11 +479,13 @@ def test_which_kept_tokens_carry_the_loss_depends_on_the_generator_alone():
 def test_every_loss_gives_finite_gradients(case):
     model = random_model(alignment="parent")
     loss = make("loss", SUPERVISIONS, case)
-    view = replace(make_view(t=0.5), replaced=~make_view(t=0.5).masked)
+    pairs = CausalPairs.collate([[(i, i - 3, 1.0) for i in range(3, 16)]] * 2)
+    view = replace(make_view(t=0.5), replaced=~make_view(t=0.5).masked, pairs=pairs)
     step = SupervisedStep(model, {case["name"]: loss}, model.head.detach())
     outcome = step(view, teacher_hidden=torch.randn(2, 16, 32, dtype=torch.float64))
-    outcome.total.backward()
-    assert outcome.total.item() > 0
+    total = outcome.total if outcome.auxiliary is None else outcome.total + outcome.auxiliary
+    total.backward()
+    assert total.item() > 0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 

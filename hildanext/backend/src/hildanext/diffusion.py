@@ -168,6 +168,11 @@ def replace_tokens(
     return replace(view, noisy=torch.where(chosen, noise, view.noisy), replaced=view.replaced | chosen)
 
 
+def hide_tokens(view: View, hidden: Bool[Tensor, "batch seq"], mask_id: int) -> View:
+    """Show `hidden` tokens, none of them maskable, as masks that nobody has to fill."""
+    return replace(view, noisy=view.noisy.masked_fill(hidden, mask_id))
+
+
 def next_turn(view: View, draft: Int[Tensor, "batch seq"], mask_id: int) -> View:
     """The view of a multi-turn forward's next turn: `draft` replaces the noisy tokens, the labels stay the truth."""
     draft = torch.where(view.maskable, draft, view.noisy)
@@ -199,6 +204,15 @@ def model_input(view: View, layout: Layout) -> tuple[Int[Tensor, "batch fed"], I
     if layout == "clean":
         return view.clean, view.position
     return torch.cat([view.noisy, view.clean], -1), torch.cat([view.position, view.position], -1)
+
+
+def fed_tokens(view: View, layout: Layout) -> tuple[Int[Tensor, "batch fed"], Bool[Tensor, "batch fed"]]:
+    """Which token of the view each fed column is a copy of, and whether it is the noisy copy."""
+    here = torch.arange(view.clean.shape[1], device=view.clean.device).expand_as(view.clean)
+    noisy = torch.full_like(here, layout != "clean", dtype=torch.bool)
+    if layout == "double":
+        return torch.cat([here, here], -1), torch.cat([noisy, ~noisy], -1)
+    return here, noisy
 
 
 def readout_index(

@@ -2,6 +2,7 @@
 
 from hildanext.supervision.autoregressive import Autoregressive
 from hildanext.supervision.base import Supervision, Weights
+from hildanext.supervision.c2dlm import CausalAttention
 from hildanext.supervision.distillation import ParentDistillation
 from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.supervision.objective import Outcome, SupervisedStep
@@ -14,6 +15,7 @@ SUPERVISIONS: dict[str, type[Supervision]] = {
     "ar": Autoregressive,
     "kl": ParentDistillation,
     "align": RepresentationAlignment,
+    "c2dlm": CausalAttention,
 }
 
 __all__ = ["SUPERVISIONS", "Outcome", "Supervision", "SupervisedStep", "Weights"]

@@ -1,7 +1,7 @@
 """All supervised losses of a view in one backbone forward and one head call."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +23,7 @@ from hildanext.masks import CleanMask
 from hildanext.models.attention import AttentionContext, MaskedAttention
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.block_attention import doubled_attention
-from hildanext.supervision.base import Supervision, Weights
+from hildanext.supervision.base import Scene, Supervision, Watch, Weights
 from hildanext.supervision.linear_cross_entropy import linear_cross_entropy
 
 TIME_BUCKETS = 4
@@ -40,6 +40,10 @@ class Outcome:
     """Right argmax at masked tokens, by noise level."""
     masked: Int[Tensor, " buckets"]
     draft: Int[Tensor, "batch seq"] | None = None
+    auxiliary: Float[Tensor, ""] | None = None
+    """Losses on the forward itself, each averaged over its own rows: to be divided by the number of forwards alone."""
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    """Each loss in `auxiliary`, detached; one that had nothing to look at is 0."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class SupervisedStep(nn.Module):
     """Model and losses as one module, so that data-parallel wrappers see a single forward.
 
     `teacher_hidden` of `forward` are the frozen parent's hidden states of the clean batch, [batch seq hidden].
+    `special` lists ids that are no text ([vocab]); None takes those that may never be emitted.
     """
 
     def __init__(
@@ -65,15 +70,19 @@ class SupervisedStep(nn.Module):
         losses: Mapping[str, Supervision],
         teacher_head: Tensor | None = None,
         chunk: int = 128,
+        special: Tensor | None = None,
     ) -> None:
         super().__init__()
         for loss in losses.values():
             loss.check(model.card)
+            loss.check_model(model)
         self.model = model
         self.losses = dict(losses)
         self.chunk = chunk
         self.teacher_head: Tensor | None
         self.register_buffer("teacher_head", teacher_head, persistent=False)
+        self.special: Tensor
+        self.register_buffer("special", model.banned if special is None else special, persistent=False)
 
     def forward(
         self,
@@ -82,6 +91,7 @@ class SupervisedStep(nn.Module):
         generator: torch.Generator | None = None,
         teacher_hidden: Tensor | None = None,
         wants_draft: bool = False,
+        progress: float = 0.0,
     ) -> Outcome:
         """Losses of a view; with `wants_draft` also the view's tokens after one decoding step (for `next_turn`)."""
         card = self.model.card
@@ -91,13 +101,14 @@ class SupervisedStep(nn.Module):
         tokens, positions = model_input(view, layout)
         embeddings = self.model.embed(tokens, mask_noise, generator)
         attention = attention_for(view, layout, card.clean_mask, embeddings)
+        attention, watches = self._watched(view, layout, may_predict, attention, progress, generator)
         with self.model.dropout_from(generator):
             hidden = self.model(embeddings, positions, attention)
         total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         sums: dict[str, Tensor] = {}
         counts, draft = _no_counts(hidden.device), None
         for stream, readout in _readouts(view, card.shift, layout).items():
-            members = {name: weight for name, weight in weights.items() if weight.stream == stream}
+            members = {name: weight for name, weight in weights.items() if weight.stream == stream and weight.speaks}
             drafting = wants_draft and stream == "noisy"
             rows = _rows(members, readout, hidden.shape[1], may_predict if drafting else None)
             if rows is None:
@@ -131,7 +142,32 @@ class SupervisedStep(nn.Module):
                 draft = _draft(view, rows.where, losses.predicted, losses.confidence, generator)
         # Every parameter must take part in every backward, or data-parallel training waits for ever.
         total = total + 0.0 * hidden.sum()
-        return Outcome(total, sums, *counts, draft)
+        return Outcome(total, sums, *counts, draft, *self._said(watches, total))
+
+    def _watched(
+        self,
+        view: View,
+        layout: Layout,
+        may_predict: Tensor,
+        attention: AttentionContext,
+        progress: float,
+        generator: torch.Generator | None,
+    ) -> tuple[AttentionContext, dict[str, Watch]]:
+        """The attention with everything that looks on wrapped around it, and the onlookers by name."""
+        watches: dict[str, Watch] = {}
+        for name, loss in self.losses.items():
+            scene = Scene(view, layout, may_predict, self.model, attention, self.special, progress, generator)
+            watch = loss.auxiliary(scene)
+            if watch is not None:
+                watches[name] = attention = watch
+        return attention, watches
+
+    def _said(self, watches: Mapping[str, Watch], total: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The sum of the onlookers' losses (None without any), and each detached, absent ones as 0."""
+        losses = {name: watch.loss().to(total.dtype) for name, watch in watches.items()}
+        averages = {name: total.new_zeros(()) for name, loss in self.losses.items() if loss.watches}
+        averages |= {name: loss.detach() for name, loss in losses.items()}
+        return _sum(losses.values()), averages
 
 
 def attention_for(view: View, layout: Layout, clean_mask: CleanMask, embeddings: Tensor) -> AttentionContext:
