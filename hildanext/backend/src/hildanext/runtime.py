@@ -174,6 +174,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def make_generator(*keys: int) -> "torch.Generator":
+    """A CPU generator that depends on all keys (seed, stream, index, ...)."""
+    import numpy
+    import torch
+
+    entropy = [len(keys), *keys]  # numpy pads with zeros, so (0, 1) and (0, 1, 0) would be the same
+    state = numpy.random.SeedSequence(entropy).generate_state(1, numpy.uint64)[0]
+    return torch.Generator().manual_seed(int(state) % (2**63))
+
+
 def versions() -> dict[str, str]:
     """Python and the packages that can change a number; "" where one is not installed."""
     found = {"python": platform.python_version()}

@@ -7,70 +7,40 @@ accumulation, see the same data and the same noise.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import numpy
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from jaxtyping import Int
-from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from hildanext.config import knobs
 from hildanext.diffusion import View, next_turn, targets
 from hildanext.errors import TrainingStopped
 from hildanext.log import MetricLog
-from hildanext.loop.guard import Guard, GuardKnobs
+from hildanext.loop.guard import Guard
 from hildanext.loop.interrupt import between_steps
+from hildanext.loop.knobs import TrainKnobs, comparable_train, ready_device
+from hildanext.loop.optimizer import RestingStates, build_optimizer
 from hildanext.loop.processes import any_process, check_agreement, on_main, open_accelerator, summed
 from hildanext.loop.progress import TrainingProgress
 from hildanext.loop.state import STATE, load_state, save_state, trainable
 from hildanext.runfolder import recover_folder
-from hildanext.runtime import keep_freed_memory
-from hildanext.schedules import LearningRate, MaskNoise, Rung
+from hildanext.runtime import keep_freed_memory, make_generator
+from hildanext.schedules import Rung
 from hildanext.supervision import Outcome, SupervisedStep
+
+__all__ = ["Stage", "TrainKnobs", "comparable_train", "make_generator", "make_optimizer", "ready_device", "train"]
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 BUCKETS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
-HARMLESS = ("checkpoint_every", "evaluate_every", "stop_after", "chunk", "guard")
-"""Knobs of `TrainKnobs` that change no weight; a run may be resumed with others."""
-
-
-def _refuse_fp16(value: Any) -> Any:
-    if value == "fp16":
-        raise ValueError("fp16 gradients need a loss scaler, which this loop has not; give auto, bf16 or no (fp32)")
-    return value
-
-
-@knobs
-class TrainKnobs:
-    """How the loop trains; what it trains on is the stage's business."""
-
-    batch_size: int = Field(default=2, ge=1)
-    """Rows of a micro-batch, per process."""
-    accumulate: int = Field(default=1, ge=1)
-    """Micro-batches of a step, per process."""
-    learning_rate: LearningRate = LearningRate()
-    mask_noise: MaskNoise = MaskNoise()
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_refuse_fp16)] = "auto"
-    """Autocast over fp32 weights; `auto` is bf16 where the device computes in it. GPUs of the Pascal generation have
-    no bf16 and compute fp16 slower than fp32: they take "no"."""
-    guard: GuardKnobs = GuardKnobs()
-    checkpoint_every: int = Field(default=200, ge=1)
-    evaluate_every: int = Field(default=100, ge=1)
-    chunk: int = Field(default=256, ge=1)
-    """Rows of logits that exist at once."""
-    stop_after: int | None = Field(default=None, ge=1)
-    """Stop (resumable) after this many steps in total; for tests and for time limits."""
 
 
 @dataclass
@@ -88,6 +58,10 @@ class Stage:
     seed: int = 0
     on_evaluation: Callable[[int, dict[str, Any]], None] | None = None
     """Called by the main process after each validation, for instance to keep the best weights."""
+    samples: Callable[[int], list[dict[str, Any]]] | None = None
+    """Called by the main process after that; what it returns is shown, and logged line by line as kind "sample"."""
+    finished: Callable[[], bool] | None = None
+    """Asked at the start and after each validation: true in the main process, it ends the training (early stopping)."""
     on_saved: Callable[[], None] | None = None
     """Called by the main process once the state is saved: only now may go what the state before it named."""
     pad_id: int | None = None
@@ -105,38 +79,22 @@ class _Window:
     correct: Tensor | None = None
     masked: Tensor | None = None
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, share: float) -> None:
+        """`share` is what a loss that is an average already counts for, so that the normaliser divides it away."""
         self.total += float(outcome.total.detach())
         for name, value in outcome.losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + float(value)
+        for name, value in outcome.averages.items():
+            self.losses[name] = self.losses.get(name, 0.0) + share * float(value)
+            self.total += share * float(value)
         self.correct = outcome.correct if self.correct is None else self.correct + outcome.correct
         self.masked = outcome.masked if self.masked is None else self.masked + outcome.masked
 
 
-def make_generator(*keys: int) -> torch.Generator:
-    """A CPU generator that depends on all keys (seed, stream, index, ...)."""
-    entropy = [len(keys), *keys]  # numpy pads with zeros, so (0, 1) and (0, 1, 0) would be the same
-    state = numpy.random.SeedSequence(entropy).generate_state(1, numpy.uint64)[0]
-    return torch.Generator().manual_seed(int(state) % (2**63))
-
-
 def make_optimizer(module: torch.nn.Module, knobs: TrainKnobs) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, vectors and embeddings do not."""
-    decayed: list[torch.nn.Parameter] = []
-    spared: list[torch.nn.Parameter] = []
-    for name, parameter in trainable(module).items():
-        (decayed if parameter.ndim >= 2 and "embed" not in name else spared).append(parameter)
-    groups = [{"params": decayed, "weight_decay": knobs.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=knobs.learning_rate.peak, betas=knobs.betas, fused=True
-    )
-
-
-def comparable_train(section: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """What decides the weights in a `train` section, for `loop.state.check_resumes`: a step's micro-batches count over
-    all processes."""
-    kept = {name: value for name, value in section.items() if name not in (*HARMLESS, "accumulate")}
-    return {**kept, "accumulate (all processes)": section["accumulate"] * processes}
+    """The optimiser of the knobs over what learns in a module. Raises `ConfigError`."""
+    rate = knobs.learning_rate.peak
+    return build_optimizer(knobs.optimizer, trainable(module), rate, knobs.betas, knobs.weight_decay)
 
 
 def real_tokens(
@@ -173,6 +131,10 @@ def train(
         logger.info("this C library hands freed memory back at once; steps on a CPU are somewhat slower for it")
     if accelerator is None:
         accelerator = open_accelerator(knobs.precision, str(step_module.model.device))
+    if knobs.gradient_checkpointing:
+        step_module.model.recompute_layers()
+        # Autocast would keep each weight's narrow copy until the forward ends; recomputing is there to keep nothing.
+        accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
     optimizer = make_optimizer(step_module, knobs)
     on_main(accelerator, lambda: recover_folder(run / STATE))
     saved = load_state(run, step_module, optimizer)
@@ -185,6 +147,9 @@ def train(
     module, optimizer = accelerator.prepare(step_module, optimizer)
     loop = _Loop(accelerator, module, step_module, optimizer, stage, knobs, run, guard, counters)
     loop.saved_step = None if saved is None else counters["step"]
+    if knobs.offload is not None:
+        loop.resting = RestingStates(loop.bare_optimizer, accelerator.device)
+        loop.resting.rest()
     return loop.run_to_end(quiet)
 
 
@@ -206,6 +171,8 @@ class _Loop:
         self.saved_step: int | None = None
         self.owes_save = False
         self.metrics: MetricLog | None = None
+        self.resting: RestingStates | None = None
+        self.bare_optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     def run_to_end(self, quiet: bool) -> dict[str, Any]:
         counters, knobs, accelerator = self.counters, self.knobs, self.accelerator
@@ -216,11 +183,13 @@ class _Loop:
         progress = TrainingProgress(self.stage.total_tokens, counters["tokens"], quiet)
         try:
             with between_steps() as interrupt, progress:
-                while counters["tokens"] < self.stage.total_tokens and counters["step"] < last:
+                ended = self._finished()
+                while counters["tokens"] < self.stage.total_tokens and counters["step"] < last and not ended:
                     line = self._step()
                     on_main(accelerator, partial(self._report, line, progress))
                     if self._due(knobs.evaluate_every):
                         self._evaluate(progress)
+                        ended = self._finished()
                     asked = any_process(accelerator, interrupt.asked)
                     self.owes_save |= asked or self._due(knobs.checkpoint_every)
                     self._save()
@@ -232,6 +201,11 @@ class _Loop:
         self.owes_save = True
         self._save()
         return counters
+
+    def _finished(self) -> bool:
+        """Whether the stage ends here; the main process knows."""
+        ended = self.accelerator.is_main_process and self.stage.finished is not None and self.stage.finished()
+        return any_process(self.accelerator, ended)
 
     def _open_metrics(self) -> None:
         self.metrics = MetricLog(self.run / METRICS)
@@ -266,13 +240,14 @@ class _Loop:
         rate = self.knobs.learning_rate.at(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        window = self._forward_backward(views, normaliser, self.knobs.mask_noise.at(progress))
+        window = self._forward_backward(views, normaliser, progress)
         norm = float(accelerator.clip_grad_norm_(self.module.parameters(), self.knobs.clip))
         sums = self._reduced(window)
         loss = sums.pop("total") / normaliser
         self.guard.check(counters["step"] + 1, rung.block_size, loss, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.resting.awake() if self.resting is not None else nullcontext():
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
         for name, more in (("step", 1), ("tokens", positions), ("real_tokens", real), ("seconds", seconds)):
             counters[name] += more
@@ -302,8 +277,8 @@ class _Loop:
             views.extend((index, number, view) for number, view in enumerate(found))
         return views, positions, real
 
-    def _forward_backward(self, views: list[tuple[int, int, View]], normaliser: int, mask_noise: float) -> _Window:
-        accelerator, window = self.accelerator, _Window()
+    def _forward_backward(self, views: list[tuple[int, int, View]], normaliser: int, progress: float) -> _Window:
+        accelerator, window, mask_noise = self.accelerator, _Window(), self.knobs.mask_noise.at(progress)
         forwards = [(*place, turn) for place in views for turn in range(self.stage.turns)]
         view = views[0][2]
         for done, (index, number, start, turn) in enumerate(forwards, 1):
@@ -313,9 +288,12 @@ class _Loop:
             wants_draft = turn + 1 < self.stage.turns
             with accelerator.no_sync(self.module) if done < len(forwards) else accelerator.autocast():
                 with accelerator.autocast():
-                    outcome = self.module(view, mask_noise, generator, teacher, wants_draft)
-                accelerator.backward(outcome.total * (accelerator.num_processes / normaliser))
-            window.add(outcome)
+                    outcome = self.module(view, mask_noise, generator, teacher, wants_draft, progress)
+                loss = outcome.total * (accelerator.num_processes / normaliser)
+                if outcome.auxiliary is not None:  # gradients are averaged over processes already
+                    loss = loss + outcome.auxiliary / len(forwards)
+                accelerator.backward(loss)
+            window.add(outcome, normaliser / (len(forwards) * accelerator.num_processes))
             if wants_draft and outcome.draft is not None:
                 view = next_turn(view, outcome.draft, self.plain.model.card.mask_id)
         return window
@@ -351,6 +329,9 @@ class _Loop:
         progress.say(f"step {step}: {numbers}")
         if self.stage.on_evaluation is not None:
             self.stage.on_evaluation(step, found)
+        for sample in self.stage.samples(step) if self.stage.samples is not None else []:
+            self.metrics.write(kind="sample", step=step, **sample)
+            progress.say("\n".join(f"  {name}: {value}" for name, value in sample.items()))
 
     def _save(self) -> None:
         """Save the state where that is due; weights that a spike has just moved are not, the next calm step is."""
@@ -366,6 +347,6 @@ class _Loop:
 
     def _save_state(self) -> None:
         state = {**self.counters, "guard": self.guard.state(), "stage": self.stage.counters}
-        save_state(self.run, self.plain, getattr(self.optimizer, "optimizer", self.optimizer), state)
+        save_state(self.run, self.plain, self.bare_optimizer, state)
         if self.stage.on_saved is not None:
             self.stage.on_saved()

@@ -3,11 +3,12 @@
 AdamW keeps 8 bytes of states for every weight that learns, its 8-bit form 2 (and a scale for 256 of them).
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hildanext.errors import ConfigError
 from hildanext.models.quantize import bitsandbytes_on
@@ -21,53 +22,72 @@ SMALLEST_8BIT = 4096
 
 def build_optimizer(
     name: OptimizerName,
-    groups: Sequence[Mapping[str, Any]],
+    parameters: Mapping[str, nn.Parameter],
     rate: float,
     betas: tuple[float, float],
-    device: torch.device,
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """The optimiser over parameter groups. Raises `ConfigError` where bitsandbytes is needed and cannot work.
+    """The optimiser over named parameters; matrices decay, vectors and embeddings do not.
+
+    Raises `ConfigError` where bitsandbytes is needed and cannot work.
 
     Paper: AdamW, arXiv:1711.05101; 8-bit optimisers, arXiv:2110.02861.
     Differs: embeddings keep 8-bit states too; the paper would spare them.
     """
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for key, parameter in parameters.items():
+        (decayed if parameter.ndim >= 2 and "embed" not in key else spared).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": members, "weight_decay": decay} for members, decay in ((decayed, weight_decay), (spared, 0.0))
+    ]
+    groups = [group for group in groups if group["params"]]
     if name == "adamw":
-        return torch.optim.AdamW(list(groups), lr=rate, betas=betas, fused=True)
-    found: torch.optim.Optimizer = bitsandbytes_on(device).optim.AdamW8bit(
-        list(groups), lr=rate, betas=betas, eps=1e-8, min_8bit_size=SMALLEST_8BIT
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+    package = bitsandbytes_on(groups[0]["params"][0].device)
+    found: torch.optim.Optimizer = package.optim.AdamW8bit(
+        groups, lr=rate, betas=betas, eps=1e-8, min_8bit_size=SMALLEST_8BIT
     )
     return found
+
+
+def check_device(name: OptimizerName, offload: Offload | None, device: torch.device) -> None:
+    """Raise `ConfigError` where the device cannot do what is asked: on a CPU there is nowhere to move states to."""
+    if offload is not None and device.type != "cuda":
+        raise ConfigError(
+            f"offload = {offload!r} moves states off a GPU, and this run is on {device}", "leave out train.offload"
+        )
+    if name == "adamw8bit":
+        bitsandbytes_on(device)
 
 
 class RestingStates:
     """Optimiser states that lie in the computer's memory between steps, and on the GPU during one.
 
-    A step then has states but no activations on the card, a forward and backward the other way round. What is moved
-    costs two passes over the bus for every step.
+    A step then has states but no activations on the card, a forward and backward the other way round. Every step
+    moves the states over the bus twice.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """Raises `ConfigError` on a CPU, where there is nowhere to move to."""
-        if device.type != "cuda":
-            raise ConfigError(
-                f"offload = 'optimizer' moves states off a GPU, and this run is on {device}", "leave out train.offload"
-            )
         self.optimizer, self.device = optimizer, device
         self.beds: dict[tuple[int, str], Tensor] = {}
         """Pinned memory, kept: pinning anew for every step would cost more than the copy."""
 
-    def wake(self) -> None:
-        """Before a step: states to the GPU."""
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Within the context (a step) the states are on the GPU."""
         for _, slots, name, value in self._states():
             slots[name] = value.to(self.device, non_blocking=True)
+        yield
+        self.rest()
 
     def rest(self) -> None:
-        """After a step: states to pinned memory."""
-        for key, slots, name, value in self._states():
-            if (key, name) not in self.beds:
-                self.beds[key, name] = torch.empty_like(value, device="cpu").pin_memory()
-            slots[name] = self.beds[key, name].copy_(value, non_blocking=True)
-        torch.cuda.synchronize(self.device)  # the copies must be whole before the GPU's own memory is used again
+        """Put the states to pinned memory."""
+        for number, slots, name, value in self._states():
+            if (number, name) not in self.beds:
+                self.beds[number, name] = torch.empty_like(value, device="cpu").pin_memory()
+            slots[name] = self.beds[number, name].copy_(value, non_blocking=True)
+        torch.cuda.synchronize(self.device)  # what is saved next must be whole
 
     def _states(self) -> list[tuple[int, dict[str, Any], str, Tensor]]:
         """States as large as their parameters or nearly so; counters and tables stay where they are."""

@@ -82,10 +82,11 @@ def _restore_slots(
     numbers: dict[int, int] = {}
     for group, packed in zip(optimizer.param_groups, known["param_groups"], strict=True):
         numbers.update(zip((id(parameter) for parameter in group["params"]), packed["params"], strict=True))
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor | int]] = {}
     for key, value in slots.items():
         slot, _, name = key.partition("|")
-        state.setdefault(numbers[id(parameters[name])], {})[slot] = value
+        counts = value.ndim == 0 and value.dtype == torch.int64  # a plain integer, as bitsandbytes counts its steps
+        state.setdefault(numbers[id(parameters[name])], {})[slot] = int(value) if counts else value
     optimizer.load_state_dict({"state": state, "param_groups": known["param_groups"]})
 
 

@@ -115,6 +115,13 @@ class DiffusionModel(nn.Module):
             hilda=attention,
         )[0]
 
+    def recompute_layers(self) -> None:
+        """While training keep only the input of each layer, and compute the layer again in the backward pass.
+
+        An attention context is then asked twice for each layer, and must answer the same.
+        """
+        self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         """Logits in fp32 (fp64 stays fp64); the mask, unused rows and padding are -inf."""
         logits = self.causal_lm.get_output_embeddings()(hidden)
