@@ -1,6 +1,7 @@
 """A whole recipe on a random parent: text to shards, to a diffusion model, to numbers and samples."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from hildanext.errors import ConfigError, HildaError
+from hildanext.datasets import PackedDataset
+from hildanext.errors import ConfigError, DataError, HildaError
+from hildanext.inference import encode_prompt, eos_ids
+from hildanext.models.checkpoint import save_causal
+from hildanext.models.load import load_diffusion
+from hildanext.packing import tokenizer_hash
 from hildanext.recipe import check, execute
 from hildanext.stages import STAGES
+from small_models import small_causal
 
 STORY = "Once upon a time there was a small boat. The boat liked the sea. One day the sea was very big."
 
@@ -129,3 +136,87 @@ def test_a_text_source_is_prepared_with_the_parent_s_tokenizer(tmp_path, parent)
     run["prepare"] = {"train": {"source": {"name": "text", "path": str(tmp_path / "text.txt")}}}
     run["stages"] = [{"stage": "prepare"}]
     assert execute(run, STAGES)["prepare"]["train_tokens"] > 10
+
+
+def a_parent(folder: Path, seed: int = 0, **roles: str) -> Path:
+    """A parent of words whose tokenizer knows two markers, in the roles that are given."""
+    words = ["<start>", "<end>", *STORY.replace(".", " .").split()]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="the"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<start>", "<end>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+    save_causal(
+        folder, small_causal("qwen3", len(tokenizer), seed=seed, bos_token_id=None, eos_token_id=None), tokenizer
+    )
+    return folder
+
+
+def a_conversion(folder: Path, parent: Path, **prepared: object) -> dict:
+    """A short run on the story, cut into sentences, prepared with the given settings."""
+    (folder / "text.txt").write_text(STORY.replace(". ", ".\n"))
+    run = a_run(folder / "run", parent)
+    source = {"name": "text", "path": str(folder / "text.txt"), "document": "line"}
+    run["prepare"] = {part: {"source": source, **prepared} for part in ("train", "valid")}
+    run["convert"] |= {"wsd": [{"phase": "decay", "block_size": 8, "tokens": 64}]}
+    run["stages"] = [{"stage": "prepare"}, {"stage": "convert"}]
+    return run
+
+
+@pytest.mark.parametrize(
+    "roles, prepared",
+    [
+        ({"eos_token": "<end>"}, {"bos_token": "<start>"}),
+        ({"eos_token": "<end>"}, {"add_bos": False}),
+        ({"eos_token": "<end>", "bos_token": "<start>"}, {"add_bos": False}),
+        ({"eos_token": "<end>", "bos_token": "<end>"}, {"bos_token": "<start>"}),
+        ({"eos_token": "<start>"}, {"bos_token": "<start>", "eos_token": "<end>"}),
+    ],
+    ids=["given by hand", "none", "left out", "another", "and another end"],
+)
+def test_generate_begins_and_ends_as_training_did(roles, prepared, tmp_path):
+    run = a_conversion(tmp_path, a_parent(tmp_path / "parent", **roles), **prepared)
+    outcomes = execute(run, STAGES)
+    dataset = PackedDataset(outcomes["prepare"]["train"], 32, pad_to_block=8)
+    model, tokenizer = load_diffusion(outcomes["convert"]["model"])
+    row = dataset.row(0)
+    trained = row["tokens"][row["document"] == 0].tolist()
+    sentence = encode_prompt(tokenizer, STORY.split(". ")[0] + ".")
+    assert trained[: len(sentence)] == sentence
+    assert trained[len(sentence)] in eos_ids(model, tokenizer)
+    assert tokenizer_hash(tokenizer) == dataset.manifests[0][1]["tokenizer_hash"]
+
+
+@pytest.mark.parametrize(
+    "train, valid, words",
+    [
+        ({"bos_token": "boat"}, {"bos_token": "boat"}, "'boat', an ordinary word"),
+        ({"bos_token": "<start>"}, {"add_bos": False}, "differ in how documents begin"),
+        (
+            {"add_bos": False, "eos_token": "<pad>"},
+            {"add_bos": False, "eos_token": "<pad>"},
+            "'<pad>', which is padding",
+        ),
+    ],
+)
+def test_edges_that_generate_could_not_keep_to_are_refused(train, valid, words, tmp_path):
+    run = a_conversion(tmp_path, a_parent(tmp_path / "parent", eos_token="<end>", pad_token="<pad>"))
+    run["prepare"]["train"] |= train
+    run["prepare"]["valid"] |= valid
+    with pytest.raises(ConfigError, match=words):
+        execute(run, STAGES)
+
+
+def test_samples_of_one_parent_are_not_taken_for_those_of_another(tmp_path):
+    """The same shapes, the same tokenizer, the same place; only the weights are others. A moved parent is the same."""
+    run = a_run(tmp_path / "run", a_parent(tmp_path / "parent", bos_token="<start>", eos_token="<end>"))
+    run["prepare"] = {"train": {**run["prepare"]["train"], "out": str(tmp_path / "samples")}}
+    run["stages"] = [{"stage": "prepare"}]
+    execute(run, STAGES)
+    shutil.copytree(tmp_path / "parent", tmp_path / "elsewhere" / "parent")
+    again = run | {"parent": str(tmp_path / "elsewhere" / "parent"), "folder": str(tmp_path / "again")}
+    execute(again, STAGES)
+    shutil.rmtree(tmp_path / "parent")
+    a_parent(tmp_path / "parent", seed=1, bos_token="<start>", eos_token="<end>")
+    with pytest.raises(DataError, match="other settings: source"):
+        execute(run | {"folder": str(tmp_path / "third")}, STAGES)

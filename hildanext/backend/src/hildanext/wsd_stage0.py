@@ -25,7 +25,7 @@ from hildanext.models.adapters import LoraKnobs, add_lora, without_lora
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment, Card
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
-from hildanext.models.start import start_conversion
+from hildanext.models.start import adopt_edges, start_conversion
 from hildanext.noising import NoiseKnobs, noised
 from hildanext.plots import training_plots
 from hildanext.runfolder import RUN_FILE, open_run
@@ -100,6 +100,7 @@ def convert(
             raise ConfigError(
                 "the data was prepared with a larger vocabulary", "prepare it with this parent's tokenizer"
             )
+    adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (dataset, valid)])
     if knobs_.lora is not None:
         add_lora(model, knobs_.lora)
     losses = make_losses(knobs_)

@@ -1,10 +1,12 @@
-"""The start of a conversion: an autoregressive model under a new card, not yet trained."""
+"""The start of a conversion: an autoregressive model under a new card, not yet trained; its tokenizer as the data is."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hildanext.errors import ConfigError
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment, Card, alignment_fields
 from hildanext.models.load import load_parent
@@ -36,14 +38,53 @@ def start_conversion(
         vocab_rows=causal_lm.get_input_embeddings().weight.shape[0],
         vocab_real=vocab_real,
         block_size=block_size,
-        parent=_public_name(parent_name),
+        parent=public_name(parent_name),
         never=tuple(index for index in never if index != mask_id),
         **alignment_fields(alignment),  # type: ignore[arg-type]
     )
     return DiffusionModel(causal_lm, card, mask_delta).to(device), tokenizer
 
 
-def _public_name(parent_name: str | Path) -> str:
+def adopt_edges(
+    model: DiffusionModel, tokenizer: PreTrainedTokenizerBase, edges: Collection[tuple[int | None, int]]
+) -> None:
+    """Make the tokenizer begin and end texts as the data does, so that what is generated begins as training did.
+
+    `edges` are the (BOS, EOS) ids of the data sets; BOS None means that documents begin with their text. Raises
+    `ConfigError` where they differ, or where a tokenizer could not tell them from text.
+    """
+    if len(set(edges)) != 1:
+        raise ConfigError(
+            f"the data sets differ in how documents begin and end: BOS and EOS {sorted(set(edges), key=str)}",
+            "prepare them with the same bos_token, eos_token and add_bos",
+        )
+    [(bos, eos)] = set(edges)
+    if model.banned[eos]:
+        raise ConfigError(
+            f"the data ends its documents with {_token(tokenizer, eos)!r}, which is padding and is never generated",
+            "prepare it with another eos_token",
+        )
+    if bos != tokenizer.bos_token_id:
+        tokenizer.bos_token = None if bos is None else _marker(tokenizer, bos)
+    if eos != tokenizer.eos_token_id:
+        tokenizer.eos_token = _marker(tokenizer, eos)
+
+
+def _marker(tokenizer: PreTrainedTokenizerBase, index: int) -> str:
+    token = _token(tokenizer, index)
+    if index not in tokenizer.added_tokens_decoder:
+        raise ConfigError(
+            f"the data begins or ends its documents with {token!r}, an ordinary word of this tokenizer",
+            "prepare it with a special token as bos_token and eos_token",
+        )
+    return token
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, index: int) -> str:
+    return str(tokenizer.convert_ids_to_tokens(index))
+
+
+def public_name(parent_name: str | Path) -> str:
     """A checkpoint travels: it names its parent, not the folder that its maker kept it in."""
     path = Path(parent_name)
     return path.resolve().name if path.exists() else str(parent_name)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
         settings = build(PrepareKnobs, part, where="prepare")
         if settings.source.get("name") == "parent":
             tokenizer, documents = _from_parent(settings.source, context)
+            settings = replace(settings, source=_identified(settings.source, context.parent))
         else:
             tokenizer, documents = load_tokenizer(locate(tokenizer_name)), None
         manifest = prepare(settings, tokenizer, documents=documents)
@@ -87,6 +89,15 @@ def _parts(section: Mapping[str, Any], context: StageContext) -> dict[str, dict[
 
 def _samples(source: Mapping[str, Any]) -> ParentSamples:
     return build(ParentSamples, {key: value for key, value in source.items() if key != "name"}, "source parent")
+
+
+def _identified(source: Mapping[str, Any], parent: str) -> dict[str, Any]:
+    """The source with the parent's name and weights in it, or samples of one parent would pass for another's."""
+    from hildanext.models.files import weights_hash
+    from hildanext.models.names import locate
+    from hildanext.models.start import public_name
+
+    return {**source, "parent": public_name(parent), "weights": weights_hash(locate(parent))}
 
 
 def _from_parent(
