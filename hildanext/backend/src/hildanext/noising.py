@@ -16,6 +16,7 @@ from hildanext.diffusion import (
     block_times,
     complement,
     effect_rates,
+    hide_tokens,
     mask_tokens,
     replace_tokens,
     targets,
@@ -71,9 +72,11 @@ def noised(
     )
     if pairs is not None:
         view = replace(view, pairs=pairs.to(blocks.device))
+    views = [view, complement(view, card.mask_id)] if noise.complementary and not alone else [view]
+    if batch.hidden is not None:
+        views = [hide_tokens(v, batch.hidden, card.mask_id) for v in views]
     if alone:
-        return [view]
-    views = [view, complement(view, card.mask_id)] if noise.complementary else [view]
+        return views
     if noise.replace_rate > 0:
         rates = noise.replace_rate * torch.rand(len(views), generator=generator)
         drawn = zip(views, rates.tolist(), strict=True)
