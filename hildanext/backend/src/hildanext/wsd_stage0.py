@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hildanext.ar import Parent
 from hildanext.choice import make
-from hildanext.config import build, knobs, plain
+from hildanext.config import build, check_profile, knobs, plain
 from hildanext.datasets import Batch, PackedDataset, Packing, batches
 from hildanext.diffusion import View
 from hildanext.errors import ConfigError
@@ -25,6 +25,7 @@ from hildanext.models.adapters import LoraKnobs, add_lora, without_lora
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment, Card
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
+from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.models.start import adopt_edges, start_conversion
 from hildanext.noising import NoiseKnobs, noised
 from hildanext.plots import training_plots
@@ -32,7 +33,7 @@ from hildanext.runfolder import RUN_FILE, open_run
 from hildanext.runtime import accelerates_bf16, machine, seed_everything
 from hildanext.schedules import Rung, check_padding, check_rungs, rung_at, total_tokens
 from hildanext.supervision import SUPERVISIONS, SupervisedStep, Supervision
-from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, make_generator, train
+from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, make_generator, ready_device, train
 from hildanext.validation import Validation, first_batches
 
 CHECKPOINT = "checkpoint"
@@ -54,7 +55,7 @@ class ConvertKnobs(NoiseKnobs):
     """The recipe of a conversion. The defaults are what the project's own comparison favours (docs/results)."""
 
     parent: str
-    alignment: Alignment = "parent"
+    alignment: Alignment = "block"
     block_size: int = Field(default=32, ge=1)
     """The block size the checkpoint is meant to decode with; validation measures the bound at it."""
     wsd: tuple[Rung, ...]
@@ -66,6 +67,8 @@ class ConvertKnobs(NoiseKnobs):
     turns: int = Field(default=1, ge=1, le=4)
     """Forwards per view: the second and later ones start from the model's own draft."""
     lora: LoraKnobs | None = None
+    quantize: Quantize | None = None
+    """`nf4`: the frozen linear layers under the adapters in 4 bits (QLoRA). The teacher is then the 4-bit parent."""
     merge_top_k: int = Field(default=1, ge=1)
     valid_rows: int = Field(default=32, ge=1)
     device: str = "auto"
@@ -86,13 +89,15 @@ def convert(
     Writes `run.json`, `metrics.jsonl`, `state/` (to resume), `checkpoint/` (the diffusion model) and plots.
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
+    check_profile(profile, convert_section, "convert")
     knobs_, data = check(convert_section, data_section)
     run, accelerator = Path(run), open_accelerator(knobs_.train.precision, knobs_.device)
     device = accelerator.device
+    ready_device(knobs_.train, device)
     seed_everything(knobs_.seed)
     model, tokenizer = start_conversion(
         knobs_.parent, knobs_.alignment, knobs_.block_size, torch.float32, device,
-        mask_delta=knobs_.lora is not None, trust_remote_code=knobs_.trust_remote_code,
+        mask_delta=knobs_.lora is not None, trust_remote_code=knobs_.trust_remote_code, quantize=knobs_.quantize,
     )  # fmt: skip
     dataset, valid = (open_data(folder, data, tokenizer) for folder in (data.train, data.valid))
     for part in (dataset, valid):
@@ -146,6 +151,7 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
         raise ConfigError(
             f"convert.merge_top_k {knobs_.merge_top_k} with lora", "checkpoints of adapters are not merged; set it to 1"
         )
+    check_quantize(knobs_.quantize, knobs_.lora is not None)
     make_losses(knobs_)
     return knobs_, data
 
@@ -155,6 +161,9 @@ def make_losses(knobs_: ConvertKnobs) -> dict[str, Supervision]:
     losses = {str(section.get("name")): make("loss", SUPERVISIONS, section) for section in knobs_.losses}
     if len(losses) != len(knobs_.losses) or not losses:
         raise ConfigError("convert.losses", "list at least one loss, each name once")
+    without = [name for name, loss in losses.items() if loss.needs_graphs]
+    if without:
+        raise ConfigError(f"convert.losses: {without[0]!r} needs causal graphs", "packed text has none; use it in sft")
     return losses
 
 
