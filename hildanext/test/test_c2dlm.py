@@ -23,6 +23,7 @@ from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.supervision.objective import attention_for
 from hildanext.supervision.token_to_token import TokenToToken
 from hildanext.training import Stage, TrainKnobs, train
+from hildanext.wsd_stage0 import convert
 from test_supervision import MASK, make_view
 
 NO_SPECIALS = torch.zeros(64, dtype=torch.bool)
@@ -479,3 +480,19 @@ def test_it_is_averaged_over_the_forwards_and_not_over_the_tokens(tmp_path: Path
     two = trained(tmp_path / "two", losses, 2, views([True, False]))[0]
     assert two["losses"]["c2dlm"] == pytest.approx(one["losses"]["c2dlm"] / 2)
     assert two["gradient_norm"] == pytest.approx(one["gradient_norm"] / 2, rel=1e-5)
+
+
+def test_SAFE_refuses_it_by_name_before_anything_is_loaded(tmp_path: Path):
+    section = {"parent": "nowhere", "wsd": [], "losses": [{"name": "m2t"}, {"name": "c2dlm"}]}
+    with pytest.raises(ConfigError, match="convert: 'c2dlm' is a FULL method"):
+        convert(section, {}, tmp_path)
+    with pytest.raises(ConfigError, match="profile 'safe'"):
+        convert(section, {}, tmp_path, profile="safe")
+
+
+def test_a_conversion_has_no_graphs_and_says_so(tmp_path: Path):
+    rungs = [{"phase": "stable", "block_size": 8, "tokens": 8}]
+    section = {"parent": "nowhere", "block_size": 8, "wsd": rungs, "losses": [{"name": "m2t"}, {"name": "c2dlm"}]}
+    data = {"train": "a", "valid": "b", "sequence_length": 16, "pad_to_block": 8}
+    with pytest.raises(ConfigError, match="'c2dlm' needs causal graphs"):
+        convert(section, data, tmp_path, profile="FULL")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from hildanext.config import build, knobs
+from hildanext.config import build, check_profile, full_methods, knobs
 from hildanext.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
 from hildanext.recipe import check, execute, read_run
 
@@ -121,6 +121,20 @@ def test_a_run_that_makes_no_sense_is_refused(tmp_path, kitchen, change, word):
 
 def test_full_allows_full_methods_by_name(tmp_path, kitchen):
     read_run(a_run(tmp_path, profile="FULL", cook={"decoder": {"name": "rcd"}}), TABLE)
+
+
+def test_the_manifest_lists_the_full_methods_that_are_on(tmp_path):
+    section = {"decoder": {"name": "rcd"}, "losses": [{"c2dlm": {"name": ["wd1"]}}, {"names": "rcd2"}]}
+    assert full_methods({"cook": section}) == ["c2dlm", "rcd"]
+    check_profile("FULL", section, "cook")
+
+
+def test_the_record_of_a_run_names_them(tmp_path, kitchen):
+    kitchen.check = lambda section, context: None
+    execute(a_run(tmp_path, profile="FULL", cook={"rcd": {"depth": 1}, "ots": None}), TABLE)
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["full"] == ["rcd"]
+    execute(a_run(tmp_path / "safe"), TABLE)
+    assert "full" not in json.loads((tmp_path / "safe" / "run.json").read_text(encoding="utf-8"))
 
 
 def test_an_unknown_stage_is_guessed(tmp_path, kitchen):

@@ -14,6 +14,13 @@ from hildanext.errors import ConfigError
 
 Built = TypeVar("Built")
 
+PROFILES = ("SAFE", "FULL")
+FULL_METHODS = frozenset(
+    {"c2dlm", "rcd", "d2f", "fast_dllm_v2", "card", "order_token_search", "ots", "kvzap"}
+    | {"agrpo", "wd1", "stp", "lens", "r3l"}
+)
+"""Research methods: refused by name under SAFE, each off by default under FULL."""
+
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
 def knobs(cls: type[Built]) -> type[Built]:
@@ -100,3 +107,25 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
             value = merge(base, value) if same else value
         result[key] = value
     return result
+
+
+def full_methods(section: Any) -> list[str]:
+    """The FULL methods that a section names, as a key (of anything but None) or as a `name`, however deep; sorted."""
+    found: set[str] = set()
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            names = (key if value is not None else "", value if key == "name" else "")
+            found |= {name for name in names if isinstance(name, str)} & FULL_METHODS
+            found.update(full_methods(value))
+    elif isinstance(section, list | tuple):
+        found.update(name for value in section for name in full_methods(value))
+    return sorted(found)
+
+
+def check_profile(profile: str, section: Any, where: str) -> None:
+    """Raise `ConfigError` for a profile that does not exist, and for a FULL method under SAFE."""
+    if profile not in PROFILES:
+        raise ConfigError(f"profile {profile!r}", f"profiles: {', '.join(PROFILES)}")
+    methods = full_methods(section)
+    if profile == "SAFE" and methods:
+        raise ConfigError(f"{where}: {methods[0]!r} is a FULL method", 'set "profile": "FULL" to allow it')

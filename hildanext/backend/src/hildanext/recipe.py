@@ -16,18 +16,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.config import build, knobs, merge, plain
+from hildanext.config import build, check_profile, full_methods, knobs, merge, plain
 from hildanext.errors import CheckpointError, ConfigError, UnknownChoice
 from hildanext.runfolder import open_run, write_atomically
 from hildanext.runtime import versions
 
 logger = logging.getLogger(__name__)
-
-FULL_METHODS = frozenset(
-    {"c2dlm", "rcd", "d2f", "fast_dllm_v2", "card", "order_token_search", "ots", "kvzap"}
-    | {"agrpo", "wd1", "stp", "lens", "r3l"}
-)
-"""Research methods: refused by name under SAFE, each off by default under FULL."""
 
 
 @knobs
@@ -110,8 +104,7 @@ def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunKnobs, list[Step]
     before = ""
     for key, stage, overrides in entries:
         section = merge({**_section(run, stage), **{name: _section(run, name) for name in read[stage]}}, overrides)
-        if shared.profile == "SAFE":
-            _refuse_full(section, key)
+        check_profile(shared.profile, section, key)
         before = fingerprint(shared, stage, section, before)
         steps.append(Step(key, stage, section, before))
     return shared, steps
@@ -133,7 +126,9 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
     tell = announce if announce is not None else _log
     steps = check(run, table)
     shared, _ = read_run(run, table)
-    folder = open_run(shared.folder, dict(run), shared.seed, {"versions": versions(), "stages": _listed(steps)})
+    folder = open_run(
+        shared.folder, dict(run), shared.seed, {"versions": versions(), "stages": _listed(steps), **_full(steps)}
+    )
     outcomes: dict[str, dict[str, Any]] = {}
     for step in steps:
         marker = _read_marker(folder, step.key, "done")
@@ -177,18 +172,6 @@ def _section(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(section, Mapping):
         raise ConfigError(f"section {name!r} holds {type(section).__name__}", "a section is a JSON object")
     return section
-
-
-def _refuse_full(section: Any, where: str) -> None:
-    if isinstance(section, Mapping):
-        for key, value in section.items():
-            if key in FULL_METHODS or (key == "name" and value in FULL_METHODS):
-                method = value if key == "name" else key
-                raise ConfigError(f"{where}: {method!r} is a FULL method", 'set "profile": "FULL" to allow it')
-            _refuse_full(value, where)
-    elif isinstance(section, list | tuple):
-        for value in section:
-            _refuse_full(value, where)
 
 
 def _module(table: Table, stage: str) -> Any:
@@ -242,6 +225,12 @@ def _read_marker(folder: Path, key: str, kind: str) -> dict[str, Any]:
 def _write_marker(folder: Path, step: Step, kind: str, **more: Any) -> None:
     record = {"stage": step.stage, "fingerprint": step.fingerprint, **more}
     write_atomically(_marker(folder, step.key, kind), json.dumps(record, indent=2, default=str) + "\n")
+
+
+def _full(steps: Sequence[Step]) -> dict[str, list[str]]:
+    """The research methods that are on; nothing where there are none."""
+    found = full_methods([step.section for step in steps])
+    return {"full": found} if found else {}
 
 
 def _listed(steps: Sequence[Step]) -> list[dict[str, Any]]:
