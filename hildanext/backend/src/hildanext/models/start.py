@@ -1,4 +1,4 @@
-"""The start of a conversion: an autoregressive model under a new card, not yet trained; its tokenizer as the data is."""
+"""The start of a conversion: an autoregressive model under a new card, untrained; its tokenizer as the data is."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -36,6 +36,14 @@ def _against_teacher(logits: Tensor, student: Tensor, banned: Tensor) -> tuple[T
     return teacher, gap.masked_fill_(teacher == 0, 0.0).mul_(teacher).sum(-1)
 
 
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without a product of the head's size beside it where the types allow."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -88,10 +96,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             narrow = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = narrow @ matrix
-            if grad_head is not None and narrow.dtype == wide:
-                grad_head.addmm_(narrow.T, hidden[part])  # no product of the head's size beside the gradient
-            elif grad_head is not None:
-                grad_head += narrow.T @ hidden[part]
+            if grad_head is not None:
+                _add_product(grad_head, narrow.T, hidden[part])
             del logits, grad, narrow  # or they would live on beside the next chunk's
         total = (cross_entropy * weight.to(wide)).sum()
         if divergence_weight is not None:
