@@ -126,9 +126,8 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
     tell = announce if announce is not None else _log
     steps = check(run, table)
     shared, _ = read_run(run, table)
-    folder = open_run(
-        shared.folder, dict(run), shared.seed, {"versions": versions(), "stages": _listed(steps), **_full(steps)}
-    )
+    extra = {"versions": versions(), "stages": _listed(steps), "full": full_methods([step.section for step in steps])}
+    folder = open_run(shared.folder, dict(run), shared.seed, extra)
     outcomes: dict[str, dict[str, Any]] = {}
     for step in steps:
         marker = _read_marker(folder, step.key, "done")
@@ -225,12 +224,6 @@ def _read_marker(folder: Path, key: str, kind: str) -> dict[str, Any]:
 def _write_marker(folder: Path, step: Step, kind: str, **more: Any) -> None:
     record = {"stage": step.stage, "fingerprint": step.fingerprint, **more}
     write_atomically(_marker(folder, step.key, kind), json.dumps(record, indent=2, default=str) + "\n")
-
-
-def _full(steps: Sequence[Step]) -> dict[str, list[str]]:
-    """The research methods that are on; nothing where there are none."""
-    found = full_methods([step.section for step in steps])
-    return {"full": found} if found else {}
 
 
 def _listed(steps: Sequence[Step]) -> list[dict[str, Any]]:
