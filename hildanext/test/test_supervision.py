@@ -38,7 +38,9 @@ MASK = 61
 CASES = [  # every loss, once mild and once harsh
     {"name": "m2t"},
     {"name": "m2t", "weight": 3.0, "weighting": "uniform"},
+    {"name": "m2t", "weighting": "masked_mean"},
     {"name": "t2t"},
+    {"name": "t2t", "weighting": "mean"},
     {"name": "t2t", "weight": 5.0, "keep": 2.0, "keep_share": 1.0},
     {"name": "ar"},
     {"name": "ar", "weight": 2.0},
@@ -495,3 +497,25 @@ def test_every_loss_has_a_case_and_a_misspelt_one_is_refused():
         make("loss", SUPERVISIONS, {"name": "m2"})
     with pytest.raises(ConfigError, match="unknown key 'wieght', did you mean 'weight'"):
         make("loss", SUPERVISIONS, {"name": "m2t", "wieght": 1})
+
+
+def test_masked_mean_is_the_mean_over_masked_tokens_and_nothing_without_any():
+    model, view = random_model(), make_view(t=0.4)
+    plain = SupervisedStep(model, {"m2t": MaskToToken(weighting="uniform")})(view).total.detach()
+    mean = SupervisedStep(model, {"m2t": MaskToToken(weighting="masked_mean")})(view).total.detach()
+    masked = int(view.masked.sum())
+    assert float(mean) / view.clean.numel() == pytest.approx(float(plain) / masked, rel=1e-12)
+    bare = replace(view, masked=torch.zeros_like(view.masked), noisy=view.clean)
+    weights = MaskToToken(weighting="masked_mean").weights(bare, bare.maskable).cross_entropy
+    assert torch.isfinite(weights).all() and not weights.any()
+
+
+def test_t2t_means_are_over_the_wrong_and_over_the_kept_tokens():
+    view = replace_tokens(make_view(length=64, t=0.3), 0.2, torch.arange(MASK), torch.Generator().manual_seed(1))
+    targets = view.maskable.clone()
+    targets[:, :8] = False
+    weights = TokenToToken(weight=2.0, keep=0.5, keep_share=0.5, weighting="mean").weights(view, targets).cross_entropy
+    size = int(targets.sum())
+    assert float(weights[view.replaced].sum()) == pytest.approx(2.0 * size)
+    assert float(weights[view.kept].sum()) == pytest.approx(0.5 * size)
+    assert not weights[~targets].any() and not weights[view.masked].any()

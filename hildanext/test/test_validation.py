@@ -12,7 +12,7 @@ from hildanext.diffusion import View
 from hildanext.errors import DataError
 from hildanext.supervision import SupervisedStep
 from hildanext.supervision.mask_to_token import MaskToToken
-from hildanext.validation import Validation, first_batches
+from hildanext.validation import EditCheck, Validation, first_batches
 from small_models import small_tokenizer
 
 EOS = 1
@@ -73,3 +73,62 @@ def test_documents_of_one_token_are_an_error_that_says_what_to_do(tmp_path: Path
     dataset = rows_of([[5]] * 20, tmp_path, block=None)
     with pytest.raises(DataError, match="no token to predict in 2 rows.*longer documents"):
         Validation(held_out(dataset), dataset.pad_id, random_model(alignment="parent").card)
+
+
+def test_masked_accuracy_is_the_share_of_masks_filled_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dataset = rows_of([[5, 6, 7, 8, 9, EOS]] * 20, tmp_path)
+    monkeypatch.setattr("hildanext.validation.SupervisedStep", Watched)
+    monkeypatch.setattr(Watched, "seen", [])
+    model = random_model()
+    scorer = SupervisedStep(model, {"m2t": MaskToToken()})
+    found = Validation(held_out(dataset), dataset.pad_id, model.card)(scorer, 1)
+    outcomes = [scorer(view) for view in Watched.seen]
+    right, masked = (sum(int(getattr(o, name).sum()) for o in outcomes) for name in ("correct", "masked"))
+    assert masked and found["masked_accuracy"] == right / masked
+
+
+class Oracle(SupervisedStep):
+    """Drafts the truth at every second place and one fixed token elsewhere."""
+
+    def forward(self, view: View, *rest: object, **more: object) -> object:
+        truth = torch.arange(view.clean.shape[1]) % 2 == 0
+        outcome = super().forward(view, *rest, **more)
+        return outcome.__class__(
+            outcome.total, outcome.losses, outcome.correct, outcome.masked, torch.where(truth, view.clean, 60)
+        )
+
+
+def test_edits_are_counted_at_wrong_and_at_right_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dataset = rows_of([[5, 6, 7, 8, 9, 10, 11, EOS]] * 40, tmp_path)
+    model, real = random_model(), torch.arange(3, 60)
+    check = EditCheck(held_out(dataset, 32), model.card, real, rate=0.3)
+    assert all(not view.masked.any() and view.replaced.any() for view in check.views)
+    step = SupervisedStep(model, {"m2t": MaskToToken()})
+    free = check(step, 1)
+    assert free == check(step, 2) and 0 <= free["corrected"] <= 1 and 0 <= free["kept"] <= 1
+    monkeypatch.setattr("hildanext.validation.SupervisedStep", Oracle)
+    found = check(step, 1)
+    even = torch.arange(16) % 2 == 0
+    wrong = sum(int(view.replaced.sum()) for view in check.views)
+    assert found["corrected"] == sum(int((view.replaced & even).sum()) for view in check.views) / wrong
+
+
+@pytest.mark.parametrize("make", ["bound", "edits"])
+def test_hidden_tokens_are_shown_as_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: str):
+    """The next question behind an answer in its block: inference writes the block without it."""
+    batch = rows_of([[5, 6, 7, 8, 9, 10, 11, EOS]] * 4, tmp_path).batch([0, 1])
+    hidden = torch.zeros_like(batch.maskable)
+    hidden[:, 6:8] = True
+    batch = Batch(batch.tokens, batch.document, batch.position, batch.maskable & ~hidden, hidden)
+    monkeypatch.setattr("hildanext.validation.SupervisedStep", Watched)
+    monkeypatch.setattr(Watched, "seen", [])
+    model = random_model()
+    step = SupervisedStep(model, {"m2t": MaskToToken()})
+    if make == "bound":
+        Validation([batch], EOS, model.card)(step, 1)
+        views = Watched.seen
+    else:
+        views = EditCheck([batch], model.card, torch.arange(3, 60), 0.5).views
+    for view in views:
+        assert (view.noisy[hidden] == model.card.mask_id).all() and not (view.masked & hidden).any()
+        assert torch.equal(view.clean, batch.tokens)

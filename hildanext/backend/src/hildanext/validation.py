@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hildanext.datasets import Batch, PackedDataset
-from hildanext.diffusion import block_index, block_times, mask_tokens, targets
+from hildanext.datasets import Batch, Rows
+from hildanext.diffusion import View, block_index, block_times, hide_tokens, mask_tokens, replace_tokens, targets
 from hildanext.errors import DataError
 from hildanext.models.card import Card
 from hildanext.supervision import SupervisedStep
@@ -16,7 +16,7 @@ from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.training import make_generator
 
 
-def first_batches(dataset: PackedDataset, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
+def first_batches(dataset: Rows, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
     """The data set's first `rows` rows (all, where it has fewer), always in the same batches."""
     rows = min(rows, len(dataset))
     starts = range(0, rows, batch_size)
@@ -49,7 +49,8 @@ class Validation:
         """The bound of `step`'s model; `number` is the optimiser step, which changes nothing."""
         scorer = SupervisedStep(step.model, {"m2t": MaskToToken()}, chunk=step.chunk).eval()
         block_size = self.card.block_size
-        nats = []
+        nats: list[float] = []
+        right = masked = 0
         for index, (batch, may) in enumerate(zip(self.batches, self.predictable, strict=True)):
             generator = make_generator(0, 2, index)
             blocks = block_index(batch.document, batch.position, block_size)
@@ -57,13 +58,57 @@ class Validation:
             view = mask_tokens(
                 batch.tokens, batch.document, batch.position, may, time, block_size, self.card.mask_id, generator
             )
-            nats.append(float(scorer(view).total))
+            if batch.hidden is not None:
+                view = hide_tokens(view, batch.hidden, self.card.mask_id)
+            outcome = scorer(view)
+            nats.append(float(outcome.total))
+            right, masked = right + int(outcome.correct.sum()), masked + int(outcome.masked.sum())
         per_batch = torch.tensor([total / max(count, 1) for total, count in zip(nats, self.counts, strict=True)])
         spread = float(per_batch.std(unbiased=True)) if len(nats) > 1 else float("nan")
         return {
             "block_size": block_size,
             "bound": sum(nats) / sum(self.counts),
             "bound_se": spread / len(nats) ** 0.5,
+            "masked_accuracy": right / max(masked, 1),
+        }
+
+
+class EditCheck:
+    """What one forward with tau_edit = 0 would do to fixed batches in which a share `rate` of tokens is wrong.
+
+    `corrected`: wrong tokens that it would mend. `kept`: right ones that it would leave alone. There are no masks, as
+    in a decoder's last passes over a block.
+    """
+
+    def __init__(self, batches: Sequence[Batch], card: Card, real: Int[Tensor, " real"], rate: float = 0.1) -> None:
+        self.views = [self._wrong(batch, card, real, rate, index) for index, batch in enumerate(batches)]
+
+    def _wrong(self, batch: Batch, card: Card, real: Tensor, rate: float, index: int) -> View:
+        generator = make_generator(0, 4, index)
+        may = targets(batch.maskable, batch.position, card.shift)
+        nothing = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
+        view = mask_tokens(
+            batch.tokens, batch.document, batch.position, may, nothing, card.block_size, card.mask_id, generator
+        )
+        if batch.hidden is not None:
+            view = hide_tokens(view, batch.hidden, card.mask_id)
+        return replace_tokens(view, rate, real, generator)
+
+    @torch.no_grad()
+    def __call__(self, step: SupervisedStep, number: int) -> dict[str, Any]:
+        """Both shares; NaN where nothing was wrong."""
+        scorer = SupervisedStep(step.model, {"m2t": MaskToToken()}, chunk=step.chunk).eval()
+        counts = torch.zeros(4, dtype=torch.long)
+        for view in self.views:
+            draft = scorer(view, generator=make_generator(0, 5), wants_draft=True).draft
+            if draft is not None:
+                right = draft == view.clean
+                found = (right & view.replaced, view.replaced, right & view.kept, view.kept)
+                counts += torch.stack([one.sum() for one in found]).cpu()
+        corrected, wrong, kept, rest = counts.tolist()
+        return {
+            "corrected": corrected / wrong if wrong else float("nan"),
+            "kept": kept / rest if rest else float("nan"),
         }
 
 

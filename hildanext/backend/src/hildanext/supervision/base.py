@@ -81,3 +81,9 @@ class Supervision:
     def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
         """Token weights for a view; `targets` are the tokens that may be predicted at all."""
         raise NotImplementedError
+
+
+def mean_over(chosen: Bool[Tensor, "batch seq"], targets: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+    """Weights that make a sum over all targets, divided by their number, the mean over the chosen ones (0 for none)."""
+    chosen = chosen & targets
+    return chosen.float() * (targets.sum() / chosen.sum().clamp_min(1))
