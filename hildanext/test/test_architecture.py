@@ -19,16 +19,16 @@ TESTS = Path(__file__).parent
 LAYERS = [
     {"errors"},
     {"choice", "config", "log", "runtime", "plots", "runfolder"},
-    {"masks", "schedules"},
+    {"masks", "schedules", "tracking"},
     {"diffusion", "tokenization"},
     {"conversations"},
-    {"sources", "causal"},
+    {"sources", "causal", "sandbox"},
     {"datasets", "packing", "models"},
-    {"ar", "kv", "noising"},
+    {"ar", "chat_dataset", "kv", "noising"},
     {"decode", "supervision", "loop"},
     {"inference", "training"},
-    {"validation"},
-    {"wsd_stage0"},
+    {"best", "teacher", "validation", "views"},
+    {"rl", "sft_stage1", "wsd_stage0"},
     {"bench", "recipe"},
     {"stages"},
     {"verbs", "cli"},
@@ -47,6 +47,8 @@ FAMILIES = {
     "hildanext.causal": ("EXTRACTORS", "hildanext.causal.base", "Extractor"),
     "hildanext.supervision": ("SUPERVISIONS", "hildanext.supervision.base", "Supervision"),
     "hildanext.decode": ("DECODERS", "hildanext.decode.base", "Decoder"),
+    "hildanext.rl.rewards": ("REWARDS", "hildanext.rl.rewards.base", "Reward"),
+    "hildanext.bench.quality": ("TASKS", "hildanext.bench.quality.base", "Task"),
 }
 
 PROMISED = {

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from hildanext.ar import PromptError
+from hildanext.ar import Parent, PromptError
 from hildanext.config import knobs
 from hildanext.decode.base import Decoder
 from hildanext.decode.session import BlockSession, Commit, Row, Step
@@ -251,7 +251,7 @@ class _Run:
             self._tell(Event(self.batch[row.index], "text", text=text[len(before) :]))
 
 
-def eos_ids(model: DiffusionModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
     """Ids that end a text: the tokenizer's, and those of the model's own generation settings."""
     found: set[int] = set()
     if tokenizer is not None:

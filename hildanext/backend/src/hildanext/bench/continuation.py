@@ -98,8 +98,8 @@ def score_diffusion(
     sums = [torch.zeros(len(plan.masks), plan.blocks, dtype=torch.float64) for plan in plans]
     order = sorted(units, key=lambda unit: unit.length)
     for start in range(0, len(order), batch_size):
-        for pair, draw, block, loss in _losses(model, order[start : start + batch_size], pairs, size, chunk):
-            sums[pair][draw, block] += loss
+        for owner, draw, block, loss in _losses(model, order[start : start + batch_size], pairs, size, chunk):
+            sums[owner][draw, block] += loss
     return [_scored(pair, plan, total) for pair, plan, total in zip(pairs, plans, sums, strict=True)]
 
 

@@ -219,10 +219,10 @@ def print_result(result: Mapping[str, Any], console: Console | None = None) -> N
     console.print(f"[dim]{machine_line(result)}[/dim]", highlight=False)
 
 
-def wide_console() -> Console:
+def wide_console(width: int = 140) -> Console:
     """Standard output, not narrower than our tables where it is a file or a pipe."""
     console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=max(console.width, 140))
+    return console if console.is_terminal else Console(file=sys.stdout, width=max(console.width, width))
 
 
 def machine_line(result: Mapping[str, Any]) -> str:

@@ -1,4 +1,8 @@
-"""The whole evaluation in a recipe: likelihoods, quality and speed beside the parent, on the held-out part."""
+"""The whole evaluation in a recipe: likelihoods, quality and speed beside the parent on the held-out part, and tasks.
+
+The section is that of `EvalKnobs`, and `quality` (`QualityKnobs`) in it names benchmark tasks. Without held-out data
+there are the tasks alone.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -11,29 +15,48 @@ logger = logging.getLogger(__name__)
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
-    """Raises `ConfigError` for unknown keys, wrong types and block sizes that do not divide."""
+    """Raises `ConfigError` for unknown keys, wrong types, tasks that do not exist, sizes that do not divide."""
     from hildanext.bench.evaluation import EvalKnobs
+    from hildanext.bench.quality.runner import QualityKnobs
 
+    section = dict(section)
+    quality = section.pop("quality", None)
+    if quality is not None:
+        build(QualityKnobs, quality, where=f"{context.key}.quality")
     build(EvalKnobs, {"model": "", "data": "", "parent": context.parent, **section}, where=context.key)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
-    """Evaluate; the numbers go to `eval.json`, the pictures beside it."""
-    from hildanext.bench.evaluation import EvalKnobs, evaluate, load_baseline, save_result
+    """Evaluate; the numbers go to `eval.json`, the tasks' to `quality.json` and its `samples`, pictures beside them."""
+    from hildanext.bench.evaluation import EvalKnobs, evaluate, save_result
+    from hildanext.bench.quality.runner import QualityKnobs
+    from hildanext.bench.quality.session import load_contestants, run_session
     from hildanext.datasets import PackedDataset
-    from hildanext.models.load import load_diffusion
     from hildanext.runtime import choose_device, choose_dtype, set_threads
 
     given = {"parent": context.parent, **section}
-    for name, outcome in (("model", "model"), ("data", "valid")):
-        if name not in given:
-            given[name] = str(context.outcome(outcome))
-    settings = build(EvalKnobs, given, where=context.key)
+    quality = given.pop("quality", None)
+    if "model" not in given:
+        given["model"] = str(context.outcome("model"))
+    held_out = any("valid" in outcome for outcome in context.outcomes.values())
+    if "data" not in given and (quality is None or held_out):
+        given["data"] = str(context.outcome("valid"))
     set_threads(context.threads)
     device = choose_device(context.device)
-    model, tokenizer = load_diffusion(settings.model, choose_dtype(context.dtype, device), device)
-    parent = load_baseline(settings.parent, model) if settings.parent else None
-    dataset = PackedDataset(settings.data, settings.sequence_length, pad_to_block=settings.pad_to_block)
-    result = evaluate(model, tokenizer, parent, dataset, settings, logger.info)
-    files = save_result(result, context.room)
-    return {"results": str(files["json"]), "pictures": [str(path) for name, path in files.items() if name != "json"]}
+    dtype = choose_dtype(context.dtype, device)
+    contestants, told = load_contestants(given["model"], given["parent"] or "", dtype, device)
+    outcome: dict[str, Any] = {"pictures": []}
+    if "data" in given:
+        settings = build(EvalKnobs, given, where=context.key)
+        assert contestants.model is not None
+        dataset = PackedDataset(settings.data, settings.sequence_length, pad_to_block=settings.pad_to_block)
+        result = evaluate(contestants.model, contestants.tokenizer, contestants.parent, dataset, settings, logger.info)
+        files = save_result(result, context.room)
+        outcome["results"] = str(files.pop("json"))
+        outcome["pictures"] += [str(path) for path in files.values()]
+    if quality is not None:
+        knobs = build(QualityKnobs, quality, where=f"{context.key}.quality")
+        _, files = run_session(contestants, told, knobs, context.room)
+        outcome["tasks"] = str(files.pop("json"))
+        outcome["pictures"] += [str(path) for path in files.values()]
+    return outcome
