@@ -21,6 +21,7 @@ from hildanext.diffusion import (
     mask_tokens,
     model_input,
     readout_index,
+    replace_tokens,
 )
 from hildanext.errors import ConfigError, UnknownChoice
 from hildanext.models.adapters import LoraKnobs, add_lora, without_lora
@@ -504,7 +505,7 @@ def test_masked_mean_is_the_mean_over_masked_tokens_and_nothing_without_any():
     plain = SupervisedStep(model, {"m2t": MaskToToken(weighting="uniform")})(view).total.detach()
     mean = SupervisedStep(model, {"m2t": MaskToToken(weighting="masked_mean")})(view).total.detach()
     masked = int(view.masked.sum())
-    assert float(mean) / view.clean.numel() == pytest.approx(float(plain) / masked, rel=1e-12)
+    assert float(mean) / view.clean.numel() == pytest.approx(float(plain) / masked, rel=1e-6)
     bare = replace(view, masked=torch.zeros_like(view.masked), noisy=view.clean)
     weights = MaskToToken(weighting="masked_mean").weights(bare, bare.maskable).cross_entropy
     assert torch.isfinite(weights).all() and not weights.any()
