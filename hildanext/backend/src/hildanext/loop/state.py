@@ -28,9 +28,13 @@ def save_state(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, c
     """Write `run/state` whole or not at all. Raises `CheckpointError` when the disk is full."""
     parameters = trainable(module)
     slots: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for name, parameter in parameters.items():
         for slot, value in optimizer.state.get(parameter, {}).items():
-            slots[f"{slot}|{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+            plain = torch.as_tensor(value).detach().cpu().contiguous()
+            # Parameters of an 8-bit optimiser share their tables; a file holds a tensor for each name.
+            slots[f"{slot}|{name}"] = plain.clone() if plain.data_ptr() in seen else plain
+            seen.add(plain.data_ptr())
 
     def write(folder: Path) -> None:
         save_file(
