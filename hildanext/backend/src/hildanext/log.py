@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -28,11 +29,14 @@ def configure_logging(level: str = "info") -> None:
 class MetricLog:
     """Appends one JSON object per line, flushed line by line, so that a killed run keeps what it measured.
 
-    A half-written last line, as a kill leaves it, is removed on opening.
+    A half-written last line, as a kill leaves it, is removed on opening. `listeners` are called with each line
+    after it was written.
     """
 
+    listeners: list[Callable[[Mapping[str, Any]], None]]
+
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path, self.listeners = Path(path), []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._drop_half_line()
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
@@ -45,6 +49,8 @@ class MetricLog:
         except OSError as problem:
             what = f"cannot write {self.path} ({problem.strerror})"
             raise CheckpointError(what, "free some space and resume") from None
+        for listener in self.listeners:
+            listener(fields)
 
     def truncate_after(self, step: int) -> None:
         """Drop every line whose `step` is greater than the given one; a resumed run writes them again."""

@@ -113,6 +113,18 @@ def open_run(folder: str | Path, config: Mapping[str, Any], seed: int, extra: Ma
     return folder
 
 
+def read_run(folder: str | Path) -> dict[str, Any] | None:
+    """The record of a run's folder, or None where there is none. Raises `CheckpointError` for a broken one."""
+    path = Path(folder) / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise CheckpointError(f"cannot read {path} ({problem})", "delete it; the next run writes it anew") from None
+    return record
+
+
 def _sync(file: Path) -> None:
     with file.open("rb") as handle:
         os.fsync(handle.fileno())

@@ -7,7 +7,7 @@ accumulation, see the same data and the same noise.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,10 +30,11 @@ from hildanext.loop.optimizer import RestingStates, build_optimizer
 from hildanext.loop.processes import any_process, check_agreement, on_main, open_accelerator, summed
 from hildanext.loop.progress import TrainingProgress
 from hildanext.loop.state import STATE, load_state, save_state, trainable
-from hildanext.runfolder import recover_folder
+from hildanext.runfolder import read_run, recover_folder
 from hildanext.runtime import keep_freed_memory, make_generator
 from hildanext.schedules import Rung
 from hildanext.supervision import Outcome, SupervisedStep
+from hildanext.tracking import Tracker, open_trackers, scalars
 
 __all__ = ["Stage", "TrainKnobs", "comparable_train", "make_generator", "make_optimizer", "ready_device", "train"]
 
@@ -153,6 +154,10 @@ def train(
     return loop.run_to_end(quiet)
 
 
+def _show(tracker: Tracker, line: Mapping[str, Any]) -> None:
+    tracker.log(int(line["step"]), scalars(line))
+
+
 class _Loop:
     def __init__(
         self,
@@ -171,6 +176,7 @@ class _Loop:
         self.saved_step: int | None = None
         self.owes_save = False
         self.metrics: MetricLog | None = None
+        self.trackers: list[Tracker] = []
         self.resting: RestingStates | None = None
         self.bare_optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
@@ -198,6 +204,8 @@ class _Loop:
         finally:
             if self.metrics is not None:
                 self.metrics.close()
+            for tracker in self.trackers:
+                tracker.close()
         self.owes_save = True
         self._save()
         return counters
@@ -210,6 +218,10 @@ class _Loop:
     def _open_metrics(self) -> None:
         self.metrics = MetricLog(self.run / METRICS)
         self.metrics.truncate_after(self.counters["step"])
+        record = (read_run(self.run) or {}).get("config", {})
+        self.trackers = open_trackers(self.knobs.trackers, self.run, record, self.counters["step"])
+        for tracker in self.trackers:
+            self.metrics.listeners.append(partial(_show, tracker))
 
     def _report(self, line: dict[str, Any], progress: TrainingProgress) -> None:
         assert self.metrics is not None

@@ -11,9 +11,10 @@ from hildanext.loop.guard import GuardKnobs
 from hildanext.loop.optimizer import Offload, OptimizerName, check_device
 from hildanext.runtime import cap_allocator
 from hildanext.schedules import LearningRate, MaskNoise
+from hildanext.tracking import check_trackers
 
 MEMORY = ("gradient_checkpointing", "offload", "max_vram_fraction")
-HARMLESS = ("checkpoint_every", "evaluate_every", "stop_after", "chunk", "guard", *MEMORY)
+HARMLESS = ("checkpoint_every", "evaluate_every", "stop_after", "trackers", "chunk", "guard", *MEMORY)
 """Knobs of `TrainKnobs` that change no weight; a run may be resumed with others."""
 
 
@@ -40,6 +41,8 @@ class TrainKnobs:
     """Autocast over fp32 weights; `auto` is bf16 where the device computes in it. GPUs of the Pascal generation have
     no bf16 and compute fp16 slower than fp32: they take "no"."""
     guard: GuardKnobs = GuardKnobs()
+    trackers: tuple[str, ...] = ()
+    """Where metrics are shown beside `metrics.jsonl`: tensorboard, trackio."""
     checkpoint_every: int = Field(default=200, ge=1)
     evaluate_every: int = Field(default=100, ge=1)
     chunk: int = Field(default=256, ge=1)
@@ -57,7 +60,8 @@ class TrainKnobs:
 
 
 def ready_device(knobs: TrainKnobs, device: torch.device) -> None:
-    """For a stage, before it loads anything: cap the allocator and refuse (`ConfigError`) what the device cannot do."""
+    """For a stage, before it loads anything: cap the allocator and refuse (`ConfigError`) what cannot be done here."""
+    check_trackers(knobs.trackers)
     cap_allocator(device, knobs.max_vram_fraction)
     check_device(knobs.optimizer, knobs.offload, device)
 
