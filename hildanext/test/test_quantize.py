@@ -230,3 +230,22 @@ def test_kernels_that_compute_something_else_are_refused(monkeypatch: pytest.Mon
 def test_a_layer_that_does_not_split_into_blocks_is_refused():
     with pytest.raises(ConfigError, match="48 x 61"):
         Nf4Linear.of(nn.Linear(48, 61), CPU)
+
+
+def test_doctor_says_whether_4_bit_layers_work(monkeypatch: pytest.MonkeyPatch):
+    from hildanext.verbs import doctor
+
+    well = doctor.Finding("ok", "bitsandbytes", "0.50.2")
+    monkeypatch.setattr(doctor, "probe_optional", lambda name: well)
+    monkeypatch.setattr("hildanext.models.quantize.bitsandbytes_on", lambda device: None)
+    assert doctor.examine_bitsandbytes().value.startswith("0.50.2, works on ")
+    monkeypatch.setattr("hildanext.models.quantize.bitsandbytes_on", refuse)
+    finding = doctor.examine_bitsandbytes()
+    assert (finding.state, finding.value, finding.advice) == ("note", "0.50.2; no kernels", "use LoRA")
+    absent = doctor.Finding("note", "bitsandbytes", "not installed")
+    monkeypatch.setattr(doctor, "probe_optional", lambda name: absent)
+    assert doctor.examine_bitsandbytes() is absent
+
+
+def refuse(device: torch.device) -> None:
+    raise ConfigError("no kernels", "use LoRA")

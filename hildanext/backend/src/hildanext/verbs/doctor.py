@@ -14,7 +14,7 @@ from typing import Any, Literal
 MINIMUM = {"python": (3, 11), "torch": (2, 4), "transformers": (4, 51), "numpy": (1, 26), "pydantic": (2, 0)}
 
 OPTIONAL = {
-    "bitsandbytes": ("Linear4bit", "nn", "4-bit weights (QLoRA), which this version does not have yet"),
+    "bitsandbytes": ("Linear4bit", "nn", "4-bit weights (QLoRA) and 8-bit AdamW: the extra 'quant'"),
     "kvpress": ("BasePress", "", "comparison with other KV pruners, which this version does not have yet"),
     "dinfer": (
         "ThresholdParallelDecoder",
@@ -63,7 +63,7 @@ def examine() -> list[Finding]:
         *examine_cuda(),
         *examine_arithmetic(),
         *examine_models(),
-        *[probe_optional(name) for name in OPTIONAL],
+        *[examine_bitsandbytes() if name == "bitsandbytes" else probe_optional(name) for name in OPTIONAL],
     ]
 
 
@@ -174,6 +174,22 @@ def probe_optional(name: str) -> Finding:
     if not hasattr(module, attribute):
         return Finding("note", name, f"{found}, an empty placeholder and not the engine", f"uninstall it; {purpose}")
     return Finding("ok", name, found)
+
+
+def examine_bitsandbytes() -> Finding:
+    """Installed, and able to pack and unpack on the device that would be chosen here?"""
+    from hildanext.errors import ConfigError
+    from hildanext.models.quantize import bitsandbytes_on
+    from hildanext.runtime import choose_device
+
+    finding, device = probe_optional("bitsandbytes"), choose_device("auto")
+    if finding.state != "ok":
+        return finding
+    try:
+        bitsandbytes_on(device)
+    except ConfigError as problem:
+        return Finding("note", finding.what, f"{finding.value}; {problem.message}", problem.hint)
+    return Finding("ok", finding.what, f"{finding.value}, works on {device}")
 
 
 def _machine() -> dict[str, Any]:
