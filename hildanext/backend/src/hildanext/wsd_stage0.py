@@ -3,38 +3,38 @@
 `convert` is the whole stage: parent and data in, a run folder with a diffusion checkpoint out.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from hildanext.ar import Parent
-from hildanext.choice import make
+from hildanext.best import Best
 from hildanext.config import build, check_profile, knobs, plain
-from hildanext.datasets import Batch, PackedDataset, Packing, batches
-from hildanext.diffusion import View
+from hildanext.datasets import PackedDataset, Packing
 from hildanext.errors import ConfigError
 from hildanext.log import read_metrics
 from hildanext.loop.processes import on_main, open_accelerator
 from hildanext.loop.state import check_resumes
-from hildanext.models.adapters import LoraKnobs, add_lora, without_lora
+from hildanext.models.adapters import LoraKnobs, add_lora
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.models.card import Alignment, Card
+from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
 from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.models.start import adopt_edges, start_conversion
-from hildanext.noising import NoiseKnobs, noised
+from hildanext.noising import NoiseKnobs
 from hildanext.plots import training_plots
 from hildanext.runfolder import RUN_FILE, open_run
-from hildanext.runtime import accelerates_bf16, machine, seed_everything
+from hildanext.runtime import machine, seed_everything
 from hildanext.schedules import Rung, check_padding, check_rungs, rung_at, total_tokens
-from hildanext.supervision import SUPERVISIONS, SupervisedStep, Supervision
-from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, make_generator, ready_device, train
+from hildanext.supervision import SupervisedStep, Supervision, make_losses
+from hildanext.teacher import frozen_parent, parent_below, reader, wants_teacher
+from hildanext.tokenization import real_ids
+from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, ready_device, train
 from hildanext.validation import Validation, first_batches
+from hildanext.views import Views
 
 CHECKPOINT = "checkpoint"
 
@@ -108,18 +108,18 @@ def convert(
     adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (dataset, valid)])
     if knobs_.lora is not None:
         add_lora(model, knobs_.lora)
-    losses = make_losses(knobs_)
-    teacher = _teacher(knobs_, model, losses, device)
+    losses = _losses(knobs_)
+    teacher = _teacher(knobs_, model, losses)
     step = SupervisedStep(model, losses, teacher.head if teacher else None, knobs_.train.chunk)
-    real = _real_ids(model, tokenizer)
+    real = real_ids(model.card, tokenizer).nonzero()[:, 0]
     held_out = first_batches(valid, knobs_.valid_rows, knobs_.train.batch_size, device)
-    best = _Best(run, model, tokenizer, knobs_.merge_top_k)
+    best = Best(run, model, tokenizer, knobs_.merge_top_k if knobs_.merge_top_k > 1 else 0)
     stage = Stage(
         total_tokens=total_tokens(knobs_.wsd),
         rung=lambda tokens: rung_at(knobs_.wsd, tokens),
-        views=_Views(knobs_, dataset, model.card, real, device),
+        views=Views(dataset, knobs_.train.batch_size, knobs_, model.card, real, device, knobs_.seed),
         validate=Validation(held_out, valid.pad_id, model.card),
-        teacher=_teacher_reader(teacher, model, knobs_),
+        teacher=reader(teacher, model),
         turns=knobs_.turns,
         seed=knobs_.seed,
         on_evaluation=best,
@@ -152,15 +152,12 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
             f"convert.merge_top_k {knobs_.merge_top_k} with lora", "checkpoints of adapters are not merged; set it to 1"
         )
     check_quantize(knobs_.quantize, knobs_.lora is not None)
-    make_losses(knobs_)
+    _losses(knobs_)
     return knobs_, data
 
 
-def make_losses(knobs_: ConvertKnobs) -> dict[str, Supervision]:
-    """The losses by name. Raises `ConfigError` for none, two of a name, or a wrong knob."""
-    losses = {str(section.get("name")): make("loss", SUPERVISIONS, section) for section in knobs_.losses}
-    if len(losses) != len(knobs_.losses) or not losses:
-        raise ConfigError("convert.losses", "list at least one loss, each name once")
+def _losses(knobs_: ConvertKnobs) -> dict[str, Supervision]:
+    losses = make_losses(knobs_.losses, "convert.losses")
     without = [name for name, loss in losses.items() if loss.needs_graphs]
     if without:
         raise ConfigError(f"convert.losses: {without[0]!r} needs causal graphs", "packed text has none; use it in sft")
@@ -197,112 +194,17 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"profile": config.get("profile"), "convert": section, "data": {**data, "shards": record["data"]}}
 
 
-def _real_ids(model: DiffusionModel, tokenizer: Any) -> Tensor:
-    from hildanext.tokenization import real_ids
-
-    return real_ids(model.card, tokenizer).nonzero()[:, 0]
-
-
-class _Views:
-    """Micro-batch index and rung -> noised views; a pure function, whatever was asked before."""
-
-    def __init__(
-        self, knobs_: ConvertKnobs, dataset: PackedDataset, card: Card, real: Tensor, device: torch.device
-    ) -> None:
-        self.knobs, self.dataset, self.card, self.real, self.device = knobs_, dataset, card, real, device
-        self.following: tuple[int, int, Iterator[Batch]] | None = None
-
-    def __call__(self, index: int, rung: Rung) -> list[View]:
-        batch = self._batch(index).to(self.device)
-        generator = make_generator(self.knobs.seed, 1, index)
-        return noised(batch, rung.block_size, self.knobs, self.card, self.real, generator)
-
-    def _batch(self, index: int) -> Batch:
-        """Batches come from one iterator while the indices keep their stride."""
-        if self.following is None or self.following[0] != index:
-            step = 1 if self.following is None else max(index - (self.following[0] - self.following[1]), 1)
-            source = batches(self.dataset, self.knobs.train.batch_size, self.knobs.seed, index, step)
-            self.following = (index, step, source)
-        expected, step, source = self.following
-        batch = next(source)
-        self.following = (expected + step, step, source)
-        return batch
-
-
-def _teacher(
-    knobs_: ConvertKnobs, model: DiffusionModel, losses: Mapping[str, Supervision], device: torch.device
-) -> Parent | None:
+def _teacher(knobs_: ConvertKnobs, model: DiffusionModel, losses: Mapping[str, Supervision]) -> Parent | None:
     """The frozen parent: with LoRA the same weights with the adapters off, else a second copy."""
-    if not any(loss.needs_parent for loss in losses.values()):
+    if not wants_teacher(losses.values()):
         return None
     if knobs_.lora is not None:
-        return Parent(model.causal_lm, None, model.banned)
-    # Autocast would compute the parent in this dtype anyway; stored in it, no weight is cast again and again.
-    dtype = torch.bfloat16 if knobs_.train.precision != "no" and accelerates_bf16(device) else torch.float32
-    frozen, tokenizer = start_conversion(
-        knobs_.parent,
-        knobs_.alignment,
-        knobs_.block_size,
-        dtype,
-        device,
-        trust_remote_code=knobs_.trust_remote_code,
-    )
-    frozen.requires_grad_(False)
-    return Parent(frozen.causal_lm, tokenizer, frozen.banned)
-
-
-def _teacher_reader(
-    teacher: Parent | None, model: DiffusionModel, knobs_: ConvertKnobs
-) -> Callable[[View], Tensor] | None:
-    if teacher is None:
-        return None
-
-    def read(view: View) -> Tensor:
-        if knobs_.lora is None:
-            return teacher.hidden(view.clean, view.document, view.position)
-        with without_lora(model):
-            return teacher.hidden(view.clean, view.document, view.position)
-
-    return read
-
-
-class _Best:
-    """Keeps the k checkpoints with the lowest validation bound, for the merge.
-
-    One that falls out of the k stays on disk until a state that does not name it is saved (`tidy`), so that a run
-    killed at any instant finds what its state names.
-    """
-
-    def __init__(self, run: Path, model: DiffusionModel, tokenizer: Any, k: int) -> None:
-        self.run, self.model, self.tokenizer, self.k = run, model, tokenizer, k
-        self.found: dict[str, Any] = {"best": []}
-
-    def __call__(self, step: int, measured: dict[str, Any]) -> None:
-        if self.k < 2:
-            return
-        this = [measured["bound"], step]
-        others = [entry for entry in self.found["best"] if entry[1] != step and self.folder(entry[1]).is_dir()]
-        kept = sorted([*others, this])[: self.k]
-        if this in kept:
-            save_diffusion(self.folder(step), self.model, self.tokenizer)
-        self.found["best"] = kept
-
-    def folders(self) -> list[Path]:
-        """The checkpoints that are there; one that was lost is left out."""
-        return [folder for _, step in self.found["best"] if (folder := self.folder(step)).is_dir()]
-
-    def tidy(self) -> None:
-        named = set(self.folders())
-        for folder in self.run.glob("best/step-*"):
-            if folder not in named:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def folder(self, step: int) -> Path:
-        return self.run / "best" / f"step-{step}"
+        return parent_below(model)
+    return frozen_parent(knobs_.parent, model, knobs_.train.precision, knobs_.trust_remote_code)
 
 
 def _finish(
-    run: Path, counters: dict[str, Any], stage: Stage, step: SupervisedStep, best: _Best, tokenizer: Any
+    run: Path, counters: dict[str, Any], stage: Stage, step: SupervisedStep, best: Best, tokenizer: Any
 ) -> dict[str, Any]:
     """Merge where asked, write the checkpoint and the plots."""
     whole = counters["tokens"] >= stage.total_tokens

@@ -1,5 +1,10 @@
 """Supervised losses. To add one: write the file, add its row, add its case."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hildanext.choice import make
+from hildanext.errors import ConfigError
 from hildanext.supervision.autoregressive import Autoregressive
 from hildanext.supervision.base import Supervision, Weights
 from hildanext.supervision.c2dlm import CausalAttention
@@ -18,4 +23,13 @@ SUPERVISIONS: dict[str, type[Supervision]] = {
     "c2dlm": CausalAttention,
 }
 
-__all__ = ["SUPERVISIONS", "Outcome", "Supervision", "SupervisedStep", "Weights"]
+
+def make_losses(sections: Sequence[Mapping[str, Any]], where: str) -> dict[str, Supervision]:
+    """The losses of a stage by name. Raises `ConfigError` for none, two of a name, or a wrong knob."""
+    losses = {str(section.get("name")): make("loss", SUPERVISIONS, section) for section in sections}
+    if len(losses) != len(sections) or not losses:
+        raise ConfigError(where, "list at least one loss, each name once")
+    return losses
+
+
+__all__ = ["SUPERVISIONS", "Outcome", "Supervision", "SupervisedStep", "Weights", "make_losses"]
