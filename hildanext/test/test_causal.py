@@ -10,14 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hildanext.causal import EXTRACTORS, read_graph
-from hildanext.causal.corpus import GRAPHS, find_example, write_graphs
+from hildanext.causal.corpus import GRAPHS, GraphExample, find_example, read_example, write_graphs
 from hildanext.causal.equations import without_annotations
+from hildanext.causal.explain import Piece, marked, pair_places
 from hildanext.causal.graph import Edge, find_cycle
 from hildanext.causal.numbers import NUMBER_WORDS, evaluate, number_words, numerals, written
+from hildanext.causal.picture import COLUMNS, Sheet, wrapped
 from hildanext.causal.statistics import ROWS, table
 from hildanext.causal.teacher import occurrences
 from hildanext.causal.tokens import TokenPair, placed, token_pairs
 from hildanext.choice import make
+from hildanext.cli import main
 from hildanext.errors import ConfigError, DataError, UnknownChoice
 from hildanext.models.tiny import folder
 from hildanext.tokenization import load_tokenizer
@@ -447,3 +450,97 @@ def test_gsm8k_s_training_problems_have_the_statistics_of_the_reference(real_dat
     wholes = dict(ROWS)
     for name, share in MEASURED.items():
         assert 100 * measured[name] / measured[wholes[name]] == pytest.approx(share, abs=1.0), name
+
+
+def an_example(graph=GRAPH) -> GraphExample:
+    return read_example({"id": "gsm8k-train-0", **FIELDS, "causal_graph": graph}, "here")
+
+
+def test_the_marked_text_is_the_text_with_brackets():
+    assert "".join(piece.text for piece in marked(an_example(), "response")) == (
+        "Natalia sold 48/2 = [24]e0 clips in May.\n"
+        "Natalia sold 48+[24]e0 = [72]e1 clips altogether in April and May.\n#### [72]f"
+    )
+    overlapping = copy.deepcopy(GRAPH)
+    overlapping["nodes"].append({"id": "c", "kind": "concept", "value": "", "spans": [["prompt", 21, 27]]})
+    assert " to[ 48 of]c her" in "".join(piece.text for piece in marked(an_example(overlapping), "prompt"))
+    assert marked(an_example(None), "prompt") == [Piece(FIELDS["prompt"])]
+
+
+def test_where_the_cause_of_a_pair_is_seen():
+    pairs = [TokenPair(9, 1, 1.0), TokenPair(9, 8, 1.0), TokenPair(2, 9, 1.0), TokenPair(3, 2, 1.0)]
+    assert list(pair_places(pairs, 4).values()) == [1, 2, 1]
+    assert list(pair_places(pairs, 16).values()) == [0, 4, 0]
+
+
+def test_a_picture_s_lines_hold_every_letter_once():
+    text = "word " * 60 + "\n\n" + "x" * 200 + "\nend"
+    lines = list(wrapped(text))
+    assert all(end - start <= COLUMNS for start, end in lines)
+    covered = sorted(index for start, end in lines for index in range(start, end))
+    assert covered == [index for index, letter in enumerate(text) if letter != "\n"]
+    sheet = Sheet.of({"prompt": text, "response": "end"})
+    number, low, high = next(sheet.pieces("response", 1, 3))
+    assert (low, high) == (1, 3) and sheet.lines[number].field == "response"
+    assert len(list(sheet.pieces("prompt", 0, len(text)))) == len(lines) - 1  # the empty line holds no letter
+
+
+def test_explain_graph_says_and_draws_an_example(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    file, picture = tmp_path / "graphs.jsonl", tmp_path / "deep" / "graph.png"
+    file.write_text(json.dumps({"id": "a", **FIELDS, "causal_graph": GRAPH}) + "\n", encoding="utf-8")
+    assert main(["explain-graph", str(file), "--tokenizer", "tiny", "--png", str(picture), "--block-size", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "a: 4 nodes and 4 edges, made by rule:gsm8k" in said and "\x1b" not in said
+    assert "= [24]e0 clips" in said and "e1  intermediate  72  <- q0, e0\n" in said and "<- e1 (copy)" in said
+    assert "24 token pairs in 142 tokens; at block size 8 the cause is" in said
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
+
+
+def test_explain_graph_shows_an_example_without_a_graph(tmp_path: Path, capsys):
+    file = tmp_path / "graphs.jsonl"
+    file.write_text(json.dumps({"id": "a", **FIELDS, "causal_graph": None}) + "\n", encoding="utf-8")
+    assert main(["explain-graph", str(file), "--id", "a", "--png", str(tmp_path / "x.png")]) == 0
+    assert "a: no graph" in capsys.readouterr().out and (tmp_path / "x.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "line, flags, said",
+    [
+        (json.dumps({**FIELDS, "causal_graph": broken(["version"], 3)}), [], "record 1: causal_graph.version is 3"),
+        (json.dumps({**FIELDS, "causal_graph": None}), [], "no example with a graph"),
+        ("{", [], "broken JSON"),
+        (json.dumps({"prompt": "x", "causal_graph": {}}), [], 'it needs "prompt" and "response"'),
+        (json.dumps({**FIELDS, "causal_graph": GRAPH}), ["--block-size", "0"], "--block-size 0"),
+        (json.dumps({**FIELDS, "causal_graph": GRAPH}), ["--tokenizer", "nobody"], "nobody"),
+    ],
+)
+def test_explain_graph_refuses_what_it_cannot_show(tmp_path: Path, capsys, line, flags, said):
+    file = tmp_path / "graphs.jsonl"
+    file.write_text(line + "\n", encoding="utf-8")
+    assert main(["explain-graph", str(file), *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_prepare_writes_graphs_and_prints_what_it_met(tmp_path: Path, capsys):
+    (tmp_path / "train.jsonl").write_text(json.dumps(NATALIA) + "\n{\n", encoding="utf-8")
+    flags = ["--graphs", "rule:gsm8k", "--path", str(tmp_path / "train.jsonl"), "--out", str(tmp_path / "out")]
+    assert main(["prepare", *flags, "--set", "graphs.strict=true"]) == 0
+    said = capsys.readouterr().out
+    assert "operands: question numerals                2  50.0 % of operands" in said
+    assert "refused: train.jsonl record 2: broken JSON" in said and "graphs.jsonl: 1 examples" in said
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--graphs", "rule:gsm"], "--graphs needs --path and --out"),
+        (["--graphs", "rule:gsm", "--path", "x", "--out", "y"], "did you mean 'rule:gsm8k'"),
+        (["--graphs", "rule:arith", "--path", "x", "--out", "y", "--set", "graphs.strct=1"], "did you mean 'strict'"),
+        (["--graphs", "rule:arith", "--path", "/nope/x", "--out", "y"], "no such file"),
+        (["--graphs", "rule:arith", "--path", "x", "--out", "y", "--tokenizer", "tiny"], "--tokenizer"),
+    ],
+)
+def test_prepare_refuses_graphs_it_cannot_make(capsys, flags, said):
+    assert main(["prepare", *flags]) == 2
+    assert said in capsys.readouterr().err

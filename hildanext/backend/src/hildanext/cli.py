@@ -19,10 +19,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("hildanext.verbs.check", "validate a run's configuration without loading weights"),
     "pull": ("hildanext.verbs.pull", "fetch a model"),
     "prepare": ("hildanext.verbs.prepare", "turn text into packed token shards"),
+    "explain-graph": ("hildanext.verbs.explain_graph", "draw the causal graph of one training example"),
     "convert": ("hildanext.verbs.convert", "stage 0: an autoregressive model becomes a diffusion model"),
     "generate": ("hildanext.verbs.generate", "prompt in, text out"),
     "eval": ("hildanext.verbs.eval", "likelihoods, quality and speed beside the parent"),
     "bench": ("hildanext.verbs.bench", "how fast training and decoding are here"),
+    "runs": ("hildanext.verbs.runs", "list run folders, and compare some of them"),
     "doctor": ("hildanext.verbs.doctor", "what this machine can do, and why not"),
 }
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -84,7 +84,7 @@ def find_example(path: str | Path, wanted: str | None) -> GraphExample:
             value = json.loads(document.text)
         except (json.JSONDecodeError, RecursionError):
             raise DataError(f"{document.id} is broken JSON", "a file of graphs holds one JSON object a line") from None
-        name = value.get("id", document.id) if isinstance(value, dict) else document.id
+        name = str(value.get("id", document.id)) if isinstance(value, dict) else document.id
         if (isinstance(value, dict) and value.get("causal_graph") is not None) if wanted is None else name == wanted:
             return read_example(value, document.id)
     looked = f"with id {wanted!r}" if wanted is not None else "with a graph"
@@ -132,8 +132,3 @@ def _write_lines(target: Path, lines: Iterator[str], report: Report) -> int:
 
 
 _HINT = "give JSONL with prompt and response, or GSM8K's question and answer"
-
-
-def fields_of(example: GraphExample) -> Mapping[str, str]:
-    """The texts that the spans of an example point into, by name."""
-    return {"prompt": example.prompt, "response": example.response}

@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, str | None], ...] = (
     ("links", None),
     ("links without a place", "links"),
     ("links between overlapping phrases", "links"),
-    ("graphs with a circle", "examples"),
+    ("graphs with a circle", "links"),
     ("phrases", None),
     ("phrases not found", "phrases"),
     ("nodes", None),
@@ -47,7 +47,7 @@ def table(counts: Mapping[str, int]) -> list[tuple[str, int, str]]:
     means = dict(MEANS)
     for name, whole in ROWS:
         count = counts.get(name, 0)
-        if not count and (whole is None or not counts.get(whole)):
+        if not count and (whole is None or whole == "examples" or not counts.get(whole)):
             continue
         remark = f"{100 * count / counts[whole]:.1f} % of {whole}" if whole is not None and counts.get(whole) else ""
         if name in means and counts.get(means[name]):

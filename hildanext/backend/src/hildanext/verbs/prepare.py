@@ -1,8 +1,9 @@
-"""`hildanext prepare`: text to packed token shards.
+"""`hildanext prepare`: text to packed token shards; with --graphs, examples to examples with causal graphs.
 
 hildanext prepare --source tinystories --path TinyStories-train.txt --tokenizer tiny --out data/tinystories
 hildanext prepare --source dolma --path 'dolma/v1_6/*.json.gz' --tokenizer qwen3-0.6b --out data/dolma --shard 0/8
 hildanext prepare --source huggingface --set prepare.source.dataset=roneneldan/TinyStories --out data/hub
+hildanext prepare --graphs rule:gsm8k --path gsm8k/train.jsonl --out data/gsm8k
 """
 
 import argparse
@@ -24,10 +25,16 @@ EPILOG = """commands to paste:
   hildanext prepare --source jsonl --path posts.jsonl --set prepare.source.text_field=body --out data/posts
   hildanext prepare --source dolma --path 'dolma/v1_6/*.json.gz' --tokenizer qwen3-0.6b --out data/dolma --shard 0/8
   hildanext prepare --source huggingface --set prepare.source.dataset=roneneldan/TinyStories --out data/hub
+  hildanext prepare --graphs rule:gsm8k --path gsm8k/train.jsonl --out data/gsm8k
+  hildanext prepare --graphs json:teacher --path taught.jsonl --set graphs.field=links --out data/taught.jsonl
 
 The section 'prepare' of a run (--config) holds the same: source {"name": ..., knobs}, out, tokenizer, shard_tokens,
 add_bos, add_eos, bos_token, eos_token, special_tokens_in_text. A prepare that was cut short, however it was, goes
-on where it stopped when the same command is run again, and ends with the same bytes."""
+on where it stopped when the same command is run again, and ends with the same bytes.
+
+With --graphs the input is JSONL with prompt and response (or GSM8K's question and answer), and the output the same
+examples as they are to be trained, each with its causal graph: what `hildanext sft` reads. The extractor's knobs are
+the section 'graphs'. `hildanext explain-graph` draws one."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +46,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="MODEL", help="a model's name, folder, hub id or .gguf file (default tiny)"
     )
+    parser.add_argument(
+        "--graphs", metavar="NAME", help="extract causal graphs: rule:gsm8k, rule:arith or json:teacher"
+    )
     parser.add_argument("--shard", metavar="I/N", default="0/1", help="do part I of N, counted from 0 (default 0/1)")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     add_run_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.graphs is not None:
+        return _graphs(options)
     section = _section(options)
     part = _shard(options.shard)
     tokenizer_name = section.pop("tokenizer", "tiny")
@@ -68,6 +80,32 @@ def run(options: argparse.Namespace) -> int:
         print(f"  left out: {count:,} {kind}")
     for example in manifest["refused"]["examples"]:
         print(f"    {example}")
+    return 0
+
+
+def _graphs(options: argparse.Namespace) -> int:
+    """Write graphs and print what was met. Raises `ConfigError` for what is missing or does not go together."""
+    section = {**load_run(options).get("graphs", {}), "name": options.graphs}
+    if options.source or options.tokenizer or options.shard != "0/1":
+        raise ConfigError(
+            "--graphs with --source, --tokenizer or --shard", "graphs are characters of the examples' text"
+        )
+    if not options.path or not options.out:
+        raise ConfigError("--graphs needs --path and --out", "--path train.jsonl --out data/gsm8k")
+
+    from hildanext.causal import EXTRACTORS
+    from hildanext.causal.corpus import write_graphs
+    from hildanext.causal.statistics import table
+    from hildanext.choice import make
+
+    extractor = make("extractor", EXTRACTORS, section)
+    started = time.perf_counter()
+    statistics = write_graphs(tuple(options.path), extractor, options.out)
+    for name, count, remark in table(statistics["counts"]):
+        print(f"{name:<34} {count:>9,}  {remark}".rstrip())
+    for example in statistics["refused"]["examples"]:
+        print(f"  refused: {example}")
+    print(f"{statistics['file']}: {statistics['examples']:,} examples in {time.perf_counter() - started:.1f} s")
     return 0
 
 
