@@ -52,6 +52,7 @@ def sections(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     data |= {"sequence_length": 32, "pad_to_block": 8}
     conversion = {
         "parent": str(small_parent(tmp_path / "parent")),
+        "alignment": "parent",
         "block_size": 8,
         "wsd": RUNGS,
         "valid_rows": 4,
