@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from hildanext.choice import make
 from hildanext.cli import main
 from hildanext.errors import ConfigError, DataError, UnknownChoice
 from hildanext.models.tiny import folder
+from hildanext.sources.base import Report
+from hildanext.sources.chat.arithmetic import Arithmetic
 from hildanext.tokenization import load_tokenizer
 
 CASES = [  # every extractor, once mild and once harsh
@@ -544,3 +547,32 @@ def test_prepare_writes_graphs_and_prints_what_it_met(tmp_path: Path, capsys):
 def test_prepare_refuses_graphs_it_cannot_make(capsys, flags, said):
     assert main(["prepare", *flags]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_graphs_of_made_up_sums_are_exact():
+    """Every span holds its value, every result follows from its two causes, the last one is the answer."""
+    for example, _ in Arithmetic(count=60, steps=3, largest=20, seed=2).examples(Report()):
+        graph = read_graph(example.graph, {"prompt": example.prompt, "response": example.response})
+        texts = {"prompt": example.prompt, "response": example.response}
+        assert all(texts[s.field][s.start : s.end] == node.value for node in graph.nodes for s in node.spans)
+        causes = {node.id: [e.cause for e in graph.edges if e.effect == node.id] for node in graph.nodes}
+        lines = example.response.split("\n")
+        for step in range(3):
+            first, second = causes[f"e{step}"]
+            assert (first, second) == (f"e{step - 1}" if step else "q0", f"q{step + 1}")
+            written = [graph.node(name).value for name in (first, second, f"e{step}")]
+            assert re.split("[-+=]", lines[step]) == written
+        assert causes["f"] == ["e2"] and not any(causes[f"q{i}"] for i in range(4))
+
+
+def test_the_rule_finds_no_edge_that_the_exact_graph_lacks():
+    for example, _ in Arithmetic(count=60, steps=2, largest=20, seed=2).examples(Report()):
+        record = {"prompt": example.prompt, "response": example.response}
+        found = EXTRACTORS["rule:arith"](strict=True).extract(record)
+        exact = read_graph(example.graph, record)
+        results = {node.spans[0].start: node.id for node in exact.nodes if node.kind == "intermediate"}
+        for edge in found.graph.edges if found.graph is not None else ():
+            cause, effect = found.graph.node(edge.cause), found.graph.node(edge.effect)
+            if effect.kind == "intermediate" and cause.kind == "given":
+                causes = [e.cause for e in exact.edges if e.effect == results[effect.spans[0].start]]
+                assert cause.value in [exact.node(name).value for name in causes]

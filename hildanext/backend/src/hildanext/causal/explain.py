@@ -40,8 +40,10 @@ def node_lines(graph: CausalGraph) -> list[list[Piece]]:
     longest = max(len(shortened(node.value)) for node in graph.nodes)
     lines = []
     for node in graph.nodes:
-        line = [Piece(f"{node.id:<{wide}}", node.id), Piece(f"  {node.kind:<12}  {shortened(node.value):<{longest}}")]
         causes = [edge for edge in graph.edges if edge.effect == node.id]
+        value = shortened(node.value)
+        value = f"{value:<{longest}}" if causes else value
+        line = [Piece(f"{node.id:<{wide}}", node.id), Piece(f"  {node.kind:<12}  {value}")]
         for number, edge in enumerate(causes):
             line.append(Piece(", " if number else "  <- "))
             line.append(Piece(edge.cause, edge.cause))
