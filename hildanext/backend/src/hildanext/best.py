@@ -6,6 +6,7 @@ from typing import Any
 
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
+from hildanext.runfolder import save_folder_atomically
 
 
 class Best:
@@ -45,6 +46,15 @@ class Best:
     def folders(self) -> list[Path]:
         """Where they are."""
         return [self.folder(step) for step in self.steps()]
+
+    def copy_to(self, folder: Path) -> None:
+        """Put a copy of the best checkpoint there, whole or not at all."""
+        source = self.folders()[0]
+
+        def write(fresh: Path) -> None:
+            shutil.copytree(source, fresh, dirs_exist_ok=True)
+
+        save_folder_atomically(folder, write)
 
     def tidy(self) -> None:
         """Remove the checkpoints that the state does not name."""

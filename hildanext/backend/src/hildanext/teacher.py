@@ -15,9 +15,23 @@ from hildanext.runtime import accelerates_bf16
 from hildanext.supervision import Supervision
 
 
-def wants_teacher(losses: Iterable[Supervision]) -> bool:
-    """Whether any loss compares with the parent."""
-    return any(loss.needs_parent for loss in losses)
+def teacher_for(
+    losses: Iterable[Supervision],
+    model: DiffusionModel,
+    name: str | Path,
+    precision: str,
+    below: bool,
+    trust_remote_code: bool = False,
+) -> Parent | None:
+    """The frozen parent, where a loss asks for one. `below` says that the model with its adapters off is that parent;
+    else the parent called `name` is loaded beside it. Raises `ModelError`."""
+    if not any(loss.needs_parent for loss in losses):
+        return None
+    return (
+        Parent(model.causal_lm, None, model.banned)
+        if below
+        else frozen_parent(name, model, precision, trust_remote_code)
+    )
 
 
 def frozen_parent(name: str | Path, model: DiffusionModel, precision: str, trust_remote_code: bool = False) -> Parent:
@@ -30,11 +44,6 @@ def frozen_parent(name: str | Path, model: DiffusionModel, precision: str, trust
     )
     frozen.requires_grad_(False)
     return Parent(frozen.causal_lm, tokenizer, frozen.banned)
-
-
-def parent_below(model: DiffusionModel) -> Parent:
-    """The parent that a model with adapters is while they are off (`reader` turns them off)."""
-    return Parent(model.causal_lm, None, model.banned)
 
 
 def reader(teacher: Parent | None, model: DiffusionModel) -> Callable[[View], Tensor] | None:

@@ -1,6 +1,7 @@
 """What every stage measures while it trains: the bound on held-out rows."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from hildanext.datasets import Batch, Rows
 from hildanext.diffusion import View, block_index, block_times, hide_tokens, mask_tokens, replace_tokens, targets
 from hildanext.errors import DataError
+from hildanext.log import MetricLog, read_metrics
 from hildanext.models.card import Card
+from hildanext.packing.rows import row_order
 from hildanext.supervision import SupervisedStep
 from hildanext.supervision.mask_to_token import MaskToToken
-from hildanext.training import make_generator
+from hildanext.training import Stage, make_generator
 
 
 def first_batches(dataset: Rows, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
@@ -21,6 +24,21 @@ def first_batches(dataset: Rows, rows: int, batch_size: int, device: torch.devic
     rows = min(rows, len(dataset))
     starts = range(0, rows, batch_size)
     return [dataset.batch(range(start, min(start + batch_size, rows))).to(device) for start in starts]
+
+
+def drawn_batches(dataset: Rows, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
+    """`rows` rows drawn from all over the data set (all, where it has fewer), always the same in the same batches."""
+    drawn = row_order(len(dataset), 0, 0)[:rows]
+    return [dataset.batch(drawn[at : at + batch_size]).to(device) for at in range(0, len(drawn), batch_size)]
+
+
+def measure_start(metrics: Path, stage: Stage, step: SupervisedStep) -> None:
+    """Validate what is about to be trained, once in a run, so that it can say what it learned: the line of step 0."""
+    if stage.validate is None or any(line["kind"] == "eval" for line in read_metrics(metrics)):
+        return
+    found = stage.validate(step.eval(), 0)
+    with MetricLog(metrics) as log:
+        log.write(kind="eval", step=0, tokens=0, **found)
 
 
 class Validation:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.ar import Parent
 from hildanext.best import Best
 from hildanext.config import build, check_profile, knobs, plain
 from hildanext.datasets import PackedDataset, Packing
@@ -19,7 +18,6 @@ from hildanext.log import read_metrics
 from hildanext.loop.processes import on_main, open_accelerator
 from hildanext.loop.state import check_resumes
 from hildanext.models.adapters import LoraKnobs, add_lora
-from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
 from hildanext.models.quantize import Quantize, check_quantize
@@ -30,7 +28,7 @@ from hildanext.runfolder import RUN_FILE, open_run
 from hildanext.runtime import machine, seed_everything
 from hildanext.schedules import Rung, check_padding, check_rungs, rung_at, total_tokens
 from hildanext.supervision import SupervisedStep, Supervision, make_losses
-from hildanext.teacher import frozen_parent, parent_below, reader, wants_teacher
+from hildanext.teacher import reader, teacher_for
 from hildanext.tokenization import real_ids
 from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, ready_device, train
 from hildanext.validation import Validation, first_batches
@@ -109,7 +107,9 @@ def convert(
     if knobs_.lora is not None:
         add_lora(model, knobs_.lora)
     losses = _losses(knobs_)
-    teacher = _teacher(knobs_, model, losses)
+    teacher = teacher_for(
+        losses.values(), model, knobs_.parent, knobs_.train.precision, knobs_.lora is not None, knobs_.trust_remote_code
+    )
     step = SupervisedStep(model, losses, teacher.head if teacher else None, knobs_.train.chunk)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
     held_out = first_batches(valid, knobs_.valid_rows, knobs_.train.batch_size, device)
@@ -192,15 +192,6 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
         for name in harmless:
             del mapping[name]
     return {"profile": config.get("profile"), "convert": section, "data": {**data, "shards": record["data"]}}
-
-
-def _teacher(knobs_: ConvertKnobs, model: DiffusionModel, losses: Mapping[str, Supervision]) -> Parent | None:
-    """The frozen parent: with LoRA the same weights with the adapters off, else a second copy."""
-    if not wants_teacher(losses.values()):
-        return None
-    if knobs_.lora is not None:
-        return parent_below(model)
-    return frozen_parent(knobs_.parent, model, knobs_.train.precision, knobs_.trust_remote_code)
 
 
 def _finish(

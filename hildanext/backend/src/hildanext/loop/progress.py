@@ -53,4 +53,4 @@ class TrainingProgress:
             self.console.print(f"{tokens}/{self.total} tokens | {text} | {left:.0f} s left", highlight=False)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)  # a sample may hold brackets

@@ -4,12 +4,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
+from hildanext.config import knobs
 from hildanext.errors import ConfigError
+from hildanext.models.adapters import LoraKnobs, add_lora
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment, Card, alignment_fields
-from hildanext.models.load import load_parent
+from hildanext.models.files import weights_hash
+from hildanext.models.load import load_diffusion, load_parent
+from hildanext.models.names import locate, locate_diffusion
 from hildanext.models.quantize import Quantize, place
 from hildanext.tokenization import never_ids, resolve_mask_id
 
@@ -43,6 +48,38 @@ def start_conversion(
         **alignment_fields(alignment),  # type: ignore[arg-type]
     )
     return DiffusionModel(causal_lm, card, mask_delta).to(device), tokenizer
+
+
+@knobs
+class ParentKnobs:
+    """An autoregressive parent to train directly, where no conversion went before."""
+
+    name: str
+    alignment: Alignment = "block"
+    block_size: int = Field(default=32, ge=1)
+    trust_remote_code: bool = False
+
+
+def start_tuning(
+    start: str | ParentKnobs, device: torch.device, lora: LoraKnobs | None = None, quantize: Quantize | None = None
+) -> tuple[DiffusionModel, PreTrainedTokenizerBase]:
+    """The model that a later stage trains, in fp32 on `device`, with its adapters: a diffusion checkpoint by name or
+    folder, or a parent. Raises `ModelError`, `CheckpointError` or `ConfigError`."""
+    if isinstance(start, str):
+        model, tokenizer = load_diffusion(start, torch.float32, device, quantize)
+    else:
+        model, tokenizer = start_conversion(
+            start.name, start.alignment, start.block_size, torch.float32, device,
+            lora is not None, start.trust_remote_code, quantize,
+        )  # fmt: skip
+    if lora is not None:
+        add_lora(model, lora)
+    return model, tokenizer
+
+
+def start_hash(start: str | ParentKnobs) -> str:
+    """Of the weights that `start_tuning` would load."""
+    return weights_hash(locate_diffusion(start) if isinstance(start, str) else locate(start.name))
 
 
 def adopt_edges(
