@@ -75,6 +75,7 @@ class DoubledAttention:
         own_scores = by_row(by_block(folded[:, :, :, :seq], head_dim) @ noisy_key.transpose(-1, -2), block)
         noisy_p = torch.cat([clean_scores[..., :seq, :], own_scores], -1).softmax(-1)
         clean_p = clean_scores[..., seq:, :].softmax(-1)
+        del clean_scores, own_scores  # the largest tensors of a layer; nothing below reads them
         p = torch.cat([noisy_p[..., :seq], clean_p], -2).view(batch, kv_heads, group * fed, seq)
         out = (p @ clean_value).view(batch, kv_heads, group, fed, head_dim)
         own = by_row(by_block(noisy_p[..., seq:], block) @ noisy_value, head_dim)
