@@ -181,7 +181,7 @@ def _tasks(
 
 
 def _harness(contestants: "Contestants", told: Mapping[str, Any], options: argparse.Namespace) -> None:
-    from hildanext.bench.harness import HarnessKnobs, print_harness, run_harness
+    from hildanext.bench.harness_run import HarnessKnobs, print_harness, run_harness
     from hildanext.config import build
     from hildanext.decode import decoder_section
 
