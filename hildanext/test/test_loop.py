@@ -12,7 +12,7 @@ from torch import nn
 from hildanext.errors import ConfigError, TrainingStopped
 from hildanext.loop.guard import Guard, GuardKnobs
 from hildanext.loop.processes import any_process, on_main, open_accelerator
-from hildanext.loop.state import STATE, load_state, save_state
+from hildanext.loop.state import STATE, gather_state, load_state, save_state
 from hildanext.runtime import accelerates_bf16
 
 
@@ -68,7 +68,7 @@ def test_every_slot_goes_where_the_optimizer_wants_it(tmp_path: Path, fused: boo
     """torch's own rule: a fused (or capturable) optimizer keeps `step` as fp32 beside the parameter, a plain one as
     it was; the other slots have the parameter's dtype and device. On a GPU the same rule decides the device."""
     module, optimizer = two_steps(fused)
-    save_state(tmp_path, module, optimizer, {"step": 2})
+    save_state(tmp_path, gather_state(module, optimizer), {"step": 2})
     file = tmp_path / STATE / "optimizer.safetensors"
     slots = load_file(file)
     save_file({k: v.double() if k.startswith("step") else v.float() for k, v in slots.items()}, file)
@@ -84,7 +84,7 @@ def test_every_slot_goes_where_the_optimizer_wants_it(tmp_path: Path, fused: boo
 
 def test_a_restored_optimizer_goes_on_as_the_one_that_was_saved(tmp_path: Path):
     module, optimizer = two_steps(True)
-    save_state(tmp_path, module, optimizer, {"step": 2})
+    save_state(tmp_path, gather_state(module, optimizer), {"step": 2})
     fresh, again = two_steps(True)
     load_state(tmp_path, fresh, again)
     again.param_groups[0]["lr"] = 0.1

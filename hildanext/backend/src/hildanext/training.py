@@ -29,7 +29,8 @@ from hildanext.loop.knobs import TrainKnobs, comparable_train, ready_device
 from hildanext.loop.optimizer import RestingStates, build_optimizer
 from hildanext.loop.processes import any_process, check_agreement, on_main, open_accelerator, summed
 from hildanext.loop.progress import TrainingProgress
-from hildanext.loop.state import STATE, load_state, save_state, trainable
+from hildanext.loop.sharded import Shards, clip_gradients, open_shards
+from hildanext.loop.state import STATE, Held, gather_state, load_state, save_state, trainable
 from hildanext.runfolder import read_run, recover_folder
 from hildanext.runtime import keep_freed_memory, make_generator
 from hildanext.schedules import Rung
@@ -136,22 +137,30 @@ def train(
         step_module.model.recompute_layers()
         # Autocast would keep each weight's narrow copy until the forward ends; recomputing is there to keep nothing.
         accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
-    optimizer = make_optimizer(step_module, knobs)
+    shards = open_shards(accelerator, step_module, knobs, stage.teacher is not None)
+    plain = step_module if shards is None else shards.module
+    optimizer = make_optimizer(plain, knobs)
     on_main(accelerator, lambda: recover_folder(run / STATE))
-    saved = load_state(run, step_module, optimizer)
+    saved = load_state(run, plain, optimizer)
     counters = {"step": 0, "tokens": 0, "real_tokens": 0, "seconds": 0.0, **(saved if saved is not None else {})}
     check_agreement(accelerator, counters["step"])
     stage.counters.update(counters.get("stage", {}))
     guard = Guard(knobs.guard)
     if "guard" in counters:
         guard.restore(counters["guard"])
-    module, optimizer = accelerator.prepare(step_module, optimizer)
-    loop = _Loop(accelerator, module, step_module, optimizer, stage, knobs, run, guard, counters)
+    module, optimizer = accelerator.prepare(plain, optimizer) if shards is None else (plain, optimizer)
+    loop = _Loop(accelerator, module, plain, optimizer, stage, knobs, run, guard, counters, shards)
     loop.saved_step = None if saved is None else counters["step"]
+    if shards is not None and stage.samples is not None:
+        stage.samples = None  # the whole model rests on a CPU, where writing would take for ever
+        logger.warning("a sharded run writes no samples while it trains")
     if knobs.offload is not None:
         loop.resting = RestingStates(loop.bare_optimizer, accelerator.device)
         loop.resting.rest()
-    return loop.run_to_end(quiet)
+    loop.run_to_end(quiet)
+    if shards is not None:
+        shards.end()
+    return counters
 
 
 def _show(tracker: Tracker, line: Mapping[str, Any]) -> None:
@@ -170,9 +179,11 @@ class _Loop:
         run: Path,
         guard: Guard,
         counters: dict[str, Any],
+        shards: Shards | None = None,
     ) -> None:
         self.accelerator, self.module, self.plain, self.optimizer = accelerator, module, step_module, optimizer
         self.stage, self.knobs, self.run, self.guard, self.counters = stage, knobs, run, guard, counters
+        self.shards = shards
         self.saved_step: int | None = None
         self.owes_save = False
         self.metrics: MetricLog | None = None
@@ -180,7 +191,7 @@ class _Loop:
         self.resting: RestingStates | None = None
         self.bare_optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
-    def run_to_end(self, quiet: bool) -> dict[str, Any]:
+    def run_to_end(self, quiet: bool) -> None:
         counters, knobs, accelerator = self.counters, self.knobs, self.accelerator
         last = knobs.stop_after if knobs.stop_after is not None else 2**62
         on_main(accelerator, self._open_metrics)
@@ -208,7 +219,6 @@ class _Loop:
                 tracker.close()
         self.owes_save = True
         self._save()
-        return counters
 
     def _finished(self) -> bool:
         """Whether the stage ends here; the main process knows."""
@@ -253,7 +263,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         window = self._forward_backward(views, normaliser, progress)
-        norm = float(accelerator.clip_grad_norm_(self.module.parameters(), self.knobs.clip))
+        norm = clip_gradients(accelerator, self.module, self.knobs.clip)
         sums = self._reduced(window)
         loss = sums.pop("total") / normaliser
         self.guard.check(counters["step"] + 1, rung.block_size, loss, norm)
@@ -328,14 +338,23 @@ class _Loop:
         if self.stage.validate is None:
             return
         self.module.eval()
-        on_main(self.accelerator, lambda: self._validate(progress))
+        if self.shards is None:
+            on_main(self.accelerator, lambda: self._note(self._measured(), progress))
+        else:
+            with self.shards.readable():
+                found = self._measured()
+            self.shards.gather()
+            on_main(self.accelerator, lambda: self._note(found, progress))
         self.module.train()
 
-    def _validate(self, progress: TrainingProgress) -> None:
-        assert self.stage.validate is not None and self.metrics is not None
-        step, tokens = self.counters["step"], self.counters["tokens"]
+    def _measured(self) -> dict[str, Any]:
+        assert self.stage.validate is not None
         with torch.no_grad(), self.accelerator.autocast():
-            found = self.stage.validate(self.plain, step)
+            return self.stage.validate(self.plain, self.counters["step"])
+
+    def _note(self, found: dict[str, Any], progress: TrainingProgress) -> None:
+        assert self.metrics is not None
+        step, tokens = self.counters["step"], self.counters["tokens"]
         self.metrics.write(kind="eval", step=step, tokens=tokens, **found)
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
         progress.say(f"step {step}: {numbers}")
@@ -354,11 +373,13 @@ class _Loop:
             return
         self.owes_save = False
         if self.saved_step != self.counters["step"]:
-            on_main(self.accelerator, self._save_state)
+            gather = partial(gather_state, self.plain, self.bare_optimizer, keep=self.accelerator.is_main_process)
+            held = gather() if self.shards is not None else None  # of pieces every process brings its own
+            on_main(self.accelerator, lambda: self._save_state(gather() if held is None else held))
             self.saved_step = self.counters["step"]
 
-    def _save_state(self) -> None:
+    def _save_state(self, held: Held) -> None:
         state = {**self.counters, "guard": self.guard.state(), "stage": self.stage.counters}
-        save_state(self.run, self.plain, self.bare_optimizer, state)
+        save_state(self.run, held, state)
         if self.stage.on_saved is not None:
             self.stage.on_saved()

@@ -10,6 +10,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor
 
 from hildanext.errors import CheckpointError, ConfigError, HildaError
+from hildanext.loop.sharded import wants_shards
 from hildanext.runtime import accelerates_bf16, choose_device
 
 Result = TypeVar("Result")
@@ -18,13 +19,15 @@ Result = TypeVar("Result")
 def open_accelerator(precision: str, device: str) -> Accelerator:
     """The Accelerator of a run. Its `device` is where this process computes: of several, each has its own.
 
-    `precision` "auto" is bf16 where the device computes in it. Raises `ConfigError` where the device is not there.
+    `precision` "auto" is bf16 where the device computes in it. Raises `ConfigError` where the device is not there, and
+    for engines that the launcher asks for and the loop has not.
     """
     asked = choose_device(device)
     if precision == "auto":
         precision = "bf16" if accelerates_bf16(asked) else "no"
     if asked.type == "cuda" and asked.index is not None:
         torch.cuda.set_device(asked)  # a process alone takes the current GPU, whatever its index
+    wants_shards()  # refuses what would start and then go wrong
     _forget_another(precision, asked)
     # The buffers never change; the parent's head is one of them, and sending it at every step would cost most of all.
     handler = DistributedDataParallelKwargs(broadcast_buffers=False)

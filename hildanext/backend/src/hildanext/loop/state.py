@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from hildanext.config import read_json
 from hildanext.errors import CheckpointError, ConfigError
+from hildanext.loop.sharded import laid_like, whole_tensor
 from hildanext.runfolder import RUN_FILE, recover_folder, save_folder_atomically
 
 STATE = "state"
@@ -24,24 +26,43 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def save_state(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, counters: Mapping[str, Any]) -> None:
-    """Write `run/state` whole or not at all. Raises `CheckpointError` when the disk is full."""
-    parameters = trainable(module)
+@dataclass(frozen=True)
+class Held:
+    """What a state holds in tensors, whole and in the computer's memory."""
+
+    weights: dict[str, Tensor]
+    slots: dict[str, Tensor]
+    """States of the optimiser, `<slot>|<parameter>`."""
+
+
+@torch.no_grad()
+def gather_state(module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True) -> Held:
+    """The tensors of a state. All processes of a sharded module must call it; without `keep` one helps and holds
+    nothing."""
+    weights: dict[str, Tensor] = {}
     slots: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, parameter in parameters.items():
+    for name, parameter in trainable(module).items():
+        whole = whole_tensor(parameter.detach())
+        if keep:
+            weights[name] = whole.cpu().contiguous()
         for slot, value in optimizer.state.get(parameter, {}).items():
-            plain = torch.as_tensor(value).detach().cpu().contiguous()
+            whole = whole_tensor(torch.as_tensor(value).detach())
+            if not keep:
+                continue
+            plain = whole.cpu().contiguous()
             # Parameters of an 8-bit optimiser share their tables; a file holds a tensor for each name.
             slots[f"{slot}|{name}"] = plain.clone() if plain.data_ptr() in seen else plain
             seen.add(plain.data_ptr())
+    return Held(weights, slots)
+
+
+def save_state(run: Path, held: Held, counters: Mapping[str, Any]) -> None:
+    """Write `run/state` whole or not at all. Raises `CheckpointError` when the disk is full."""
 
     def write(folder: Path) -> None:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in parameters.items()},
-            folder / "weights.safetensors",
-        )
-        save_file(slots, folder / "optimizer.safetensors")
+        save_file(held.weights, folder / "weights.safetensors")
+        save_file(held.slots, folder / "optimizer.safetensors")
         (folder / "counters.json").write_text(json.dumps(dict(counters)), encoding="utf-8")
 
     save_folder_atomically(run / STATE, write)
@@ -72,7 +93,7 @@ def load_state(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
         for name, parameter in parameters.items():
             if parameter.shape != weights[name].shape:
                 raise CheckpointError(f"{folder}: {name} has another shape", "choose another run folder")
-            parameter.copy_(weights[name])
+            parameter.copy_(laid_like(weights[name], parameter))
     _restore_slots(optimizer, parameters, slots)
     return counters
 
@@ -90,7 +111,10 @@ def _restore_slots(
     for key, value in slots.items():
         slot, _, name = key.partition("|")
         counts = value.ndim == 0 and value.dtype == torch.int64  # a plain integer, as bitsandbytes counts its steps
-        state.setdefault(numbers[id(parameters[name])], {})[slot] = int(value) if counts else value
+        parameter = parameters[name]
+        like = value.shape == parameter.shape and value.ndim > 0
+        found = laid_like(value, parameter) if like else value
+        state.setdefault(numbers[id(parameter)], {})[slot] = int(value) if counts else found
     optimizer.load_state_dict({"state": state, "param_groups": known["param_groups"]})
 
 
