@@ -28,7 +28,7 @@ LAYERS = [
     {"decode", "supervision", "loop"},
     {"inference", "training"},
     {"best", "sample_answers", "teacher", "validation", "views"},
-    {"rl", "sft_stage1", "wsd_stage0"},
+    {"rl", "sft_knobs", "sft_stage1", "wsd_stage0"},
     {"bench", "recipe"},
     {"stages"},
     {"verbs", "cli"},
@@ -38,6 +38,7 @@ LAYERS = [
 ALLOWED_BESIDES = {("choice", "config"), ("runtime", "config"), ("recipe", "bench"), ("cli", "verbs")} | {
     ("datasets", "packing"),
     ("runfolder", "log"),
+    ("sft_stage1", "sft_knobs"),
     ("causal", "sources"),
 }
 

@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("hildanext.verbs.prepare", "turn text into packed token shards"),
     "explain-graph": ("hildanext.verbs.explain_graph", "draw the causal graph of one training example"),
     "convert": ("hildanext.verbs.convert", "stage 0: an autoregressive model becomes a diffusion model"),
+    "sft": ("hildanext.verbs.sft", "stage 1: a diffusion model learns to answer, and to mend its own drafts"),
     "generate": ("hildanext.verbs.generate", "prompt in, text out"),
     "eval": ("hildanext.verbs.eval", "likelihoods, quality and speed beside the parent"),
     "bench": ("hildanext.verbs.bench", "how fast training and decoding are here"),
@@ -29,7 +30,6 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 NOT_YET: dict[str, str] = {
-    "sft": "supervised fine-tuning (stage 1)",
     "rl": "reinforcement learning (stage 2)",
     "serve": "the web service (stage 3)",
     "jobs": "background jobs",

@@ -59,6 +59,7 @@ def training_plots(metrics: Metrics, folder: str | Path) -> list[Path]:
         "loss": loss_figure,
         "losses": parts_figure,
         "masked_accuracy": accuracy_figure,
+        "held_out": held_out_figure,
         "learning_rate": lambda lines: _curve_figure(lines, "learning_rate", "learning rate", smooth=False),
         "throughput": lambda lines: _curve_figure(lines, "tokens_per_second", "data tokens per second", from_zero=True),
     }
@@ -125,6 +126,23 @@ def accuracy_figure(metrics: Metrics) -> "Figure | None":
     _headroom(axes)
     axes.set_ylabel("% of masked tokens right")
     _finish(figure, axes, "Masked accuracy by noise level (smoothed)")
+    return figure
+
+
+def held_out_figure(metrics: Metrics) -> "Figure | None":
+    """Shares measured on held-out rows: masks filled right, wrong tokens mended, right ones left alone."""
+    shares = {"masked_accuracy": "masks filled right", "corrected": "wrong tokens mended", "kept": "right tokens kept"}
+    if not _of_kind(metrics, "eval", "corrected"):
+        return None
+    figure, axes = new_figure()
+    for colour, (field, label) in zip(_colours(), shares.items(), strict=False):
+        lines = _of_kind(metrics, "eval", field)
+        values = [100 * value for value in _column(lines, field)]
+        axes.plot(_column(lines, "tokens"), values, color=colour, marker="o", markersize=4, label=label)
+    axes.set_ylim(bottom=0)
+    _headroom(axes)
+    axes.set_ylabel("% on held-out rows")
+    _finish(figure, axes, "What was learned, on held-out rows")
     return figure
 
 

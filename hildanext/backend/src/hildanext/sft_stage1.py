@@ -5,89 +5,35 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from hildanext.best import Best
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, chat_identity, open_sources, prepare_chat
-from hildanext.config import build, check_profile, knobs, merge, plain
+from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, chat_identity, prepare_chat
+from hildanext.config import build, check_profile, plain
 from hildanext.conversations import set_template
 from hildanext.errors import ConfigError
 from hildanext.log import read_metrics
 from hildanext.loop.processes import on_main, open_accelerator
 from hildanext.loop.state import check_resumes
-from hildanext.models.adapters import LoraKnobs
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
-from hildanext.models.quantize import Quantize, check_quantize
-from hildanext.models.start import ParentKnobs, start_hash, start_tuning
-from hildanext.noising import NoiseKnobs
+from hildanext.models.start import start_hash, start_tuning
 from hildanext.plots import training_plots
 from hildanext.runfolder import RUN_FILE, open_run
 from hildanext.runtime import machine, seed_everything
-from hildanext.sample_answers import SampleAnswers, SampleKnobs
+from hildanext.sample_answers import SampleAnswers
 from hildanext.schedules import Rung
+from hildanext.sft_knobs import SftKnobs, check
 from hildanext.supervision import SupervisedStep, Supervision, make_losses
 from hildanext.teacher import reader, teacher_for
 from hildanext.tokenization import real_ids
-from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, ready_device, train
+from hildanext.training import METRICS, Stage, comparable_train, ready_device, train
 from hildanext.validation import EditCheck, Validation, drawn_batches, measure_start
 from hildanext.views import Views
 
 CHECKPOINT, DATA = "checkpoint", "data"
-TRAIN_DEFAULTS = {"learning_rate": {"peak": 1e-4, "warmup": 0.03, "decay": 0.97}}
-"""Under what the section says: fine-tuning wants a lower rate than conversion, falling from the start."""
-
-
-@knobs
-class SftKnobs(NoiseKnobs):
-    """The recipe of a fine-tuning.
-
-    Paper: LLaDA2.0, arXiv:2512.15745, sec. 5.1 (prompts clean, band of noise levels, complementary masks), band and
-    plain mean from its released code; LLaDA2.1, arXiv:2602.08676, sec. 3.1 (M2T and T2T together, multi-turn forward).
-    Differs: rates, weights and the number of turns are ours, as none are published.
-    """
-
-    model: str | None = None
-    """A diffusion checkpoint. This or `parent`."""
-    parent: ParentKnobs | None = None
-    t_range: tuple[float, float] = (0.3, 0.8)
-    complementary: bool = True
-    losses: tuple[dict[str, Any], ...] = (
-        {"name": "m2t", "weighting": "masked_mean"},
-        {"name": "t2t", "weighting": "mean"},
-    )
-    turns: int = Field(default=2, ge=1, le=4)
-    """Forwards per view: each mends wrong tokens, in the first random ones, later the model's own; labels are the
-    truth."""
-    epochs: float = Field(default=1.0, gt=0)
-    lora: LoraKnobs | None = None
-    quantize: Quantize | None = None
-    """`nf4`: the frozen linear layers under the adapters in 4 bits (QLoRA)."""
-    teacher: str | None = None
-    """The parent for losses that need one; None is the parent that the checkpoint's card names."""
-    valid_rows: int = Field(default=64, ge=1)
-    select: Literal["bound", "masked_accuracy"] = "bound"
-    """What the best checkpoint is best in, on held-out rows."""
-    keep: Literal["best", "last"] = "best"
-    patience: int | None = Field(default=None, ge=1)
-    """Stop after so many validations without a better one."""
-    samples: SampleKnobs = SampleKnobs()
-    device: str = "auto"
-    seed: int = 0
-    train: TrainKnobs = TrainKnobs()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.model is None) == (self.parent is None):
-            raise ConfigError("sft needs one start", "give model (a diffusion checkpoint) or parent (autoregressive)")
-
-    @property
-    def start(self) -> str | ParentKnobs:
-        """What is trained."""
-        return self.parent if self.parent is not None else str(self.model)
 
 
 def sft(
@@ -132,26 +78,20 @@ def sft(
         model, losses, teacher.head if teacher else None, knobs_.train.chunk, special=~real.to(model.device)
     )
     best = Best(run, model, tokenizer, int(knobs_.keep == "best"), knobs_.select, knobs_.select != "bound")
-    stage = _stage(
-        knobs_, data, run, step, tokenizer, real.nonzero()[:, 0], best, bool(record["data"]["train"]["graphs"])
-    )
+    stage = _stage(knobs_, data, run, step, tokenizer, real.nonzero()[:, 0], best)
     stage.teacher = reader(teacher, model)
     on_main(accelerator, lambda: measure_start(run / METRICS, stage, step))
     counters = train(step, stage, knobs_.train, run, quiet, accelerator)
     return on_main(accelerator, lambda: _finish(run, counters, stage, step, best, tokenizer, manifest))
 
 
-def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[SftKnobs, ChatDataKnobs]:
-    """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
-    section = dict(sft_section)
-    if isinstance(section.get("train", {}), Mapping):
-        section["train"] = merge(TRAIN_DEFAULTS, section.get("train", {}))
-    knobs_ = build(SftKnobs, section, "sft")
-    data = build(ChatDataKnobs, data_section, "data")
-    open_sources(data)
-    make_losses(knobs_.losses, "sft.losses")
-    check_quantize(knobs_.quantize, knobs_.lora is not None)
-    return knobs_, data
+def prepare_data(sft_section: Mapping[str, Any], data_section: Mapping[str, Any], run: str | Path) -> dict[str, Any]:
+    """Render the conversations into `run`, as `sft` would, and return what there is; `sft` finds them ready."""
+    knobs_, data = check(sft_section, data_section)
+    model, tokenizer = start_tuning(knobs_.start, torch.device("cpu"))
+    set_template(tokenizer, data.template, data.template_options)
+    parts: dict[str, Any] = prepare_chat(Path(run) / DATA, data, tokenizer, model.card.block_size)["parts"]
+    return parts
 
 
 def _check_model(model: DiffusionModel, data: ChatDataKnobs, eos: int) -> None:
@@ -167,16 +107,13 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What of `run.json` decides a fine-tuning's numbers. Sections are built anew, as in conversion."""
     section = plain(build(SftKnobs, record["config"].get("sft", {}), f"{RUN_FILE}: sft"))
     section["train"] = comparable_train(section["train"], record.get("processes", 1))
-    for name in ("device", "samples", "model", "parent"):
+    for name in ("device", "samples", "model"):
         del section[name]
-    packing = record["config"]["data"].get("packing", True)
+    if section["parent"] is not None:
+        del section["parent"]["name"]  # where its weights lie does not matter, what they are does
+    chat = {**record["chat"], "packing": record["config"]["data"].get("packing", True)}
     start = {"start (hash of the weights)": record.get("start")}
-    return {
-        "profile": record["config"].get("profile"),
-        "sft": section,
-        **start,
-        "data": {**record["chat"], "packing": packing},
-    }
+    return {"profile": record["config"].get("profile"), "sft": section, **start, "data": chat}
 
 
 def _losses(knobs_: SftKnobs, manifest: Mapping[str, Any]) -> dict[str, Supervision]:
@@ -198,7 +135,6 @@ def _stage(
     tokenizer: Any,
     real: torch.Tensor,
     best: Best,
-    has_graphs: bool,
 ) -> Stage:
     model, eos = step.model, int(tokenizer.eos_token_id)
     block_size, batch_size = model.card.block_size, knobs_.train.batch_size
@@ -212,10 +148,7 @@ def _stage(
     return Stage(
         total_tokens=total,
         rung=lambda tokens: Rung(phase="stable", block_size=block_size, tokens=total),
-        views=Views(
-            dataset, batch_size, knobs_, model.card, real, model.device, knobs_.seed,
-            dataset.pairs if has_graphs else None,
-        ),
+        views=Views(dataset, batch_size, knobs_, model.card, real, model.device, knobs_.seed, dataset.pairs),
         validate=lambda step, number: {**bound(step, number), **edits(step, number)},
         turns=knobs_.turns,
         seed=knobs_.seed,
@@ -225,7 +158,7 @@ def _stage(
         finished=lambda: best.stuck(knobs_.patience),
         pad_id=eos,
         counters=best.found,
-    )  # fmt: skip
+    )
 
 
 def _finish(

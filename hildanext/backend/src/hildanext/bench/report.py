@@ -38,6 +38,7 @@ figure{margin:1rem 0} img{max-width:100%;height:auto;background:#fff;border-radi
 .facts b{display:block;font-size:1.35rem} .facts span{color:var(--dim);font-size:.82rem}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem;overflow-x:auto;font-size:.8rem}
 details{margin:.5rem 0} summary{cursor:pointer;color:var(--link)}
+.sample p{white-space:pre-wrap}
 .sample{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem;margin:.7rem 0}
 """
 
@@ -46,6 +47,8 @@ CAPTIONS = {
     "different block sizes are different problems: a larger block is a harder one. Points are the held-out bound.",
     "losses": "The parts of the loss with their weights; their heights are not comparable with each other.",
     "masked_accuracy": "Share of masked tokens whose most likely prediction was right, by noise level t.",
+    "held_out": "On held-out rows: masked tokens whose most likely prediction was right; of random wrong tokens among "
+    "right ones, those that a forward with tau_edit 0 would mend; of the right ones, those that it would leave alone.",
     "learning_rate": "The learning rate has its own schedule, apart from the block sizes.",
     "throughput": "Data tokens per second; each is fed more than once where a noisy and a clean copy are needed.",
     "likelihood": "Held-out likelihood. Exact numbers beside bounds: a bound's slack is part of its height.",
@@ -72,6 +75,7 @@ def write_report(folder: str | Path, outcomes: Mapping[str, Mapping[str, Any]], 
         _head(title, record, evaluation),
         _facts(found, metrics, evaluation),
         _conversion(found, metrics),
+        _fine_tuning(found),
         _likelihood(found, evaluation, record),
         _writing(found, evaluation),
         _samples(samples, evaluation),
@@ -126,6 +130,40 @@ def _conversion(found: Mapping[str, Any], metrics: plots.Metrics) -> str:
     pictures = "".join(_figure(file) for file in files if file.exists())
     rungs = _rungs(metrics)
     return f"<h2>Conversion</h2>{rungs}{pictures}"
+
+
+def _fine_tuning(found: Mapping[str, Any]) -> str:
+    """What was measured before, at the best checkpoint and at the end; the curves; the last answers."""
+    if "sft_run" not in found:
+        return ""
+    summary, folder = found.get("sft", {}), Path(found["sft_run"])
+    shown = (("bound", 1, ".3f"), ("masked_accuracy", 100, ".1f"), ("corrected", 100, ".1f"), ("kept", 100, ".1f"))
+    rows = [
+        [
+            name,
+            f"{line['step']:,}",
+            *(f"{factor * float(line.get(field) or 0):{form}}" for field, factor, form in shown),
+        ]
+        for name in ("before", "best", "last")
+        if (line := summary.get(name)) is not None
+    ]
+    columns = ("", "step", "bound, nats/token", "masks right, %", "wrong tokens mended, %", "right ones kept, %")
+    early = " It was stopped early: nothing better came." if summary.get("stopped_early") else ""
+    told = (
+        f"<p>{summary['data']['train']['examples']:,} conversations, {summary['data']['valid']['examples']:,} held out"
+    )
+    told = f"{told}; {summary['tokens']:,} tokens in {summary['step']:,} steps.{early}</p>" if "data" in summary else ""
+    pictures = "".join(_figure(file) for name in CAPTIONS if (file := folder / "plots" / f"{name}.png").exists())
+    samples = [line for line in read_metrics(folder / "metrics.jsonl") if line.get("kind") == "sample"]
+    last = "".join(_answer(line) for line in samples if line["step"] == samples[-1]["step"])
+    return f"<h2>Fine-tuning</h2>{told}{_table(columns, rows) if rows else ''}{pictures}{last}"
+
+
+def _answer(line: Mapping[str, Any]) -> str:
+    """A sample that was taken while training."""
+    parts = "".join(f"<p><b>{name}</b><br>{escape(str(line[name]))}</p>" for name in ("prompt", "answer", "wanted"))
+    spent = f"{line['tokens']} tokens in {line['forwards']} forwards, step {line['step']}"
+    return f'<div class="sample">{parts}<p class="dim">{escape(spent)}</p></div>'
 
 
 def _rungs(metrics: plots.Metrics) -> str:

@@ -7,6 +7,7 @@ stages read. To add one: write the file, add its row, add its test. Importing a 
 STAGES = {
     "prepare": "hildanext.stages.prepare",
     "convert": "hildanext.stages.convert",
+    "sft": "hildanext.stages.sft",
     "eval": "hildanext.stages.eval",
     "generate": "hildanext.stages.generate",
     "report": "hildanext.stages.report",
