@@ -19,6 +19,8 @@ from hildanext.errors import ConfigError, DataError, HildaError
 from hildanext.inference import Completion, DecodeStats
 from hildanext.log import read_metrics
 from hildanext.models.start import start_conversion
+from hildanext.recipe import StageContext
+from hildanext.stages import eval as eval_stage
 from quality_fixtures import CHOICES, QUESTIONS, gsm8k_folder, lines, stories_file, tiny_pair
 
 MATH = [{"problem": "What is $1+1$?", "answer": "2"}, {"problem": "Half?", "solution": "It is $\\boxed{\\frac12}$."}]
@@ -323,6 +325,7 @@ class TestVerb:
             (["--model", "none", "--parent", "none", "--tasks", "gsm8k"], "neither a model nor a parent"),
             (["--model", "none", "--text", "x.txt"], "diffusion model"),
             ([], "nothing to evaluate"),
+            (["--tasks", "gsm8k", "--allow-unsafe-execution"], "without programs"),
         ],
     )
     def test_a_mistake_is_one_line_and_exit_2(self, arguments, word, capsys, tmp_path, monkeypatch):
@@ -339,6 +342,41 @@ class TestVerb:
         told = json.loads((out / "quality.json").read_text())
         assert told["model"] == "tiny" and told["settings"]["tasks"]["tinystories"]["draws"] == 2
         assert len(list(samples.glob("*.jsonl"))) == 3 and "tinystories (2)" in capsys.readouterr().out
+
+
+def a_stage(section: dict, folder) -> dict:
+    context = StageContext(folder=folder, key="eval", device="cpu", dtype="fp32", threads=1, parent="tiny")
+    eval_stage.check(section, context)
+    return eval_stage.stage(section, context)
+
+
+def test_a_recipe_s_stage_runs_tasks_without_held_out_data(sections, tmp_path):
+    stories = {"tinystories": sections["tinystories"]}
+    outcome = a_stage({"model": "tiny", "quality": {"tasks": stories, "limit": 1}}, tmp_path)
+    told = json.loads((tmp_path / "eval" / "quality.json").read_text())
+    assert outcome["tasks"] == str(tmp_path / "eval" / "quality.json") and "results" not in outcome
+    assert [way["name"] for way in told["tasks"][0]["ways"]][0] == "AR parent"
+    assert outcome["pictures"] == [str(tmp_path / "eval" / "perplexity.png")]
+    for wrong, word in (({"tasks": {"gsm9k": {}}}, "gsm8k"), ({"task": {}}, "did you mean 'tasks'")):
+        with pytest.raises(HildaError, match=word):
+            a_stage({"model": "tiny", "quality": wrong}, tmp_path)
+
+
+def test_as_a_chat_the_question_goes_through_the_template(sections, tmp_path):
+    pair = tiny_pair()
+    section = {**sections["gsm8k"], "few_shot": 0, "chat": True, "max_new_tokens": 4}
+    settings = QualityKnobs(tasks={"gsm8k": section}, limit=1)
+    with pytest.raises(ConfigError, match="no chat template"):
+        run_tasks(pair, settings, tmp_path / "out", quiet=True)
+    pair.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}<a>"
+    try:
+        (run,) = run_tasks(pair, settings, tmp_path / "out", quiet=True)
+        assert {o.samples[0]["prompt"] for o in run.outcomes} == {f"<user>{QUESTIONS[0][0]}</user><a>"}
+        pair.tokenizer.chat_template += " "
+        with pytest.raises(ConfigError, match="chat_template was"):
+            run_tasks(pair, settings, tmp_path / "out", quiet=True)
+    finally:
+        pair.tokenizer.chat_template = None
 
 
 def test_a_journal_keeps_its_sessions(tmp_path):

@@ -49,6 +49,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", metavar="MODE,...", help="how the diffusion model writes (default S_MODE)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="items that are decoded together (default 8)")
     parser.add_argument("--samples-out", metavar="FOLDER", help="where samples go (default: OUT/samples)")
+    parser.add_argument(
+        "--allow-unsafe-execution",
+        action="store_true",
+        help="humaneval: run programs even where they cannot be isolated",
+    )
     parser.add_argument("--harness", metavar="NAME,...", help="tasks of lm-evaluation-harness (extra 'eval')")
     parser.add_argument("--harness-data", metavar="FOLDER", help="local data for them: a file per split")
     parser.add_argument(
@@ -71,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     quality = _quality(section.pop("quality", None), options)
     reads = text is not None or "data" in section
     if not reads and quality is None and options.harness is None:
-        raise ConfigError("nothing to evaluate", "give --tasks NAMES, --data FOLDER (prepared shards) or --text FILE")
+        raise ConfigError("nothing to evaluate", "give --data FOLDER (prepared shards), --text FILE or --tasks NAMES")
     if reads and not section["model"]:
         raise ConfigError(
             "--data and --text are about a diffusion model", "name one with --model, or give --tasks alone"
@@ -127,6 +132,10 @@ def _quality(section: Mapping[str, Any] | None, options: argparse.Namespace) -> 
         given["tasks"] = {
             name: {**known.get(name, {}), **({"data": place} if equals else {})} for name, equals, place in chosen
         }
+    if options.allow_unsafe_execution:
+        if "humaneval" not in given.get("tasks", {}):
+            raise ConfigError("--allow-unsafe-execution without programs to run", "it goes with --tasks humaneval")
+        given["tasks"]["humaneval"] = {**given["tasks"]["humaneval"], "allow_unsafe_execution": True}
     if options.mode is not None:
         modes = [mode_name(mode.strip()) for mode in options.mode.split(",")]
         given["decoders"] = {mode: decoder_section(mode) for mode in modes}
