@@ -1,6 +1,7 @@
 """A recipe runs its stages in order, once, and resumes."""
 
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -58,6 +59,28 @@ def test_a_second_run_does_nothing_and_gives_the_same_outcomes(tmp_path, kitchen
     first = execute(a_run(tmp_path), TABLE)
     assert execute(a_run(tmp_path), TABLE) == first
     assert len(kitchen.calls) == 2
+
+
+def test_another_process_waits_for_the_first_and_does_only_what_is_done_together(tmp_path, kitchen, monkeypatch):
+    """The first process's part happens while the second one sleeps; which one calls is told by RANK."""
+    shared = types.ModuleType("shared")
+    shared.check, shared.TOGETHER, ranks = kitchen.check, True, []
+    shared.stage = lambda section, context: (ranks.append(os.environ["RANK"]), kitchen.stage(section, context))[1]
+    monkeypatch.setitem(sys.modules, "shared", shared)
+    table = {"cook": "shared", "serve": "kitchen"}
+
+    def first_process(seconds: float) -> None:
+        monkeypatch.setenv("RANK", "0")
+        execute(a_run(tmp_path), table)
+        monkeypatch.setenv("RANK", "1")
+
+    monkeypatch.setattr("hildanext.recipe.time.sleep", first_process)
+    monkeypatch.setenv("RANK", "1")
+    announced: list[str] = []
+    outcomes = execute(a_run(tmp_path), table, lambda step, event: announced.append(event))
+    assert ranks == ["1", "0"] and [key for key, _, _ in kitchen.calls] == ["cook", "cook", "serve"]
+    assert list(outcomes) == ["cook", "serve"] and not announced
+    assert execute(a_run(tmp_path), table) == outcomes and len(kitchen.calls) == 3
 
 
 def test_an_interrupted_run_resumes_where_it_stopped(tmp_path, kitchen):

@@ -19,9 +19,12 @@ from pydantic import Field
 from hildanext.config import build, check_profile, full_methods, knobs, merge, plain
 from hildanext.errors import CheckpointError, ConfigError, UnknownChoice
 from hildanext.runfolder import open_run, write_atomically
-from hildanext.runtime import versions
+from hildanext.runtime import is_main_process, versions
 
 logger = logging.getLogger(__name__)
+
+WAIT_SECONDS = 0.2
+"""Between two looks of a process at what the first one has done."""
 
 
 @knobs
@@ -80,7 +83,8 @@ class Step:
 
 Table = Mapping[str, str]
 """Stage name to the module that holds `check(section, context)` and `stage(section, context) -> outcome`, and
-maybe `READS`: names of further sections of the run that become part of the stage's own."""
+maybe `READS`: names of further sections of the run that become part of the stage's own; and `TOGETHER` = True where
+several processes do the stage together. Any other stage is the first one's work, for which the others wait."""
 Announce = Callable[[Step, str], None]
 """Told of each step: "done", "start" or "finished"."""
 
@@ -121,12 +125,15 @@ def check(run: Mapping[str, Any], table: Table) -> list[Step]:
 def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = None) -> dict[str, dict[str, Any]]:
     """Check the run, then do each stage that is not done. Returns the outcomes by key.
 
-    Stopped at any instant it can be called again; what is done is not done twice.
+    Stopped at any instant it can be called again; what is done is not done twice. Several processes (which see one
+    disk) may call it: the first one writes and announces.
     """
     tell = announce if announce is not None else _log
     steps = check(run, table)
     shared, _ = read_run(run, table)
     extra = {"versions": versions(), "stages": _listed(steps), "full": full_methods([step.section for step in steps])}
+    if not is_main_process():
+        return _follow(shared, steps, table)
     folder = open_run(shared.folder, dict(run), shared.seed, extra)
     outcomes: dict[str, dict[str, Any]] = {}
     for step in steps:
@@ -143,6 +150,20 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
         outcomes[step.key] = json.loads(json.dumps(outcome, default=str))  # as a resumed run will read it
         _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
         tell(step, "finished")
+    return outcomes
+
+
+def _follow(shared: RunKnobs, steps: Sequence[Step], table: Table) -> dict[str, dict[str, Any]]:
+    """What a process beside the first one does: its part of the stages done together, and wait for the rest."""
+    outcomes: dict[str, dict[str, Any]] = {}
+    for step in steps:
+        done = _read_marker(Path(shared.folder), step.key, "done").get("fingerprint") == step.fingerprint
+        module = _module(table, step.stage)
+        if getattr(module, "TOGETHER", False) and not done:
+            module.stage(dict(step.section), _context(shared, step.key, outcomes))
+        while (marker := _read_marker(Path(shared.folder), step.key, "done")).get("fingerprint") != step.fingerprint:
+            time.sleep(WAIT_SECONDS)
+        outcomes[step.key] = marker["outcome"]
     return outcomes
 
 

@@ -19,6 +19,15 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", 
 TOLD_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
 
 
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Where launchers say which of several processes this is."""
+
+
+def is_main_process() -> bool:
+    """Whether this process is alone or the first of several: the one that prints and writes."""
+    return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+
+
 def choose_device(name: str = "auto") -> "torch.device":
     """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU. Raises `ConfigError`."""
     import torch

@@ -6,6 +6,7 @@ from typing import Any
 from hildanext.errors import TrainingStopped
 from hildanext.recipe import StageContext
 
+TOGETHER = True
 READS = ("data",)
 
 

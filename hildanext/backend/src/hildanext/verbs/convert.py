@@ -1,6 +1,7 @@
 """Turn an autoregressive model into a diffusion model.
 
 hildanext convert --config hildanext/runs/configs/default.json --out runs/my-conversion
+accelerate launch --config_file hildanext/runs/accelerate/ddp.json -m hildanext.cli convert --config ... --out ...
 """
 
 import argparse
@@ -16,11 +17,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from hildanext.bench.report import write_report
+    from hildanext.runtime import is_main_process
     from hildanext.wsd_stage0 import convert
 
     config = load_run(options)
     summary = convert(
         config.get("convert", {}), config.get("data", {}), options.out, config.get("profile", "SAFE"), options.quiet
     )
-    print(json.dumps(summary))
+    if is_main_process():
+        title = config.get("name", "") or Path(options.out).name
+        report = write_report(options.out, {"convert": {"run": options.out}}, title)
+        print(json.dumps({**summary, "report": str(report)}))
     return 0

@@ -2,6 +2,7 @@
 
 hildanext run hildanext/runs/configs/demo.json
 hildanext run hildanext/runs/configs/demo.json --set folder=/tmp/demo --set seed=1
+accelerate launch --config_file hildanext/runs/accelerate/ddp.json -m hildanext.cli run ...
 """
 
 import argparse
@@ -23,11 +24,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from hildanext.log import configure_logging
     from hildanext.recipe import execute
+    from hildanext.runtime import is_main_process
 
     configure_logging("info")
     recipe = read_recipe(options)
     begun = time.perf_counter()
     outcomes = execute(recipe, STAGES, _announce)
+    if not is_main_process():
+        return 0
     print(f"done in {time.perf_counter() - begun:.0f} s: {recipe['folder']}")
     for outcome in outcomes.values():
         if "report" in outcome:
