@@ -54,3 +54,7 @@ class TrainingStopped(HildaError):
 
 class NumericsError(HildaError):
     """A forward outside our attention seam, or a result that is not a number."""
+
+
+class SandboxError(HildaError):
+    """Generated programs cannot be run here with the isolation that was asked for."""

@@ -63,6 +63,7 @@ def examine() -> list[Finding]:
         *examine_cuda(),
         *examine_arithmetic(),
         *examine_models(),
+        *examine_sandbox(),
         *[examine_bitsandbytes() if name == "bitsandbytes" else probe_optional(name) for name in OPTIONAL],
     ]
 
@@ -158,6 +159,18 @@ def examine_models() -> list[Finding]:
         return [Finding("ok", "model tiny", "shipped with the package")]
     advice = "python hildanext/scripts/train_tiny.py makes it"
     return [Finding("bad", "model tiny", "missing from this installation", advice)]
+
+
+def examine_sandbox() -> list[Finding]:
+    """How far generated programs can be locked up here (HumanEval, rewards for code)."""
+    from hildanext.sandbox.run import probe
+
+    isolation = probe()
+    why = isolation.why_not_higher()
+    state: Literal["ok", "note"] = "ok" if isolation.level == 3 else "note"
+    if isolation.level == 0:
+        why += "; generated programs are refused here unless unsafe execution is allowed"
+    return [Finding(state, "sandbox", isolation.describe(), why)]
 
 
 def probe_optional(name: str) -> Finding:

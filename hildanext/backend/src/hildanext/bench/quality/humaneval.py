@@ -31,8 +31,8 @@ def score_program(problem: Row, completion: str, limits: Limits | None = None, u
 class HumanEval(WritingTask):
     """pass@k, estimated without bias from `repeats` samples, for every k of 1, 10, 100 up to that many.
 
-    The prompt is the function's head as it is, and the answer ends where lm-evaluation-harness's `humaneval` (version 1)
-    ends it. With `chat` the prompt is its instruct task's question, and the answer's code block counts.
+    The prompt is the function's head as it is, and the answer ends where lm-evaluation-harness's `humaneval` ends it
+    (version 1). With `chat` the prompt is its instruct task's question, and the answer's code block counts.
 
     Paper: Evaluating Large Language Models Trained on Code, arXiv:2107.03374.
     Differs: values, not processes, decide: the tests run apart from the program and see what it returns in plain types

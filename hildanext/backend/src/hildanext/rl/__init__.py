@@ -1,0 +1,1 @@
+"""Stage 2, alignment with verifiable rewards. So far it holds the rewards."""

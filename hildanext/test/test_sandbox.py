@@ -1,0 +1,85 @@
+"""Every hostile program, what comes of it, and what is left of it: nothing."""
+
+import glob
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hildanext.sandbox import run as sandbox_run
+from hildanext.sandbox.limits import Verdict
+from hildanext.sandbox.run import judge, probe
+from hostile import ATTACKS, ROWS, Row
+
+LEVEL = probe().level
+full = pytest.mark.skipif(LEVEL < 3, reason=f"needs level 3: {probe().why_not_higher()}")
+
+MARK = "hilda-hostile-" + os.urandom(8).hex()
+
+
+def ours() -> list[str]:
+    """Command lines of processes that this file's programs left running, anywhere on the machine."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            line = Path(path).read_bytes()
+        except OSError:
+            continue
+        if MARK.encode() in line:
+            found.append(line.replace(b"\0", b" ").decode(errors="replace")[-200:])
+    return found
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def marked():
+    """Every process of this file carries the mark on its command line."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sandbox_run, "_BOOT", f"{sandbox_run._BOOT}  # {MARK}")
+    yield
+    patch.undo()
+
+
+def run_rows(rows: list[Row], mechanisms: tuple[str, ...]) -> dict[str, Verdict]:
+    with ThreadPoolExecutor(6) as pool:
+        verdicts = pool.map(lambda row: judge(row.job(), row.limits(), mechanisms), rows)
+        return {row.name: verdict for row, verdict in zip(rows, verdicts, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def outcome(marked) -> dict:
+    """All rows at the level of this machine, side by side, and the machine before and after."""
+    before = resident_bytes(), set(os.listdir(tempfile.gettempdir()))
+    verdicts = run_rows(ROWS + ATTACKS, probe().mechanisms)
+    return {"verdicts": verdicts, "grown": resident_bytes() - before[0], "left": ours(), "files": before[1]}
+
+
+@full
+@pytest.mark.parametrize("row", ROWS + ATTACKS, ids=lambda row: row.name)
+def test_hostile_program(row, outcome):
+    verdict = outcome["verdicts"][row.name]
+    assert verdict.kind in row.kinds, verdict
+    if verdict.kind == "timeout":
+        assert row.seconds <= verdict.seconds <= row.seconds + 1
+
+
+@full
+def test_nothing_is_left_running(outcome):
+    assert outcome["left"] == []
+
+
+@full
+def test_nothing_is_left_on_disk_and_nothing_was_touched(outcome):
+    new = set(os.listdir(tempfile.gettempdir())) - outcome["files"]
+    assert not [name for name in new if name.startswith("hilda-sandbox-") or name in ("x", "big", "hostile")]
+    assert not Path("/tmp/hostile").exists() and not Path(tempfile.gettempdir(), "../../x").exists()
+
+
+@full
+def test_this_process_did_not_grow(outcome):
+    assert outcome["grown"] < 50 << 20
