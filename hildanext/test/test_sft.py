@@ -273,7 +273,7 @@ def test_what_cannot_be_is_one_line(section, tmp_path: Path, changes, chat, erro
     assert "\n" not in str(problem.value) and not (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_the_verb_trains_reports_and_resumes(section, tmp_path: Path, capsys):
+def test_the_verb_trains_reports_resumes_and_generate_asks_it(section, tmp_path: Path, capsys):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"sft": section, "chat": CHAT}))
     command = ["sft", "--config", str(path), "--out", str(tmp_path / "run"), "--quiet"]
@@ -285,6 +285,12 @@ def test_the_verb_trains_reports_and_resumes(section, tmp_path: Path, capsys):
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     page = Path(summary["report"]).read_text(encoding="utf-8")
     assert "Fine-tuning" in page and "wrong tokens mended" in page and "conversations" in page and "#### " in page
+    ask = ["generate", "--model", summary["checkpoint"], "--prompt", "How many?", "--max-new-tokens", "8"]
+    assert main([*ask, "--chat", "--system", "Be brief."]) == 0
+    assert capsys.readouterr().out.startswith("How many?\n")
+    assert main([*ask, "--system", "Be brief."]) == 2 and "add --chat" in capsys.readouterr().err
+    assert main(["generate", "--model", "tiny", "--prompt", "How many?", "--chat"]) == 2
+    assert "has no chat template" in capsys.readouterr().err
     assert main([*command, "--set", "sft.turns=5"]) == 2
     assert capsys.readouterr().err.startswith("error: sft")
 

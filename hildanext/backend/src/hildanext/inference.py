@@ -18,6 +18,7 @@ from hildanext.config import knobs
 from hildanext.decode.base import Decoder
 from hildanext.decode.session import BlockSession, Commit, Row, Step
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.tokenization import encode_prompt as encode_prompt
 
 DEFAULT_NEW_TOKENS = 256
 FinishReason = Literal["eos", "stop", "length"]
@@ -124,13 +125,6 @@ def generate(
         run = _Run(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion)
         completions += run.complete([prompts[i] for i in batch], [limits[i] for i in batch])
     return completions
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a document's beginning: BOS where the tokenizer has one, then the text."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    bos = tokenizer.bos_token_id
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
 def context_length(model: DiffusionModel) -> int:

@@ -3,6 +3,7 @@
 hildanext generate --prompt "Once upon a time" --mode S_MODE
 hildanext generate --prompt "Once upon a time" --mode quality --tau-edit off --trace trace.json
 hildanext generate --batch prompts.txt --json
+hildanext generate --model runs/sft-tiny/checkpoint --chat --prompt "Lily has 5 apples. She gets 3. How many?"
 """
 
 import argparse
@@ -25,6 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="text to continue")
     source.add_argument("--batch", metavar="FILE", help="one prompt per line, decoded as one batch")
+    parser.add_argument(
+        "--chat", action="store_true", help="a prompt is a question, put into the model's chat template"
+    )
+    parser.add_argument("--system", help="with --chat: what the model is told before the question")
     parser.add_argument("--model", help="diffusion checkpoint: a folder, or tiny (default)")
     parser.add_argument("--mode", help="S_MODE (default; alias speed) or Q_MODE (alias quality)")
     parser.add_argument("--effort", help="instant, low, medium, high or adaptive: knobs laid over the mode")
@@ -56,7 +61,7 @@ def _threshold(text: str) -> float | str:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.inference import encode_prompt, generate
+    from hildanext.inference import generate
     from hildanext.models.load import load_diffusion
     from hildanext.runtime import choose_device, choose_dtype, set_threads
 
@@ -68,8 +73,8 @@ def run(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     name = options.model if options.model is not None else config.get("model", "tiny")
     model, tokenizer = load_diffusion(name, choose_dtype(options.dtype, device), device)
-    prompts = [encode_prompt(tokenizer, text) for text in texts]
-    watcher = _Watcher(options, texts, prompts, tokenizer)
+    prompts = [_encoded(options, tokenizer, text) for text in texts]
+    watcher = _Watcher(options, [f"{text}\n" for text in texts] if options.chat else texts, prompts, tokenizer)
     with watcher:
         completions = generate(model, tokenizer, prompts, decoder, settings, watcher.on_event)
     machine = {
@@ -104,6 +109,19 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     if not lines:
         raise DataError(f"{options.batch!r} is empty", "write one prompt per line")
     return lines
+
+
+def _encoded(options: argparse.Namespace, tokenizer: Any, text: str) -> list[int]:
+    from hildanext.conversations import Message, encode_chat
+    from hildanext.errors import ConfigError
+    from hildanext.tokenization import encode_prompt
+
+    if options.chat:
+        before = [Message("system", options.system)] if options.system is not None else []
+        return encode_chat(tokenizer, [*before, Message("user", text)])
+    if options.system is not None:
+        raise ConfigError("--system is for conversations", "add --chat")
+    return encode_prompt(tokenizer, text)
 
 
 def decoder_section_of(options: argparse.Namespace, run_section: dict[str, Any]) -> dict[str, Any]:
