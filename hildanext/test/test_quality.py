@@ -12,6 +12,7 @@ from hildanext.bench.quality.runner import QualityKnobs, run_tasks
 from hildanext.bench.quality.session import print_tasks, run_session
 from hildanext.bench.quality.summary import mask_tokens, summarise
 from hildanext.bench.quality.ways import Ask, Contestants, DiffusionWay, ParentWay
+from hildanext.bench.report import write_report
 from hildanext.choice import make
 from hildanext.cli import main
 from hildanext.decode import MODES
@@ -357,6 +358,8 @@ def test_a_recipe_s_stage_runs_tasks_without_held_out_data(sections, tmp_path):
     assert outcome["tasks"] == str(tmp_path / "eval" / "quality.json") and "results" not in outcome
     assert [way["name"] for way in told["tasks"][0]["ways"]][0] == "AR parent"
     assert outcome["pictures"] == [str(tmp_path / "eval" / "perplexity.png")]
+    page = write_report(tmp_path, {"eval": outcome}, "a run").read_text(encoding="utf-8")
+    assert "<h2>Tasks</h2>" in page and "tinystories (1)" in page and "diffusion, block 8, bound" in page
     for wrong, word in (({"tasks": {"gsm9k": {}}}, "gsm8k"), ({"task": {}}, "did you mean 'tasks'")):
         with pytest.raises(HildaError, match=word):
             a_stage({"model": "tiny", "quality": wrong}, tmp_path)

@@ -13,6 +13,7 @@ from hildanext import plots
 from hildanext.bench import trace_html
 from hildanext.bench.evaluation import GENERATION_COLUMNS, LIKELIHOOD_COLUMNS, generation_cells, likelihood_cells
 from hildanext.bench.generation import PARENT, label
+from hildanext.bench.quality import summary
 from hildanext.errors import DataError
 from hildanext.log import read_metrics
 from hildanext.runfolder import RUN_FILE, write_atomically
@@ -53,6 +54,9 @@ CAPTIONS = {
     "throughput": "Data tokens per second; each is fed more than once where a noisy and a clean copy are needed.",
     "likelihood": "Held-out likelihood. Exact numbers beside bounds: a bound's slack is part of its height.",
     "speed": "Tokens per second, one prompt at a time, all ways taking turns in one process.",
+    "tasks": "Benchmark scores with 95 % intervals; every model was given the same prompts.",
+    "perplexity": "Perplexity of held-out texts with 95 % intervals. A bound is not an exact number.",
+    "lengths": "How long answers were, in tokens. A model that stops early or never shows here first.",
     "quality": "Perplexity of what was written, under the AR parent. Repetitive text scores well here.",
 }
 
@@ -78,6 +82,7 @@ def write_report(folder: str | Path, outcomes: Mapping[str, Mapping[str, Any]], 
         _fine_tuning(found),
         _likelihood(found, evaluation, record),
         _writing(found, evaluation),
+        _tasks(found),
         _samples(samples, evaluation),
         _how(record, evaluation),
     ]
@@ -216,6 +221,17 @@ def _writing(found: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         f"<h2>Writing: speed and quality</h2><p>{count} held-out beginnings, one at a time.</p>{table}"
         f"<ul>{verdicts}</ul>{pictures}{_notes(evaluation, (2,))}"
     )
+
+
+def _tasks(found: Mapping[str, Any]) -> str:
+    """Benchmark tasks, where the run has any: scores, what they were measured with, how long answers were."""
+    if "tasks" not in found:
+        return ""
+    result = _json(found["tasks"])
+    table = _table(summary.COLUMNS, [cells for task in result["tasks"] for cells in summary.cells_of(task)])
+    told = "".join(f'<p class="dim">{escape(line)}</p>' for line in summary.lines(result))
+    pictures = "".join(_named_picture(found, name) for name in ("tasks", "perplexity", "lengths"))
+    return f"<h2>Tasks</h2>{table}{pictures}<details><summary>How each was measured</summary>{told}</details>"
 
 
 def verdicts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
