@@ -23,7 +23,7 @@ LAYERS = [
     {"diffusion", "tokenization"},
     {"conversations"},
     {"sources", "causal", "sandbox"},
-    {"datasets", "packing", "models"},
+    {"datasets", "feeding", "packing", "models"},
     {"ar", "chat_dataset", "kv", "noising"},
     {"decode", "supervision", "loop"},
     {"inference", "training"},

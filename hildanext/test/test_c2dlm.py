@@ -9,15 +9,16 @@ import torch
 
 from conftest import random_model
 from hildanext import masks
-from hildanext.diffusion import CausalPairs, View, effect_rates, layout_of, model_input, replace_tokens
+from hildanext.diffusion import CausalPairs, View, effect_rates, replace_tokens
 from hildanext.errors import ConfigError
+from hildanext.feeding import feed, layout_of
 from hildanext.log import read_metrics
 from hildanext.models.adapters import LoraKnobs, add_lora
 from hildanext.models.attention import AttentionContext, MaskedAttention
 from hildanext.models.block_attention import DoubledAttention
 from hildanext.schedules import LearningRate, Rung
 from hildanext.supervision import SupervisedStep, objective
-from hildanext.supervision.c2dlm import AttentionToCauses, CausalAttention, row_loss, row_means, value_norms
+from hildanext.supervision.c2dlm import AttentionToCauses, CausalAttention, re_attention, row_loss, value_norms
 from hildanext.supervision.causal_rows import CausalRows, causal_rows
 from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.supervision.objective import attention_for
@@ -43,9 +44,9 @@ def paired(view: View, *pairs: tuple[int, int], masked=(), replaced=(), weights=
 
 
 def rows_of(view: View, shift="none", clean_mask="block_causal", special=NO_SPECIALS, most=64) -> CausalRows | None:
-    layout = layout_of(view.block_size, view.clean.shape[1], shift)
+    fed = feed(view, layout_of(view.block_size, view.clean.shape[1], shift))
     generator = torch.Generator().manual_seed(0)
-    return causal_rows(view, layout, shift, clean_mask, view.masked | view.replaced, special, most, generator)
+    return causal_rows(view, fed, shift, clean_mask, view.masked | view.replaced, special, most, generator)
 
 
 def columns(rows: CausalRows, number: int = 0) -> tuple[int, list[int], list[int]]:
@@ -136,22 +137,21 @@ def test_rows_are_drawn_where_there_are_too_many():
 WORKED = (torch.tensor([0.5, 0.3, 0.2]), torch.tensor([1.0, 2.0, 4.0]))
 
 
-def worked(norms: torch.Tensor | None, causal: list[float], others: list[float]) -> torch.Tensor:
-    attention = WORKED[0].double().view(1, 1, 1, 1, 3)
+def worked(norms: torch.Tensor | None) -> torch.Tensor:
+    scores = WORKED[0].double().log().view(1, 1, 1, 1, 3)
     given = None if norms is None else norms.double().view(1, 1, 1, 3)
-    rows = (torch.tensor(part).double().view(1, 1, 3) for part in (causal, others))
-    return row_means(attention, given, *rows).flatten()
+    return re_attention(scores, torch.zeros(1, 1, 1, 1, 3).double(), given).flatten()
 
 
 def test_V16_re_attention():
-    found = [float(worked(WORKED[1], [float(i == j) for j in range(3)], [0, 0, 0])[0]) for i in range(3)]
-    assert found == pytest.approx([0.26316, 0.31579, 0.42105], abs=1e-5)
+    assert worked(WORKED[1]).tolist() == pytest.approx([0.26316, 0.31579, 0.42105], abs=1e-5)
+    assert worked(None).tolist() == pytest.approx(WORKED[0].tolist())
 
 
 @pytest.mark.parametrize("norms, ratio", [(WORKED[1], 0.92308), (None, 0.85714)])
 def test_V16_the_ratio_of_causes_to_the_rest(norms, ratio):
-    causes, others = worked(norms, [0, 1, 0], [0.5, 0, 0.5])
-    assert float(causes / others) == pytest.approx(ratio, abs=1e-5)
+    found = worked(norms)
+    assert float(found[1] / found[[0, 2]].mean()) == pytest.approx(ratio, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,9 @@ def test_V16_the_ratio_of_causes_to_the_rest(norms, ratio):
     + [("mass", -math.log(0.315789474))],
 )
 def test_V16_the_losses(kind, value):
-    causes, others = worked(WORKED[1], [0, 1, 0], [0.5, 0, 0.5])
-    assert float(row_loss(causes[None], others[None], kind, 2.0, 1e-9)) == pytest.approx(value, abs=1e-5)
+    found = worked(WORKED[1])
+    causes, others = found[1:2], found[[0, 2]].mean()[None]
+    assert float(row_loss(causes, others, kind, 2.0, 1e-9)) == pytest.approx(value, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["log_hinge", "cat_hinge", "cat_nll", "cat_div", "cat_div2"])
@@ -195,7 +196,8 @@ def whole_map(model, view: View, layer: int, inner: AttentionContext) -> tuple[t
                 kept["value"] = value.repeat_interleave(group, 1)
             return inner.attend(number, query, key, value, scale)
 
-    tokens, positions = model_input(view, "double")
+    fed = feed(view, "double")
+    tokens, positions = fed.tokens(view), fed.rows(view).position
     with torch.no_grad():
         model(model.embed(tokens), positions, Look())
     return kept["map"], kept["value"]
@@ -209,7 +211,7 @@ def test_the_rows_computed_apart_are_those_of_the_whole_map(family, reattention,
     model, layer = random_model(family), 1
     view = paired(make_view(length=16), (9, 2), (9, 8), (14, 4), replaced=[9, 14])
     mask = masks.doubled(view.document, view.position, 4)
-    inner = attention_for(view, "double", "block_causal", model.head)
+    inner = attention_for(view, feed(view, "double"), "block_causal", model.head)
     assert isinstance(inner, DoubledAttention)
     if context is MaskedAttention:
         inner = MaskedAttention(mask)
@@ -227,7 +229,7 @@ def test_the_rows_computed_apart_are_those_of_the_whole_map(family, reattention,
         ratio = float(re[row, causes].mean()) / float(re[row, rest].mean())
         expected.append(max(0.0, math.log(50.0) - math.log(ratio)))
     knobs = CausalAttention(reattention=reattention, layers=(layer,), lambda_c=1.0, alpha=50.0, eps=1e-12)
-    found = SupervisedStep(model, {"c2dlm": knobs}, special=NO_SPECIALS)(view)
+    found = SupervisedStep(model, {"c2dlm": knobs}, special=NO_SPECIALS, layout="double")(view)
     assert found.auxiliary.item() == pytest.approx(sum(expected) / 2, rel=1e-6)
     assert sum(expected) > 0
 
@@ -305,7 +307,7 @@ def test_a_recomputed_layer_does_not_replace_what_the_first_pass_found():
     model = random_model()
     view = paired(make_view(length=16), (9, 2), replaced=[9])
     rows = rows_of(view)
-    attention = attention_for(view, "double", "block_causal", model.head)
+    attention = attention_for(view, feed(view, "double"), "block_causal", model.head)
     watch = AttentionToCauses(attention, CausalAttention(), rows, frozenset({0}), 1.0)
     query, key = torch.randn(2, 4, 32, 8).double(), torch.randn(2, 2, 32, 8).double()
     watch.attend(0, query, key, key, 1.0)

@@ -6,13 +6,10 @@ import torch
 from hildanext.diffusion import (
     block_index,
     block_times,
-    clean_readout_index,
     complement,
     elbo_weight,
-    layout_of,
     mask_tokens,
     next_turn,
-    readout_index,
     replace_tokens,
     targets,
 )
@@ -120,32 +117,8 @@ def test_a_turn_keeps_the_truth_as_its_label():
     assert torch.equal(following.replaced, view.maskable & (draft != view.clean))
 
 
-def test_V21_shift_of_the_readout():
-    position = torch.arange(6)[None]
-    assert readout_index(position, 3, "none", "double").tolist() == [[0, 1, 2, 3, 4, 5]]
-    # left: inside a block the noisy state before; a block's first token reads the clean half (6 + index - 1)
-    assert readout_index(position, 3, "left", "double").tolist() == [[6, 0, 1, 8, 3, 4]]
-    assert readout_index(position, 6, "left", "single").tolist() == [[0, 0, 1, 2, 3, 4]]
-    assert clean_readout_index(position, "double").tolist() == [[6, 6, 7, 8, 9, 10]]
-
-
 def test_left_shift_never_predicts_the_first_token_of_a_document():
     position = torch.tensor([[0, 1, 2, 0, 1]])
     maskable = torch.ones(1, 5, dtype=torch.bool)
     assert targets(maskable, position, "left").tolist() == [[False, True, True, False, True]]
     assert targets(maskable, position, "none").all()
-
-
-@pytest.mark.parametrize(
-    ("block", "shift", "layout"),
-    [
-        (1, "left", "clean"),
-        (1, "none", "double"),
-        (4, "left", "double"),
-        (16, "none", "single"),
-        (16, "left", "single"),
-    ],
-)
-def test_V22_input_is_doubled_unless_one_half_is_never_read(block: int, shift: str, layout: str):
-    assert layout_of(block, 16, shift) == layout
-    assert layout_of(block, 16, shift, reads_clean=True) == ("double" if layout == "single" else layout)

@@ -5,7 +5,7 @@ import torch
 
 from conftest import random_model
 from hildanext import masks
-from hildanext.diffusion import readout_index
+from hildanext.feeding import Fed
 from hildanext.kv import BlockCache
 from hildanext.models.attention import MaskedAttention
 
@@ -34,6 +34,12 @@ def committed(model, tokens, debug=False):
     return cache
 
 
+def readout(position, shift):
+    """Where a doubled forward predicts each token."""
+    every = torch.arange(position.shape[1])[None]
+    return Fed(every, every, position.shape[1]).readout(position, BLOCK, shift)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_noisy_half_of_training_equals_the_cached_forward(family, alignment):
@@ -48,7 +54,7 @@ def test_noisy_half_of_training_equals_the_cached_forward(family, alignment):
         both = torch.cat([noisy, clean], -1)
         with torch.no_grad():
             hidden = model(model.embed(both), torch.cat([position, position], -1), MaskedAttention(mask))
-        index = readout_index(position, BLOCK, model.card.shift, "double")
+        index = readout(position, model.card.shift)
         trained = model.logits(hidden[0, index[0]])
         for block in range(1, 4):
             span = slice(block * BLOCK, (block + 1) * BLOCK)
@@ -74,7 +80,7 @@ def test_future_clean_and_other_noisy_blocks_do_not_matter(alignment):
     noisy[:, BLOCK : 2 * BLOCK] = model.card.mask_id
     position = torch.arange(clean.shape[1])[None]
     mask = masks.doubled(torch.zeros_like(clean), position, BLOCK, model.card.clean_mask)
-    index = readout_index(position, BLOCK, model.card.shift, "double")[0, BLOCK : 2 * BLOCK]
+    index = readout(position, model.card.shift)[0, BLOCK : 2 * BLOCK]
 
     def read(noisy, clean):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The forward process: noise levels, corruption, weights, and where a prediction is read.
+"""The forward process: noise levels, corruption, weights, and what can be predicted.
 
 Masked block diffusion with the linear schedule: a token of a block at noise level t is masked with
 probability t and its loss weighs 1/t (BD3-LM, arXiv:2503.09573; LLaDA2.0, arXiv:2512.15745). Observed
@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Shift = Literal["none", "left"]
-Layout = Literal["double", "single", "clean"]
 
 
 @dataclass(frozen=True)
@@ -183,61 +182,6 @@ def next_turn(view: View, draft: Int[Tensor, "batch seq"], mask_id: int) -> View
 def elbo_weight(view: View) -> Float[Tensor, "batch seq"]:
     """1/t at masked tokens, 0 elsewhere: summed cross-entropies times this are a bound on -log p."""
     return torch.where(view.masked, 1.0 / view.time, torch.zeros_like(view.time))
-
-
-def layout_of(block_size: int, seq: int, shift: Shift, reads_clean: bool = False) -> Layout:
-    """How a view is fed: `double` is [x_t ; x_0]; `single` drops the clean half when a block spans the row;
-    `clean` drops the noisy half at block size 1 under the left shift, where every prediction reads the clean half.
-
-    `reads_clean` says that a loss reads the clean half, which is then there: in a single copy its place would be
-    taken by noisy tokens that see their own labels.
-    """
-    if shift == "left" and block_size == 1:
-        return "clean"
-    return "single" if block_size >= seq and not reads_clean else "double"
-
-
-def model_input(view: View, layout: Layout) -> tuple[Int[Tensor, "batch fed"], Int[Tensor, "batch fed"]]:
-    """Tokens and positions of the training forward; both halves of a doubled input carry the same positions."""
-    if layout == "single":
-        return view.noisy, view.position
-    if layout == "clean":
-        return view.clean, view.position
-    return torch.cat([view.noisy, view.clean], -1), torch.cat([view.position, view.position], -1)
-
-
-def fed_tokens(view: View, layout: Layout) -> tuple[Int[Tensor, "batch fed"], Bool[Tensor, "batch fed"]]:
-    """Which token of the view each fed column is a copy of, and whether it is the noisy copy."""
-    here = torch.arange(view.clean.shape[1], device=view.clean.device).expand_as(view.clean)
-    noisy = torch.full_like(here, layout != "clean", dtype=torch.bool)
-    if layout == "double":
-        return torch.cat([here, here], -1), torch.cat([noisy, ~noisy], -1)
-    return here, noisy
-
-
-def readout_index(
-    position: Int[Tensor, "batch seq"], block_size: int, shift: Shift, layout: Layout
-) -> Int[Tensor, "batch seq"]:
-    """Index into the fed sequence of the hidden state that predicts each token.
-
-    Under the left shift the first token of a block is read from the clean half, because at inference
-    the block before it is finished; the first token of a document has no predecessor (index 0, never a target).
-    """
-    seq = position.shape[-1]
-    here = torch.arange(seq, device=position.device).expand_as(position)
-    if shift == "none":
-        return here
-    before = (here - 1).clamp_min(0)
-    if layout == "double":
-        return torch.where(position % block_size == 0, before + seq, before)
-    return before
-
-
-def clean_readout_index(position: Int[Tensor, "batch seq"], layout: Layout) -> Int[Tensor, "batch seq"]:
-    """Index of the clean hidden state at the token before (the autoregressive reading of the clean half)."""
-    seq = position.shape[-1]
-    before = (torch.arange(seq, device=position.device) - 1).clamp_min(0).expand_as(position)
-    return before + seq if layout == "double" else before
 
 
 def targets(

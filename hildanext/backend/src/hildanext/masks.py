@@ -58,7 +58,20 @@ def doubled(
     rows = Rows(
         torch.cat([document, document], -1), torch.cat([position, position], -1), torch.cat([noisy, ~noisy], -1)
     )
-    return _with_padding(may_attend(rows, rows, block_size, clean_mask), rows.document)
+    return among(rows, block_size, clean_mask)
+
+
+def among(
+    rows: Rows, block_size: int, clean_mask: CleanMask = "block_causal", first_key: int = 0
+) -> Bool[Tensor, "batch fed key"]:
+    """Mask of the columns of a training forward among themselves, whichever copies these are.
+
+    The keys are the columns from `first_key` on. Padding attends to itself alone.
+    """
+    keys = Rows(*(part[:, first_key:] for part in rows))
+    mask = may_attend(rows, keys, block_size, clean_mask)
+    itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)[:, first_key:]
+    return mask | (itself & (rows.document < 0)[:, :, None])
 
 
 def same_document(document: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq seq"]:
@@ -74,8 +87,7 @@ def clean_only(
     clean_mask: CleanMask,
 ) -> Bool[Tensor, "batch seq seq"]:
     """Mask of a single clean copy, as the clean half of `doubled` sees itself."""
-    rows = Rows(document, position, torch.zeros_like(document, dtype=torch.bool))
-    return _with_padding(may_attend(rows, rows, block_size, clean_mask), document)
+    return among(Rows(document, position, torch.zeros_like(document, dtype=torch.bool)), block_size, clean_mask)
 
 
 def _with_padding(

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hildanext.ar import Parent, PromptError
-from hildanext.diffusion import View, layout_of, model_input, readout_index
+from hildanext.diffusion import View
+from hildanext.feeding import choose
 from hildanext.inference import context_length
 from hildanext.models import DiffusionModel
 from hildanext.supervision.linear_cross_entropy import linear_cross_entropy
@@ -188,11 +189,10 @@ def _losses(
 ) -> Iterator[tuple[int, int, int, float]]:
     """(pair, draw, block, weighted loss) of every scored token of one forward."""
     view = _view(units, size, model.card.mask_id, model.device)
-    layout = layout_of(size, view.clean.shape[1], model.card.shift)
-    tokens, positions = model_input(view, layout)
-    embeddings = model.embed(tokens)
-    hidden = model(embeddings, positions, attention_for(view, layout, model.card.clean_mask, embeddings))
-    readout = readout_index(view.position, size, model.card.shift, layout).cpu()
+    fed = choose(view, model.card.shift)
+    embeddings = model.embed(fed.tokens(view))
+    hidden = model(embeddings, fed.rows(view).position, attention_for(view, fed, model.card.clean_mask, embeddings))
+    readout = fed.readout(view.position, size, model.card.shift).cpu()
     rows, columns, labels, marks = [], [], [], []
     for row, unit in enumerate(units):
         first = len(unit.context)

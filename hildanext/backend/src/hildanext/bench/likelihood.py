@@ -23,7 +23,8 @@ from torch import Tensor
 from hildanext.ar import Parent
 from hildanext.config import knobs
 from hildanext.datasets import Batch
-from hildanext.diffusion import View, block_index, layout_of, model_input, readout_index
+from hildanext.diffusion import View, block_index
+from hildanext.feeding import choose
 from hildanext.models import DiffusionModel
 from hildanext.supervision.linear_cross_entropy import linear_cross_entropy
 from hildanext.supervision.objective import attention_for
@@ -119,12 +120,11 @@ def masked_nll(model: DiffusionModel, view: View, chunk: int = 128) -> Float[Ten
     """-log p(token | what the view shows) at masked tokens, 0 elsewhere; logits exist for `chunk` of them at a time."""
     card = model.card
     batch, seq = view.clean.shape
-    layout = layout_of(view.block_size, seq, card.shift)
-    tokens, positions = model_input(view, layout)
-    embeddings = model.embed(tokens)
-    hidden = model(embeddings, positions, attention_for(view, layout, card.clean_mask, embeddings))
+    fed = choose(view, card.shift)
+    embeddings = model.embed(fed.tokens(view))
+    hidden = model(embeddings, fed.rows(view).position, attention_for(view, fed, card.clean_mask, embeddings))
     where = view.masked.nonzero(as_tuple=True)
-    readout = readout_index(view.position, view.block_size, card.shift, layout)
+    readout = fed.readout(view.position, view.block_size, card.shift)
     rows = hidden[where[0], readout[where]]
     weight = torch.ones(len(rows), device=rows.device)
     losses = linear_cross_entropy(

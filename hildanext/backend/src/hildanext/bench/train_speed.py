@@ -24,8 +24,9 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from hildanext import masks
 from hildanext.bench.decode_speed import finish
 from hildanext.config import knobs, plain
-from hildanext.diffusion import View, block_index, block_times, elbo_weight, mask_tokens, readout_index, targets
+from hildanext.diffusion import View, block_index, block_times, elbo_weight, mask_tokens, targets
 from hildanext.errors import ConfigError
+from hildanext.feeding import feed
 from hildanext.models import DiffusionModel
 from hildanext.runtime import accelerates_bf16, machine
 from hildanext.supervision import SupervisedStep
@@ -77,7 +78,7 @@ def plain_loss(model: DiffusionModel, view: View) -> Tensor:
     tokens = torch.cat([view.noisy, view.clean], -1)
     positions = torch.cat([view.position, view.position], -1)
     logits = model.logits(model(model.embed(tokens), positions, _DenseAttention(dense)))
-    index = readout_index(view.position, view.block_size, card.shift, "double")
+    index = feed(view, "double").readout(view.position, view.block_size, card.shift)
     read = logits.gather(1, index[..., None].expand(-1, -1, logits.shape[-1]))
     # Unsupervised positions carry weight 0; a banned label cannot occur, so no infinity is multiplied by it.
     losses = cross_entropy(read.flatten(0, 1), view.clean.flatten(), reduction="none").view_as(view.time)

@@ -64,11 +64,14 @@ class DiffusionModel(nn.Module):
         tokens: Int[Tensor, "batch seq"],
         mask_noise: float = 0.0,
         generator: torch.Generator | None = None,
+        token: Int[Tensor, "batch seq"] | None = None,
+        row_length: int | None = None,
     ) -> Float[Tensor, "batch seq hidden"]:
         """Input embeddings; mask tokens get `mask_delta` and Gaussian noise.
 
         The noise has the deviation `mask_noise` in units of the trained rows' own. It is drawn on the generator's
-        device, so that a seed gives the same noise everywhere.
+        device, so that a seed gives the same noise everywhere. Where the columns are copies of tokens, `token` says
+        of which of the row's `row_length`: the noise is a token's, so that it does not depend on what else is fed.
         """
         embeddings = self.causal_lm.get_input_embeddings()(tokens)
         masked = (tokens == self.card.mask_id)[..., None]
@@ -76,9 +79,13 @@ class DiffusionModel(nn.Module):
             embeddings = embeddings + masked * self.mask_delta.to(embeddings.dtype)
         if mask_noise > 0.0:
             here = embeddings.device if generator is None else generator.device
-            noise = torch.randn(embeddings.shape, generator=generator, device=here, dtype=torch.float32)
+            batch, seq, hidden = embeddings.shape
+            drawn = (batch, seq if row_length is None else row_length, hidden)
+            noise = torch.randn(drawn, generator=generator, device=here, dtype=torch.float32).to(embeddings.device)
+            if token is not None:
+                noise = noise.gather(1, token[..., None].expand(-1, -1, hidden))
             deviation = mask_noise * self._deviation_of_rows().float()
-            embeddings = embeddings + masked * (deviation * noise.to(embeddings.device)).to(embeddings.dtype)
+            embeddings = embeddings + masked * (deviation * noise).to(embeddings.dtype)
         return embeddings
 
     def _deviation_of_rows(self) -> Float[Tensor, ""]:

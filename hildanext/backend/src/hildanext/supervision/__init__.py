@@ -8,6 +8,7 @@ from hildanext.errors import ConfigError
 from hildanext.supervision.autoregressive import Autoregressive
 from hildanext.supervision.base import Supervision, Weights
 from hildanext.supervision.c2dlm import CausalAttention
+from hildanext.supervision.confidence import ConfidenceAware
 from hildanext.supervision.distillation import ParentDistillation
 from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.supervision.objective import Outcome, SupervisedStep
@@ -20,6 +21,7 @@ SUPERVISIONS: dict[str, type[Supervision]] = {
     "ar": Autoregressive,
     "kl": ParentDistillation,
     "align": RepresentationAlignment,
+    "cap": ConfidenceAware,
     "c2dlm": CausalAttention,
 }
 

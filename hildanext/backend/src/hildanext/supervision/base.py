@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hildanext.diffusion import Layout, View
+from hildanext.diffusion import View
+from hildanext.feeding import Fed
 from hildanext.models.attention import AttentionContext
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Card
@@ -19,19 +20,25 @@ Stream = Literal["noisy", "clean"]
 class Weights:
     """Weights of one loss over the tokens of a view, shape [batch seq]; zero where it has nothing to say.
 
-    `stream` tells where the prediction of a token is read: the noisy reading of `diffusion.readout_index`,
+    `stream` tells where the prediction of a token is read: the noisy reading of `Fed.readout`,
     or the autoregressive reading of the clean half.
     """
 
     cross_entropy: Float[Tensor, "batch seq"] | None = None
     divergence: Float[Tensor, "batch seq"] | None = None
     alignment: Float[Tensor, "batch seq"] | None = None
+    entropy: Float[Tensor, "batch seq"] | None = None
+    """Of the entropy of a prediction, where the prediction is right."""
     stream: Stream = "noisy"
+
+    @property
+    def parts(self) -> tuple[Float[Tensor, "batch seq"] | None, ...]:
+        return self.cross_entropy, self.divergence, self.alignment, self.entropy
 
     @property
     def speaks(self) -> bool:
         """Whether the loss has any part in the predictions' losses."""
-        return any(part is not None for part in (self.cross_entropy, self.divergence, self.alignment))
+        return any(part is not None for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Scene:
     """What a loss on the forward itself may see before it happens."""
 
     view: View
-    layout: Layout
+    fed: Fed
+    """The columns of the forward."""
     targets: Bool[Tensor, "batch seq"]
     """The tokens that may be predicted at all."""
     model: DiffusionModel

@@ -86,7 +86,7 @@ class CausalAttention(Supervision):
             return None
         rows = causal_rows(
             view,
-            scene.layout,
+            scene.fed,
             scene.model.card.shift,
             scene.model.card.clean_mask,
             self._wanted(view) & scene.targets,
@@ -126,7 +126,8 @@ class AttentionToCauses:
     weight: float
     grams: dict[int, Tensor] | None = None
     found: dict[int, Tensor] = field(default_factory=dict)
-    """Layer -> means over the heads, [2 batch rows]: attention to causes and to the rest (see `row_means`)."""
+    """Layer -> means over the heads, [2 batch rows]: attention to causes and to the rest."""
+    parts: tuple[Tensor, Tensor] | None = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         out = self.inner.attend(layer, query, key, value, scale)
@@ -146,18 +147,44 @@ class AttentionToCauses:
     def _look(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         knobs, rows = self.knobs, self.rows
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-        batch, heads, _, head_dim = query.shape
+        batch, heads, fed, head_dim = query.shape
         kv_heads, count = key.shape[1], rows.index.shape[1]
+        if self.parts is None:
+            self.parts = _parts(rows, knobs.loss == "mass", kv_heads, wide)
+        unseen, columns = self.parts
         index = rows.index[:, None, :, None].expand(-1, heads, -1, head_dim)
-        asking = query.gather(2, index).to(wide).view(batch, kv_heads, -1, head_dim)
-        scores = (asking @ key.to(wide).transpose(-1, -2) * scale).view(batch, kv_heads, heads // kv_heads, count, -1)
-        attention = scores.masked_fill(~rows.visible[:, None, None], float("-inf")).softmax(-1)
+        asking = query.gather(2, index).to(wide).view(batch, kv_heads, -1, count, head_dim).transpose(2, 3) * scale
+        scores = asking.reshape(batch, kv_heads, -1, head_dim) @ key.to(wide).transpose(-1, -2)
         gram = None if self.grams is None else self.grams[layer]
         norms = value_norms(value if knobs.grad_through_v else value.detach(), heads, knobs.reattention, gram)
-        causal = (rows.causal > 0) if knobs.loss == "mass" else rows.causal
-        means = row_means(attention, norms, causal.to(wide), rows.others.to(wide))
-        means = means.flatten(2, 3)  # [2 batch heads rows]
+        means = re_attention(scores.view(batch, kv_heads, count, -1, fed), unseen, norms) @ columns
+        means = means.permute(4, 0, 1, 3, 2).flatten(2, 3)  # [2 batch heads rows]
         return (means if knobs.heads == "all" else means[:, :, list(knobs.heads)]).mean(2)
+
+
+def _parts(rows: CausalRows, whole: bool, kv_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What every layer needs of the rows: 0 or -inf for each column [batch 1 rows 1 fed], and the weights of the
+    causes (1 for each with `whole`) and of the others [batch kv_heads rows fed 2]."""
+    unseen = torch.zeros(rows.visible.shape, dtype=dtype, device=rows.visible.device)
+    unseen = unseen.masked_fill(~rows.visible, float("-inf"))[:, None, :, None]
+    causal = (rows.causal > 0) if whole else rows.causal
+    columns = torch.stack([causal.to(dtype), rows.others.to(dtype)], -1)
+    return unseen, columns[:, None].expand(-1, kv_heads, -1, -1, -1).contiguous()
+
+
+def re_attention(
+    scores: Float[Tensor, "batch kv_heads rows group fed"],
+    unseen: Float[Tensor, "#batch 1 #rows 1 fed"],
+    norms: Float[Tensor, "batch kv_heads #group fed"] | None,
+) -> Float[Tensor, "batch kv_heads rows group fed"]:
+    """Re = A * norms, each row divided by its sum, where A is the softmax of the scores.
+
+    Both at once: the norms' logarithms are added to the scores, so that autograd keeps one map.
+    """
+    if norms is None:
+        return (scores + unseen).softmax(-1)
+    given = norms.clamp_min(torch.finfo(norms.dtype).tiny).log()[:, :, None]  # [batch kv_heads 1 group-or-1 fed]
+    return (scores + (unseen + given)).softmax(-1)
 
 
 def value_norms(
@@ -181,27 +208,6 @@ def value_norms(
     by_group = gram.to(wide).unflatten(0, (kv_heads, heads // kv_heads))
     squares = torch.einsum("bkfd,kgde,bkfe->bkgf", value, by_group, value)
     return squares.clamp_min(torch.finfo(wide).tiny).sqrt()
-
-
-def row_means(
-    attention: Float[Tensor, "batch kv_heads group rows fed"],
-    norms: Float[Tensor, "batch kv_heads #group fed"] | None,
-    causal: Float[Tensor, "batch rows fed"],
-    others: Float[Tensor, "batch rows fed"],
-) -> Float[Tensor, "2 batch kv_heads group rows"]:
-    """Re-attention summed with the weights `causal` and `others`: Re = A * norms, each row divided by its sum.
-
-    The rows of Re themselves are never stored: with autograd they would be kept for every layer and head.
-    """
-    if norms is None:
-        return torch.stack([torch.einsum("bkgrf,brf->bkgr", attention, part) for part in (causal, others)])
-    whole = torch.einsum("bkgrf,bkgf->bkgr", attention, norms.expand(-1, -1, attention.shape[2], -1))
-    whole = whole.clamp_min(torch.finfo(whole.dtype).tiny)
-    sums = []
-    for part in (causal, others):
-        weighed = norms[:, :, :, None] * part[:, None, None]  # [batch kv_heads group-or-1 rows fed]
-        sums.append((attention * weighed).sum(-1) / whole)
-    return torch.stack(sums)
 
 
 def row_loss(

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hildanext import masks
-from hildanext.diffusion import CausalPairs, Layout, Shift, View, fed_tokens, model_input, readout_index
+from hildanext.diffusion import CausalPairs, Shift, View
+from hildanext.feeding import Fed
 from hildanext.masks import CleanMask
 
 
@@ -33,7 +34,7 @@ class CausalRows:
 
 def causal_rows(
     view: View,
-    layout: Layout,
+    fed: Fed,
     shift: Shift,
     clean_mask: CleanMask,
     wanted: Bool[Tensor, "batch seq"],
@@ -53,18 +54,17 @@ def causal_rows(
     seq = view.clean.shape[1]
     effects, group = torch.unique(pairs.row * seq + pairs.effect, return_inverse=True)
     row, effect = effects // seq, effects % seq
-    fed, noisy = fed_tokens(view, layout)
-    keys = masks.Rows(view.document.gather(1, fed), view.position.gather(1, fed), noisy)
-    query = readout_index(view.position, view.block_size, shift, layout)[row, effect]
+    keys = fed.rows(view)
+    query = fed.readout(view.position, view.block_size, shift)[row, effect]
     asking = masks.Rows(*(part[row, query][:, None] for part in keys))
     visible = masks.may_attend(asking, masks.Rows(*(part[row] for part in keys)), view.block_size, clean_mask)[:, 0]
 
-    copies = _copies(fed, noisy, seq)
+    copies = fed.noisy_column, fed.clean_column
     causal = torch.zeros(visible.shape, device=visible.device)
     for column in (copy[pairs.row, pairs.cause] for copy in copies):  # a row may see at most one of the two
         seen = (column >= 0) & visible[group, column.clamp_min(0)]
         causal[group[seen], column[seen]] = pairs.weight[seen].to(causal.dtype)
-    others = visible & (causal == 0) & ~special[model_input(view, layout)[0]][row]
+    others = visible & (causal == 0) & ~special[fed.tokens(view)][row]
     number = torch.arange(len(row), device=row.device)
     for column in (query, *(copy[row, effect] for copy in copies)):
         others[number[column >= 0], column[column >= 0]] = False
@@ -76,18 +76,6 @@ def causal_rows(
 def _of_wanted(pairs: CausalPairs, wanted: Tensor) -> CausalPairs:
     keep = wanted[pairs.row, pairs.effect]
     return CausalPairs(pairs.row[keep], pairs.effect[keep], pairs.cause[keep], pairs.weight[keep])
-
-
-def _copies(fed: Tensor, noisy: Tensor, seq: int) -> tuple[Tensor, Tensor]:
-    """Fed column of each token's noisy and of its clean copy, [batch seq]; -1 where it has none."""
-    columns = torch.arange(fed.shape[1], device=fed.device).expand_as(fed)
-
-    def of(these: Tensor) -> Tensor:
-        # Columns of the other kind are written to an extra place that is then cut off.
-        places = torch.full((len(fed), seq + 1), -1, device=fed.device)
-        return places.scatter(1, torch.where(these, fed, seq), columns)[:, :seq]
-
-    return of(noisy), of(~noisy)
 
 
 def _at_most(most: int, row: Tensor, usable: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -8,23 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from hildanext import masks
-from hildanext.diffusion import (
-    Layout,
-    Shift,
-    View,
-    clean_readout_index,
-    layout_of,
-    model_input,
-    readout_index,
-    targets,
-)
+from hildanext.diffusion import View, targets
+from hildanext.errors import NumericsError
+from hildanext.feeding import Fed, LayoutChoice, choose
 from hildanext.masks import CleanMask
-from hildanext.models.attention import AttentionContext, MaskedAttention
+from hildanext.models.attention import AttentionContext
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.block_attention import doubled_attention
 from hildanext.supervision.base import Scene, Supervision, Watch, Weights
-from hildanext.supervision.linear_cross_entropy import linear_cross_entropy
+from hildanext.supervision.linear_cross_entropy import RowLosses, linear_cross_entropy
 
 TIME_BUCKETS = 4
 
@@ -51,10 +43,11 @@ class _Stream:
     """The rows of one reading: which hidden state, which label, what weight."""
 
     index: Int[Tensor, " rows"]
-    where: tuple[Tensor, Tensor]
+    where: tuple[Tensor, ...]
     cross_entropy: Float[Tensor, " rows"]
     divergence: Float[Tensor, " rows"] | None
     alignment: Float[Tensor, " rows"] | None
+    entropy: Float[Tensor, " rows"] | None
 
 
 class SupervisedStep(nn.Module):
@@ -62,6 +55,7 @@ class SupervisedStep(nn.Module):
 
     `teacher_hidden` of `forward` are the frozen parent's hidden states of the clean batch, [batch seq hidden].
     `special` lists ids that are no text ([vocab]); None takes those that may never be emitted.
+    `layout` says which copies of a view's tokens are fed (see `feeding.choose`); it changes no number.
     """
 
     def __init__(
@@ -71,6 +65,7 @@ class SupervisedStep(nn.Module):
         teacher_head: Tensor | None = None,
         chunk: int = 128,
         special: Tensor | None = None,
+        layout: LayoutChoice = "auto",
     ) -> None:
         super().__init__()
         for loss in losses.values():
@@ -78,7 +73,7 @@ class SupervisedStep(nn.Module):
             loss.check_model(model)
         self.model = model
         self.losses = dict(losses)
-        self.chunk = chunk
+        self.chunk, self.layout = chunk, layout
         self.teacher_head: Tensor | None
         self.register_buffer("teacher_head", teacher_head, persistent=False)
         self.special: Tensor
@@ -97,17 +92,17 @@ class SupervisedStep(nn.Module):
         card = self.model.card
         may_predict = targets(view.maskable, view.position, card.shift)
         weights = {name: loss.weights(view, may_predict) for name, loss in self.losses.items()}
-        layout = layout_of(view.block_size, view.clean.shape[1], card.shift, _read_clean(weights.values()))
-        tokens, positions = model_input(view, layout)
-        embeddings = self.model.embed(tokens, mask_noise, generator)
-        attention = attention_for(view, layout, card.clean_mask, embeddings)
-        attention, watches = self._watched(view, layout, may_predict, attention, progress, generator)
+        fed = choose(view, card.shift, _read_clean(weights.values()), self.layout)
+        embeddings = self.model.embed(fed.tokens(view), mask_noise, generator, fed.token, fed.seq)
+        attention = attention_for(view, fed, card.clean_mask, embeddings)
+        attention, watches = self._watched(view, fed, may_predict, attention, progress, generator)
         with self.model.dropout_from(generator):
-            hidden = self.model(embeddings, positions, attention)
+            hidden = self.model(embeddings, fed.rows(view).position, attention)
         total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         sums: dict[str, Tensor] = {}
         counts, draft = _no_counts(hidden.device), None
-        for stream, readout in _readouts(view, card.shift, layout).items():
+        readouts = fed.readout(view.position, view.block_size, card.shift), fed.clean_readout(view.position)
+        for stream, readout in zip(("noisy", "clean"), readouts, strict=True):
             members = {name: weight for name, weight in weights.items() if weight.stream == stream and weight.speaks}
             drafting = wants_draft and stream == "noisy"
             rows = _rows(members, readout, hidden.shape[1], may_predict if drafting else None)
@@ -129,13 +124,14 @@ class SupervisedStep(nn.Module):
                 teacher,
                 self.teacher_head,
                 self.chunk,
+                rows.entropy,
             )
             apart = _apart(states, teacher) if rows.alignment is not None and teacher is not None else None
             total = total + losses.total
             if apart is not None and rows.alignment is not None:
                 total = total + (rows.alignment * apart).sum()
             for name, weight in members.items():
-                sums[name] = _weighted(weight, rows.where, losses.cross_entropy, losses.divergence, apart)
+                sums[name] = _weighted(weight, rows.where, losses, apart)
             if stream == "noisy":
                 counts = _accuracy(view, rows.where, losses.predicted == labels)
             if drafting:
@@ -147,7 +143,7 @@ class SupervisedStep(nn.Module):
     def _watched(
         self,
         view: View,
-        layout: Layout,
+        fed: Fed,
         may_predict: Tensor,
         attention: AttentionContext,
         progress: float,
@@ -156,7 +152,7 @@ class SupervisedStep(nn.Module):
         """The attention with everything that looks on wrapped around it, and the onlookers by name."""
         watches: dict[str, Watch] = {}
         for name, loss in self.losses.items():
-            scene = Scene(view, layout, may_predict, self.model, attention, self.special, progress, generator)
+            scene = Scene(view, fed, may_predict, self.model, attention, self.special, progress, generator)
             watch = loss.auxiliary(scene)
             if watch is not None:
                 watches[name] = attention = watch
@@ -170,54 +166,41 @@ class SupervisedStep(nn.Module):
         return _sum(losses.values()), averages
 
 
-def attention_for(view: View, layout: Layout, clean_mask: CleanMask, embeddings: Tensor) -> AttentionContext:
+def attention_for(view: View, fed: Fed, clean_mask: CleanMask, embeddings: Tensor) -> AttentionContext:
     """The attention context of a training forward; `embeddings` tells the compute dtype."""
-    if layout == "double":
-        device = embeddings.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else embeddings.dtype
-        return doubled_attention(view.document, view.position, view.block_size, clean_mask, dtype)
-    if layout == "single":
-        return MaskedAttention(masks.same_document(view.document))
-    return MaskedAttention(masks.clean_only(view.document, view.position, view.block_size, clean_mask))
+    device = embeddings.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else embeddings.dtype
+    return doubled_attention(fed.rows(view), fed.noisy.shape[1], view.block_size, clean_mask, dtype)
 
 
 def _read_clean(weights: Iterable[Weights]) -> bool:
     """Whether any loss has a say about the clean half's reading; one of weight zero has none."""
-    parts = [(w.cross_entropy, w.divergence, w.alignment) for w in weights if w.stream == "clean"]
-    return any(part is not None and bool(part.any()) for each in parts for part in each)
-
-
-def _readouts(view: View, shift: Shift, layout: Layout) -> dict[str, Tensor]:
-    """Where each stream reads the prediction of a token."""
-    return {
-        "noisy": readout_index(view.position, view.block_size, shift, layout),
-        "clean": clean_readout_index(view.position, layout),
-    }
+    parts = (part for weight in weights if weight.stream == "clean" for part in weight.parts)
+    return any(part is not None and bool(part.any()) for part in parts)
 
 
 def _rows(members: Mapping[str, Weights], readout: Tensor, fed: int, also: Tensor | None) -> _Stream | None:
     """Gather every token with a weight, and those that `also` names."""
-    cross_entropy = _sum(weight.cross_entropy for weight in members.values())
-    divergence = _sum(weight.divergence for weight in members.values())
-    alignment = _sum(weight.alignment for weight in members.values())
-    wanted = _sum(part != 0 for part in (cross_entropy, divergence, alignment) if part is not None)
-    wanted = _sum((wanted, also))
+    parts = zip(*(weight.parts for weight in members.values()), strict=True)
+    cross_entropy, divergence, alignment, entropy = (_sum(same) for same in parts) if members else (None,) * 4
+    present = [part != 0 for part in (cross_entropy, divergence, alignment, entropy) if part is not None]
+    wanted = _sum((*present, also))
     if wanted is None:
         return None
-    rows, columns = wanted.bool().nonzero(as_tuple=True)
-    where = (rows, columns)
+    where = wanted.bool().nonzero(as_tuple=True)
     if len(where[0]) == 0:
         return None
-    index = where[0] * fed + readout[where]
+    column = readout[where]
+    if int(column.min()) < 0:
+        raise NumericsError("a loss reads a token that was not fed", "give the step the layout 'double'")
     return _Stream(
-        index=index,
+        index=where[0] * fed + column,
         where=where,
-        cross_entropy=cross_entropy[where]
-        if cross_entropy is not None
-        else torch.zeros(len(index), device=index.device),
+        cross_entropy=torch.zeros_like(column, dtype=torch.float) if cross_entropy is None else cross_entropy[where],
         divergence=None if divergence is None else divergence[where],
         alignment=None if alignment is None else alignment[where],
+        entropy=None if entropy is None else entropy[where],
     )
 
 
@@ -228,7 +211,7 @@ def _apart(states: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _draft(
-    view: View, where: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor, generator: torch.Generator | None
+    view: View, where: tuple[Tensor, ...], predicted: Tensor, confidence: Tensor, generator: torch.Generator | None
 ) -> Tensor:
     """One decoding step with a drawn tau_mask and tau_edit = 0: the next turn's noisy tokens.
 
@@ -246,16 +229,12 @@ def _sum(parts: Iterable[Tensor | None]) -> Tensor | None:
     return sum(present[1:], present[0]) if present else None
 
 
-def _weighted(
-    weight: Weights, where: tuple[Tensor, Tensor], cross_entropy: Tensor, divergence: Tensor, apart: Tensor | None
-) -> Tensor:
-    total = cross_entropy.new_zeros(())
-    if weight.cross_entropy is not None:
-        total = total + (weight.cross_entropy[where] * cross_entropy).sum()
-    if weight.divergence is not None:
-        total = total + (weight.divergence[where] * divergence).sum()
-    if weight.alignment is not None and apart is not None:
-        total = total + (weight.alignment[where] * apart.detach()).sum()
+def _weighted(weight: Weights, where: tuple[Tensor, ...], losses: RowLosses, apart: Tensor | None) -> Tensor:
+    found = losses.cross_entropy, losses.divergence, None if apart is None else apart.detach(), losses.entropy
+    total = losses.cross_entropy.new_zeros(())
+    for part, loss in zip(weight.parts, found, strict=True):
+        if part is not None and loss is not None:
+            total = total + (part[where] * loss).sum()
     return total
 
 
@@ -264,7 +243,7 @@ def _no_counts(device: torch.device) -> tuple[Tensor, Tensor]:
     return zeros, zeros.clone()
 
 
-def _accuracy(view: View, where: tuple[Tensor, Tensor], correct: Tensor) -> tuple[Tensor, Tensor]:
+def _accuracy(view: View, where: tuple[Tensor, ...], correct: Tensor) -> tuple[Tensor, Tensor]:
     masked = view.masked[where]
     bucket = (view.time[where] * TIME_BUCKETS).long().clamp(0, TIME_BUCKETS - 1)
     right = torch.bincount(bucket[masked & correct], minlength=TIME_BUCKETS)
