@@ -43,7 +43,9 @@ def wants_shards(environment: Mapping[str, str] | None = None) -> bool:
     if not _on("ACCELERATE_USE_FSDP", environment):
         return False
     if environment.get("FSDP_VERSION", "1") != "2":
-        raise ConfigError(f"fsdp_version {environment.get('FSDP_VERSION', '1')}", f"only version 2 is supported: {FILES}")
+        raise ConfigError(
+            f"fsdp_version {environment.get('FSDP_VERSION', '1')}", f"only version 2 is supported: {FILES}"
+        )
     for name, key in UNSUPPORTED.items():
         if _on(name, environment):
             raise ConfigError(f"{key} is not supported", f"set it to false, or {FILES}")
@@ -70,9 +72,7 @@ def check_shardable(module: nn.Module, knobs: TrainKnobs, reads_teacher: bool) -
         raise ConfigError(f"{what} and a sharded model", "use ddp.json, where each process holds the whole model")
 
 
-def open_shards(
-    accelerator: Accelerator, module: nn.Module, knobs: TrainKnobs, reads_teacher: bool
-) -> "Shards | None":
+def open_shards(accelerator: Accelerator, module: nn.Module, knobs: TrainKnobs, reads_teacher: bool) -> "Shards | None":
     """The sharded twin of a module where the launcher asks for one; None where each process holds the whole.
 
     Raises `ConfigError` for what cannot be sharded.
@@ -114,7 +114,9 @@ class Shards:
         try:
             yield
         finally:
-            self.module.reshard()
+            for part in self.module.modules():
+                if hasattr(part, "reshard"):  # without a backward pass nobody else lets the whole layers go
+                    part.reshard()
 
     @torch.no_grad()
     def gather(self) -> None:
