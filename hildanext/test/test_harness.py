@@ -166,6 +166,14 @@ def test_model_arguments_are_checked(arguments, word):
         from_arguments(**arguments)
 
 
+def test_the_harness_s_default_device_is_no_wish(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert from_arguments(device="cuda:0", dtype="fp32")["writer"].model.device.type == "cpu"
+    assert "cuda:0 is not there" in caplog.text
+    with pytest.raises(ConfigError, match="'cuda:1' is not there"):
+        from_arguments(device="cuda:1")
+
+
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     """Data sets are built in a folder of the test's own."""

@@ -8,6 +8,8 @@ adapter is refused with one line, and everything else works.
 """
 
 import json
+import logging
+import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,13 +21,16 @@ from hildanext.bench.continuation import Pair
 from hildanext.bench.quality.base import split_at
 from hildanext.bench.quality.ways import Answer, Ask, Contestants, DiffusionWay, Way
 from hildanext.decode import decoder_section
-from hildanext.errors import ConfigError, UnknownChoice
+from hildanext.errors import ConfigError, HildaError, UnknownChoice
 from hildanext.runtime import choose_device, choose_dtype, set_threads
 
 MODEL_TYPE = "hilda"
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What tasks call the number of new tokens, in the harness's order of precedence."""
 SUBJECTS = ("diffusion", "parent")
+HARNESS_DEVICE = "cuda:0"
+
+logger = logging.getLogger(__name__)
 
 
 class HarnessAdapter:
@@ -269,7 +274,7 @@ def from_arguments(
     if tau_edit is not None:
         decoder["tau_edit"] = None if tau_edit == "off" else tau_edit
     set_threads(threads)
-    place = choose_device(device if device is not None else "auto")
+    place = choose_device(_usual_device(device))
     name = model if subject == "diffusion" else None
     other = "" if subject == "diffusion" else parent if parent is not None else model
     contestants, _ = load_contestants(name, other, choose_dtype(dtype, place), place)
@@ -281,6 +286,14 @@ def from_arguments(
         "max_gen_toks": int(max_gen_toks),
         "seed": int(seed),
     }
+
+
+def _usual_device(device: str | None) -> str:
+    """The harness names cuda:0 where its user names nothing; without CUDA that is whatever is here, and we say so."""
+    if device == HARNESS_DEVICE and not torch.cuda.is_available():
+        logger.warning("the harness's default device %s is not there: taking another", device)
+        return "auto"
+    return device if device is not None else "auto"
 
 
 def subjects(
@@ -296,13 +309,18 @@ def subjects(
     return found
 
 
-def main() -> None:
+def main() -> int:
     """The harness's own command line, with `--model hilda` in it."""
-    adapter_class()
-    from lm_eval.__main__ import cli_evaluate
+    try:
+        adapter_class()
+        from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+        cli_evaluate()
+    except HildaError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
