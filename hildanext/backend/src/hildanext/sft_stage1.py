@@ -74,9 +74,8 @@ def sft(
     below = knobs_.parent is not None and knobs_.lora is not None and knobs_.teacher is None
     teacher = teacher_for(losses.values(), model, name, knobs_.train.precision, below)
     real = real_ids(model.card, tokenizer)
-    step = SupervisedStep(
-        model, losses, teacher.head if teacher else None, knobs_.train.chunk, special=~real.to(model.device)
-    )
+    head, special = teacher.head if teacher else None, ~real.to(model.device)
+    step = SupervisedStep(model, losses, head, knobs_.train.chunk, special, knobs_.train.layout)
     best = Best(run, model, tokenizer, int(knobs_.keep == "best"), knobs_.select, knobs_.select != "bound")
     stage = _stage(knobs_, data, run, step, tokenizer, real.nonzero()[:, 0], best)
     stage.teacher = reader(teacher, model)

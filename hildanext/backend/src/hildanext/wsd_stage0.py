@@ -110,7 +110,9 @@ def convert(
     teacher = teacher_for(
         losses.values(), model, knobs_.parent, knobs_.train.precision, knobs_.lora is not None, knobs_.trust_remote_code
     )
-    step = SupervisedStep(model, losses, teacher.head if teacher else None, knobs_.train.chunk)
+    step = SupervisedStep(
+        model, losses, teacher.head if teacher else None, knobs_.train.chunk, layout=knobs_.train.layout
+    )
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
     held_out = first_batches(valid, knobs_.valid_rows, knobs_.train.batch_size, device)
     best = Best(run, model, tokenizer, knobs_.merge_top_k if knobs_.merge_top_k > 1 else 0)

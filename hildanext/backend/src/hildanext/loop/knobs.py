@@ -7,6 +7,7 @@ import torch
 from pydantic import BeforeValidator, Field
 
 from hildanext.config import knobs
+from hildanext.feeding import LayoutChoice
 from hildanext.loop.guard import GuardKnobs
 from hildanext.loop.optimizer import Offload, OptimizerName, check_device
 from hildanext.runtime import cap_allocator
@@ -47,6 +48,10 @@ class TrainKnobs:
     evaluate_every: int = Field(default=100, ge=1)
     chunk: int = Field(default=256, ge=1)
     """Rows of logits that exist at once."""
+    layout: LayoutChoice = "auto"
+    """`response` feeds only those copies of tokens that a prediction depends on, `double` both copies of every token;
+    `auto` takes the first where it is at least a tenth shorter. Losses are the same up to rounding (adapters' dropout,
+    which is drawn for each copy, is not)."""
     optimizer: OptimizerName = "adamw"
     """`adamw8bit` (bitsandbytes) keeps 2 bytes of states for each weight that learns, where `adamw` keeps 8."""
     gradient_checkpointing: bool = False
