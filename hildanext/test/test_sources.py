@@ -305,3 +305,20 @@ def test_a_cursor_and_a_report_survive_json() -> None:
     again = Report(**json.loads(json.dumps(report.snapshot())))
     assert again.snapshot() == report.snapshot()
     assert Cursor(*json.loads(json.dumps(Cursor(1, 2, 3)))) == Cursor(1, 2, 3)
+
+
+@pytest.mark.parametrize("split, first, end", [("train[:4]", 0, 4), ("train[3:7]", 3, 7), ("train[5:]", 5, 9)])
+def test_a_split_may_name_some_of_its_rows_and_be_resumed_among_them(tmp_path, split, first, end):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {number}", "id": str(number)} for number in range(9)])
+    files = str(tmp_path / "a.jsonl")
+    source = make("source", SOURCES, {"name": "huggingface", "dataset": "json", "data_files": files, "split": split})
+    whole = list(source.read(Report()))
+    assert [document.id for document, _ in whole] == [str(number) for number in range(first, end)]
+    again = list(source.read(Report(), start=whole[1][1]))
+    assert [document for document, _ in again] == [document for document, _ in whole[2:]]
+
+
+@pytest.mark.parametrize("split", ["train[10%:]", "train[:5", "train[a:b]"])
+def test_a_split_that_cannot_be_read_is_refused(split):
+    with pytest.raises(ConfigError, match="split"):
+        make("source", SOURCES, {"name": "huggingface", "dataset": "json", "split": split})

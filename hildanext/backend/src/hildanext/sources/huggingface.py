@@ -1,10 +1,11 @@
 """Hugging Face data sets, streamed: nothing is downloaded as a whole."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from hildanext.config import knobs
-from hildanext.errors import DataError
+from hildanext.errors import ConfigError, DataError
 from hildanext.sources.base import Cursor, Document, Report, Source
 
 TROUBLES = (OSError, ValueError, EOFError, RuntimeError)
@@ -18,11 +19,15 @@ class HuggingFace(Source):
     dataset: str
     subset: str | None = None
     split: str = "train"
+    """A name, or some of its rows as in `train[:1000]` and `train[1000:1200]`."""
     text_field: str = "text"
     id_field: str = "id"
     revision: str | None = None
     data_files: str | tuple[str, ...] | None = None
     """For the loaders `json`, `text`, `parquet`: the files."""
+
+    def __post_init__(self) -> None:
+        _part(self.split)
 
     def read(
         self, report: Report, shard: int = 0, shards: int = 1, start: Cursor | None = None
@@ -62,15 +67,27 @@ class HuggingFace(Source):
             import datasets
         except ModuleNotFoundError:
             raise DataError("the huggingface source needs the package 'datasets'", "pip install datasets") from None
+        split, first, end = _part(self.split)
         options = {"revision": self.revision} if self.data_files is None else {"data_files": self.data_files}
         try:
-            rows = datasets.load_dataset(self.dataset, self.subset, split=self.split, streaming=True, **options)
+            rows = datasets.load_dataset(self.dataset, self.subset, split=split, streaming=True, **options)
         except TROUBLES as problem:
             raise DataError(
                 f"cannot open the data set {self.dataset!r} ({_reason(problem)})",
                 "check its name, subset and split, and that the hub can be reached; a local folder works too",
             ) from None
-        return rows.skip(done) if done else rows
+        rows = rows.skip(first + done) if first + done else rows
+        return rows if end is None else rows.take(max(end - first - done, 0))
+
+
+def _part(split: str) -> tuple[str, int, int | None]:
+    """Name, first row and the row to end before. The library itself slices no streams. Raises `ConfigError`."""
+    name, bracket, rest = split.partition("[")
+    found = re.fullmatch(r"(\d*):(\d*)\]", rest)
+    if bracket and found is None:
+        raise ConfigError(f"split {split!r}", "write train, train[:1000] or train[1000:1200], in rows")
+    first, end = found.groups() if found is not None else ("", "")
+    return name, int(first or 0), int(end) if end else None
 
 
 def _reason(problem: BaseException) -> str:
