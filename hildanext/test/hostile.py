@@ -363,6 +363,7 @@ ATTACKS = [
         TIMEOUT,
         SHORT,
     ),
+    Row("raises escape sequences", body("raise ValueError('\\x1b[2J\\ud800\\r\\n')"), FAILED),
     Row("raises GeneratorExit", body("raise GeneratorExit"), FAILED),
     Row("raises KeyboardInterrupt", body("raise KeyboardInterrupt"), FAILED),
     Row(
@@ -402,6 +403,17 @@ ATTACKS = [
         "blows up threads",
         body("import threading, time\nfor _ in range(10**5): threading.Thread(target=time.sleep, args=(60,)).start()"),
         FAILED,
+    ),
+    Row(
+        "blows up small threads",
+        "import threading, time\n"
+        + body(
+            "threading.stack_size(65536)\nfor made in range(300):\n"
+            "    try: threading.Thread(target=time.sleep, args=(60,)).start()\n"
+            "    except RuntimeError: return made\n"
+        ),
+        ("passed",),
+        test="def check(c):\n    assert 10 < c(1, 2) < 64",
     ),
     Row("runs another program", body("import os\nos.execv('/usr/bin/env', ['env'])"), FAILED),
     # files and memory
@@ -445,6 +457,17 @@ ATTACKS = [
         ("passed",),
     ),
     # values
+    Row(
+        "a long program that is not ASCII",
+        body("return a + b") + "#" + "\u20ac" * 300_000,
+        ("passed",),
+    ),
+    Row(
+        "a long argument that is not ASCII",
+        body("return len(a) + b"),
+        ("passed",),
+        test="def check(c):\n    assert c('\u20ac' * 500_000, 1) == 500_001",
+    ),
     Row(
         "a surrogate is a value like any other",
         body("return '\\ud800\\x00'"),

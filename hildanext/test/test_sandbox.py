@@ -69,6 +69,12 @@ def test_hostile_program(row, outcome):
 
 
 @full
+def test_no_escape_sequence_reaches_a_terminal(outcome):
+    assert outcome["verdicts"]["raises escape sequences"].detail == "ValueError: ?[2J???"
+    assert all(verdict.detail.isprintable() for verdict in outcome["verdicts"].values())
+
+
+@full
 def test_nothing_is_left_running(outcome):
     assert outcome["left"] == []
 

@@ -317,10 +317,9 @@ class TestItself:
         verdict = judge(Job(body("return a + b"), "add", "def check(c): c(print, 1)"), Limits(), probe().mechanisms)
         assert verdict.kind == "sandbox_error" and "passes" in verdict.detail
 
-    def test_a_mechanism_that_cannot_be_had_is_nobody_s_fault(self, monkeypatch):
-        monkeypatch.setattr(run, "readable_paths", lambda: [])
-        verdict = judge(Job(body("import math\nreturn 3"), "add", ADD), Limits(), ("unheard of",))
-        assert verdict.kind in ("sandbox_error", "failed")
+    def test_a_mechanism_that_cannot_be_had_is_nobody_s_fault(self):
+        verdict = judge(Job(body("return a + b"), "add", ADD), Limits(), ("unheard of",))
+        assert verdict.kind == "sandbox_error" and "no such mechanism: unheard of" in verdict.detail
 
     def test_a_sandbox_error_is_tried_again(self, monkeypatch):
         answers = iter([Verdict("sandbox_error"), Verdict("sandbox_error"), Verdict("passed")])
@@ -365,7 +364,16 @@ class TestItself:
         os.kill(checker, signal.SIGKILL)
         thread.join(10)
         assert not thread.is_alive()
-        wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in (checker, launcher, worker)))
+        assert not any(alive(process) for process in (checker, launcher, worker))
+
+    def test_a_checker_that_stands_still_is_ended_with_all_its_processes(self, monkeypatch):
+        monkeypatch.setattr(run, "SECONDS_TO_START", 2.0)
+        monkeypatch.setattr(run, "SECONDS_TO_STOP", 1.0)
+        before = children()
+        test = "import os\ndef check(c):\n    os.kill(os.getpid(), 19)\n"
+        verdict = judge(Job(body("return a + b"), "add", test), Limits(seconds=1), probe().mechanisms)
+        assert verdict == Verdict("timeout", "the test itself did not come to an end", 1.0)
+        assert children() <= before
 
 
 def children(parent: int | None = None) -> set[int]:
@@ -376,6 +384,14 @@ def children(parent: int | None = None) -> set[int]:
         for line in told.split()
         if Path(f"/proc/{line}/cmdline").exists() and b"hildanext" in Path(f"/proc/{line}/cmdline").read_bytes()
     }
+
+
+def alive(process: int) -> bool:
+    """Running; one that has ended and waits for its parent has no command line any more."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
 
 
 def wait_for(something, seconds: float = 15.0):
@@ -430,8 +446,8 @@ class TestLowerLevels:
         assert judge(Job(bomb, "add", test), Limits(seconds=20), ("namespaces",)).passed
 
     def test_a_signal_to_the_group_does_not_reach_the_launcher(self):
-        job = Job(body("import os, signal\nos.kill(0, signal.SIGTERM)\nos.kill(-1, 9)\nreturn a + b"), "add", ADD)
-        assert judge(job, Limits(seconds=20), ("namespaces",)).kind in ("passed", "failed", "crashed")
+        job = Job(body("import os\nos.kill(0, 15)\nreturn a + b"), "add", ADD)
+        assert judge(job, Limits(seconds=20), ("namespaces",)).passed
 
     def test_the_network_is_empty(self):
         program = body(

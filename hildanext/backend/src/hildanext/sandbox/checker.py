@@ -49,7 +49,11 @@ class Judge:
         self.alarm: threading.Timer | None = None
         self.most_bytes = job["limits"]["message_bytes"]
         pipe = subprocess.PIPE
-        self.worker = subprocess.Popen(job["launcher"], stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+        # The launcher holds the verdict's pipe too and never writes: who reads it to its end knows that all is over.
+        held = (verdict_to,) if os.name == "posix" else ()
+        self.worker = subprocess.Popen(
+            job["launcher"], stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, pass_fds=held
+        )
         assert self.worker.stdin and self.worker.stdout and self.worker.stderr
         nonce = bytes.fromhex(job["nonce"])
         self.channel = Channel(self.worker.stdout.fileno(), self.worker.stdin.fileno(), nonce, self.most_bytes + 256)

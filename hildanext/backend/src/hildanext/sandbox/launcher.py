@@ -46,7 +46,8 @@ def main() -> None:
 
 
 def _channel(settings: Mapping[str, Any], read_from: int, write_to: int) -> Channel:
-    return Channel(read_from, write_to, bytes.fromhex(settings["nonce"]), settings["limits"]["message_bytes"])
+    """What comes from the checker is trusted: a program or an argument may be long once it is written out."""
+    return Channel(read_from, write_to, bytes.fromhex(settings["nonce"]), 16 * settings["limits"]["message_bytes"])
 
 
 def _start(settings: Mapping[str, Any]) -> int:
@@ -75,7 +76,7 @@ def _become_the_worker(settings: Mapping[str, Any]) -> None:
         channel.send(pack({"refused": str(problem)}))
         return
     channel.send(pack({"ready": settings["mechanisms"]}))
-    worker.serve(channel)
+    worker.serve(channel, settings["limits"]["message_bytes"])
 
 
 def _serve_here(settings: Mapping[str, Any]) -> None:
@@ -86,7 +87,7 @@ def _serve_here(settings: Mapping[str, Any]) -> None:
     os.chdir(settings["folder"])
     channel = _channel(settings, read_from, write_to)
     channel.send(pack({"ready": []}))
-    worker.serve(channel)
+    worker.serve(channel, settings["limits"]["message_bytes"])
 
 
 def _wake_on_signals() -> int:

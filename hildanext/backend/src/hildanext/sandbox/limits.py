@@ -25,7 +25,7 @@ class Limits:
     """The longest value that may be returned, as text."""
     open_files: int = Field(default=32, ge=16)
     processes: int = Field(default=64, ge=1)
-    """Where the filter on system calls, which allows none at all, cannot be had."""
+    """Threads and, where no filter on system calls forbids them, processes. Only where the user is the worker's own."""
 
     def settings(self) -> dict[str, Any]:
         """What the processes are told, with the processor time that goes with the wall clock."""

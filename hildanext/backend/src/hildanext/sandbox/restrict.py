@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hildanext.sandbox import kernel, landlock, seccomp
+from hildanext.sandbox.levels import MECHANISMS
 from hildanext.sandbox.namespaces import NOBODY, build_root
 
 LINUX = sys.platform == "linux"
@@ -31,6 +32,8 @@ def lock_down(settings: Mapping[str, Any]) -> None:
     directory where there is no private one. Call `hide_descriptors` before.
     """
     mechanisms, readable, hidden = settings["mechanisms"], settings["readable"], settings["hidden"]
+    if unknown := set(mechanisms) - set(MECHANISMS):
+        raise OSError(f"no such mechanism: {', '.join(sorted(unknown))}")
     os.setsid()  # a signal to "my process group" must not reach the launcher
     private = "namespaces" in mechanisms
     if private:
@@ -43,7 +46,8 @@ def lock_down(settings: Mapping[str, Any]) -> None:
             _become_nobody(private)
         kernel.drop_capabilities()
         kernel.prctl("die with the launcher", kernel.PR_SET_PDEATHSIG, 9)  # a change of user would have cleared it
-    set_limits(settings["limits"], processes=private and "seccomp" not in mechanisms)
+        kernel.prctl("not dumpable", kernel.PR_SET_DUMPABLE, 0)  # a crash must not feed the host's core dump handler
+    set_limits(settings["limits"], processes=private and ("seccomp" not in mechanisms or _counts_by_namespace()))
     if "landlock" in mechanisms:
         landlock.install([*readable, "/dev/null", settings["folder"]], hidden)
     if "seccomp" in mechanisms:
@@ -60,6 +64,12 @@ def _become_nobody(private: bool) -> None:
     except PermissionError:
         if private:
             raise
+
+
+def _counts_by_namespace() -> bool:
+    """Whether a user's processes and threads are counted in each user namespace apart (Linux 5.14 and newer)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int("".join(c for c in minor if c.isdigit()) or 0)) >= (5, 14)
 
 
 def open_to_others(path: str) -> bool:

@@ -133,24 +133,24 @@ def judge(job: Job, limits: Limits, mechanisms: Sequence[str]) -> Verdict:
         return Verdict("failed", f"a program of {len(job.program)} characters")
     with _work_folder(private="namespaces" in mechanisms) as folder:
         text = json.dumps(_order(job, limits, mechanisms, folder)).encode("ascii") + b"\n"
-        process = subprocess.Popen(
+        pipe, patience = subprocess.PIPE, limits.seconds + SECONDS_TO_START + 2 * SECONDS_TO_STOP
+        with subprocess.Popen(
             _command("checker"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
             env=_environment(),
             cwd=folder,
             start_new_session=True,
-        )
-        patience = limits.seconds + SECONDS_TO_START + 2 * SECONDS_TO_STOP
-        try:
-            output, errors = process.communicate(text, patience)
-        except subprocess.TimeoutExpired:
-            _end(process)
-            output, errors = process.communicate()
-        finally:
-            _end(process)
-    return _read(output, errors, process.returncode)
+        ) as process:
+            try:
+                output, errors = process.communicate(text, patience)
+            except subprocess.TimeoutExpired:
+                _end(process)
+                output, errors = _last_words(process)
+            finally:
+                _end(process)
+    return _read(output, errors, process.returncode, limits.seconds)
 
 
 def _order(job: Job, limits: Limits, mechanisms: Sequence[str], folder: str) -> dict[str, object]:
@@ -195,15 +195,29 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _read(output: bytes, errors: bytes, code: int) -> Verdict:
+def _last_words(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """What a killed checker had said, once its launcher is gone too."""
+    try:
+        return process.communicate(timeout=SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired as late:
+        return late.stdout or b"", b"its launcher did not end"
+
+
+def _read(output: bytes, errors: bytes, code: int, seconds: float) -> Verdict:
     _, started, last = output.rpartition(STARTED)
     try:
-        return Verdict(**json.loads(last))
-    except (ValueError, TypeError):
+        verdict = json.loads(last)
+        return Verdict(**{**verdict, "detail": _printable(verdict["detail"])})
+    except (ValueError, TypeError, KeyError):
         if started:
-            return Verdict("timeout", "the test itself did not come to an end")
+            return Verdict("timeout", "the test itself did not come to an end", seconds)
         told = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        return Verdict("sandbox_error", f"the checker ended with {code}: {told[:300]}")
+        return Verdict("sandbox_error", _printable(f"the checker ended with {code}: {told[:300]}"))
+
+
+def _printable(text: str) -> str:
+    """Programs choose what their exceptions say: no escape sequences reach a terminal or a log."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 @contextmanager

@@ -29,16 +29,16 @@ class Caught:
         return kind is not None
 
 
-def serve(channel: Channel) -> None:
+def serve(channel: Channel, most_bytes: int) -> None:
     """Load the program of the first message, then answer calls until the checker is gone."""
     with Caught() as end:
-        _converse(channel)
+        _converse(channel, most_bytes)
     if end.kind is MemoryError:
         os._exit(OUT_OF_MEMORY)
     os._exit(0 if end.kind is Closed else 1)  # threads and exit handlers of the program get no say
 
 
-def _converse(channel: Channel) -> None:
+def _converse(channel: Channel, most_bytes: int) -> None:
     message = unpack(channel.receive())
     module = types.ModuleType(PROGRAM)
     sys.modules[PROGRAM] = module
@@ -49,7 +49,7 @@ def _converse(channel: Channel) -> None:
     channel.send(pack({"id": 0, **(_report(trouble) if trouble.kind else {"value": None})}))
     while True:
         call = unpack(channel.receive())
-        channel.send(_answer(function, call, channel.most_bytes))
+        channel.send(_answer(function, call, most_bytes))
 
 
 def _answer(function: Any, call: dict[str, Any], most_bytes: int) -> bytes:

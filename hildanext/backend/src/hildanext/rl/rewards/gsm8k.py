@@ -173,7 +173,7 @@ RULES: dict[str, Callable[[str, str], bool]] = {
 class Gsm8kReward(Reward):
     """1 for the right number and `format_weight` for a well-formed last line, whatever number it holds.
 
-    Differs: ours; `canonical` reads more spellings than any published rule (see the table in docs/evaluation-code.md).
+    Differs: ours; `canonical` reads more spellings than any published rule (see docs/rewards.md).
     """
 
     highest: ClassVar[float] = 1.2
