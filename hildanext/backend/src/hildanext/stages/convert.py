@@ -26,7 +26,8 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     set_threads(context.threads)
     settings, data = _sections(section, context)
     for part in ("train", "valid"):
-        data.setdefault(part, context.outcome(part))
+        if part not in data:
+            data[part] = context.outcome(part)
     summary = convert(settings, data, context.room, context.profile)
     if not summary["whole"]:
         raise TrainingStopped("the conversion stopped before its last rung", "run again without train.stop_after")
