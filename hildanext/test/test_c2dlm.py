@@ -498,3 +498,24 @@ def test_a_conversion_has_no_graphs_and_says_so(tmp_path: Path):
     data = {"train": "a", "valid": "b", "sequence_length": 16, "pad_to_block": 8}
     with pytest.raises(ConfigError, match="'c2dlm' needs causal graphs"):
         convert(section, data, tmp_path, profile="FULL")
+
+
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_where_answers_alone_are_doubled_the_same_rows_see_the_same(alignment):
+    """A prompt of nine tokens, two of which are causes; the columns are others, the loss is not."""
+    model = random_model(alignment=alignment)
+    view = make_view(length=24, batch=2)
+    answer = torch.arange(24) >= 9
+    pairs = CausalPairs.collate([[(i, c, 1.0) for i in range(12, 24) for c in (2, 7, i - 2)]] * 2)
+    view = replace(view, maskable=view.maskable & answer, masked=view.masked & answer, pairs=pairs)
+    view = replace(view, noisy=torch.where(view.masked, MASK, view.clean))
+    found = {}
+    for layout in ("double", "response"):
+        losses = {"c2dlm": CausalAttention(apply="m2t", loss="mass", layers="all")}
+        model.zero_grad()
+        outcome = SupervisedStep(model, losses, layout=layout)(view)
+        outcome.auxiliary.backward()
+        found[layout] = outcome.auxiliary.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    assert found["double"][0] == pytest.approx(found["response"][0], rel=1e-12)
+    for a, b in zip(found["double"][1], found["response"][1], strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
