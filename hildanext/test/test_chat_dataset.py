@@ -167,6 +167,7 @@ def test_best_fit_wastes_little_and_never_overfills():
 
 def test_the_split_hangs_on_the_id_alone(tmp_path: Path, tokenizer):
     ids = [f"example-{number}" for number in range(4000)]
+    assert [n for n in range(40) if held_out(ids[n], 0.2)] == [6, 9, 11, 16, 19, 21, 25, 26, 29, 35, 38, 39]
     share = sum(held_out(id, 0.1) for id in ids) / len(ids)
     assert abs(share - 0.1) < 3 * (0.1 * 0.9 / 4000) ** 0.5
     records = [{"id": id, "prompt": f"Is this {id}?", "response": "Yes"} for id in ids[:200]]
