@@ -308,7 +308,9 @@ class _Loop:
             generator = make_generator(self.stage.seed, 3, index, number, turn)
             teacher = self.stage.teacher(view) if self.stage.teacher is not None else None
             wants_draft = turn + 1 < self.stage.turns
-            with accelerator.no_sync(self.module) if done < len(forwards) else accelerator.autocast():
+            # In pieces each gradient is cut up at once: whole ones, kept for the window, are as large as the model.
+            keeps = done < len(forwards) and self.shards is None
+            with accelerator.no_sync(self.module) if keeps else accelerator.autocast():
                 with accelerator.autocast():
                     outcome = self.module(view, mask_noise, generator, teacher, wants_draft, progress)
                 loss = outcome.total * (accelerator.num_processes / normaliser)
