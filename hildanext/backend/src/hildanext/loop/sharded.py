@@ -152,7 +152,8 @@ def laid_like(tensor: Tensor, parameter: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+    pieces: Any = parameter
+    return distribute_tensor(tensor.to(pieces.device), pieces.device_mesh, pieces.placements)
 
 
 def clip_gradients(accelerator: Accelerator, module: nn.Module, most: float) -> float:
