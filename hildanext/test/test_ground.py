@@ -240,3 +240,13 @@ class TestRuntime:
     def test_the_machine_is_json(self):
         told = json.loads(json.dumps(machine(torch.device("cpu"), torch.float32)))
         assert told["device"] == "cpu" and told["dtype"] == "float32" and told["versions"]["torch"]
+
+
+def test_a_program_does_not_hear_of_kernels_that_a_library_misses(caplog):
+    import logging
+
+    from hildanext.log import quieten_libraries
+
+    quieten_libraries()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
+    assert not caplog.records

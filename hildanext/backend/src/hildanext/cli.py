@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from hildanext import __version__
 from hildanext.errors import HildaError
+from hildanext.log import quieten_libraries
 
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("hildanext.verbs.run", "run a recipe: stages in order, resumable"),
@@ -41,6 +42,7 @@ NOT_YET: dict[str, str] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 a check that failed, 2 a user's error, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    quieten_libraries()
     try:
         return _dispatch(arguments)
     except HildaError as error:

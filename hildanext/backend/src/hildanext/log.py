@@ -26,6 +26,12 @@ def configure_logging(level: str = "info") -> None:
     logger.propagate = False
 
 
+def quieten_libraries() -> None:
+    """Silence what libraries say of extras that nobody asked for; for programs, before anything is imported."""
+    # accelerate and peft import bitsandbytes where it is installed, which then misses kernels that we never call.
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
+
+
 class MetricLog:
     """Appends one JSON object per line, flushed line by line, so that a killed run keeps what it measured.
 
