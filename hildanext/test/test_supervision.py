@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -535,3 +536,27 @@ def test_t2t_means_are_over_the_wrong_and_over_the_kept_tokens():
     assert float(weights[view.replaced].sum()) == pytest.approx(2.0 * size)
     assert float(weights[view.kept].sum()) == pytest.approx(0.5 * size)
     assert not weights[~targets].any() and not weights[view.masked].any()
+
+
+@pytest.mark.parametrize(
+    ("weighting", "band", "expected"),
+    [("elbo", (0.0, 1.0), 2.302585), ("elbo", (0.3, 0.8), 2.233270), ("masked_mean", (0.3, 0.8), 1.209303)],
+)
+def test_V9_expected_losses_of_the_toy(weighting, band, expected):
+    """Two binary tokens, x = 01, exact conditionals; every mask at every t. A view without masks has no mean."""
+    losses = {(0,): (1.386294, 0.0), (1,): (0.0, 1.609438), (0, 1): (0.693147, 0.916291)}
+    clean, zeros = torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.long)
+    nodes, shares = numpy.polynomial.legendre.leggauss(20)
+    total = happens = 0.0
+    for node, share in zip(nodes, shares, strict=True):
+        t = band[0] + (band[1] - band[0]) * (node + 1) / 2
+        for masks_, loss in losses.items():
+            masked = torch.tensor([[0 in masks_, 1 in masks_]])
+            noisy, time = clean.masked_fill(masked, MASK), torch.full((1, 2), t, dtype=torch.float64)
+            view = View(clean, noisy, zeros, torch.arange(2)[None], ~zeros.bool(), masked, zeros.bool(), time, 2)
+            weight = MaskToToken(weighting=weighting).weights(view, view.maskable).cross_entropy
+            probability = share / 2 * t ** len(masks_) * (1 - t) ** (2 - len(masks_))
+            total += probability * float((weight * torch.tensor([loss])).sum())
+            happens += probability
+    mean = total / 2 / happens if weighting == "masked_mean" else total
+    assert mean == pytest.approx(expected, abs=2e-6)
