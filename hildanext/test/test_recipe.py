@@ -62,23 +62,26 @@ def test_a_second_run_does_nothing_and_gives_the_same_outcomes(tmp_path, kitchen
 
 
 def test_another_process_waits_for_the_first_and_does_only_what_is_done_together(tmp_path, kitchen, monkeypatch):
-    """The first process's part happens while the second one sleeps; which one calls is told by RANK."""
-    shared = types.ModuleType("shared")
-    shared.check, shared.TOGETHER, ranks = kitchen.check, True, []
-    shared.stage = lambda section, context: (ranks.append(os.environ["RANK"]), kitchen.stage(section, context))[1]
+    """The first process does a stage each time the second one sleeps; which of them calls is told by RANK."""
+    shared, ranks, sleeps = types.ModuleType("shared"), [], []
+    shared.check, shared.TOGETHER = kitchen.check, True
+    note, kitchen.stage = kitchen.stage, lambda *given: (ranks.append(os.environ["RANK"]), note(*given))[1]
+    shared.stage = kitchen.stage
     monkeypatch.setitem(sys.modules, "shared", shared)
-    table = {"cook": "shared", "serve": "kitchen"}
+    table, stages = {"cook": "shared", "serve": "kitchen"}, [{"stage": "cook"}, {"stage": "serve"}]
 
     def first_process(seconds: float) -> None:
+        sleeps.append(seconds)
         monkeypatch.setenv("RANK", "0")
-        execute(a_run(tmp_path), table)
+        execute(a_run(tmp_path, stages=stages[: len(sleeps)]), table)
         monkeypatch.setenv("RANK", "1")
 
     monkeypatch.setattr("hildanext.recipe.time.sleep", first_process)
     monkeypatch.setenv("RANK", "1")
     announced: list[str] = []
     outcomes = execute(a_run(tmp_path), table, lambda step, event: announced.append(event))
-    assert ranks == ["1", "0"] and [key for key, _, _ in kitchen.calls] == ["cook", "cook", "serve"]
+    called = [(key, rank) for (key, _, _), rank in zip(kitchen.calls, ranks, strict=True)]
+    assert called == [("cook", "1"), ("cook", "0"), ("serve", "0")]
     assert list(outcomes) == ["cook", "serve"] and not announced
     assert execute(a_run(tmp_path), table) == outcomes and len(kitchen.calls) == 3
 
