@@ -1,6 +1,8 @@
 """Writing compared, decode and training speed: that the accounting is right, on tiny random models."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hildanext.ar import Parent
-from hildanext.bench import decode_speed, train_speed
+from hildanext.bench import answer_speed, decode_speed, train_speed
 from hildanext.bench.evaluation import finite
 from hildanext.bench.generation import (
     ONE_PER_STEP,
@@ -19,6 +21,7 @@ from hildanext.bench.generation import (
     generative_nats,
     repetition,
 )
+from hildanext.cli import main
 from hildanext.config import build
 from hildanext.diffusion import targets
 from hildanext.errors import ConfigError
@@ -135,6 +138,37 @@ def test_training_speed_reports_both_ways_and_the_products(make_model):
     assert set(found["ways"]) == {"fast", "plain"} and found["speedup"] > 0
     assert found["product_flop_per_second"] > 0
     assert train_speed.tables(found)[0].row_count == 3
+
+
+def conversations(folder: Path) -> dict[str, str]:
+    """Long questions and short answers of words that the tokenizer knows."""
+    lines = [
+        {"prompt": " ".join(f"w{(seed + i) % 30 + 30}" for i in range(20)), "response": f"w{seed % 30 + 30} w9 w8"}
+        for seed in range(40)
+    ]
+    (folder / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return {"name": "files", "path": str(folder / "chat.jsonl")}
+
+
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_steps_of_fine_tuning_are_the_same_steps_under_both_layouts(make_model, tmp_path, alignment):
+    model = make_model("llama", alignment, dtype=torch.float64)
+    before = [parameter.clone() for parameter in model.parameters()]
+    data = {"train": conversations(tmp_path), "sequence_length": 64}
+    settings = answer_speed.AnswerSpeedKnobs(data=data, repeats=1, accumulate=1, precision="no", batch_size=2)
+    found = answer_speed.measure(model, words_tokenizer(), settings)
+    double, response = found["ways"]["double"], found["ways"]["response"]
+    assert double["losses"] == pytest.approx(response["losses"], rel=1e-6) and len(set(double["losses"])) == 2
+    assert found["columns_ratio"] == double["columns"] / response["columns"] > 1.3
+    assert 0 < found["share_of_answers"] < 0.5 and found["speedup"] > 0 and found["speedup_processor"] > 0
+    assert found["settings"]["data"]["sequence_length"] == 64 and str(tmp_path) not in json.dumps(found)
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+    assert answer_speed.tables(found)[0].row_count == 2
+
+
+def test_conversations_are_not_for_decoding(capsys):
+    assert main(["bench", "decode", "--chat", "x.jsonl"]) == 2
+    assert "--chat is about steps of fine-tuning" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("section", [{"block_size": 5}, {"precision": "fp8"}, {"repeat": 3}])

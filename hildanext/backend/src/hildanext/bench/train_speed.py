@@ -161,7 +161,7 @@ def measure(
     """Steps of both implementations and the products' rate, in turns; medians. The model's weights change."""
     device = model.device
     wide = settings.precision == "no" or (settings.precision == "auto" and not accelerates_bf16(device))
-    step = SupervisedStep(model, {"m2t": MaskToToken()}, chunk=TrainKnobs().chunk)
+    step = SupervisedStep(model, {"m2t": MaskToToken()}, chunk=TrainKnobs().chunk, layout="double")
     optimizer = make_optimizer(step, TrainKnobs())
     autocast = nullcontext() if wide else torch.autocast(device.type, dtype=torch.bfloat16)
     times: dict[str, list[Seconds]] = {"fast": [], "plain": []}

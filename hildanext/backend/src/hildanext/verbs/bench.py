@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hildanext.errors import ModelError
+from hildanext.errors import ConfigError, ModelError
 from hildanext.verbs import add_run_flags, load_run
 
 if TYPE_CHECKING:
@@ -23,8 +23,10 @@ EPILOG = """commands to paste:
   hildanext bench decode --model my-checkpoint --parent smollm2-135m
   hildanext bench train --model smollm2-135m                 an autoregressive model, converted in memory
   hildanext bench train --model tiny --alignment block --set bench.batch_size=4 --set bench.repeats=9
+  hildanext bench train --model smollm2-135m --alignment block --chat gsm8k.jsonl
 
-Both measure the parts in turns and print medians; the section 'bench' of a run holds the same knobs."""
+The last one measures steps of fine-tuning on conversations (JSON lines), with and without doubling their prompts.
+All measure the parts in turns and print medians; the section 'bench' of a run holds the same knobs."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", help="decode: the autoregressive model beside it (default: the card's)")
     parser.add_argument("--alignment", choices=("block", "parent"), default="parent", help="of an untrained conversion")
     parser.add_argument("--block-size", type=int, help="of an untrained conversion, and of training (default 32)")
+    parser.add_argument("--chat", metavar="FILE", help="train: steps of fine-tuning on these conversations")
     parser.add_argument("--dtype", default="auto", help="weights while decoding: fp32, bf16, fp64 or auto (default)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
@@ -45,8 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from hildanext.runtime import choose_device, choose_dtype, set_threads
 
+    if options.what == "decode" and options.chat is not None:
+        raise ConfigError("--chat is about steps of fine-tuning", "use it with bench train")
     section: dict[str, Any] = dict(load_run(options).get("bench", {}))
-    if options.block_size is not None and options.what == "train":
+    if options.block_size is not None and options.what == "train" and options.chat is None:
         section["block_size"] = options.block_size
     set_threads(options.threads)
     device = choose_device(options.device)
@@ -72,23 +77,31 @@ def _measure(
 
     from hildanext.bench import decode_speed, train_speed
     from hildanext.bench.evaluation import load_baseline
-    from hildanext.config import build
+    from hildanext.config import build, merge
 
+    if options.what == "train" and options.chat is not None:
+        from hildanext.bench import answer_speed
+
+        source = {"data": {"train": {"name": "files", "path": options.chat}}}
+        answering = build(answer_speed.AnswerSpeedKnobs, merge(source, section), where="bench")
+        model, tokenizer = _model(options, torch.float32, device)
+        result = answer_speed.measure(model, tokenizer, answering, _tell)
+        return {"model": options.model, **result}, answer_speed.tables(result)
     if options.what == "train":
         training = build(train_speed.TrainSpeedKnobs, section, where="bench")
         # Weights are fp32 and the step autocasts, as training does.
-        result = train_speed.measure(_model(options, torch.float32, device), training, _tell)
+        result = train_speed.measure(_model(options, torch.float32, device)[0], training, _tell)
         return {"model": options.model, **result}, train_speed.tables(result)
     decoding = build(decode_speed.DecodeSpeedKnobs, section, where="bench")
-    model = _model(options, dtype, device)
+    model, _ = _model(options, dtype, device)
     name = options.parent if options.parent is not None else _own_parent(options, model)
     parent = load_baseline(name, model) if name else None
     result = decode_speed.measure(model, parent, decoding, _tell)
     return {"model": options.model, **result}, decode_speed.tables(result)
 
 
-def _model(options: argparse.Namespace, dtype: "torch.dtype", device: "torch.device") -> "DiffusionModel":
-    """A diffusion checkpoint where the name is one, else an autoregressive model under a new card."""
+def _model(options: argparse.Namespace, dtype: "torch.dtype", device: "torch.device") -> tuple["DiffusionModel", Any]:
+    """A diffusion checkpoint where the name is one, else an autoregressive model under a new card; its tokenizer."""
     from hildanext.models.card import CARD
     from hildanext.models.load import load_diffusion
     from hildanext.models.names import locate_diffusion
@@ -99,10 +112,11 @@ def _model(options: argparse.Namespace, dtype: "torch.dtype", device: "torch.dev
     except ModelError:
         place = None
     if place is not None and (place / CARD).is_file():
-        return load_diffusion(options.model, dtype, device)[0]
+        return load_diffusion(options.model, dtype, device)
     _tell(f"{options.model} is not a diffusion checkpoint: measuring it untrained, alignment {options.alignment}")
     block = options.block_size if options.block_size is not None else 32
-    return start_conversion(options.model, options.alignment, block, dtype, device)[0].eval()
+    model, tokenizer = start_conversion(options.model, options.alignment, block, dtype, device)
+    return model.eval(), tokenizer
 
 
 def _own_parent(options: argparse.Namespace, model: "DiffusionModel") -> str:
