@@ -255,7 +255,7 @@ def test_apply_chooses_which_effects_are_looked_at():
 
 
 def checkpointed(model) -> None:
-    model.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.recompute_layers()
     model.train()
 
 

@@ -18,15 +18,20 @@ from hildanext.best import Best
 from hildanext.cli import main
 from hildanext.conversations import Message, encode_chat
 from hildanext.decode import decoder_section, make_decoder
+from hildanext.diffusion import View
 from hildanext.errors import ConfigError, DataError
 from hildanext.inference import GenerationKnobs, generate
 from hildanext.log import read_metrics
 from hildanext.models import tiny
 from hildanext.models.load import load_diffusion
+from hildanext.noising import NoiseKnobs
 from hildanext.recipe import check, execute
+from hildanext.schedules import Rung
 from hildanext.sft_stage1 import prepare_data, sft
 from hildanext.stages import STAGES
+from hildanext.supervision import SupervisedStep
 from hildanext.tokenization import load_tokenizer
+from hildanext.views import Views
 from test_training import environment, losses, wait_for_steps
 
 CHAT = {"train": {"name": "arithmetic", "count": 48, "steps": 1}, "valid_share": 0.15, "sequence_length": 96}
@@ -173,11 +178,58 @@ def test_every_switch_at_once(section, tmp_path: Path):
     assert "best" not in summary and not (tmp_path / "run" / "best").exists()
 
 
+@pytest.mark.parametrize(
+    ("turns", "complementary", "forwards"), [(1, False, 1), (2, False, 2), (2, True, 4), (3, True, 6)]
+)
+def test_a_step_forwards_every_view_once_a_turn(
+    section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int, complementary: bool, forwards: int
+):
+    """The second turn's noisy tokens are the model's own draft; its labels are still the truth."""
+    seen = []
+
+    class Counted(SupervisedStep):
+        def forward(self, view: View, *rest: Any, **more: Any) -> Any:
+            outcome = super().forward(view, *rest, **more)
+            seen.append((self.training, view, outcome))
+            return outcome
+
+    monkeypatch.setattr("hildanext.sft_stage1.SupervisedStep", Counted)
+    section = {**change(section, stop_after=1), "turns": turns, "complementary": complementary, "samples": {"count": 0}}
+    sft(section, CHAT, tmp_path / "run", quiet=True)
+    trained = [(view, outcome) for training, view, outcome in seen if training]
+    assert len(trained) == forwards
+    for (before, outcome), (after, _) in zip(trained, trained[1:], strict=False):
+        if outcome.draft is not None:
+            assert torch.equal(after.noisy[after.maskable], outcome.draft[after.maskable])
+            assert torch.equal(after.clean, before.clean) and torch.equal(after.maskable, before.maskable)
+            assert torch.equal(after.replaced, after.maskable & ~after.masked & (after.noisy != after.clean))
+
+
+def test_views_are_a_function_of_their_number_and_differ_between_numbers(section, tmp_path: Path):
+    from hildanext.chat_dataset import ChatDataset
+
+    prepare_data(section, CHAT, tmp_path / "run")
+    dataset = ChatDataset(tmp_path / "run" / "data", "train", 96, 8, 0)
+    card = random_model().card
+    rung, cpu = Rung(phase="stable", block_size=8, tokens=1), torch.device("cpu")
+
+    def make(seed: int) -> Views:
+        return Views(dataset, 2, NoiseKnobs(), card, torch.arange(9), cpu, seed, dataset.pairs)
+
+    one, again, other = make(0), make(0), make(1)
+    for number in (7, 0, 3):
+        [view], [same], [unlike] = one(number, rung), again(number, rung), other(number, rung)
+        assert torch.equal(view.noisy, same.noisy) and view.pairs is not None
+        assert view.noisy.shape != unlike.noisy.shape or not torch.equal(view.noisy, unlike.noisy)
+    assert one(0, rung)[0].time.flatten()[0] != one(1, rung)[0].time.flatten()[0]
+
+
 def test_causal_supervision_takes_the_graphs_of_the_examples(section, tmp_path: Path):
     section = {**section, "losses": [{"name": "m2t"}, {"name": "t2t"}, {"name": "c2dlm", "apply": "both"}]}
     sft(section, CHAT, tmp_path / "run", "FULL", quiet=True)
     trained = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
     assert any(line["losses"]["c2dlm"] > 0 for line in trained)
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["full"] == ["c2dlm"]
     with pytest.raises(ConfigError, match="'c2dlm' is a FULL method"):
         sft(section, CHAT, tmp_path / "safe", quiet=True)
     records = [{"id": str(n), "prompt": f"{n}?", "response": "yes"} for n in range(60)]

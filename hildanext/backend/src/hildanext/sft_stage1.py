@@ -11,7 +11,7 @@ import torch
 
 from hildanext.best import Best
 from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, chat_identity, prepare_chat
-from hildanext.config import build, check_profile, plain
+from hildanext.config import build, check_profile, full_methods, plain
 from hildanext.conversations import set_template
 from hildanext.errors import ConfigError
 from hildanext.log import read_metrics
@@ -59,6 +59,7 @@ def sft(
     _check_model(model, data, int(tokenizer.eos_token_id))
     config = {"profile": profile, "sft": plain(knobs_), "data": plain(data)}
     record: dict[str, Any] = {
+        "full": full_methods([dict(sft_section), dict(data_section)]),
         "machine": machine(accelerator.device),
         "processes": accelerator.num_processes,
         "start": start_hash(knobs_.start),
