@@ -127,7 +127,11 @@ class DiffusionModel(nn.Module):
 
         An attention context is then asked twice for each layer, and must answer the same.
         """
-        self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        how = {"use_reentrant": False}
+        if hasattr(self.causal_lm, "activation_checkpointing_enable"):  # Transformers' newer name
+            self.causal_lm.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+        else:
+            self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         """Logits in fp32 (fp64 stays fp64); the mask, unused rows and padding are -inf."""
