@@ -77,6 +77,22 @@ def test_the_bound_s_mean_is_the_average_over_all_masks_of_the_decode_loop_s_own
     assert found.nats == pytest.approx(mean_over_masks(model, pair), abs=4 * found.se)
 
 
+def test_the_error_is_that_of_each_block_on_its_own(monkeypatch):
+    """Two draws of two blocks cost 1 + 3 and 3 + 1: their sums agree, but each block's mean has the variance 2 / 2."""
+    losses = [(0, 0, 0, 1.0), (0, 0, 1, 3.0), (0, 1, 0, 3.0), (0, 1, 1, 1.0)]
+    monkeypatch.setattr("hildanext.bench.continuation._losses", lambda *_: iter(losses))
+    (found,) = score_diffusion(random_model(block_size=4), [Pair((0, 5, 9, 3), (1,) * 8)], draws=2)
+    assert (found.nats, found.variance) == (4.0, 2.0)
+    monkeypatch.undo()
+    seen: set[int] = set()
+    import hildanext.bench.continuation as module
+
+    own = module._losses
+    monkeypatch.setattr(module, "_losses", lambda *given: [seen.add(told[2]) or told for told in own(*given)])
+    score_diffusion(random_model(block_size=4), [Pair((0, 5), (1,) * 8)], draws=2)
+    assert seen == {0, 1, 2}
+
+
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_a_lone_token_in_its_block_is_exact(alignment):
     model = random_model(alignment=alignment, block_size=4)

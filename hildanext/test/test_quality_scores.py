@@ -196,6 +196,13 @@ class TestGsm8k:
         assert task.judge(items[2], "So $1,000.").scores == {"strict": 0, "flexible": 1, "official": 0, "canonical": 0}
         assert task.judge(items[2], "#### 1000.0").scores == {"strict": 0, "flexible": 0, "official": 0, "canonical": 1}
 
+    def test_the_examples_are_those_that_the_harness_draws(self, tmp_path):
+        """Its generator (seed 1234) drew [6, 3], [0, 6], [0, 4] of seven examples; compared with it in test_harness."""
+        task = make("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 2})
+        for item, (first, second) in zip(task.items(), [(6, 3), (0, 6), (0, 4)], strict=False):
+            told = [f"Question: What is {n}+1?\nAnswer: It is {n + 1}.\n#### {n + 1}" for n in (first, second)]
+            assert task.prompt(item, 2) == "\n\n".join([*told, f"Question: {item.row['question']}\nAnswer:"])
+
     def test_as_a_chat_the_bare_question_is_asked(self, tmp_path):
         task = make("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 0, "chat": True})
         assert task.prompt(task.items()[0], 0) == QUESTIONS[0][0]
