@@ -250,3 +250,21 @@ def test_a_program_does_not_hear_of_kernels_that_a_library_misses(caplog):
     quieten_libraries()
     logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
     assert not caplog.records
+
+
+def test_the_log_follows_a_replaced_standard_error(monkeypatch):
+    import io
+    import logging
+
+    from hildanext.log import configure_logging
+
+    first, second = io.StringIO(), io.StringIO()
+    logger = logging.getLogger("hildanext")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    monkeypatch.setattr("sys.stderr", first)
+    configure_logging()
+    monkeypatch.setattr("sys.stderr", second)
+    first.close()
+    logger.warning("heard")
+    logger.handlers[:], logger.level, logger.propagate = before
+    assert "heard" in second.getvalue()

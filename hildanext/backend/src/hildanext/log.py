@@ -7,18 +7,29 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from hildanext.errors import CheckpointError, ConfigError
 
 LEVELS = ("debug", "info", "warning", "error")
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: a program may have replaced it since, and closed the old one."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def configure_logging(level: str = "info") -> None:
     """Send the package's log to stderr. Raises `ConfigError` for a level that does not exist."""
     if level not in LEVELS:
         raise ConfigError(f"unknown log level {level!r}", f"choices: {', '.join(LEVELS)}")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("hildanext")
     logger.handlers[:] = [handler]
