@@ -36,7 +36,7 @@ class SftKnobs(NoiseKnobs):
     complementary: bool = True
     losses: tuple[dict[str, Any], ...] = (
         {"name": "m2t", "weighting": "masked_mean"},
-        {"name": "t2t", "weighting": "mean"},
+        {"name": "t2t"},
     )
     turns: int = Field(default=2, ge=1, le=4)
     """Forwards per view: each mends wrong tokens, in the first random ones, later the model's own; labels are the
