@@ -69,6 +69,13 @@ def a_run(folder: Path, parent: Path) -> dict:
             "valid_rows": 2,
             "train": {"batch_size": 2, "evaluate_every": 2, "checkpoint_every": 2, "precision": "no"},
         },
+        "chat": {"train": {"name": "arithmetic", "count": 40, "steps": 1}, "valid_share": 0.2, "sequence_length": 256},
+        "sft": {
+            "epochs": 0.2,
+            "valid_rows": 4,
+            "samples": {"count": 1, "max_new_tokens": 4},
+            "train": {"batch_size": 4, "precision": "no"},
+        },
         "eval": {
             "sequence_length": 32,
             "pad_to_block": 8,
@@ -112,6 +119,8 @@ def test_a_recipe_goes_from_the_parent_to_a_report_and_is_done_once(tmp_path, pa
         (("prepare", "train"), {"source": {"name": "parent"}}, "documents"),
         (("prepare", "train"), {"source": {"name": "parents", "path": "x"}}, "unknown source"),
         (("prepare", "train"), {}, "source"),
+        (("chat", "train"), {"name": "arithmetics"}, "did you mean 'arithmetic'"),
+        (("sft", "losses"), [{"name": "m3t"}], "did you mean"),
         (("eval", "likelihood"), {"block_sizes": [5]}, "does not divide"),
         (("generate", "modes"), ["X_MODE"], "unknown mode"),
         (("generate", "prompt"), "Once", "did you mean 'prompts'"),
