@@ -69,6 +69,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
+def _narrow(teacher_head: Tensor | None, head: Tensor, matrix: Tensor) -> Tensor:
+    """The teacher's head in the dtype of `matrix`, the copy of `head` in it."""
+    if teacher_head is None or teacher_head.data_ptr() == head.data_ptr():
+        return matrix  # a parent that is the model without its adapters: one narrow copy serves both
+    return teacher_head.to(matrix.dtype)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -87,9 +94,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         need_hidden, need_head = ctx.needs_input_grad[:2]
         matrix = head.to(hidden.dtype)
-        teacher_matrix = matrix  # a parent that is the model without its adapters: one narrow copy serves both
-        if teacher_head is not None and teacher_head.data_ptr() != head.data_ptr():
-            teacher_matrix = teacher_head.to(hidden.dtype)
+        teacher_matrix = _narrow(teacher_head, head, matrix)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_head = torch.zeros(head.shape, dtype=wide, device=head.device) if need_head else None
         rows = hidden.shape[0]
