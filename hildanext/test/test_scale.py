@@ -138,6 +138,21 @@ def test_the_first_process_is_the_main_one(said, main_one, monkeypatch):
     assert is_main_process() == main_one
 
 
+CARD = sorted((FILES.parent / "configs").glob("qwen3-*-8gb*.json"))
+
+
+@pytest.mark.parametrize("path", CARD, ids=lambda path: path.name)
+def test_the_configurations_of_the_8_gb_card_hold_and_fit_it(path, capsys):
+    """Both training stages, by what `plan` says; on half the memory neither fits."""
+    assert len(CARD) == 2 and main(["check", str(path)]) == 0
+    capsys.readouterr()
+    for memory, fits in (("8GiB", True), ("4GiB", False)):
+        main(["plan", "--config", str(path), "--vram", memory, "--machine", "pascal", "--json"])
+        stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+        assert stages["convert"]["fits"] == stages["sft"]["fits"] == fits
+        assert stages["convert"]["model"] == json.loads(path.read_text())["parent"]
+
+
 def launched(name: str, arguments: list[str]) -> str:
     """What two processes of `accelerate launch` printed; those that hang are told to end."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FILES / f"{name}.json")]
