@@ -18,7 +18,7 @@ from hildanext.models.attention import AttentionContext, MaskedAttention
 from hildanext.models.block_attention import DoubledAttention
 from hildanext.schedules import LearningRate, Rung
 from hildanext.supervision import SupervisedStep, objective
-from hildanext.supervision.c2dlm import AttentionToCauses, CausalAttention, re_attention, row_loss, value_norms
+from hildanext.supervision.c2dlm import AttentionToCauses, CausalAttention, _gram, re_attention, row_loss, value_norms
 from hildanext.supervision.causal_rows import CausalRows, causal_rows
 from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.supervision.objective import attention_for
@@ -392,6 +392,7 @@ def test_the_norm_behind_the_output_projection_knows_adapters():
 
     before = found()
     assert model.causal_lm.model.layers[1].self_attn.o_proj.training
+    assert torch.equal(_gram(model, 1), _gram(model, 1))  # nothing is dropped in it
     with torch.no_grad():
         model.causal_lm.model.layers[1].self_attn.o_proj.lora_B["default"].weight.normal_()
     assert found() != before
@@ -519,3 +520,13 @@ def test_where_answers_alone_are_doubled_the_same_rows_see_the_same(alignment):
     assert found["double"][0] == pytest.approx(found["response"][0], rel=1e-12)
     for a, b in zip(found["double"][1], found["response"][1], strict=True):
         assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_a_bias_of_the_output_projection_is_no_part_of_the_norm():
+    model = random_model("llama")
+    projection = model.causal_lm.model.layers[1].self_attn.o_proj
+    before = _gram(model, 1)
+    projection.bias = torch.nn.Parameter(torch.ones(32, dtype=torch.float64))
+    assert torch.allclose(_gram(model, 1), before, atol=1e-12)
+    by_head = projection.weight.detach().unflatten(1, (4, 8)).movedim(1, 0)  # [heads hidden head_dim]
+    assert torch.allclose(before, by_head.transpose(-1, -2) @ by_head, atol=1e-12)
