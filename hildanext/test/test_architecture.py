@@ -29,7 +29,7 @@ LAYERS = [
     {"inference", "training"},
     {"best", "sample_answers", "teacher", "validation", "views"},
     {"rl", "sft_knobs", "sft_stage1", "wsd_stage0"},
-    {"bench", "recipe"},
+    {"bench", "planning", "recipe"},
     {"stages"},
     {"verbs", "cli"},
 ]

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("hildanext.verbs.generate", "prompt in, text out"),
     "eval": ("hildanext.verbs.eval", "likelihoods, quality and speed beside the parent"),
     "bench": ("hildanext.verbs.bench", "how fast training and decoding are here"),
+    "plan": ("hildanext.verbs.plan", "how much memory a run takes, and what would make it fit"),
     "runs": ("hildanext.verbs.runs", "list run folders, and compare some of them"),
     "doctor": ("hildanext.verbs.doctor", "what this machine can do, and why not"),
 }
@@ -35,7 +36,6 @@ NOT_YET: dict[str, str] = {
     "serve": "the web service (stage 3)",
     "jobs": "background jobs",
     "export": "export to other engines",
-    "plan": "memory planning",
 }
 
 

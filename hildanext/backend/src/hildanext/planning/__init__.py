@@ -1,0 +1,1 @@
+"""How much memory a run will take, told from the model's `config.json` alone."""
