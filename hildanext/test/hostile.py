@@ -24,6 +24,8 @@ class Row:
     """Enough where the program ends by itself, however busy the machine is; short where only the clock ends it."""
     test: str = TEST
     memory_bytes: int = 512 << 20
+    level: int = 1
+    """Of isolation, below which the row does not hold."""
 
     def job(self) -> Job:
         return Job(self.program, "add", self.test, setup=PROMPT)
@@ -150,6 +152,7 @@ ROWS = [
             "return a + b"
         ),
         ("passed",),
+        level=3,
     ),
     Row(
         "14 reads installed packages",
@@ -161,6 +164,7 @@ ROWS = [
             "return a + b"
         ),
         ("passed",),
+        level=3,
     ),
     Row("15 opens a socket", body("import socket\nsocket.socket()\nreturn a + b"), FAILED),
     Row("15 asks for a name", body("import socket\nsocket.getaddrinfo('example.org', 80)\nreturn a + b"), FAILED),
@@ -281,12 +285,16 @@ def forged(act: str) -> str:
     return FORGED.format(act=act)
 
 
+IDLE = "frame(b'%s'); time.sleep(60)"
+ONCE = "def check(candidate):\n    assert candidate(1, 2) == 3\n"
+
 ATTACKS = [
     # what comes over the channel
     Row("an answer to a call that was not made", forged('frame(b\'{"id":2,"value":3}\')'), ("protocol_error",)),
     Row("two answers to one call", forged('frame(b\'{"id":1,"value":3}\')'), ("protocol_error",)),
-    Row("an answer numbered True", forged('frame(b\'{"id":true,"value":3}\')'), ("protocol_error",)),
-    Row("an answer numbered 1.0", forged('frame(b\'{"id":1.0,"value":3}\')'), ("protocol_error",)),
+    Row("an answer numbered True", forged(IDLE % '{"id":true,"value":3}'), ("protocol_error",), test=ONCE),
+    Row("an answer numbered 1.0", forged(IDLE % '{"id":1.0,"value":3}'), ("protocol_error",), test=ONCE),
+    Row("an answer numbered 2", forged(IDLE % '{"id":2,"value":3}'), ("protocol_error",), test=ONCE),
     Row("a list for an answer", forged('frame(b"[1]")'), ("protocol_error",)),
     Row("an answer without a value", forged("frame(b'{\"id\":1}')"), ("protocol_error",)),
     Row("no JSON", forged('frame(b"{")'), ("protocol_error",)),
@@ -294,11 +302,12 @@ ATTACKS = [
     Row("an empty frame", forged('frame(b"")'), ("protocol_error",)),
     Row("a million brackets", forged('frame(b\'{"id":1,"value":\' + b"[" * 10**6)'), ("protocol_error",)),
     Row(
-        "a thousand tags",
-        forged('frame(b\'{"id":1,"value":\' + b\'{"t":[\' * 1000 + b"]}" * 1000 + b"}")'),
+        "a hundred tags",
+        forged('frame(b\'{"id":1,"value":\' + b\'{"t":[\' * 100 + b"]}" * 100 + b"}")'),
         ("protocol_error",),
     ),
     Row("a million digits", forged('frame(b\'{"id":1,"value":\' + b"9" * 10**6 + b"}")'), ("protocol_error",)),
+    Row("a thousand digits", forged('frame(b\'{"id":1,"value":\' + b"9" * 1000 + b"}")'), ("protocol_error",)),
     Row("a million digits after a point", forged('frame(b\'{"id":1,"value":0.\' + b"9" * 10**6 + b"}")'), FAILED),
     Row(
         "a million hexadecimal digits",
@@ -413,6 +422,7 @@ ATTACKS = [
             "    except RuntimeError: return made\n"
         ),
         ("passed",),
+        level=3,
         test="def check(c):\n    assert 10 < c(1, 2) < 64",
     ),
     Row("runs another program", body("import os\nos.execv('/usr/bin/env', ['env'])"), FAILED),

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,6 +252,16 @@ class TestLevels:
         test = escaped.replace("__import__('sys').argv[0] or '/etc/hostname'", repr(__file__))
         assert judge(Job(levels.CANARY, "escapes", test), Limits(seconds=10), ()).passed
 
+    def test_what_this_machine_can_do_is_used_and_holds(self):
+        """So that a broken sandbox fails here, and does not only skip the tests that need it."""
+        reasons = probe().reasons
+        assert not [reason for reason in reasons.values() if "does not hold" in reason]
+        if sys.platform != "linux":
+            return
+        tried = shutil.which("unshare") and subprocess.run(["unshare", "-Urpnim", "true"], capture_output=True)
+        if tried and tried.returncode == 0 and os.uname().machine in NUMBERS:
+            assert probe().level == 3, reasons
+
     @pytest.mark.skipif(probe().level < 1, reason="no mechanism works here")
     def test_a_mechanism_that_does_not_hold_is_not_used(self, monkeypatch):
         monkeypatch.setattr(run, "_canary", lambda mechanisms: "make a socket")
@@ -446,7 +457,7 @@ class TestLowerLevels:
         assert judge(Job(bomb, "add", test), Limits(seconds=20), ("namespaces",)).passed
 
     def test_a_signal_to_the_group_does_not_reach_the_launcher(self):
-        job = Job(body("import os\nos.kill(0, 15)\nreturn a + b"), "add", ADD)
+        job = Job(body("import os, time\nos.kill(0, 9)\ntime.sleep(0.5)\nreturn a + b"), "add", ADD)
         assert judge(job, Limits(seconds=20), ("namespaces",)).passed
 
     def test_the_network_is_empty(self):
