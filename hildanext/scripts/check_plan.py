@@ -22,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results" / "plan"
 LINES = "measured.jsonl"
+MIB = 2**20
 STEPS = 2
 LOSSES = [{"name": "m2t"}, {"name": "t2t"}]
 ADAPTERS = {"lora": {"rank": 16, "alpha": 32}}
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
         line["ratio"] = line["predicted"] / line["measured"]
         with (out / LINES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        print(f"{name}: predicted {line['predicted'] / 2**20:.0f} MiB, measured {line['measured'] / 2**20:.0f} MiB")
+        print(f"{name}: predicted {line['predicted'] / MIB:.0f} MiB, measured {line['measured'] / MIB:.0f} MiB")
     report(read_lines(out), out)
     return 0
 
@@ -255,16 +256,26 @@ def make_data(parent: Path, work: Path, length: int) -> dict[str, str]:
 
 
 def report(lines: list[dict[str, Any]], out: Path) -> None:
-    """The table and the picture of all lines."""
+    """The table and the picture of all lines, and all of them in one JSON file."""
     from hildanext.planning.picture import comparison_figure
     from hildanext.plots import save
+    from hildanext.runfolder import write_atomically
 
-    rows = ["| case | predicted MiB | measured MiB | ratio | s a step |", "|---|---|---|---|---|"]
-    for line in lines:
-        numbers = f"{line['predicted'] / 2**20:,.0f} | {line['measured'] / 2**20:,.0f} | {line['ratio']:.3f}"
-        rows.append(f"| {line['name']} | {numbers} | {line['seconds']:.1f} |")
-    (out / "table.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    save(comparison_figure(lines), out / "measured.png")
+    alone = {line["name"]: line for line in lines if not line["kept"]}
+    kept = {line["name"]: line for line in lines if line["kept"]}
+    rows = [
+        "| case | predicted MiB | measured MiB | predicted / measured | as a run holds it, MiB | seconds a step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in (name for name in CASES if name in alone):
+        line, held = alone[name], kept.get(name)
+        numbers = [f"{line[key] / MIB:,.0f}" for key in ("predicted", "measured")] + [f"{line['ratio']:.3f}"]
+        numbers += [f"{held['measured'] / MIB:,.0f}" if held else "", f"{line['seconds']:.0f}"]
+        rows.append(f"| `{name}` | {' | '.join(numbers)} |")
+    write_atomically(out / "table.md", "\n".join(rows) + "\n")
+    write_atomically(out / "measured.json", json.dumps(lines, indent=1) + "\n")
+    if alone:
+        save(comparison_figure([alone[name] for name in CASES if name in alone]), out / "measured.png")
 
 
 if __name__ == "__main__":

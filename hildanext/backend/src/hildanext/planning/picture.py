@@ -42,7 +42,7 @@ def plan_figure(bars: Mapping[str, Mapping[str, int]], memory: int, budget: int)
     """A stacked bar for each stage, with lines where the memory ends and where the room that is used does."""
     figure, axes = new_figure(10.0, 1.6 + 0.62 * len(bars))
     for place, parts in enumerate(bars.values()):
-        _stack(axes, place, parts, 0.6)
+        _stack(axes, float(place), parts, 0.6)
         total = sum(parts.values()) / MIB
         axes.text(total, place, f"  {total:,.0f} MiB", va="center", fontsize=9, color=INK, bbox=PLAIN)
     axes.axvline(memory / MIB, color=INK, linewidth=1.4)
