@@ -529,6 +529,14 @@ class TestLevelZero:
         time.sleep(0.3)
         assert mark.stat().st_mtime_ns == before
 
+    def test_where_there_is_no_fork_the_launcher_is_the_worker(self, monkeypatch):
+        """As on Windows, which has no other way; clock and verdicts are the same."""
+        monkeypatch.setattr(run, "_BOOT", "import os; del os.fork; " + run._BOOT)
+        ends = {"return a + b": "passed", "return 0": "failed", "import os; os._exit(0)": "crashed"}
+        for text, kind in ends.items():
+            assert judge(Job(body(text), "add", ADD), Limits(seconds=20), ()).kind == kind
+        assert judge(Job(body("while True: pass"), "add", ADD), Limits(seconds=0.5), ()).kind == "timeout"
+
     def test_its_folder_is_gone(self):
         program = body("import os\nopen('x', 'w').write('x')\nos.makedirs('d/e')\nos.chmod('d', 0)\nreturn os.getcwd()")
         verdict = judge(Job(program, "add", "def check(c): assert 0, c(1, 2)"), Limits(seconds=20), ())
