@@ -150,7 +150,7 @@ def _result(
     wide: bool,
 ) -> dict[str, Any]:
     tokens = statistics.mean(counts["tokens"])
-    ways = {
+    ways: dict[str, dict[str, Any]] = {
         layout: {
             "step_ms": 1000 * medians(found).wall,
             "step_processor_ms": 1000 * medians(found).processor,
