@@ -68,6 +68,9 @@ def main() -> int:
     except HildaError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return problem.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

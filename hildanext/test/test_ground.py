@@ -268,3 +268,16 @@ def test_the_log_follows_a_replaced_standard_error(monkeypatch):
     logger.warning("heard")
     logger.handlers[:], logger.level, logger.propagate = before
     assert "heard" in second.getvalue()
+
+
+def test_the_log_writes_to_what_pytest_captures(capsys):
+    import logging
+
+    from hildanext.log import configure_logging
+
+    logger = logging.getLogger("hildanext")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    configure_logging()
+    logger.warning("heard")
+    logger.handlers[:], logger.level, logger.propagate = before
+    assert capsys.readouterr().err == "WARNING hildanext: heard\n"
