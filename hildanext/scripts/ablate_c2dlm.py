@@ -47,6 +47,8 @@ MEASURES = {
     "effects kept": "% of right results kept",
     "attention ratio": "attention to causes / to the rest",
 }
+LOSSES = [{"name": "m2t", "weighting": "masked_mean"}, {"name": "t2t", "weighting": "mean"}]
+"""Of the warm-up and of every run; written out, so that another default does not change what is compared."""
 HELD_OUT = 0.05
 LENGTH = 72
 HUGE = 1e9
@@ -98,7 +100,7 @@ def _section(model: str, rate: float, seed: int) -> dict[str, Any]:
     """Two turns, so that the second one mends the model's own errors; results are replaced three times as often."""
     return {
         "model": model, "seed": seed, "turns": 2, "complementary": False, "replace_rate": 0.15, "effect_boost": 3.0,
-        "keep": "last", "valid_rows": 32, "samples": {"count": 0},
+        "losses": LOSSES, "keep": "last", "valid_rows": 32, "samples": {"count": 0},
         "train": {"batch_size": 16, "learning_rate": {"peak": rate}, "evaluate_every": 10_000, "checkpoint_every": 50},
     }  # fmt: skip
 
@@ -112,9 +114,8 @@ def _warm(folder: Path, options: argparse.Namespace) -> str:
 def _run(folder: Path, warm: str, arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and measure one run, or read what an earlier call measured."""
     section = _section(warm, 5e-4, seed)
-    section["losses"] = [{"name": "m2t", "weighting": "masked_mean"}, {"name": "t2t", "weighting": "mean"}]
     if arm != "off":
-        section["losses"].append({"name": "c2dlm", "apply": arm, "lambda_c": options.lambda_c})
+        section["losses"] = [*LOSSES, {"name": "c2dlm", "apply": arm, "lambda_c": options.lambda_c}]
     started = time.process_time()
     summary = sft(section, _data(options.examples, seed), folder, "FULL")
     found = _measured(folder / "measured.json", Path(summary["checkpoint"]), options)
