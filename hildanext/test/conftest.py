@@ -1,5 +1,6 @@
 """Tiny random models that need no download, and the real data where it is at hand."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -65,3 +66,12 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set HILDA_DATA)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def the_log_as_it_was():
+    """A verb configures the log of its program; the next test is another program."""
+    logger = logging.getLogger("hildanext")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
