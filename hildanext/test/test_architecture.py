@@ -28,9 +28,11 @@ LAYERS = [
     {"decode", "supervision", "loop"},
     {"inference", "training"},
     {"best", "sample_answers", "teacher", "validation", "views"},
-    {"rl", "sft_knobs", "sft_stage1", "wsd_stage0"},
-    {"bench", "planning", "recipe"},
+    {"engines", "rl", "sft_knobs", "sft_stage1", "wsd_stage0"},
+    {"bench", "jobs", "planning", "recipe"},
     {"stages"},
+    {"serve"},
+    {"api"},
     {"verbs", "cli"},
 ]
 """Lowest first. Rooms on one layer do not import each other, but for the pairs below."""
