@@ -59,7 +59,7 @@ def first_step(model, pair: Pair, masked: tuple[int, ...]) -> torch.Tensor:
     first = len(pair.context)
     for i, token in enumerate(pair.continuation):
         if i not in masked:
-            session.tokens[0, first + i] = token
+            session.rows[0].tokens[first + i] = token
     canvas = session.canvas()
     assert int(canvas.masked.sum()) == session.block - first % session.block - len(known)
     where = torch.zeros_like(canvas.masked)

@@ -202,7 +202,8 @@ def test_the_grid_starts_at_position_0(prompt, new, capacity, start, inside):
     """V16: blocks, canvas and the prompt tokens of the first active block."""
     model = random_model("llama", "block", 32, layers=1)
     session = BlockSession(model, [prompt_of(prompt, 0)], [prompt + new], lambda *_: False)
-    assert (session.capacity, session.rows[0].start) == (capacity, start)
+    session.prefill()
+    assert (len(session.rows[0].tokens), session.rows[0].start) == (capacity, start)
     assert int(session.canvas().fixed.sum()) == inside
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import random_model
 from hildanext import masks
 from hildanext.feeding import Fed
-from hildanext.kv import BlockCache
+from hildanext.kv import BlockCache, CachedAttention, Run
 from hildanext.models.attention import MaskedAttention
 
 FAMILIES = ["llama", "qwen2", "qwen3"]
@@ -20,16 +20,16 @@ def tokens_of(model, count, seed):
 
 def feed(model, cache, tokens, clean, noisy):
     """One forward of the next `clean + noisy` tokens; commits the clean ones."""
-    context = cache.context([clean], noisy)
-    start = cache.lengths[0]
+    context = cache.context(clean, noisy)
+    start = cache.length
     with torch.no_grad():
         hidden = model(model.embed(tokens[:, start : start + clean + noisy]), context.positions, context)
-    cache.commit(0, start + clean, tokens[0])
+    cache.commit(start + clean, tokens[0])
     return hidden
 
 
 def committed(model, tokens, debug=False):
-    cache = BlockCache.of(model, 1, tokens.shape[1], debug)
+    cache = BlockCache.of(model, tokens.shape[1], debug)
     feed(model, cache, tokens, tokens.shape[1], 0)
     return cache
 
@@ -60,7 +60,7 @@ def test_noisy_half_of_training_equals_the_cached_forward(family, alignment):
             span = slice(block * BLOCK, (block + 1) * BLOCK)
             text = torch.cat([clean[:, : span.start], noisy[:, span]], -1)
             for before in (span.start, span.start - BLOCK, 0):
-                cache = BlockCache.of(model, 1, clean.shape[1])
+                cache = BlockCache.of(model, clean.shape[1])
                 last = feed(model, cache, text, before, 0)[:, -1:] if before else None
                 now = feed(model, cache, text, span.start - before, BLOCK)
                 if model.card.shift == "left":
@@ -98,7 +98,7 @@ def differing(one, other):
     """For each layer the positions whose keys or values differ."""
     found = []
     for layer in range(len(one.keys)):
-        gap = sum((a - b).abs().sum((0, 2)) for a, b in zip(one.view(layer, 0), other.view(layer, 0), strict=True))
+        gap = sum((a - b).abs().sum((0, 2)) for a, b in zip(one.view(layer), other.view(layer), strict=True))
         found.append(set((gap > 1e-9).nonzero()[:, 0].tolist()))
     return found
 
@@ -112,10 +112,10 @@ def test_keys_of_the_revealing_forward_are_wrong(family):
         right = committed(model, tokens)
         revealing = tokens.clone()
         revealing[0, 6] = model.card.mask_id
-        wrong = BlockCache.of(model, 1, 2 * BLOCK)
+        wrong = BlockCache.of(model, 2 * BLOCK)
         feed(model, wrong, revealing, BLOCK, 0)
         feed(model, wrong, revealing, 0, BLOCK)
-        wrong.lengths = [2 * BLOCK]
+        wrong.length = 2 * BLOCK
         assert differing(right, wrong) == [{6}, {4, 5, 6, 7}, {4, 5, 6, 7}]
 
 
@@ -124,10 +124,10 @@ def test_a_clean_noisy_block_leaves_the_keys_of_a_commit(family):
     """Why "auto" needs no commit: under the block-causal rule the unchanged last forward is the commit."""
     model = random_model(family, "block", BLOCK)
     tokens = tokens_of(model, 2 * BLOCK, 3)
-    noisy = BlockCache.of(model, 1, 2 * BLOCK)
+    noisy = BlockCache.of(model, 2 * BLOCK)
     feed(model, noisy, tokens, BLOCK, 0)
     feed(model, noisy, tokens, 0, BLOCK)
-    noisy.lengths = [2 * BLOCK]
+    noisy.length = 2 * BLOCK
     assert differing(committed(model, tokens), noisy) == [set(), set(), set()]
 
 
@@ -158,11 +158,11 @@ def test_truncating_and_running_again_is_exact_and_a_stale_cache_is_not(alignmen
         edited[0, 5] = (edited[0, 5] + 1) % model.card.vocab_real
         edited[0, 12:] = model.card.mask_id
         with pytest.raises(AssertionError, match="stale"):
-            cache.verify(edited)
-        cache.truncate(0, 4)
-        cache.verify(edited)
+            cache.verify(edited[0])
+        cache.truncate(4)
+        cache.verify(edited[0])
         again = model.logits(feed(model, cache, edited, 8, BLOCK)[0, -BLOCK:])
-        whole = BlockCache.of(model, 1, 16)
+        whole = BlockCache.of(model, 16)
         full = model.logits(feed(model, whole, edited, 12, BLOCK)[0, -BLOCK:])
         torch.testing.assert_close(again, full, atol=1e-9, rtol=0)
         old = model.logits(feed(model, stale, edited, 0, BLOCK)[0, -BLOCK:])
@@ -172,10 +172,10 @@ def test_truncating_and_running_again_is_exact_and_a_stale_cache_is_not(alignmen
 
 def _grown(model, cache, capacity):
     """The same cache with room for more."""
-    bigger = BlockCache.of(model, 1, capacity, cache.debug)
-    bigger.keys[:, :, :, : cache.capacity] = cache.keys[:, :, :, : cache.capacity]
-    bigger.values[:, :, :, : cache.capacity] = cache.values[:, :, :, : cache.capacity]
-    bigger.lengths, bigger._hashes = cache.lengths, cache._hashes
+    bigger = BlockCache.of(model, capacity, cache.debug)
+    bigger.keys[:, :, : cache.capacity] = cache.keys
+    bigger.values[:, :, : cache.capacity] = cache.values
+    bigger.length, bigger._hashes = cache.length, cache._hashes
     return bigger
 
 
@@ -186,50 +186,53 @@ def test_keys_of_later_blocks_do_not_reach_an_earlier_one(alignment):
     tokens = tokens_of(model, 4 * BLOCK, 5)
     outputs = []
     for noise in (0.0, 1e3):
-        cache = BlockCache.of(model, 1, 4 * BLOCK)
+        cache = BlockCache.of(model, 4 * BLOCK)
         feed(model, cache, tokens, BLOCK, 0)
-        cache.keys[:, :, :, 3 * BLOCK :] = noise
-        cache.values[:, :, :, 3 * BLOCK :] = noise
+        cache.keys[:, :, 3 * BLOCK :] = noise
+        cache.values[:, :, 3 * BLOCK :] = noise
         outputs.append(feed(model, cache, tokens, BLOCK, BLOCK))
     assert torch.equal(*outputs)
 
 
-def test_rows_of_different_lengths_share_a_forward():
-    """CV-10, CV-39: each row attends to its own prefix whatever other slots hold; padding changes no neighbour."""
+def test_documents_of_different_lengths_share_a_forward():
+    """CV-10, CV-39: each document attends to its own prefix, whatever its neighbours feed and its other slots hold."""
     for alignment in ALIGNMENTS:
         model = random_model("llama", alignment, BLOCK)
-        rows = torch.cat([tokens_of(model, 16, 1), tokens_of(model, 16, 2)])
-        both = BlockCache.of(model, 2, 16)
-        both.keys.normal_(), both.values.normal_()
-        for clean, noisy in (([8, 4], 0), ([4, 0], BLOCK)):
-            context = both.context(clean, noisy)
-            starts = list(both.lengths)
+        rows = [tokens_of(model, 16, 1)[0], tokens_of(model, 16, 2)[0]]
+        caches = [BlockCache.of(model, 16) for _ in rows]
+        for cache in caches:
+            cache.keys.normal_(), cache.values.normal_()
+        for runs in ([Run(0, 8, 0), Run(0, 4, BLOCK)], [Run(8, 4, BLOCK), Run(4, 0, BLOCK)]):
+            context = CachedAttention(caches, runs)
+            fed = torch.cat([tokens[run.start : run.extent] for tokens, run in zip(rows, runs, strict=True)])[None]
             with torch.no_grad():
-                hidden = model(model.embed(rows.gather(1, context.positions)), context.positions, context)
-            for row, (start, count) in enumerate(zip(starts, clean, strict=True)):
-                both.commit(row, start + count)
+                hidden = model(model.embed(fed), context.positions, context)[0].split([run.width for run in runs])
+            for cache, run in zip(caches, runs, strict=True):
+                cache.commit(run.start + run.clean)
         for row, (first, second) in enumerate(((8, 4), (4, 0))):
-            alone = BlockCache.of(model, 1, 16)
-            feed(model, alone, rows[row : row + 1], first, 0)
-            single = feed(model, alone, rows[row : row + 1], second, BLOCK)
-            torch.testing.assert_close(hidden[row, : second + BLOCK], single[0], atol=1e-9, rtol=0)
-            torch.testing.assert_close(both.view(2, row)[0], alone.view(2, 0)[0], atol=1e-9, rtol=0)
+            alone = BlockCache.of(model, 16)
+            feed(model, alone, rows[row][None], first, 0)
+            single = feed(model, alone, rows[row][None], second, BLOCK)
+            torch.testing.assert_close(hidden[row], single[0], atol=1e-9, rtol=0)
+            torch.testing.assert_close(caches[row].view(2)[0], alone.view(2)[0], atol=1e-9, rtol=0)
 
 
-def test_leaving_rows_pack_the_others():
-    model = random_model("llama", "block", BLOCK)
-    cache = BlockCache.of(model, 3, 8)
-    cache.keys.normal_()
-    cache.lengths = [4, 8, 4]
-    kept = [cache.view(1, row)[0].clone() for row in (1, 2)]
-    cache.keep([1, 2])
-    assert cache.lengths == [8, 4]
-    assert all(torch.equal(cache.view(1, row)[0], keys) for row, keys in enumerate(kept))
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_blocks_taken_over_from_a_document_with_the_same_beginning_are_exact(alignment):
+    model = random_model("qwen3", alignment, BLOCK)
+    tokens, other = tokens_of(model, 16, 1), tokens_of(model, 16, 1)
+    other[0, 8:] = 3
+    cache = BlockCache.of(model, 16, debug=True)
+    cache.adopt(committed(model, other, debug=True), 8, tokens[0])
+    cache.verify(tokens[0])
+    ours, theirs = feed(model, cache, tokens, 4, BLOCK), BlockCache.of(model, 16)
+    feed(model, theirs, tokens, 8, 0)
+    torch.testing.assert_close(ours, feed(model, theirs, tokens, 4, BLOCK), atol=1e-9, rtol=0)
 
 
 def test_views_are_not_copies():
     model = random_model("llama", "block", BLOCK)
     cache = committed(model, tokens_of(model, 8, 0))
-    keys, values = cache.view(0, 0)
+    keys, values = cache.view(0)
     assert keys.data_ptr() == cache.keys.data_ptr() and keys.shape == (2, 8, 8)
     assert values.untyped_storage().data_ptr() == cache.values.untyped_storage().data_ptr()

@@ -132,7 +132,7 @@ def loop_against_bare(
         canvas = session.canvas()
         if canvas is None:
             return
-        start, cached = session.rows[0].start, session.cache.lengths[0]
+        start, cached = session.rows[0].start, session.rows[0].cached
         where = decoder.needs(canvas)
         session.write(decoder.edit(session.logits(where), where, canvas))
         finish(model.device)

@@ -1,6 +1,7 @@
-"""The model's side of decoding: a batch of documents, each denoising its own active block over the block cache.
+"""The model's side of decoding: documents that each denoise their own active block, all in one forward.
 
-Rows advance independently and leave the batch when they end. A finished block enters the cache as clean rows of
+Rows advance independently, join (`join`) and leave whenever they like; a forward feeds the tokens of all of them one
+behind another, unpadded. A finished block enters its row's cache as clean rows of
 the next forward ("fused"), of a forward of its own ("separate"), or with no work at all where the block-causal
 rule makes its last, unchanged forward the same thing ("auto", fused otherwise). `parent` alignment reads the first
 token of a block from the clean hidden state before it, kept in `boundary`.
@@ -14,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hildanext import masks
 from hildanext.decode.base import Canvas, Edit, EditRule
 from hildanext.decode.sampling import uniforms
-from hildanext.kv import BlockCache, Segment
+from hildanext.kv import BlockCache, CachedAttention, Run, positions_of, rows_of
 from hildanext.models.attention import AttentionContext, MaskedAttention
 from hildanext.models.bidirectional import DiffusionModel
 
@@ -27,24 +29,36 @@ PREFILL_TOKENS = 1024
 """A longer prompt is fed in several forwards, so that the mask stays small."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """One document. Forwards are counted for the row: those in which it took part."""
 
     index: int
-    """Which prompt of the batch this is, whatever has left since."""
+    """Which prompt this is, whatever has left since."""
     prompt: int
     """Tokens of the prompt: they are never written."""
     limit: int
     """The row ends once this many tokens are final."""
     start: int
     """First position of the active block; everything before it is final."""
+    tokens: Int[Tensor, " capacity"]
+    """The document in whole blocks, masks where nothing is written yet."""
+    uniform: Float[Tensor, " capacity"]
+    boundary: Float[Tensor, "blocks hidden"]
+    """Clean hidden state before each block; zeros before the first."""
+    cache: BlockCache | None
+    """None runs every forward from position 0 on."""
     checks: int = 0
     prefill: int = 0
     denoise: int = 0
     commit: int = 0
     revise: int = 0
     edits: int = 0
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are kept."""
+        return 0 if self.cache is None else self.cache.length
 
 
 @dataclass(frozen=True)
@@ -86,202 +100,219 @@ class BlockSession:
     ) -> None:
         self.model, self.card = model, model.card
         self.block = model.card.block_size
-        self.commit_mode, self.cached, self.observe, self.ended = commit, cached, observe, ended
-        self.capacity = max(-(-limit // self.block) for limit in limits) * self.block
-        self.rows = [
-            Row(index, len(prompt), limit, len(prompt) // self.block * self.block)
-            for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
-        ]
-        tokens = torch.full((len(prompts), self.capacity), self.card.mask_id)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
-        self.tokens = tokens.to(model.device)
-        seeds = seeds if seeds is not None else range(len(prompts))
-        self.uniform = torch.stack([uniforms(seed, self.capacity) for seed in seeds]).to(model.device)
-        self.cache = BlockCache.of(model, len(prompts), self.capacity if cached else 0, debug)
-        hidden = model.causal_lm.config.hidden_size
-        blocks = self.capacity // self.block + 1
-        self.boundary = torch.zeros(len(prompts), blocks, hidden, dtype=model.dtype, device=model.device)
+        self.commit_mode, self.observe, self.ended = commit, observe, ended
+        self.cached, self.debug = cached, debug
+        self.rows: list[Row] = []
+        """Those that denoise: the rows of the canvas, in its order."""
+        self.joining: list[Row] = []
+        """Those whose prompts are not in their caches yet."""
+        self.prefill_budget: int | None = None
+        """With every forward, feed at most so many tokens of joining prompts; None: only `prefill` feeds them."""
         # Under the left shift a block of one token is predicted by the clean token before it alone.
         self.noisy = 0 if self.card.shift == "left" and self.block == 1 else self.block
         self._offset = torch.arange(self.block, device=model.device)[None, :]
-        self._finished: list[int] = []
-        self._place()
+        self._finished: list[Row] = []
+        seeds = seeds if seeds is not None else range(len(prompts))
+        for index, (prompt, limit, seed) in enumerate(zip(prompts, limits, seeds, strict=True)):
+            self.join(self.row(prompt, limit, seed, index))
+
+    def row(self, prompt: Sequence[int], limit: int, seed: int, index: int) -> Row:
+        """A document that is to have `limit` tokens; its cache is allocated here."""
+        model, capacity = self.model, -(-limit // self.block) * self.block
+        tokens = torch.full((capacity,), self.card.mask_id)
+        tokens[: len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
+        hidden = model.causal_lm.config.hidden_size
+        return Row(
+            index,
+            len(prompt),
+            limit,
+            len(prompt) // self.block * self.block,
+            tokens.to(model.device),
+            uniforms(seed, capacity).to(model.device),
+            torch.zeros(capacity // self.block + 1, hidden, dtype=model.dtype, device=model.device),
+            BlockCache.of(model, capacity, self.debug) if self.cached else None,
+        )
+
+    def join(self, row: Row) -> None:
+        """Let a row take part from the next canvas on, or from when its prompt is fed."""
+        (self.joining if self._unfed(row) > 0 else self.rows).append(row)
+
+    def leave(self, row: Row) -> None:
+        """Let a row rest between two steps. It keeps all it has, and goes on where it was once it joins again."""
+        for rows in (self.rows, self.joining, self._finished):
+            if row in rows:
+                rows.remove(row)
 
     def prefill(self) -> None:
-        """Put the whole blocks of every prompt into the cache."""
-        chunk = max(PREFILL_TOKENS // self.block, 1) * self.block
-        while self.cached:
-            clean = [min(chunk, row.start - done) for row, done in zip(self.rows, self.cache.lengths, strict=True)]
-            if max(clean) == 0:
-                return
-            self._forward(clean, 0)
-            for row, fed in zip(self.rows, clean, strict=True):
-                row.prefill += fed > 0
+        """Put the whole blocks of every prompt into the caches."""
+        while self.joining:
+            self.prefill_step(PREFILL_TOKENS * len(self.joining))
+
+    def prefill_step(self, budget: int) -> None:
+        """One forward that feeds at most about `budget` tokens of joining prompts, first come first served."""
+        self._forward(self._prefills(budget))
+        self.settle()
+
+    def settle(self) -> list[Row]:
+        """Ask of rows with a finished block whether they have ended, and let those go; rows whose prompt is fed begin.
+
+        Returns those that have ended.
+        """
+        ended = [row for row in self._finished if self.ended(row, row.tokens[: row.start].tolist())]
+        ended += [row for row in self._finished if row not in ended and row.start >= row.limit]
+        self._finished = []
+        fed = [row for row in self.joining if self._unfed(row) == 0]
+        self.joining = [row for row in self.joining if row not in fed]
+        self.rows = [row for row in self.rows if row not in ended] + fed
+        return ended
 
     def canvas(self) -> Canvas | None:
-        ending = {r for r in self._finished if self._has_ended(r)}
-        self._finished = []
-        if ending:
-            self._keep([r for r in range(len(self.rows)) if r not in ending])
+        self.settle()
         if not self.rows:
             return None
-        tokens = self.tokens.gather(1, self._places)
-        fixed = self._places < self._prompts
-        checks = torch.tensor([row.checks for row in self.rows], device=tokens.device)
+        spans = [slice(row.start, row.start + self.block) for row in self.rows]
+        tokens = torch.stack([row.tokens[span] for row, span in zip(self.rows, spans, strict=True)])
+        uniform = torch.stack([row.uniform[span] for row, span in zip(self.rows, spans, strict=True)])
+        facts = torch.tensor([(row.start, row.prompt, row.checks) for row in self.rows], device=tokens.device)
+        self._places = facts[:, :1] + self._offset
+        fixed = self._places < facts[:, 1:2]
         masked = (tokens == self.card.mask_id) & ~fixed
-        self._canvas = Canvas(tokens, masked, fixed, self.uniform.gather(1, self._places), checks)
+        self._canvas = Canvas(tokens, masked, fixed, uniform, facts[:, 2])
         return self._canvas
 
     def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
-        pending = [row.start - done for row, done in zip(self.rows, self.cache.lengths, strict=True)]
+        pending = [row.start - row.cached for row in self.rows]
         if self.commit_mode == "separate" and self.cached and max(pending) > 0:
-            self._forward(pending, 0)
+            self._forward([(row, Run(row.cached, new, 0)) for row, new in zip(self.rows, pending, strict=True)])
             for row, fed in zip(self.rows, pending, strict=True):
                 row.commit += fed > 0
             pending = [0] * len(pending)
-        hidden = self._forward(pending, self.noisy)
-        for row, fed in zip(self.rows, pending, strict=True):
-            row.denoise += fed + self.noisy > 0
-        return self._read(hidden, pending, where)
+        runs = [Run(row.cached, new, self.noisy) for row, new in zip(self.rows, pending, strict=True)]
+        feeds = list(zip(self.rows, runs, strict=True))
+        prompts = self._prefills(self.prefill_budget) if self.prefill_budget is not None else []
+        hidden = self._forward(feeds + prompts)
+        for row, run in feeds:
+            row.denoise += run.width > 0
+        return self._read(hidden, feeds, where)
 
     def write(self, edit: Edit) -> None:
         canvas = self._canvas
-        self.tokens.scatter_(1, self._places, canvas.apply(edit))
+        written = canvas.apply(edit)
         edits = (edit.write & ~canvas.masked).sum(-1)
         flags = torch.stack([edit.final, canvas.masked.any(-1), edit.write.any(-1), edits], -1).tolist()
         if self.observe is not None:
             for step in steps(self.rows, canvas, edit, self._places, "denoise"):
                 self.observe(step)
-        for r, (final, had_masks, wrote, edited) in enumerate(flags):
-            row = self.rows[r]
+        for row, tokens, (final, had_masks, wrote, edited) in zip(self.rows, written, flags, strict=True):
+            row.tokens[row.start : row.start + self.block] = tokens
             row.edits += edited
             row.checks += not had_masks
             if not final:
                 continue
             row.start, row.checks = row.start + self.block, 0
-            self._finished.append(r)
+            self._finished.append(row)
             same = not had_masks and not wrote and self.card.clean_mask == "block_causal"
-            if same and self.cached and self.commit_mode == "auto":
-                self.cache.commit(r, row.start, self.tokens[r])
-        if self._finished:
-            self._place()
+            if same and row.cache is not None and self.commit_mode == "auto":
+                row.cache.commit(row.start, row.tokens)
 
-    def revise(self, window: int, edit: EditRule) -> None:
-        for r in self._finished:
-            row = self.rows[r]
-            first = max(row.prompt // self.block * self.block, row.start - (window + 1) * self.block)
-            if first < row.start - self.block:
-                self._revise_row(r, first, edit)
+    def revise(self, window: int, edit: EditRule, row: Row | None = None) -> None:
+        """As `Denoiser.revise`; `row` offers the blocks of one row alone."""
+        for one in self._finished if row is None else [row]:
+            first = max(one.prompt // self.block * self.block, one.start - (window + 1) * self.block)
+            if first < one.start - self.block:
+                self._revise_row(one, first, edit)
 
-    def _revise_row(self, r: int, first: int, edit: EditRule) -> None:
+    def finished(self, row: Row) -> bool:
+        """Whether the row's last step ended a block."""
+        return row in self._finished
+
+    def _revise_row(self, row: Row, first: int, edit: EditRule) -> None:
         """Read finished blocks from `first` on as one noisy block, edit all but the newest, run again what changed."""
-        row, width = self.rows[r], self.rows[r].start - first
-        cache = self.cache.only(r)
-        kept = cache.snapshot(first, cache.lengths[0])
-        hidden = self._forward([0], width, [first], r, cache)
-        cache.restore(first, kept)
+        run = Run(first, 0, row.start - first) if row.cache is not None else Run(0, first, row.start - first)
+        kept = None if row.cache is None else row.cache.snapshot(first, row.cache.length)
+        hidden = self._forward([(row, run)])
+        if row.cache is not None and kept is not None:
+            row.cache.restore(first, kept)
         row.revise += 1
-        places = torch.arange(first, row.start, device=self.tokens.device)[None, :]
-        tokens = self.tokens[r : r + 1, first : row.start]
+        places = torch.arange(first, row.start, device=row.tokens.device)[None, :]
+        tokens = row.tokens[None, first : row.start]
         fixed = (places < row.prompt) | (places >= row.start - self.block)
         nothing = torch.zeros_like(fixed)
-        uniform = self.uniform[r : r + 1, first : row.start]
+        uniform = row.uniform[None, first : row.start]
         canvas = Canvas(tokens, nothing, fixed, uniform, torch.zeros(1, dtype=torch.int64, device=tokens.device))
-        change = edit(self._read(hidden, [0], canvas.editable, r, first), canvas.editable, canvas)
+        change = edit(self._read(hidden, [(row, run)], canvas.editable), canvas.editable, canvas)
         if self.observe is not None:
             self.observe(steps([row], canvas, change, places, "revise")[0])
         changed = change.write[0].nonzero()[:, 0].tolist()
         if not changed:
             return
-        self.tokens[r, first : row.start] = canvas.apply(change)[0]
+        row.tokens[first : row.start] = canvas.apply(change)[0]
         row.edits += len(changed)
-        if self.cached:
-            self.cache.truncate(r, min(self.cache.lengths[r], (first + changed[0]) // self.block * self.block))
+        if row.cache is not None:
+            row.cache.truncate(min(row.cache.length, (first + changed[0]) // self.block * self.block))
 
-    def _forward(
-        self,
-        clean: Sequence[int],
-        noisy: int,
-        start: Sequence[int] | None = None,
-        only: int | None = None,
-        cache: BlockCache | None = None,
-    ) -> Float[Tensor, "batch width hidden"]:
-        """Hidden states of `clean[r]` final tokens and `noisy` ones after them; commits the clean ones.
+    def _unfed(self, row: Row) -> int:
+        """Tokens of the prompt's whole blocks that are still to be prefilled."""
+        return row.start - row.cached if self.cached and row.start <= row.prompt else 0
 
-        `only` feeds one row of the batch, through `cache`.
-        """
-        first = 0 if only is None else only
-        tokens = self.tokens if only is None else self.tokens[only : only + 1]
-        begins = list(start if start is not None else self.cache.lengths)
-        if max(clean) + noisy == 0:
-            return self.boundary[:, :0]
-        if self.cached:
-            self.cache.verify(self.tokens)
-            context = (cache if cache is not None else self.cache).context(clean, noisy, begins)
+    def _prefills(self, budget: int) -> list[tuple[Row, Run]]:
+        """What joining rows feed within a budget of tokens: whole blocks, one at least."""
+        feeds: list[tuple[Row, Run]] = []
+        for row in self.joining:
+            chunk = max(min(budget, PREFILL_TOKENS) // self.block, not feeds) * self.block
+            if chunk == 0:
+                break
+            run = Run(row.cached, min(chunk, self._unfed(row)), 0)
+            feeds.append((row, run))
+            row.prefill += 1
+            budget -= run.width
+        return feeds
+
+    def _forward(self, feeds: Sequence[tuple[Row, Run]]) -> Float[Tensor, "fed hidden"]:
+        """Hidden states of the fed tokens, the rows' runs one behind another; commits the clean ones."""
+        feeds = [(row, run) for row, run in feeds if run.width > 0]
+        if not feeds:
+            return torch.zeros(0, self.model.causal_lm.config.hidden_size, dtype=self.model.dtype)
+        runs = [run for _, run in feeds]
+        tokens = torch.cat([row.tokens[run.start : run.extent] for row, run in feeds])[None]
+        caches = [row.cache for row, _ in feeds if row.cache is not None]
+        if caches:
+            for row, _ in feeds:
+                assert row.cache is not None
+                row.cache.verify(row.tokens)
+            context = CachedAttention(caches, runs)
             attention: AttentionContext = context
             positions = context.positions
         else:
-            clean = [begin + count for begin, count in zip(begins, clean, strict=True)]
-            begins = [0] * len(clean)
-            whole = Segment(tuple(begins), tuple(clean), noisy, self.block, self.card.clean_mask)
-            positions, attention = _uncached(whole, tokens.device)
-        fed = tokens.gather(1, positions.expand(len(tokens), -1))
-        hidden = self.model(self.model.embed(fed), positions.expand(len(tokens), -1), attention)
-        for r, (begin, count) in enumerate(zip(begins, clean, strict=True)):
-            if count > 0:
-                block = begin // self.block + 1
-                lasts = hidden[r, self.block - 1 : count : self.block]
-                self.boundary[first + r, block : block + len(lasts)] = lasts
-                if self.cached:
-                    self.cache.commit(first + r, begin + count, tokens[r])
+            positions = positions_of(runs, tokens.device)
+            attention = MaskedAttention(masks.among(rows_of(runs, tokens.device), self.block, self.card.clean_mask))
+        hidden = self.model(self.model.embed(tokens), positions, attention)[0]
+        begin = 0
+        for row, run in feeds:
+            if run.clean > 0:
+                block = run.start // self.block + 1
+                lasts = hidden[begin + self.block - 1 : begin + run.clean : self.block]
+                row.boundary[block : block + len(lasts)] = lasts
+                if row.cache is not None:
+                    row.cache.commit(run.start + run.clean, row.tokens)
+            begin += run.width
         return hidden
 
     def _read(
-        self,
-        hidden: Float[Tensor, "batch width hidden"],
-        clean: Sequence[int],
-        where: Bool[Tensor, "batch block"],
-        only: int | None = None,
-        first: int | None = None,
+        self, hidden: Float[Tensor, "fed hidden"], feeds: Sequence[tuple[Row, Run]], where: Bool[Tensor, "batch block"]
     ) -> Float[Tensor, "rows vocab"]:
-        """Logits that predict the positions at `where`, from a forward that fed `clean[r]` tokens before them."""
+        """Logits that predict the positions at `where` of the noisy runs, from the forward that fed `feeds` first."""
+        begins, begin = [], 0
+        for _, run in feeds:
+            begins.append(begin + run.clean)
+            begin += run.width
         row, place = where.nonzero(as_tuple=True)
-        begins = [row.start for row in self.rows] if first is None else [first]
-        skipped = torch.tensor(list(clean) if self.cached else begins, device=hidden.device)
+        index = torch.tensor(begins, device=hidden.device)[row] + place
         if self.card.shift == "left":  # one state further left; where nothing clean was fed, the boundary
-            blocks = torch.tensor([begin // self.block for begin in begins], device=hidden.device)
-            boundary = self.boundary if only is None else self.boundary[only : only + 1]
-            before = boundary[torch.arange(len(blocks), device=hidden.device), blocks]
-            hidden = torch.cat([before[:, None], hidden], 1)
-        return self.model.logits(hidden[row, skipped[row] + place])
-
-    def _has_ended(self, r: int) -> bool:
-        row = self.rows[r]
-        return self.ended(row, self.tokens[r, : row.start].tolist()) or row.start >= row.limit
-
-    def _keep(self, rows: list[int]) -> None:
-        if self.cached:
-            self.cache.keep(rows)
-        else:
-            self.cache.lengths = [0] * len(rows)
-        self.rows = [self.rows[r] for r in rows]
-        self.tokens, self.uniform, self.boundary = self.tokens[rows], self.uniform[rows], self.boundary[rows]
-        self._place()
-
-    def _place(self) -> None:
-        """Positions of the active blocks; a finished last block keeps its place inside the canvas."""
-        device = self.tokens.device
-        last = self.capacity - self.block
-        starts = torch.tensor([min(row.start, last) for row in self.rows], dtype=torch.int64, device=device)
-        self._places = starts[:, None] + self._offset
-        self._prompts = torch.tensor([row.prompt for row in self.rows], dtype=torch.int64, device=device)[:, None]
-
-
-def _uncached(segment: Segment, device: torch.device) -> tuple[Int[Tensor, "batch width"], MaskedAttention]:
-    """The reference without a cache: every token from position 0 on, in one masked forward."""
-    positions, padding = segment.positions(device)
-    return positions, MaskedAttention(segment.may_attend(positions, padding))
+            before = torch.stack([one.boundary[(run.start + run.clean) // self.block] for one, run in feeds])
+            index = torch.where(place == 0, row, index + len(before) - 1)
+            hidden = torch.cat([before, hidden])
+        return self.model.logits(hidden[index])
 
 
 def steps(
