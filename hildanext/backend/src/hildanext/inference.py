@@ -17,11 +17,11 @@ from hildanext.ar import Parent, PromptError
 from hildanext.config import knobs
 from hildanext.decode.base import Decoder
 from hildanext.decode.session import BlockSession, Commit, Row, Step
+from hildanext.decode.transcript import FinishReason, Transcript
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.tokenization import encode_prompt as encode_prompt
 
 DEFAULT_NEW_TOKENS = 256
-FinishReason = Literal["eos", "stop", "length"]
 
 
 @knobs
@@ -57,6 +57,20 @@ class DecodeStats:
     edits: int
     seconds: float
     prefill_seconds: float
+
+    @classmethod
+    def of(cls, row: Row, tokens: int, seconds: float, prefill_seconds: float) -> "DecodeStats":
+        """What `row` counted, of which `tokens` were kept."""
+        return cls(
+            prefill_forwards=row.prefill,
+            denoise_forwards=row.denoise,
+            commit_forwards=row.commit,
+            revise_forwards=row.revise,
+            tokens=tokens,
+            edits=row.edits,
+            seconds=seconds,
+            prefill_seconds=prefill_seconds,
+        )
 
     @property
     def forwards(self) -> int:
@@ -115,8 +129,8 @@ def generate(
     Raises `PromptError` for a prompt that does not fit the context or holds ids that are no tokens.
     """
     settings = settings if settings is not None else GenerationKnobs()
-    prompts = [_checked(model, tokenizer, prompt) for prompt in prompts]
-    limits = [_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
+    prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]
+    limits = [length_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
     seeds = seeds if seeds is not None else range(settings.seed, settings.seed + len(prompts))
     completions: list[Completion] = []
     for first in range(0, len(prompts), settings.batch_size):
@@ -148,9 +162,9 @@ class _Run:
     ) -> None:
         self.model, self.tokenizer, self.decoder, self.settings = model, tokenizer, decoder, settings
         self.on_event, self.batch, self.seeds, self.on_completion = on_event, batch, seeds, on_completion
-        self.eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
+        eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
-        self.shown = dict.fromkeys(range(len(batch)), "")
+        self.transcripts = [Transcript(tokenizer, eos, settings.stop, self._teller(i)) for i in batch]
         self.done: dict[int, Completion] = {}
         self.began = self.prefilled = 0.0
 
@@ -183,66 +197,23 @@ class _Run:
         if self.on_event is not None:
             self.on_event(event)
 
+    def _teller(self, row: int) -> Callable[[str], None] | None:
+        """What hears of the new text of a row."""
+        return None if self.on_event is None else lambda text: self._tell(Event(row, "text", text=text))
+
     def _ended(self, row: Row, tokens: list[int]) -> bool:
-        tokens = tokens[row.prompt : row.limit]
-        reason = self._reason(row, tokens)
-        if reason is None:
-            lag = self.decoder.window * self.model.card.block_size
-            self._show(row, self._text(tokens[: max(row.start - row.prompt - lag, 0)]), final=False)
+        held = self.decoder.window * self.model.card.block_size
+        new = tokens[row.prompt : row.limit]
+        ending = self.transcripts[row.index].add(new, row.start >= row.limit, held)
+        if ending is None:
             return False
-        kept, text, why = reason
-        self._show(row, text, final=True)
-        stats = DecodeStats(
-            prefill_forwards=row.prefill,
-            denoise_forwards=row.denoise,
-            commit_forwards=row.commit,
-            revise_forwards=row.revise,
-            tokens=len(kept),
-            edits=row.edits,
-            seconds=time.perf_counter() - self.began,
-            prefill_seconds=self.prefilled,
-        )
-        self.done[row.index] = Completion(kept, text, why, stats, self.steps[row.index])
+        stats = DecodeStats.of(row, len(ending.tokens), time.perf_counter() - self.began, self.prefilled)
+        done = Completion(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
+        self.done[row.index] = done
         self._tell(Event(self.batch[row.index], "end"))
         if self.on_completion is not None:
-            self.on_completion(self.batch[row.index], self.done[row.index])
+            self.on_completion(self.batch[row.index], done)
         return True
-
-    def _reason(self, row: Row, tokens: list[int]) -> tuple[list[int], str, FinishReason] | None:
-        """Tokens, text and reason of a row that ends here, or None."""
-        end = next((i for i, token in enumerate(tokens) if token in self.eos), None)
-        kept = tokens if end is None else tokens[: end + 1]
-        text = self._text(kept if end is None else kept[:-1])
-        stop = min((at for at in (text.find(word) for word in self.settings.stop) if at >= 0), default=None)
-        if stop is not None:
-            return self._cut(kept, text, stop), text[:stop], "stop"
-        if end is not None:
-            return kept, text, "eos"
-        return (kept, text, "length") if row.start >= row.limit else None
-
-    def _cut(self, tokens: list[int], text: str, stop: int) -> list[int]:
-        """The shortest beginning of `tokens` whose text holds the stop string whole."""
-        length = stop + max(len(word) for word in self.settings.stop if text.startswith(word, stop))
-        low, high = 0, len(tokens)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if len(self._text(tokens[:middle])) >= length else (middle + 1, high)
-        return tokens[:low]
-
-    def _text(self, tokens: list[int]) -> str:
-        return "" if self.tokenizer is None else str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def _show(self, row: Row, text: str, final: bool) -> None:
-        """Send the new part of a row's text, holding back half a character and what may become a stop string."""
-        if self.on_event is None:
-            return
-        if not final:
-            text = text.rstrip("\ufffd")
-            text = text[: len(text) - max((_overlap(text, word) for word in self.settings.stop), default=0)]
-        before = self.shown[row.index]
-        if text.startswith(before) and len(text) > len(before):
-            self.shown[row.index] = text
-            self._tell(Event(self.batch[row.index], "text", text=text[len(before) :]))
 
 
 def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
@@ -256,12 +227,7 @@ def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase |
     return frozenset(found)
 
 
-def _overlap(text: str, word: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `word`."""
-    return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
-
-
-def _checked(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int]) -> list[int]:
+def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int]) -> list[int]:
     """The prompt, or BOS (else EOS, which separates documents) in place of an empty one."""
     ids = list(prompt)
     if not ids:
@@ -277,7 +243,7 @@ def _checked(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int]) -> li
     return ids
 
 
-def _limit(model: DiffusionModel, prompt: int, new: int | None) -> int:
+def length_limit(model: DiffusionModel, prompt: int, new: int | None) -> int:
     """Tokens of the finished document. Raises `PromptError` where they do not fit the context."""
     context = context_length(model)
     room = context - prompt
