@@ -1,0 +1,126 @@
+"""Takes jobs from the table and keeps it true: starts workers, finds dead ones, sends interrupted jobs back.
+
+Several supervisors may share a folder; each change is the table's, so that only one of them makes it.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hildanext.errors import HildaError
+from hildanext.jobs import processes
+from hildanext.jobs.base import LOG_FILE, State
+from hildanext.jobs.store import NOBODY, JobStore
+from hildanext.jobs.watching import progress_mark
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+REGISTER_SECONDS = 120.0
+"""A worker that has not said by then that it is there never will; if it does, the table refuses it."""
+
+
+class Supervisor:
+    """Runs at most `limit` jobs of a folder at a time, over all its supervisors.
+
+    A job that is interrupted `resumes` times in a row without having kept anything new fails.
+    """
+
+    def __init__(self, store: JobStore, command: Sequence[str], limit: int, resumes: int, grace: float) -> None:
+        self.store, self.command, self.limit, self.resumes, self.grace = store, command, limit, resumes, grace
+        self.me = (os.getpid(), processes.birth(os.getpid()))
+        self.workers: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+        self.complaint = ""
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Supervise in a thread of this process. A second call does nothing."""
+        if self._thread is None:
+            self._over.clear()
+            self.store.enlist(*self.me)
+            self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Start nothing more, and return when the thread has ended. Workers go on."""
+        if self._thread is not None:
+            self._over.set()
+            self._thread.join()
+            self._thread = None
+            self.store.dismiss(*self.me)
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def tick(self) -> None:
+        """One look at everything. Raises `CheckpointError` where the table cannot be written."""
+        self.workers = {key: worker for key, worker in self.workers.items() if worker.poll() is None}
+        for row in self.store.rows("running"):
+            self._bury(row)
+        for row in self.store.rows("interrupted"):
+            self._send_back(row)
+        while (claimed := self.store.claim(self.limit, *self.me)) is not None:
+            self._begin(claimed)
+
+    def _work(self) -> None:
+        while not self._over.is_set():
+            try:
+                self.tick()
+                self.complaint = ""
+            except (HildaError, OSError) as problem:  # a full disk may have room again
+                if str(problem) != self.complaint:
+                    logger.warning("jobs wait: %s", problem)
+                self.complaint = str(problem)
+            self._over.wait(LOOK_SECONDS)
+
+    def _begin(self, row: Any) -> None:
+        folder = self.store.folder.resolve()
+        words = (str(folder), row["id"], str(row["attempts"]), str(self.grace))
+        command = [sys.executable, "-m", "hildanext.jobs.worker", *words, *self.command]
+        try:
+            with (folder / row["id"] / LOG_FILE).open("ab") as log:
+                worker = processes.begin(command, folder, log, {"PYTHONUNBUFFERED": "1"})
+        except OSError as problem:
+            self.store.move(row, "interrupted", error=f"its worker could not be started ({problem})", **NOBODY)
+            return
+        self.workers[row["id"], row["attempts"]] = worker
+        logger.info("%s: attempt %s", row["id"], row["attempts"])
+
+    def _bury(self, row: Any) -> None:
+        """A running job whose worker has died is interrupted, once nothing of its group is left."""
+        if not self._dead(row):
+            return
+        if row["pid"] is not None:
+            processes.end_group(row["pid"], row["born"], row["child"], row["child_born"])
+        to: State = "cancelled" if row["cancelling"] else "interrupted"
+        error = None if row["cancelling"] else "its worker died"
+        if self.store.move(row, to, error=error, ended=time.time(), **NOBODY):
+            logger.info("%s: %s", row["id"], error if error is not None else to)
+
+    def _dead(self, row: Any) -> bool:
+        if row["pid"] is not None:
+            return not processes.alive(row["pid"], row["born"])
+        if (row["claimer"], row["claimer_born"]) == self.me:  # one of ours, which has not spoken yet
+            return (row["id"], row["attempts"]) not in self.workers
+        late = time.time() - row["started"] > REGISTER_SECONDS
+        return late or not processes.alive(row["claimer"], row["claimer_born"])
+
+    def _send_back(self, row: Any) -> None:
+        """An interrupted job is queued again, unless it has come to nothing too often."""
+        if row["cancelling"]:
+            self.store.move(row, "cancelled", error=None, **NOBODY)
+            return
+        mark = progress_mark(self.store.folder / row["id"])
+        stalls = row["stalls"] + 1 if mark == row["mark"] else 0
+        if stalls >= self.resumes:
+            error = f"interrupted {stalls + 1} times without getting anywhere; at last: {row['error']}"
+            self.store.move(row, "failed", error=error, ended=time.time(), **NOBODY)
+        else:
+            self.store.move(row, "queued", mark=mark, stalls=stalls, **NOBODY)
