@@ -180,6 +180,28 @@ class Parent:
         return self.generate_batch([prompt_ids], max_new_tokens, temperature, top_p, top_k, [seed], stop_ids)[0]
 
     @torch.no_grad()
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """The tokens of `generate`, each as it is drawn, without an end of text; whoever listens says when to stop.
+
+        One forward for each token; the first one is fed the prompt.
+        """
+        self._check(len(prompt_ids), max_new_tokens)
+        generator = torch.Generator().manual_seed(seed)
+        feed, cache = self._padded([prompt_ids], max_new_tokens)
+        for _ in range(max_new_tokens):
+            choice = _draw_rows(self._step(feed, cache), temperature, top_p, top_k, [generator])
+            yield int(choice[0])
+            feed = choice[:, None]
+
+    @torch.no_grad()
     def generate_batch(
         self,
         prompts: Sequence[Sequence[int]],
