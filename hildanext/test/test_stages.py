@@ -84,6 +84,7 @@ def a_run(folder: Path, parent: Path) -> dict:
             "likelihood": {"block_sizes": [1, 8], "draws": 2},
             "generation": {"prompts": 1, "prompt_tokens": 4, "new_tokens": 8},
         },
+        "bench": {"decode": {"prompt_tokens": 4, "new_tokens": 8, "repeats": 1}},
         "generate": {"prompts": ["Once"], "max_new_tokens": 8},
         "stages": [{"stage": name} for name in STAGES],
     }
@@ -100,6 +101,7 @@ def test_a_recipe_goes_from_the_parent_to_a_report_and_is_done_once(tmp_path, pa
     assert all(sample["forwards"] > 0 for sample in samples)
     page = Path(outcomes["report"]["report"]).read_text(encoding="utf-8")
     assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "") and "S_MODE" in page
+    assert json.loads(Path(outcomes["bench"]["bench"]).read_text())["steps"]
     before = (tmp_path / "run" / "convert" / "metrics.jsonl").read_bytes()
     assert execute(run, STAGES) == outcomes
     assert (tmp_path / "run" / "convert" / "metrics.jsonl").read_bytes() == before
@@ -122,7 +124,12 @@ def test_a_recipe_goes_from_the_parent_to_a_report_and_is_done_once(tmp_path, pa
         (("chat", "train"), {"name": "arithmetics"}, "did you mean 'arithmetic'"),
         (("sft", "losses"), [{"name": "m3t"}], "did you mean"),
         (("eval", "likelihood"), {"block_sizes": [5]}, "does not divide"),
+        (("bench", "what"), "both", "decode"),
+        (("bench", "train"), {"block_size": 7}, "does not divide"),
+        (("bench", "decode"), {"decoders": {"mine": {"name": "treshold_edit"}}}, "did you mean 'threshold_edit'"),
         (("generate", "modes"), ["X_MODE"], "unknown mode"),
+        (("generate", "decoder"), {"tau_mask": "high"}, "tau_mask"),
+        (("generate", "prompts_file"), "prompts.txt", "choose one"),
         (("generate", "prompt"), "Once", "did you mean 'prompts'"),
     ],
 )

@@ -235,7 +235,7 @@ class _Loop:
 
     def _report(self, line: dict[str, Any], progress: TrainingProgress) -> None:
         assert self.metrics is not None
-        self.metrics.write(kind="train", **line)
+        self.metrics.write(kind="train", **line, total_tokens=self.stage.total_tokens)
         progress.update(
             line["tokens"],
             line["phase"],

@@ -232,24 +232,15 @@ class JobStore:
 
     def _job(self, row: sqlite3.Row) -> Job:
         """The part of a row that others see."""
-        plain = (
-            "id",
-            "kind",
-            "state",
-            "created",
-            "started",
-            "ended",
-            "attempts",
-            "exit_code",
-            "error",
-            "pid",
-            "heartbeat",
-        )
+        running = row["state"] == "running"
+        plain = ("id", "kind", "state", "created", "started", "ended", "attempts", "exit_code", "error")
         return Job(
             **{name: row[name] for name in plain},
+            pid=row["pid"] if running else None,
+            heartbeat=row["heartbeat"] if running else None,
             config=json.loads(row["config"]),
             folder=self.folder / row["id"],
-            cancelling=bool(row["cancelling"]) and row["state"] == "running",
+            cancelling=bool(row["cancelling"]) and running,
             progress=Progress(**json.loads(row["progress"])),
         )
 
@@ -264,7 +255,8 @@ def _move(base: sqlite3.Connection, name: str, leaving: Sequence[State], to: Sta
     if done.rowcount == 0:
         return False
     row = base.execute("SELECT attempts, error, exit_code FROM jobs WHERE id = ?", (name,)).fetchone()
-    told = {key: row[key] for key in ("error", "exit_code") if row[key] is not None}
+    ends = to not in ("queued", "running")
+    told = {key: row[key] for key in ("error", "exit_code") if ends and row[key] is not None}
     _note(base, name, "state", {"state": to, "attempt": row["attempts"], **told})
     return True
 

@@ -101,7 +101,8 @@ class Supervisor:
             processes.end_group(row["pid"], row["born"], row["child"], row["child_born"])
         to: State = "cancelled" if row["cancelling"] else "interrupted"
         error = None if row["cancelling"] else "its worker died"
-        if self.store.move(row, to, error=error, ended=time.time(), **NOBODY):
+        ended = time.time() if row["cancelling"] else None
+        if self.store.move(row, to, error=error, exit_code=None, ended=ended, **NOBODY):
             logger.info("%s: %s", row["id"], error if error is not None else to)
 
     def _dead(self, row: Any) -> bool:
@@ -115,7 +116,7 @@ class Supervisor:
     def _send_back(self, row: Any) -> None:
         """An interrupted job is queued again, unless it has come to nothing too often."""
         if row["cancelling"]:
-            self.store.move(row, "cancelled", error=None, **NOBODY)
+            self.store.move(row, "cancelled", error=None, ended=time.time(), **NOBODY)
             return
         mark = progress_mark(self.store.folder / row["id"])
         stalls = row["stalls"] + 1 if mark == row["mark"] else 0

@@ -142,7 +142,8 @@ class Worker:
                 return True
             if row["cancelling"]:
                 state, error = "cancelled", None
-            return self.store.move(row, state, exit_code=code, error=error, ended=time.time())
+            ended = None if state == "interrupted" else time.time()
+            return self.store.move(row, state, exit_code=code, error=error, ended=ended)
         except CheckpointError as problem:
             print(f"jobs: {problem}", file=sys.stderr, flush=True)
             return False

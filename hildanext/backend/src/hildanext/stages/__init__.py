@@ -9,6 +9,7 @@ STAGES = {
     "convert": "hildanext.stages.convert",
     "sft": "hildanext.stages.sft",
     "eval": "hildanext.stages.eval",
+    "bench": "hildanext.stages.bench",
     "generate": "hildanext.stages.generate",
     "report": "hildanext.stages.report",
 }

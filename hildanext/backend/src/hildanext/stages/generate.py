@@ -1,43 +1,70 @@
-"""Samples of a converted model in each mode, beside its parent's greedy text; written as `samples.json`."""
+"""Samples of a converted model in each mode, beside its parent's greedy text; written as `samples.json`.
+
+With `prompts_file` every prompt of a file is answered instead, line by line into `answers.jsonl`.
+"""
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from hildanext.config import build, knobs
+from hildanext.errors import ConfigError
 from hildanext.recipe import StageContext
+
+if TYPE_CHECKING:
+    from hildanext.decode import Decoder
+    from hildanext.models import DiffusionModel
 
 
 @knobs
 class SampleKnobs:
     """What is asked, and how it is answered."""
 
-    prompts: tuple[str, ...] = ("Once upon a time",)
-    modes: tuple[str, ...] = ("S_MODE", "Q_MODE")
+    prompts: tuple[str, ...] | None = None
+    """None: one well-known beginning, unless there is a file."""
+    prompts_file: str | None = None
+    """One prompt per line, or JSON lines (`.jsonl`): strings, or objects with `prompt` or `messages`."""
+    modes: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """None: S_MODE and Q_MODE, of a file S_MODE alone."""
+    effort: str | None = None
+    decoder: dict[str, Any] = Field(default_factory=dict)
+    """Knobs laid over each mode."""
+    chat: bool = False
+    """Of a file: prompts are questions, put into the model's chat template."""
+    stop: tuple[str, ...] = ()
+    batch_size: int = Field(default=8, ge=1)
+    """Of a file: prompts that are decoded together."""
     max_new_tokens: int = Field(default=96, ge=1)
     seed: int = Field(default=0, ge=0)
     model: str | None = None
     """A diffusion checkpoint; None is the one an earlier stage made."""
 
+    def __post_init__(self) -> None:
+        if self.prompts is not None and self.prompts_file is not None:
+            raise ConfigError("prompts and prompts_file are both given", "choose one")
+        if self.chat and self.prompts_file is None:
+            raise ConfigError("chat is about a file of prompts", "give prompts_file")
+
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
-    """Raises `ConfigError` for an unknown key, `UnknownChoice` for a mode that does not exist."""
-    from hildanext.decode import decoder_section, make_decoder
+    """Raises `ConfigError` for an unknown key, `UnknownChoice` for a mode that does not exist, `DataError` for a
+    file of prompts that cannot be read."""
+    from hildanext.prompt_file import read_prompts
 
-    for mode in build(SampleKnobs, section, where=context.key).modes:
-        make_decoder(decoder_section(mode))
+    settings = build(SampleKnobs, section, where=context.key)
+    _ways(settings)
+    if settings.prompts_file is not None:
+        read_prompts(settings.prompts_file)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
-    from hildanext.decode import decoder_section, make_decoder, mode_name
-    from hildanext.decode.trace import trace_record
-    from hildanext.inference import GenerationKnobs, encode_prompt, generate
+    from hildanext.inference import GenerationKnobs
     from hildanext.models.load import load_diffusion
-    from hildanext.runfolder import write_atomically
-    from hildanext.runtime import choose_device, choose_dtype, machine, set_threads
+    from hildanext.prompt_file import answer_file
+    from hildanext.runtime import choose_device, choose_dtype, set_threads
 
     settings = build(SampleKnobs, section, where=context.key)
     set_threads(context.threads)
@@ -45,16 +72,43 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     dtype = choose_dtype(context.dtype, device)
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     model, tokenizer = load_diffusion(name, dtype, device)
-    prompts = [encode_prompt(tokenizer, text) for text in settings.prompts]
-    how = GenerationKnobs(max_new_tokens=settings.max_new_tokens, seed=settings.seed, batch_size=1, trace=True)
+    how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "stop": settings.stop}
+    if settings.prompts_file is None:
+        return _samples(settings, context, model, tokenizer, GenerationKnobs(**how, batch_size=1, trace=True))
+    together = GenerationKnobs(**how, batch_size=settings.batch_size)
+    ways = _ways(settings)
+    path = answer_file(settings.prompts_file, context.room, model, tokenizer, ways, together, settings.chat)
+    return {"answers": str(path)}
+
+
+def _ways(settings: SampleKnobs) -> "dict[str, Decoder]":
+    """A decoder for each mode, by the mode's name."""
+    from hildanext.decode import decoder_section, make_decoder, mode_name
+
+    usual = ("S_MODE", "Q_MODE") if settings.prompts_file is None else ("S_MODE",)
+    modes = settings.modes if settings.modes is not None else usual
+    sections = {mode_name(mode): decoder_section(mode, settings.effort) for mode in modes}
+    return {name: make_decoder({**section, **settings.decoder}) for name, section in sections.items()}
+
+
+def _samples(
+    settings: SampleKnobs, context: StageContext, model: "DiffusionModel", tokenizer: Any, how: Any
+) -> dict[str, Any]:
+    from hildanext.decode.trace import trace_record
+    from hildanext.inference import encode_prompt, generate
+    from hildanext.runfolder import write_atomically
+    from hildanext.runtime import machine
+
+    texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
+    prompts = [encode_prompt(tokenizer, text) for text in texts]
     samples: list[dict[str, Any]] = []
-    for mode in settings.modes:
-        done = generate(model, tokenizer, prompts, make_decoder(decoder_section(mode)), how)
-        for prompt, ids, completion in zip(settings.prompts, prompts, done, strict=True):
+    for way, decoder in _ways(settings).items():
+        done = generate(model, tokenizer, prompts, decoder, how)
+        for prompt, ids, completion in zip(texts, prompts, done, strict=True):
             stats = completion.stats
             samples.append(
                 {
-                    "way": mode_name(mode),
+                    "way": way,
                     "prompt": prompt,
                     "text": completion.text,
                     "finish_reason": completion.finish_reason,
@@ -68,5 +122,6 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
                 }
             )
     path = context.room / "samples.json"
-    write_atomically(path, json.dumps({"machine": machine(device, dtype), "samples": samples}, indent=2) + "\n")
+    told = {"machine": machine(model.device, model.dtype), "samples": samples}
+    write_atomically(path, json.dumps(told, indent=2) + "\n")
     return {"samples": str(path)}

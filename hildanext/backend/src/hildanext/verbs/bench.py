@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hildanext.errors import ConfigError, ModelError
+from hildanext.errors import ConfigError
 from hildanext.verbs import add_run_flags, load_run
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def _measure(
     from hildanext.bench import decode_speed, train_speed
     from hildanext.bench.evaluation import load_baseline
     from hildanext.config import build, merge
+    from hildanext.stages.bench import own_parent
 
     if options.what == "train" and options.chat is not None:
         from hildanext.bench import answer_speed
@@ -94,7 +95,7 @@ def _measure(
         return {"model": options.model, **result}, train_speed.tables(result)
     decoding = build(decode_speed.DecodeSpeedKnobs, section, where="bench")
     model, _ = _model(options, dtype, device)
-    name = options.parent if options.parent is not None else _own_parent(options, model)
+    name = options.parent if options.parent is not None else own_parent(options.model, model)
     parent = load_baseline(name, model) if name else None
     result = decode_speed.measure(model, parent, decoding, _tell)
     return {"model": options.model, **result}, decode_speed.tables(result)
@@ -102,29 +103,10 @@ def _measure(
 
 def _model(options: argparse.Namespace, dtype: "torch.dtype", device: "torch.device") -> tuple["DiffusionModel", Any]:
     """A diffusion checkpoint where the name is one, else an autoregressive model under a new card; its tokenizer."""
-    from hildanext.models.card import CARD
-    from hildanext.models.load import load_diffusion
-    from hildanext.models.names import locate_diffusion
-    from hildanext.models.start import start_conversion
+    from hildanext.stages.bench import open_model
 
-    try:
-        place: Path | None = locate_diffusion(options.model)
-    except ModelError:
-        place = None
-    if place is not None and (place / CARD).is_file():
-        return load_diffusion(options.model, dtype, device)
-    _tell(f"{options.model} is not a diffusion checkpoint: measuring it untrained, alignment {options.alignment}")
     block = options.block_size if options.block_size is not None else 32
-    model, tokenizer = start_conversion(options.model, options.alignment, block, dtype, device)
-    return model.eval(), tokenizer
-
-
-def _own_parent(options: argparse.Namespace, model: "DiffusionModel") -> str:
-    from hildanext.models.card import CARD
-
-    place = Path(options.model)
-    converted = options.model == "tiny" or (place / CARD).is_file()
-    return model.card.parent if converted else options.model
+    return open_model(options.model, options.alignment, block, dtype, device, _tell)
 
 
 def _tell(line: str) -> None:
