@@ -8,7 +8,7 @@ of `Finished` and `Failed`. A sink must return at once and must not raise.
 import queue
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hildanext.conversations import Message
 from hildanext.errors import HildaError
@@ -185,6 +185,7 @@ class EngineLoad:
     """Ended requests by reason: eos, stop, length, cancelled, deadline, error."""
 
 
+@runtime_checkable
 class Ticket(Protocol):
     """A request in an engine."""
 

@@ -67,22 +67,21 @@ class Rotation(Generic[Item]):
             self.waiting.append(item)
         return over
 
-    def admit(self, judge: Callable[[Item], Verdict]) -> list[Item]:
-        """Requests whose turn begins, until the places are taken."""
-        started: list[Item] = []
-        for item in list(self.waiting):
-            if len(self.running) >= self.slots:
-                break
-            verdict = Verdict.GO if item.begun else judge(item)
+    def admit(self, judge: Callable[[Item], Verdict]) -> Item | None:
+        """The next request whose turn begins; None where there is no place or nobody may have it."""
+        if len(self.running) >= self.slots:
+            return None
+        stopped = False
+        for item in self.waiting:
+            # What began already needs no more memory, and frees some when it ends.
+            verdict = Verdict.GO if item.begun else Verdict.STOP if stopped else judge(item)
+            stopped = stopped or verdict is Verdict.STOP
             if verdict is Verdict.GO:
                 self.waiting.remove(item)
                 item.blocks, item.begun = 0, True
                 self.running.append(item)
-                started.append(item)
-            elif verdict is Verdict.STOP:
-                # What began already needs no more memory, and frees some when it ends.
-                judge = _stop
-        return started
+                return item
+        return None
 
     def remove(self, item: Item) -> None:
         """The request has ended."""
@@ -90,7 +89,3 @@ class Rotation(Generic[Item]):
             self.running.remove(item)
         elif item in self.waiting:
             self.waiting.remove(item)
-
-
-def _stop(_: object) -> Verdict:
-    return Verdict.STOP

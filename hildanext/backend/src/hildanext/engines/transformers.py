@@ -5,11 +5,13 @@ just finished, and a bounded piece of the prompts that are joining; nothing is p
 depend on who else is served.
 """
 
+import atexit
 import itertools
 import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +50,9 @@ from hildanext.tokenization import encode_prompt
 
 logger = logging.getLogger(__name__)
 
+_open: "weakref.WeakSet[TransformersEngine]" = weakref.WeakSet()
+"""Engines whose threads live: a forward that goes on while the interpreter ends would abort the program."""
+
 
 @knobs
 class TransformersKnobs:
@@ -83,7 +88,7 @@ class TransformersKnobs:
 
 
 class TransformersEngine(Engine):
-    """See the module. `close` it; the thread is a daemon, so that a dying program does not wait for it."""
+    """See the module. `close` it; a program that forgets closes it at its end."""
 
     def __init__(
         self,
@@ -131,6 +136,7 @@ class TransformersEngine(Engine):
         self._tokens = {"prompt": 0, "cached": 0, "generated": 0, "edits": 0}
         self._thread = threading.Thread(target=self._run, name="hilda-model", daemon=True)
         self._thread.start()
+        _open.add(self)
 
     @property
     def facts(self) -> EngineFacts:
@@ -191,6 +197,7 @@ class TransformersEngine(Engine):
             self._give_up = min(self._give_up, time.perf_counter() + drain_seconds)
             self._changed.notify_all()
         self._thread.join()
+        _open.discard(self)
 
     def cancel(self, work: Work) -> None:
         """Called by tickets."""
@@ -260,11 +267,10 @@ class TransformersEngine(Engine):
                 self._fail(work, DeadlineExceeded(f"no whole answer within {seconds} s", "ask for less, or allow more"))
         with self._changed:
             resting = self._rotation.expired()
-            started = self._rotation.admit(self._judge)
         for work in resting:
             self._lane(work).rest(work)
-        for work in started:
-            self._start(work)
+        while (started := self._admit()) is not None:
+            self._start(started)
         lanes: list[DiffusionLane | ParentLane] = [self.diffusion]
         if self.autoregressive is not None:
             lanes.append(self.autoregressive)
@@ -277,6 +283,10 @@ class TransformersEngine(Engine):
             return
         for work in ended:
             self._finish(work)
+
+    def _admit(self) -> Work | None:
+        with self._changed:
+            return self._rotation.admit(self._judge)
 
     def _judge(self, work: Work) -> Verdict:
         """Called under the lock: is there memory for it, and nobody feeding the same prompt already?"""
@@ -352,6 +362,12 @@ class EngineTicket:
 
     def cancel(self) -> None:
         self._engine.cancel(self._work)
+
+
+@atexit.register
+def _close_all() -> None:
+    for engine in list(_open):
+        engine.close()
 
 
 def _died() -> EngineFailed:
