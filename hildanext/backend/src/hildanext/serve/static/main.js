@@ -1,0 +1,120 @@
+/** Puts the page together: the head, the form and the bench. */
+
+import { getJson, getKey, setKey } from "./api.js";
+import { Ask, FIELDS } from "./ask.js";
+import { JobsView } from "./jobs.js";
+import { markFields, showProblem } from "./problem.js";
+import { Bench } from "./run.js";
+
+const HEALTH_SECONDS = 20;
+const $ = (id) => document.getElementById(id);
+
+let block = 8;  // positions that the preview shows as hidden, until the server has told
+const ask = new Ask();
+const bench = new Bench();
+const jobs = new JobsView($("jobs"));
+
+async function lookAtServer() {
+  const status = $("status");
+  try {
+    const health = await getJson("health");
+    status.className = "status up";
+    say(status, [health.model, health.device, health.dtype, health.engine.name].join(" · "));
+    status.title = health.engine.reason;
+    ask.offer(health);
+    block = health.engine.block_size ?? block;
+    bench.preview($("prompt").value, block);
+    $("key-drop").hidden = !health.key_required && !getKey();
+    document.querySelector("[data-view=jobs]").hidden = !health.jobs;
+  } catch (problem) {
+    status.className = "status down";
+    say(status, problem.message);
+  }
+}
+
+/** Live regions speak when their text changes; the same text again is not news. */
+function say(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
+function showRunning(is) {
+  const focused = document.activeElement;
+  $("start").hidden = is;
+  $("stop-run").hidden = !is;
+  if (is && focused === $("start")) $("stop-run").focus();
+  if (!is && focused === $("stop-run")) $("start").focus();
+}
+
+async function write() {
+  if (bench.running) return;
+  showProblem($("problem"), null);
+  markFields(FIELDS, []);
+  try {
+    const body = ask.body();
+    const tasks = [[ask.parentOnly ? "parent" : "diffusion", body]];
+    if (ask.wantsParent) tasks.push(["parent", ask.forParent(body)]);
+    showRunning(true);
+    const answer = await bench.run(tasks);
+    ask.answered(body, answer.text);
+  } catch (problem) {
+    if (problem.name !== "AbortError") failed(problem);
+  } finally {
+    showRunning(false);
+  }
+}
+
+function failed(problem) {
+  if (problem.status === undefined) throw problem;  // ours: to the console
+  showProblem($("problem"), problem);
+  const names = (problem.param ?? "").split(".");
+  markFields(FIELDS, names);
+  if (names.some((name) => $("settings").contains(FIELDS[name] ?? null))) $("settings").open = true;
+  if (problem.status === 401) askForKey();
+  if (problem.status === 0) lookAtServer();
+}
+
+function askForKey() {
+  $("key-drop").hidden = false;
+  $("key-drop").open = true;
+  $("key").setAttribute("aria-invalid", "true");
+  $("key").focus();
+}
+
+function showView() {
+  const view = location.hash.startsWith("#jobs") ? "jobs" : "write";
+  for (const section of document.querySelectorAll(".view")) section.hidden = section.id !== view;
+  for (const link of document.querySelectorAll("nav [data-view]")) {
+    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = view === "jobs" ? "Jobs · HILDA" : "HILDA";
+  jobs.show(view === "jobs" ? location.hash.slice("#jobs/".length) : null);
+}
+
+$("ask").addEventListener("submit", (event) => { event.preventDefault(); write(); });
+$("ask").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); write(); }
+});
+$("ask").addEventListener("input", () => bench.preview($("prompt").value, block));
+$("stop-run").addEventListener("click", () => bench.stop());
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  if ($("key-drop").open) { $("key-drop").open = false; $("key-drop").querySelector("summary").focus(); }
+  bench.stop();
+});
+
+$("key").value = getKey();
+$("key").addEventListener("input", () => { setKey($("key").value.trim()); $("key").removeAttribute("aria-invalid"); });
+$("key").addEventListener("change", () => { lookAtServer(); jobs.refresh(); });
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  $("key-drop").open = false;
+  $("key-drop").querySelector("summary").focus();
+});
+
+$("settings").open = matchMedia("(min-width: 62rem)").matches;
+bench.preview($("prompt").value, block);
+addEventListener("hashchange", showView);
+showView();
+lookAtServer();
+setInterval(() => { if (!document.hidden && !bench.running) lookAtServer(); }, HEALTH_SECONDS * 1000);

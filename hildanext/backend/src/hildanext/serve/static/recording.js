@@ -1,0 +1,130 @@
+/** What was seen of one answer, and how the document looked at each of its moments. Pure: knows no page. */
+
+/**
+ * A position of the document as it looks at one moment.
+ * @typedef {{position: number, text: string, state: "prompt"|"mask"|"draft"|"edited"|"committed",
+ *   probability: number|null, forward: number|null, was: string[], fresh: boolean}} Cell
+ */
+
+function cell(position, text, state) {
+  return { position, text, state, probability: null, forward: null, was: [], fresh: false };
+}
+
+export class Recording {
+  constructor() {
+    this.prompt = [];
+    /** In order: {seconds, record} for a forward, {seconds, text} for final text alone. */
+    this.moments = [];
+    this.seconds = null;
+    this.kept = null;
+    this.rewind();
+  }
+
+  get length() {
+    return this.moments.length;
+  }
+
+  /** @param {{position: number, text: string}[]} cells */
+  setPrompt(cells) {
+    this.prompt = cells;
+    this.rewind();
+  }
+
+  addStep(record, seconds) {
+    this.moments.push({ seconds, record });
+  }
+
+  addText(text, seconds) {
+    this.moments.push({ seconds, text });
+  }
+
+  /** The answer is whole: positions from `kept` on were cut from it. */
+  end(seconds, kept) {
+    this.seconds = seconds;
+    this.kept = kept;
+  }
+
+  /** How many moments had happened after so many seconds. */
+  countAt(seconds) {
+    let low = 0, high = this.moments.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.moments[middle].seconds <= seconds) low = middle + 1; else high = middle;
+    }
+    return low;
+  }
+
+  /** The cells after the first `count` moments, by position. What a finished answer does not hold is left out. */
+  at(count) {
+    if (count < this.count) this.rewind();
+    while (this.count < count) this.apply(this.moments[this.count++]);
+    const whole = this.kept !== null && count === this.moments.length;
+    return [...this.cells.values()]
+      .filter((one) => !whole || one.position < this.kept)
+      .sort((one, other) => one.position - other.position);
+  }
+
+  /** Forwards, edits and masks after the first `count` moments. */
+  tally(count) {
+    let edits = 0, forwards = 0;
+    for (const { record } of this.moments.slice(0, count)) {
+      if (!record) continue;
+      edits += record.edits.length;
+      forwards = record.forward;
+    }
+    return { edits, forwards };
+  }
+
+  rewind() {
+    this.count = 0;
+    this.cells = new Map(this.prompt.map((one) => [one.position, cell(one.position, one.text, "prompt")]));
+  }
+
+  apply({ record, text }) {
+    for (const one of this.cells.values()) one.fresh = false;
+    if (record) this.applyStep(record);
+    else this.applyText(text);
+  }
+
+  applyText(text) {
+    const position = Math.max(-1, ...this.cells.keys()) + 1;
+    this.cells.set(position, { ...cell(position, text, "committed"), fresh: true });
+  }
+
+  applyStep(record) {
+    const { block_start: start, forward } = record;
+    for (const one of this.cells.values()) {  // what a revision edited lies in finished blocks
+      if (one.state === "edited" && one.position < start) one.state = "committed";
+    }
+    for (const position of record.masks) this.cells.set(position, cell(position, "", "mask"));
+    for (const { position, text, probability } of record.drafts) {
+      this.cells.set(position, { ...cell(position, text, "draft"), probability, forward, fresh: true });
+    }
+    for (const { position, old_text, new_text, probability } of record.edits) {
+      const before = this.cells.get(position) ?? cell(position, old_text, "draft");
+      const was = [...before.was, old_text];
+      this.cells.set(position, { position, text: new_text, state: "edited", probability, forward, was, fresh: true });
+    }
+    if (!record.final) return;
+    for (const one of this.cells.values()) {
+      if (one.position >= start && one.state !== "prompt" && one.state !== "mask") one.state = "committed";
+    }
+  }
+}
+
+function quoted(text) {
+  return `“${text.replaceAll("\n", "↵").replace(/^ (?=\S)/, "") || " "}”`;
+}
+
+/** A cell in words, for a tip and for a screen reader. */
+export function describe(one) {
+  const shown = quoted(one.text);
+  if (one.state === "prompt") return `${shown}, given`;
+  if (one.state === "mask") return "hidden still";
+  const sure = one.probability === null ? "" : `, probability ${one.probability.toFixed(2)}`;
+  const when = one.forward === null ? "" : ` in forward ${one.forward}`;
+  const how = one.was.length > 0 ? "edited" : one.state === "committed" && one.forward === null ? "final" : "filled";
+  const before = one.was.length > 0 ? `; was ${one.was.map(quoted).join(", then ")}` : "";
+  const now = one.state === "committed" && one.forward !== null ? "; final" : "";
+  return `${shown}, ${how}${when}${sure}${before}${now}`;
+}
