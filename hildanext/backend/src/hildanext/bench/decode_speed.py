@@ -67,7 +67,7 @@ class _BareAttention:
 
     keys: Tensor
     values: Tensor
-    """[layers 1 kv_heads extent head_dim]"""
+    """[layers rows kv_heads extent head_dim]"""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         batch, heads, fed, head_dim = query.shape
@@ -79,7 +79,7 @@ class _BareAttention:
 
 
 class BareForward:
-    """The network alone, for any shape; one row."""
+    """The network alone, for any shape."""
 
     def __init__(self, model: DiffusionModel) -> None:
         self.model = model
@@ -88,19 +88,19 @@ class BareForward:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.layers, self.kv_heads = config.num_hidden_layers, config.num_key_value_heads
 
-    def seconds(self, fed: int, extent: int, read: int) -> tuple[float, float]:
-        """Seconds of the backbone, and of backbone and head."""
+    def seconds(self, fed: int, extent: int, read: int, rows: int = 1) -> tuple[float, float]:
+        """Seconds of the backbone, and of backbone and head: `rows` of `fed` tokens, `read` logits in all."""
         model = self.model
-        shape = (self.layers, 1, self.kv_heads, extent, self.head_dim)
+        shape = (self.layers, rows, self.kv_heads, extent, self.head_dim)
         cache = torch.zeros(2, *shape, dtype=model.dtype, device=model.device)
-        tokens = torch.zeros(1, fed, dtype=torch.long, device=model.device)
-        positions = torch.arange(extent - fed, extent, device=model.device)[None]
+        tokens = torch.zeros(rows, fed, dtype=torch.long, device=model.device)
+        positions = torch.arange(extent - fed, extent, device=model.device).expand(rows, -1)
         attention = _BareAttention(cache[0], cache[1])
         begun = time.perf_counter()
         hidden = model(model.embed(tokens), positions, attention)
         finish(model.device)
         backbone = time.perf_counter() - begun
-        model.logits(hidden[0, :read])
+        model.logits(hidden.flatten(0, 1)[:read])
         finish(model.device)
         return backbone, time.perf_counter() - begun
 

@@ -2,6 +2,7 @@
 
 hildanext bench decode --model tiny
 hildanext bench train --model smollm2-135m --set bench.block_size=32
+hildanext bench engine --model tiny --parent tiny
 """
 
 import argparse
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 EPILOG = """commands to paste:
   hildanext bench decode                                     the embedded model
   hildanext bench decode --model my-checkpoint --parent smollm2-135m
+  hildanext bench engine --model my-checkpoint --parent smollm2-135m
   hildanext bench train --model smollm2-135m                 an autoregressive model, converted in memory
   hildanext bench train --model tiny --alignment block --set bench.batch_size=4 --set bench.repeats=9
   hildanext bench train --model smollm2-135m --alignment block --chat gsm8k.jsonl
@@ -32,9 +34,9 @@ All measure the parts in turns and print medians; the section 'bench' of a run h
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("what", choices=("decode", "train"), help="what is measured")
+    parser.add_argument("what", choices=("decode", "engine", "train"), help="what is measured")
     parser.add_argument("--model", default="tiny", help="a diffusion checkpoint, or an autoregressive model, untrained")
-    parser.add_argument("--parent", help="decode: the autoregressive model beside it (default: the card's)")
+    parser.add_argument("--parent", help="decode, engine: the autoregressive model beside it (default: the card's)")
     parser.add_argument("--alignment", choices=("block", "parent"), default="parent", help="of an untrained conversion")
     parser.add_argument("--block-size", type=int, help="of an untrained conversion, and of training (default 32)")
     parser.add_argument("--chat", metavar="FILE", help="train: steps of fine-tuning on these conversations")
@@ -75,7 +77,7 @@ def _measure(
 ) -> tuple[dict[str, Any], list[Any]]:
     import torch
 
-    from hildanext.bench import decode_speed, train_speed
+    from hildanext.bench import decode_speed, engine_speed, train_speed
     from hildanext.bench.evaluation import load_baseline
     from hildanext.config import build, merge
     from hildanext.stages.bench import own_parent
@@ -93,10 +95,14 @@ def _measure(
         # Weights are fp32 and the step autocasts, as training does.
         result = train_speed.measure(_model(options, torch.float32, device)[0], training, _tell)
         return {"model": options.model, **result}, train_speed.tables(result)
-    decoding = build(decode_speed.DecodeSpeedKnobs, section, where="bench")
-    model, _ = _model(options, dtype, device)
+    model, tokenizer = _model(options, dtype, device)
     name = options.parent if options.parent is not None else own_parent(options.model, model)
     parent = load_baseline(name, model) if name else None
+    if options.what == "engine":
+        load = build(engine_speed.EngineSpeedKnobs, section, where="bench")
+        result = engine_speed.measure(model, tokenizer, parent, load, _tell)
+        return {"model": options.model, **result}, engine_speed.tables(result)
+    decoding = build(decode_speed.DecodeSpeedKnobs, section, where="bench")
     result = decode_speed.measure(model, parent, decoding, _tell)
     return {"model": options.model, **result}, decode_speed.tables(result)
 
