@@ -412,7 +412,7 @@ class HealthAnswer(BaseModel):
     device: str
     dtype: str
     threads: int | None
-    versions: dict[str, str | None]
+    versions: dict[str, str] = Field(description="empty where a package is not installed")
     load: Load
     uptime_seconds: float
     jobs: bool = Field(description="whether jobs can be submitted")

@@ -1,0 +1,82 @@
+"""The document as it is being denoised, put together from the engine's steps."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hildanext.decode.trace import MASK
+
+State = Literal["mask", "draft", "edited", "committed"]
+
+NEVER = -9999.0
+"""Log probability where the probability rounds to nothing, as OpenAI has it."""
+
+
+@dataclass
+class Glyph:
+    """A position behind the prompt. `probability` is the model's when the token was last written."""
+
+    state: State = "mask"
+    token: int | None = None
+    text: str = MASK
+    probability: float | None = None
+
+    @property
+    def logprob(self) -> float:
+        return math.log(self.probability) if self.probability else NEVER
+
+
+class Canvas:
+    """Takes step records (`decode.trace.step_record`) in order."""
+
+    def __init__(self, prompt: int, block_size: int | None) -> None:
+        self.prompt, self.block_size = prompt, block_size
+        self.glyphs: dict[int, Glyph] = {}
+        self.edits = 0
+
+    def apply(self, record: Mapping[str, Any]) -> None:
+        """The next forward."""
+        for at in record["masks"]:
+            self.glyphs[at] = Glyph()
+        for cell in record["drafts"]:
+            self.glyphs[cell["position"]] = Glyph("draft", cell["token"], cell["text"], cell["probability"])
+        for glyph in self.glyphs.values():
+            if glyph.state == "edited":
+                glyph.state = "draft"
+        for cell in record["edits"]:
+            self.glyphs[cell["position"]] = Glyph("edited", cell["new"], cell["new_text"], cell["probability"])
+            self.edits += 1
+        if record["final"]:
+            for at, glyph in self.glyphs.items():
+                if at < record["block_start"] + (self.block_size or 0) and glyph.state == "draft":
+                    glyph.state = "committed"
+
+    def text(self) -> str:
+        """Everything behind the prompt, masks as a sign; half a character shows as one that is not."""
+        return "".join(self.glyphs[at].text for at in sorted(self.glyphs))
+
+    def picture(self, record: Mapping[str, Any], committed: int) -> dict[str, Any]:
+        """A frame for clients that draw it; `committed` counts the characters that are final."""
+        start = record["block_start"]
+        block = start // self.block_size if self.block_size else 0
+        return {
+            "type": "frame",
+            "block": block,
+            "forward": record["forward"],
+            "kind": record["kind"],
+            "n_masked": sum(glyph.state == "mask" for glyph in self.glyphs.values()),
+            "n_edited": len(record["edits"]),
+            "final": record["final"],
+            "text": self.text(),
+            "committed_chars": committed,
+            "tokens": [
+                {"pos": at, "id": glyph.token, "text": glyph.text, "state": glyph.state, "p": glyph.probability}
+                for at, glyph in sorted(self.glyphs.items())
+                if at >= start
+            ],
+        }
+
+    def kept(self, count: int) -> list[Glyph]:
+        """The first `count` positions behind the prompt: the answer's tokens."""
+        return [self.glyphs.get(at, Glyph()) for at in range(self.prompt, self.prompt + count)]

@@ -1,0 +1,166 @@
+"""Whatever goes wrong, in one shape: {"error": {"message", "type", "param", "code"}}, as OpenAI's clients expect it."""
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from hildanext.errors import HildaError
+from hildanext.serve.schemas import ErrorAnswer
+
+logger = logging.getLogger(__name__)
+
+TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+    499: "cancelled_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""The rest are invalid requests below 500, and the server's own errors from there on."""
+
+MEANINGS = {
+    400: "the request makes no sense: the message says what and where",
+    401: "no key, or a wrong one",
+    404: "there is no such thing",
+    405: "the route has other methods",
+    408: "the body came too slowly",
+    409: "it is not in a state for that",
+    413: "the body is too large",
+    415: "the body is no JSON",
+    421: "the service has another name",
+    431: "the headers are too large",
+    499: "whoever asked has gone away",
+    500: "a fault of the service, logged under the request's id",
+    502: "the engine failed",
+    503: "too much to do, or closing: Retry-After says when to come again",
+    504: "no whole answer within the deadline",
+}
+
+
+class Refused(HildaError):
+    """A request that the service itself does not take."""
+
+    def __init__(
+        self, message: str, hint: str = "", status: int = 400, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.status, self.code, self.param = status, code, param
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors that every route may answer with, and these, for the OpenAPI document."""
+    known = sorted({400, 401, 405, 421, 500, 503, *statuses})
+    return {status: {"model": ErrorAnswer, "description": MEANINGS[status]} for status in known}
+
+
+def shape(message: str, status: int, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """The one shape. Text that is no Unicode is escaped, so that it can be sent."""
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": _clean(message), "type": kind, "param": _clean(param), "code": code}}
+
+
+def shape_of(error: HildaError) -> dict[str, Any]:
+    """A `HildaError` in the one shape; its code is the error's name where it has none of its own."""
+    code = getattr(error, "code", None) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
+    return shape(str(error), error.status, code, getattr(error, "param", None))
+
+
+def answer(error: HildaError) -> JSONResponse:
+    """A `HildaError` as a response."""
+    headers: dict[str, str] = {}
+    if hasattr(error, "retry_after"):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(shape_of(error), error.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer everything that is raised inside `app` in the one shape."""
+    app.add_exception_handler(HildaError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _of_framework)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HildaError)
+    return answer(error)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    message, param, code = describe(error.errors())
+    return JSONResponse(shape(message, 400, code, param), 400)
+
+
+async def _of_framework(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        if request.method == "OPTIONS":
+            head = ", HEAD" if "GET" in allowed else ""
+            return Response(status_code=204, headers={"Allow": f"{allowed}{head}, OPTIONS"})
+        message = f"{request.method} is not for {path}: use {allowed}"
+        return JSONResponse(shape(message, 405, "method_not_allowed"), 405, error.headers)
+    if error.status_code == 404:
+        return JSONResponse(shape(f"no route {path}: GET /docs lists what there is", 404, "no_route"), 404)
+    code = HTTPStatus(error.status_code).name.lower()
+    return JSONResponse(shape(str(error.detail), error.status_code, code), error.status_code, error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    name = request.scope.get("state", {}).get("request_id", "-")
+    logger.error("request %s: %s", name, type(error).__name__, exc_info=error)
+    message = f"a fault of the service: report it with the request's id {name}, under which it was logged"
+    return JSONResponse(shape(message, 500, "internal_error"), 500, {"X-Request-ID": name})
+
+
+def describe(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, str]:
+    """Message, field and code of what a body's types do not allow; several complaints of one field are one."""
+    found: dict[str, list[str]] = {}
+    for problem in problems:
+        said = found.setdefault(_place(problem["loc"]), [])
+        text = _said(problem)
+        if text not in said:
+            said.append(text)
+    parts = [f"{place}: {' or '.join(said)}" if place else " or ".join(said) for place, said in found.items()]
+    more = f" (and {len(parts) - 3} more)" if len(parts) > 3 else ""
+    code = "unknown_field" if problems[0]["type"] == "unknown_field" else "invalid_value"
+    return "; ".join(parts[:3]) + more, next(iter(found)) or None, code
+
+
+def _said(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "missing":
+        return "it is missing"
+    if problem["type"] == "model_type" or problem["type"].endswith("attributes_type"):
+        return "give a JSON object"
+    text = str(problem["msg"]).removeprefix("Input ").replace("List should", "should")
+    return text if problem["type"] in ("unknown_field", "given_twice") else text[:300]
+
+
+def _place(location: Sequence[str | int]) -> str:
+    """The field's name as one writes it; names that pydantic gives to the branches of a union are left out."""
+    place = ""
+    for part in location[1:]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "float", "int", "bool"):
+            place += f".{part}" if place else part
+    return place
+
+
+def _clean(text: str | None) -> Any:
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,125 @@
+"""From the fields of a body to what the engine is asked for, within the service's limits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hildanext.conversations import Message
+from hildanext.decode import decoder_section, make_decoder
+from hildanext.engines.base import EngineFacts, Request
+from hildanext.serve.errors import Refused
+from hildanext.serve.schemas import ChatMessage, Decoding
+from hildanext.serve.settings import ServeKnobs
+
+OFF_BY_NULL = ("tau_edit", "tau_cautious")
+"""Knobs for which null is a value. Of all others null is the same as nothing."""
+KNOBS = ("tau_mask", "max_post", "window", "kv_safe", "temperature", "top_p", "top_k")
+MOST_STOPS = 4
+LONGEST_STOP = 1000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a body says of how its texts are written; the prompts come on top."""
+
+    decoder: Mapping[str, Any]
+    max_new_tokens: int | None
+    seed: int
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    deadline_seconds: float
+
+    def request(self, prompt: Mapping[str, Any], number: int = 0, steps: bool = False, parent: bool = False) -> Request:
+        """The request of choice `number`; `prompt` is one of prompt, messages and tokens by name."""
+        return Request(
+            **prompt,
+            decoder=self.decoder,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed + number,
+            stop=self.stop,
+            ignore_eos=self.ignore_eos,
+            deadline_seconds=self.deadline_seconds,
+            steps=steps,
+            parent=parent,
+        )
+
+
+def wanted(
+    body: Decoding, facts: EngineFacts, settings: ServeKnobs, tokens: int | None, effort: str | None = None
+) -> Wanted:
+    """Check everything but the prompt. `tokens` is the length asked for, `effort` what stands in for the body's own.
+
+    Raises `Refused`, and the decoder's `ConfigError` or `UnknownChoice`.
+    """
+    if tokens is not None and tokens > settings.max_new_tokens:
+        raise Refused(
+            f"{tokens} new tokens are too many",
+            f"this service writes {settings.max_new_tokens} at most",
+            param="max_tokens",
+        )
+    seconds = body.deadline_seconds if body.deadline_seconds is not None else settings.request_seconds
+    if seconds > settings.request_seconds:
+        raise Refused(
+            f"a deadline of {seconds:g} s is too long",
+            f"this service gives {settings.request_seconds:g} s at most",
+            param="deadline_seconds",
+        )
+    return Wanted(
+        decoder=_decoder(body, facts, effort),
+        max_new_tokens=tokens,
+        seed=body.seed if body.seed is not None else 0,
+        stop=_stop(body.stop),
+        ignore_eos=body.ignore_eos,
+        deadline_seconds=seconds,
+    )
+
+
+def conversation(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """A developer is a system by another name."""
+    return tuple(Message("system" if one.role == "developer" else one.role, one.text) for one in messages)
+
+
+def check_length(texts: Sequence[str], settings: ServeKnobs, param: str) -> None:
+    """Raise `Refused` for prompts that are too long to be tokenised at all."""
+    size = sum(len(text) for text in texts)
+    if size > settings.max_prompt_characters:
+        raise Refused(
+            f"{size} characters are too long a prompt",
+            f"this service reads {settings.max_prompt_characters} at most",
+            code="prompt_too_long",
+            param=param,
+        )
+
+
+def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str, Any]:
+    changes = {name: value for name in KNOBS if (value := getattr(body, name)) is not None}
+    for name in OFF_BY_NULL:
+        if name in body.model_fields_set:
+            value = getattr(body, name)
+            changes[name] = None if value == "off" else value
+    if body.block_size is not None and body.block_size != facts.block_size:
+        own = "not known here" if facts.block_size is None else facts.block_size
+        raise Refused(
+            f"block_size {body.block_size} is not the model's own ({own})",
+            "a checkpoint has one block size: leave it out",
+            param="block_size",
+        )
+    if body.steps is not None and body.steps < (facts.block_size or 0):
+        raise Refused(
+            f"{body.steps} steps for blocks of {facts.block_size} tokens cannot be promised",
+            "a step may fill a single token: choose the pace by effort or tau_mask",
+            param="steps",
+        )
+    mode = body.mode if body.mode is not None else "S_MODE"
+    section = decoder_section(mode, effort if effort is not None else body.effort, **changes)
+    make_decoder(section)
+    return section
+
+
+def _stop(given: str | list[str] | None) -> tuple[str, ...]:
+    words = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+    if len(words) > MOST_STOPS:
+        raise Refused(f"{len(words)} stop texts are too many", f"give {MOST_STOPS} at most", param="stop")
+    if any(not word or len(word) > LONGEST_STOP for word in words):
+        raise Refused("a stop text is empty or too long", f"give 1 to {LONGEST_STOP} characters", param="stop")
+    return words
