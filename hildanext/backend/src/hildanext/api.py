@@ -8,6 +8,7 @@ app = create_app(settings, engine, jobs)
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache, partial
 
 from anyio import to_thread
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from hildanext.engines.base import Engine
 from hildanext.errors import ConfigError
 from hildanext.jobs.room import JobRoom
 from hildanext.serve import chat, completions, errors, generate, health, jobs, models, page
+from hildanext.serve.document import document
 from hildanext.serve.door import Bodies, Guarded, Identified
 from hildanext.serve.measures import Measures
 from hildanext.serve.service import Service
@@ -47,6 +49,7 @@ def create_app(settings: ServeKnobs, engine: Engine, room: JobRoom | None = None
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.openapi = cache(partial(document, app, key is not None))  # type: ignore[method-assign]  # FastAPI's own way
     return app
 
 

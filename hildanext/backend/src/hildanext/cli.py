@@ -28,13 +28,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("hildanext.verbs.bench", "how fast training and decoding are here"),
     "plan": ("hildanext.verbs.plan", "how much memory a run takes, and what would make it fit"),
     "runs": ("hildanext.verbs.runs", "list run folders, and compare some of them"),
+    "serve": ("hildanext.verbs.serve", "a model behind REST, OpenAI's protocol and a page"),
     "jobs": ("hildanext.verbs.jobs", "submit a stage as a background job, and see what becomes of it"),
     "doctor": ("hildanext.verbs.doctor", "what this machine can do, and why not"),
 }
 
 NOT_YET: dict[str, str] = {
     "rl": "reinforcement learning (stage 2)",
-    "serve": "the web service (stage 3)",
     "export": "export to other engines",
 }
 

@@ -23,6 +23,9 @@ from hildanext.runtime import is_main_process, versions
 
 logger = logging.getLogger(__name__)
 
+BESIDES = ("serve",)
+"""Sections of a run's file that are no stage's: what its models are served with (`hildanext serve` checks it)."""
+
 WAIT_SECONDS = 0.2
 """Between two looks of a process at what the first one has done."""
 
@@ -102,7 +105,7 @@ def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunKnobs, list[Step]
     if repeated:
         raise ConfigError(f"stages repeat {', '.join(repeated)}", 'give each its own name: {"stage": ..., "as": ...}')
     read = {stage: tuple(getattr(_module(table, stage), "READS", ())) for stage in table}
-    sections = {"stages", *table, *(name for names in read.values() for name in names)}
+    sections = {"stages", *BESIDES, *table, *(name for names in read.values() for name in names)}
     shared = build(RunKnobs, {key: value for key, value in run.items() if key not in sections}, where="run")
     steps: list[Step] = []
     before = ""

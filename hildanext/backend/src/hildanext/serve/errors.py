@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from hildanext.errors import HildaError
-from hildanext.serve.schemas import ErrorAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +46,9 @@ MEANINGS = {
     504: "no whole answer within the deadline",
 }
 
+CONTENT: dict[str, Any] = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+"""Of an error's response in the OpenAPI document, whatever the route's own answer is."""
+
 
 class Refused(HildaError):
     """A request that the service itself does not take."""
@@ -61,7 +63,7 @@ class Refused(HildaError):
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors that every route may answer with, and these, for the OpenAPI document."""
     known = sorted({400, 401, 405, 421, 500, 503, *statuses})
-    return {status: {"model": ErrorAnswer, "description": MEANINGS[status]} for status in known}
+    return {status: {"description": MEANINGS[status], "content": CONTENT} for status in known}
 
 
 def shape(message: str, status: int, code: str | None = None, param: str | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The section `serve` of a configuration: where the service listens, what it serves, and what it allows."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ class ServeKnobs:
     model: str = "tiny"
     parent: str | None = None
     """Autoregressive model that answers beside it; None: there is none."""
+    chat_template: Literal["own", "plain"] = "own"
+    """plain: conversations of a model whose tokenizer has no template are written as `User:` and `Assistant:`."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself stands in no file and no log."""
     cors: tuple[str, ...] = ()
