@@ -7,6 +7,7 @@
     room.start(); room.stop()                   the supervisor's thread; workers outlive it
     room.submit(kind, config) -> Job            `ConfigError`, `UnknownChoice` (400), `JobsFull` (503)
     room.list(limit=50, before=None, state=None) -> list[Job]        newest first; `before` is an id
+    room.counts() -> dict                       jobs by state
     room.get(id) -> Job                         `UnknownJob` (404), here and below
     room.cancel(id) -> Job                      `JobConflict` (409) for a job that has ended otherwise
     room.events(id, after=0, limit=1000) -> list[JobEvent]           oldest first, ids greater than `after`

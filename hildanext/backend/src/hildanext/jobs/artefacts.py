@@ -20,7 +20,7 @@ def list_artefacts(folder: Path) -> list[Artefact]:
             try:
                 inside = path.resolve(strict=True).is_relative_to(root) and path.is_file()
                 facts = path.stat()
-            except OSError:  # it went away meanwhile, or is a link to nothing
+            except (OSError, RuntimeError):  # it went away meanwhile, or links to nothing, or to itself
                 continue
             if inside and not _temporary(name):
                 found.append(Artefact(path.relative_to(root).as_posix(), facts.st_size, facts.st_mtime))

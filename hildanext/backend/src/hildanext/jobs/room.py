@@ -105,13 +105,17 @@ class JobRoom:
             )
         return {**recipe, "stages": [{"stage": kind}]}
 
-    def list(self, limit: int = 50, before: str | None = None, state: State | None = None) -> Jobs:
+    def list(self, limit: int = 50, before: str | None = None, state: str | None = None) -> Jobs:
         """The newest first; `before` an id, for the next page. Raises `UnknownJob`, `UnknownChoice`, `ConfigError`."""
         if state is not None and state not in STATES:
             raise UnknownChoice("state", state, STATES)
         if not 1 <= limit <= 1000:
             raise ConfigError(f"limit {limit}", "ask for 1 to 1000 jobs")
         return self.store.list(limit, before, state)
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs are in each state."""
+        return self.store.counts()
 
     def get(self, name: str) -> Job:
         """Raises `UnknownJob`."""

@@ -120,7 +120,7 @@ class JobStore:
         """All jobs in that state, the oldest first."""
         return self._read("SELECT * FROM jobs WHERE state = ? ORDER BY number", (state,))
 
-    def list(self, limit: int, before: str | None, state: State | None) -> Jobs:
+    def list(self, limit: int, before: str | None, state: str | None) -> Jobs:
         """The newest first. Raises `UnknownJob` for a `before` that is none."""
         below = self.row(before)["number"] if before is not None else 2**62
         states: Sequence[str] = STATES if state is None else (state,)
@@ -130,6 +130,13 @@ class JobStore:
             (below, *states, limit),
         )
         return [self._job(row) for row in rows]
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs are in each state."""
+        found = {
+            row["state"]: row["count"] for row in self._read("SELECT state, count(*) AS count FROM jobs GROUP BY state")
+        }
+        return {state: found.get(state, 0) for state in STATES}
 
     def claim(self, limit: int, claimer: int, born: str | None) -> sqlite3.Row | None:
         """Make the oldest queued job a running one, unless `limit` jobs run. None where there is nothing to do."""
@@ -176,7 +183,11 @@ class JobStore:
             return _move(base, row["id"], (row["state"],), to, fields)
 
     def ask_to_cancel(self, name: str) -> Job:
-        """A waiting job is cancelled at once, of a running one it is noted. Others stay as they are."""
+        """A waiting job is cancelled at once, of a running one it is noted. Others stay as they are.
+
+        Raises `UnknownJob`.
+        """
+        self.row(name)
         with self.writing() as base:
             if not _move(base, name, ("queued", "interrupted"), "cancelled", {"ended": time.time()}):
                 done = base.execute(

@@ -24,6 +24,11 @@ LOOK_SECONDS = 0.5
 REGISTER_SECONDS = 120.0
 """A worker that has not said by then that it is there never will; if it does, the table refuses it."""
 
+WORKERS: dict[tuple[str, str, int], "subprocess.Popen[bytes]"] = {}
+"""Started by this process and not seen to end, by folder, job and attempt. They outlive a supervisor."""
+TURNS = threading.Lock()
+"""Supervisors of one process look in turns: between a claim and its worker nobody else may find that it has none."""
+
 
 class Supervisor:
     """Runs at most `limit` jobs of a folder at a time, over all its supervisors.
@@ -34,7 +39,6 @@ class Supervisor:
     def __init__(self, store: JobStore, command: Sequence[str], limit: int, resumes: int, grace: float) -> None:
         self.store, self.command, self.limit, self.resumes, self.grace = store, command, limit, resumes, grace
         self.me = (os.getpid(), processes.birth(os.getpid()))
-        self.workers: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
         self.complaint = ""
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -61,13 +65,15 @@ class Supervisor:
 
     def tick(self) -> None:
         """One look at everything. Raises `CheckpointError` where the table cannot be written."""
-        self.workers = {key: worker for key, worker in self.workers.items() if worker.poll() is None}
-        for row in self.store.rows("running"):
-            self._bury(row)
-        for row in self.store.rows("interrupted"):
-            self._send_back(row)
-        while (claimed := self.store.claim(self.limit, *self.me)) is not None:
-            self._begin(claimed)
+        with TURNS:
+            for key in [key for key, worker in WORKERS.items() if worker.poll() is not None]:
+                del WORKERS[key]
+            for row in self.store.rows("running"):
+                self._bury(row)
+            for row in self.store.rows("interrupted"):
+                self._send_back(row)
+            while (claimed := self.store.claim(self.limit, *self.me)) is not None:
+                self._begin(claimed)
 
     def _work(self) -> None:
         while not self._over.is_set():
@@ -90,7 +96,7 @@ class Supervisor:
         except OSError as problem:
             self.store.move(row, "interrupted", error=f"its worker could not be started ({problem})", **NOBODY)
             return
-        self.workers[row["id"], row["attempts"]] = worker
+        WORKERS[self._key(row)] = worker
         logger.info("%s: attempt %s", row["id"], row["attempts"])
 
     def _bury(self, row: Any) -> None:
@@ -109,9 +115,12 @@ class Supervisor:
         if row["pid"] is not None:
             return not processes.alive(row["pid"], row["born"])
         if (row["claimer"], row["claimer_born"]) == self.me:  # one of ours, which has not spoken yet
-            return (row["id"], row["attempts"]) not in self.workers
+            return self._key(row) not in WORKERS
         late = time.time() - row["started"] > REGISTER_SECONDS
         return late or not processes.alive(row["claimer"], row["claimer_born"])
+
+    def _key(self, row: Any) -> tuple[str, str, int]:
+        return str(self.store.folder), row["id"], row["attempts"]
 
     def _send_back(self, row: Any) -> None:
         """An interrupted job is queued again, unless it has come to nothing too often."""
