@@ -196,7 +196,7 @@ class CachedAttention:
                 attn_mask=mask,
                 scale=scale,
             )
-            out[at : at + count] = mixed.view(heads, count, head_dim).transpose(0, 1)
+            out[at : at + count] = mixed.reshape(heads, count, head_dim).transpose(0, 1)
         return out.transpose(0, 1)[None]
 
     def _folded(self, part: int, mask: Tensor, group: int) -> Tensor:
