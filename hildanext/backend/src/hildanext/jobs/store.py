@@ -146,7 +146,7 @@ class JobStore:
             if row is None or running >= limit:
                 return None
             fields = {**NOBODY, "claimer": claimer, "claimer_born": born, "started": time.time()}
-            fields |= {"attempts": row["attempts"] + 1, "heartbeat": None, "exit_code": None}
+            fields |= {"attempts": row["attempts"] + 1, "heartbeat": None, "exit_code": None, "error": None}
             _move(base, row["id"], ("queued",), "running", fields)
         return self.row(row["id"])
 
