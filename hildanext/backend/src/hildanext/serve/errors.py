@@ -146,7 +146,7 @@ def describe(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, st
 
 def _said(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
-        return "it is missing"
+        return "it is missing" if len(problem["loc"]) > 1 else "the body is missing: send a JSON object"
     if problem["type"] == "model_type" or problem["type"].endswith("attributes_type"):
         return "give a JSON object"
     text = str(problem["msg"]).removeprefix("Input ").replace("List should", "should")

@@ -8,7 +8,7 @@ from hildanext.conversations import Message
 from hildanext.decode import decoder_section, make_decoder
 from hildanext.engines.base import EngineFacts, Request
 from hildanext.serve.errors import Refused
-from hildanext.serve.schemas import ChatMessage, Decoding
+from hildanext.serve.schemas import ChatMessage, Decoding, GenerateBody
 from hildanext.serve.settings import ServeKnobs
 
 OFF_BY_NULL = ("tau_edit", "tau_cautious")
@@ -52,11 +52,9 @@ def wanted(
     Raises `Refused`, and the decoder's `ConfigError` or `UnknownChoice`.
     """
     if tokens is not None and tokens > settings.max_new_tokens:
-        raise Refused(
-            f"{tokens} new tokens are too many",
-            f"this service writes {settings.max_new_tokens} at most",
-            param="max_tokens",
-        )
+        field = "max_new_tokens" if isinstance(body, GenerateBody) else "max_tokens"
+        most = f"this service writes {settings.max_new_tokens} at most"
+        raise Refused(f"{tokens} new tokens are too many", most, param=field)
     seconds = body.deadline_seconds if body.deadline_seconds is not None else settings.request_seconds
     if seconds > settings.request_seconds:
         raise Refused(
