@@ -2,11 +2,13 @@
 
 import pytest
 
-openai = pytest.importorskip("openai")
+pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 
-from hildanext.conversations import set_template
-from hildanext.engines.base import Request, complete
+import openai
+
+from hildanext.conversations import Message, set_template
+from hildanext.engines.base import EngineFailed, Failed, Piece, Request, Started, complete
 from hildanext.engines.transformers import TransformersKnobs
 from hildanext.serve.settings import ServeKnobs
 from serving import ToldEngine, live
@@ -46,8 +48,6 @@ def test_the_list_of_models_names_both(client):
 class TestChat:
     def test_an_answer_is_the_engine_s_own_with_its_usage(self, client, engine):
         told = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=16)
-        from hildanext.conversations import Message
-
         messages = tuple(Message(one["role"], one["content"]) for one in MESSAGES)
         own = complete(engine, Request(messages=messages, max_new_tokens=16))
         choice = told.choices[0]
@@ -72,11 +72,11 @@ class TestChat:
         assert all("usage" not in chunk.model_fields_set for chunk in plain)
 
     def test_the_client_s_own_accumulator_puts_a_stream_together(self, client):
-        with client.chat.completions.stream(model="tiny", messages=MESSAGES, max_tokens=12) as stream:
-            for _ in stream:
-                pass
-            whole = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12)
-            assert stream.get_final_completion().choices[0].message.content == whole.choices[0].message.content
+        asked = {"model": "tiny", "messages": MESSAGES, "max_tokens": 40}
+        word = client.chat.completions.create(**asked).choices[0].message.content.split()[5]
+        whole = client.chat.completions.create(**asked, stop=word).choices[0].message.content
+        with client.chat.completions.stream(**asked, stop=word) as stream:
+            assert stream.get_final_completion().choices[0].message.content == whole
 
     def test_two_choices_draw_from_seed_and_seed_plus_one(self, client):
         asked = {"model": "tiny", "messages": MESSAGES, "max_tokens": 16, "temperature": 1.0}
@@ -218,7 +218,8 @@ class TestErrors:
         assert said in caught.value.message and caught.value.type == "invalid_request_error"
 
     @pytest.mark.parametrize(
-        "more", [{"prompt": []}, {"prompt": ["a", 1]}, {"logprobs": 2}, {"echo": True}, {"best_of": 3}, {"suffix": "a"}]
+        "more",
+        [{"prompt": []}, {"prompt": ["a", 1]}, {"logprobs": 2}, {"echo": True}, {"best_of": 3}, {"suffix": "a"}],
     )
     def test_what_completions_cannot_do_is_told(self, client, more):
         with pytest.raises(openai.BadRequestError):
@@ -233,8 +234,6 @@ class TestErrors:
         assert caught.value.param == "model" and caught.value.code == "model_not_found"
 
     def test_a_failure_inside_a_stream_reaches_the_client(self):
-        from hildanext.engines.base import EngineFailed, Failed, Piece, Started
-
         def act(request, sink):
             sink(Started(1, 0, 0.0))
             sink(Piece("well"))
