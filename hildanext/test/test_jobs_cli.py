@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -108,7 +109,19 @@ def test_every_stage_can_be_submitted_or_is_known_to_need_something(tmp_path):
         for kind in STAGES:
             with contextlib.suppress(HildaError):
                 room.submit(kind, {"prepare": {"source": {"name": "text", "path": "x"}}})
-        assert {job.kind for job in room.list()} == {"prepare", "report"}
+        assert {job.kind for job in room.list()} == {"prepare"}
+
+
+def test_a_report_may_be_about_another_run(tmp_path, prompts):
+    folder = tmp_path / "run"
+    samples = {"threads": 1, "generate": {"model": "tiny", "prompts": ["One day"], "max_new_tokens": 8}}
+    execute({"folder": str(folder), **samples, "stages": [{"stage": "generate"}]}, STAGES)
+    report = {"report": {"run": str(folder)}, "stages": [{"stage": "report"}]}
+    page = Path(execute({"folder": str(tmp_path / "about"), **report}, STAGES)["report"]["report"])
+    assert page == tmp_path / "about" / "report.html" and "One day" in page.read_text(encoding="utf-8")
+    assert not (folder / "report.html").exists()
+    with pytest.raises(DataError, match="no run's folder"):
+        execute({"folder": str(tmp_path / "none"), **report, "report": {"run": str(tmp_path)}}, STAGES)
 
 
 def test_a_job_writes_into_its_own_folder_alone(tmp_path):

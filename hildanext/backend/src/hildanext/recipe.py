@@ -17,8 +17,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hildanext.config import build, check_profile, full_methods, knobs, merge, plain
-from hildanext.errors import CheckpointError, ConfigError, UnknownChoice
+from hildanext.errors import CheckpointError, ConfigError, DataError, UnknownChoice
 from hildanext.runfolder import open_run, write_atomically
+from hildanext.runfolder import read_run as open_record
 from hildanext.runtime import is_main_process, versions
 
 logger = logging.getLogger(__name__)
@@ -154,6 +155,16 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
         _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
         tell(step, "finished")
     return outcomes
+
+
+def finished(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What the finished stages of a run returned, by key, in order. Raises `DataError` where the folder is no run's."""
+    record = open_record(folder)
+    if record is None:
+        raise DataError(f"{str(folder)!r} is no run's folder", "name one that hildanext run or a job has made")
+    keys = [str(step["key"]) for step in record.get("stages", [])]
+    markers = {key: _read_marker(Path(folder), key, "done") for key in keys}
+    return {key: marker["outcome"] for key, marker in markers.items() if "outcome" in marker}
 
 
 def _follow(shared: RunKnobs, steps: Sequence[Step], table: Table) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ NEEDS: Mapping[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
     "eval": ((("model",), ("convert", "sft")), (("data", "quality"), ("prepare",))),
     "bench": ((("model",), ("convert", "sft")),),
     "generate": ((("model",), ("convert", "sft")),),
+    "report": ((("run",), ("convert", "sft", "eval", "generate")),),
 }
 """By stage: one of these values of the section, or one of these stages before it."""
 

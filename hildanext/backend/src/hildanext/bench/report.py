@@ -61,8 +61,10 @@ CAPTIONS = {
 }
 
 
-def write_report(folder: str | Path, outcomes: Mapping[str, Mapping[str, Any]], title: str) -> Path:
-    """Write `report.html` into the run's folder from what its stages returned, and return its path.
+def write_report(
+    folder: str | Path, outcomes: Mapping[str, Mapping[str, Any]], title: str, into: str | Path | None = None
+) -> Path:
+    """Write `report.html` into the run's folder (or `into` another) from what its stages returned, and return its path.
 
     `outcomes` may name `run` (a training folder), `results` (an `eval.json`), `samples` and token counts.
     Raises `DataError` where a file they name is missing or broken.
@@ -87,7 +89,7 @@ def write_report(folder: str | Path, outcomes: Mapping[str, Mapping[str, Any]], 
         _how(record, evaluation),
     ]
     page = _page(title, "\n".join(part for part in parts if part))
-    path = folder / REPORT
+    path = Path(into if into is not None else folder) / REPORT
     write_atomically(path, page)
     return path
 

@@ -1,17 +1,20 @@
 """One self-contained page about the run: what was done, the curves, the numbers, the samples."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hildanext.config import build, knobs
-from hildanext.recipe import StageContext
+from hildanext.recipe import StageContext, finished
 
 
 @knobs
 class ReportKnobs:
-    """How the page is called."""
+    """What the page is about, and how it is called."""
 
     title: str = ""
+    run: str | None = None
+    """The folder of another run; None is the one that this stage belongs to."""
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
@@ -24,5 +27,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     from hildanext.bench.report import write_report
 
     settings = build(ReportKnobs, section, where=context.key)
-    path = write_report(context.folder, context.outcomes, settings.title or context.folder.name)
+    folder = context.folder if settings.run is None else Path(settings.run)
+    outcomes = context.outcomes if settings.run is None else finished(folder)
+    path = write_report(folder, outcomes, settings.title or folder.name, into=context.folder)
     return {"report": str(path)}
