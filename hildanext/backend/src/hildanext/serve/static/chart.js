@@ -2,7 +2,8 @@
 
 const NS = "http://www.w3.org/2000/svg";
 const HEIGHT = 220;
-const PAD = { left: 46, right: 12, top: 10, bottom: 34 };
+const PAD = { left: 46, right: 12, top: 22, bottom: 38 };
+const LEGEND = HEIGHT - 5;  // the line on which its words stand
 
 function node(name, attributes, text) {
   const made = document.createElementNS(NS, name);
@@ -33,6 +34,8 @@ export class LossChart {
     this.stage = stage;
     this.train = [];
     this.held = [];
+    /** Where the size of the blocks changed: losses before and after are not of the same task. */
+    this.blocks = [];
     this.figure = document.createElement("figure");
     this.figure.className = "chart";
     this.svg = node("svg", { role: "img", height: HEIGHT });
@@ -42,11 +45,14 @@ export class LossChart {
     this.sized.observe(this.figure);
   }
 
-  /** @param {{kind: string, step: number, tokens: number, loss: ?number, bound: ?number}} metric */
+  /** @param {{kind: string, step: number, tokens: number, loss: ?number, bound: ?number, block_size: ?number}} metric */
   add(metric) {
     const x = metric.tokens ?? metric.step;
-    if (metric.kind === "train" && Number.isFinite(metric.loss)) this.train.push([x, metric.loss]);
-    else if (metric.kind === "eval" && Number.isFinite(metric.bound)) this.held.push([x, metric.bound]);
+    if (metric.kind === "train" && Number.isFinite(metric.loss)) {
+      this.train.push([x, metric.loss]);
+      const size = metric.block_size;
+      if (size !== undefined && size !== this.blocks.at(-1)?.[1]) this.blocks.push([x, size]);
+    } else if (metric.kind === "eval" && Number.isFinite(metric.bound)) this.held.push([x, metric.bound]);
     else return;
     this.drawSoon();
   }
@@ -57,9 +63,12 @@ export class LossChart {
 
   /** The curve in one sentence. */
   words() {
-    const [first, last] = [this.train.at(0), this.train.at(-1)];
-    const loss = last ? `loss ${first[1].toFixed(2)} at first, ${last[1].toFixed(2)} at ${short(last[0])} tokens` : "no loss yet";
-    const bound = this.held.length ? `; held out ${this.held.at(0)[1].toFixed(2)} at first, ${this.held.at(-1)[1].toFixed(2)} now` : "";
+    const last = this.train.at(-1);
+    const size = this.blocks.at(-1)?.[1];
+    const block = size === undefined ? "" : ` on blocks of ${size}`;
+    const loss = last ? `loss ${last[1].toFixed(2)} after ${short(last[0])} tokens${block}` : "no loss yet";
+    const [first, now] = [this.held.at(0), this.held.at(-1)];
+    const bound = now ? `; held-out bound ${now[1].toFixed(2)}${now === first ? "" : `, at first ${first[1].toFixed(2)}`}` : "";
     return `${this.stage}: ${loss}${bound} (nats per token)`;
   }
 
@@ -88,18 +97,33 @@ export class LossChart {
   }
 
   drawAxes(x, y, span, width) {
+    this.drawBlocks(x);
     for (const value of ticks(span.y0, span.y1, 4)) {
       this.svg.append(node("line", { class: "grid", x1: PAD.left, x2: width - PAD.right, y1: y(value), y2: y(value) }));
       this.svg.append(node("text", { x: PAD.left - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)));
     }
-    for (const value of ticks(span.x0, span.x1, Math.max(2, width / 130))) {
-      this.svg.append(node("text", { x: x(value), y: HEIGHT - 16, "text-anchor": "middle" }, short(value)));
+    for (const value of ticks(span.x0, span.x1, Math.max(3, width / 130))) {
+      this.svg.append(node("text", { x: x(value), y: HEIGHT - 22, "text-anchor": "middle" }, short(value)));
     }
-    this.svg.append(node("text", { x: width - PAD.right, y: HEIGHT - 2, "text-anchor": "end" }, "tokens"));
-    this.svg.append(node("line", { class: "key train", x1: PAD.left, x2: PAD.left + 18, y1: HEIGHT - 6, y2: HEIGHT - 6 }));
-    this.svg.append(node("text", { x: PAD.left + 24, y: HEIGHT - 2 }, "training"));
-    this.svg.append(node("rect", { class: "held-point", x: PAD.left + 86, y: HEIGHT - 9, width: 6, height: 6 }));
-    this.svg.append(node("text", { x: PAD.left + 98, y: HEIGHT - 2 }, "held-out bound"));
+    this.svg.append(node("text", { x: width - PAD.right, y: LEGEND, "text-anchor": "end" }, "tokens"));
+    this.svg.append(node("line", { class: "key train", x1: PAD.left, x2: PAD.left + 18, y1: LEGEND - 4, y2: LEGEND - 4 }));
+    this.svg.append(node("text", { x: PAD.left + 24, y: LEGEND }, "training"));
+    this.svg.append(node("rect", { class: "held-point", x: PAD.left + 86, y: LEGEND - 7, width: 6, height: 6 }));
+    this.svg.append(node("text", { x: PAD.left + 98, y: LEGEND }, "held-out bound"));
+  }
+
+  /** A line where the size of the blocks changed; its name where there is room. */
+  drawBlocks(x) {
+    let room = 0;
+    for (const [at, size] of this.blocks) {
+      const place = x(at);
+      if (at !== this.blocks[0][0]) {
+        this.svg.append(node("line", { class: "turn", x1: place, x2: place, y1: PAD.top - 16, y2: HEIGHT - PAD.bottom }));
+      }
+      if (place < room) continue;
+      this.svg.append(node("text", { x: place + 4, y: PAD.top - 8 }, `block ${size}`));
+      room = place + 60;
+    }
   }
 
   close() {

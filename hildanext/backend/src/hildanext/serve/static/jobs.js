@@ -30,12 +30,18 @@ export class JobsView {
     if (id !== this.view.id) {
       this.view.close();
       this.view.id = id;
-      if (id) this.view.open(decodeURIComponent(id));
+      if (id) this.open(id);
       else if (id === "") this.showNothing();
     }
     if (!this.shown) return;
     if (Object.keys(this.examples).length === 0) await this.loadExamples();
     await this.refresh();
+  }
+
+  open(id) {
+    const narrow = !matchMedia("(min-width: 62rem)").matches;
+    this.view.open(id);
+    if (narrow) $("job").scrollIntoView();
   }
 
   showNothing() {
@@ -85,7 +91,9 @@ export class JobsView {
     }
     try {
       const job = await postJson("jobs/submit", { kind: $("job-kind").value, config });
+      $("submit-drop").open = false;
       location.hash = `#jobs/${encodeURIComponent(job.id)}`;
+      $("job-title").focus({ preventScroll: true });
     } catch (problem) {
       showProblem(box, problem);
     }

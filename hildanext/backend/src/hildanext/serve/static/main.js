@@ -65,12 +65,20 @@ async function write() {
 
 function failed(problem) {
   if (problem.status === undefined) throw problem;  // ours: to the console
-  showProblem($("problem"), problem);
+  showProblem($("problem"), named(problem));
   const names = (problem.param ?? "").split(".");
   markFields(FIELDS, names);
   if (names.some((name) => $("settings").contains(FIELDS[name] ?? null))) $("settings").open = true;
   if (problem.status === 401) askForKey();
   if (problem.status === 0) lookAtServer();
+}
+
+/** The service names a field as its requests do; here it has a label. */
+function named(problem) {
+  const label = FIELDS[problem.param]?.labels?.[0]?.firstChild.textContent.trim();
+  const begin = `${problem.param}: `;
+  if (!label || !problem.message.startsWith(begin)) return problem;
+  return { message: `“${label}” ${problem.message.slice(begin.length)}`, hint: problem.hint };
 }
 
 function askForKey() {
@@ -88,7 +96,8 @@ function showView() {
     else link.removeAttribute("aria-current");
   }
   document.title = view === "jobs" ? "Jobs · HILDA" : "HILDA";
-  jobs.show(view === "jobs" ? location.hash.slice("#jobs/".length) : null);
+  const id = location.hash.slice("#jobs/".length);  // ids need no escapes; what has some is no id
+  jobs.show(view === "jobs" ? id : null);
 }
 
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); write(); });
