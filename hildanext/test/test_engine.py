@@ -132,6 +132,25 @@ def test_a_second_request_with_the_same_beginning_is_not_prefilled_again(engine)
     )
 
 
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_a_prompt_taken_over_whole_is_answered_as_if_it_were_fed(alignment):
+    """Nothing clean is fed before the first block then: the state before it must have come along."""
+    model = random_model("llama", alignment, BLOCK)
+    engine = engine_of(model)
+    asked = Request(tokens=tuple(range(1, 17)), decoder=WAYS[1], max_new_tokens=12)
+    first, second = complete(engine, asked), complete(engine, asked)
+    engine.close()
+    assert (first.cached_tokens, second.cached_tokens) == (0, 16)
+    assert second.tokens == first.tokens == alone(model, asked)
+
+
+def test_an_ended_request_leaves_nothing_where_nothing_is_kept():
+    engine = engine_of(random_model("llama", "block", BLOCK), keep_prefixes=False)
+    complete(engine, Request(tokens=tuple(range(1, 17)), decoder=WAYS[1], max_new_tokens=12))
+    assert len(engine.prefixes) == 0 and engine.load().cache_bytes == 0
+    engine.close()
+
+
 def test_requests_with_one_prompt_wait_for_the_first_to_feed_it():
     """As the choices of one request do: whoever comes while a prompt is being fed takes it over."""
     model = random_model("llama", "block", BLOCK)
