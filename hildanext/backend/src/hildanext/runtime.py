@@ -155,6 +155,17 @@ def keep_freed_memory() -> bool:
         return False
 
 
+def available_memory(device: "torch.device") -> int:
+    """Bytes that could be allocated on a device now without pushing anything out."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def cap_allocator(device: "torch.device", fraction: float | None) -> None:
     """Let torch take at most this share of a GPU's memory; None is no cap. To be called before the first allocation.
 

@@ -8,7 +8,6 @@ depend on who else is served.
 import atexit
 import itertools
 import logging
-import os
 import threading
 import time
 import weakref
@@ -46,6 +45,7 @@ from hildanext.inference import checked_prompt, context_length, length_limit
 from hildanext.kv import bytes_per_token
 from hildanext.kv.prefixes import PrefixStore
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.runtime import available_memory
 from hildanext.tokenization import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -387,8 +387,4 @@ def _cache_limit(settings: TransformersKnobs, device: torch.device) -> int:
     """Bytes for keys and values."""
     if settings.cache_mib is not None:
         return settings.cache_mib * 2**20
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    return 2**30
+    return available_memory(device) // 4
