@@ -166,14 +166,16 @@ def test_two_supervisors_never_claim_one_job(tmp_path):
 
 
 def test_a_worker_that_comes_too_late_does_nothing(room):
-    job = room.submit("count", {})
+    job = room.submit("count", {"count": {"lines": 30, "pause": 0.05}})
     first = room.store.claim(1, 1, "no such process")
     room.supervisor.tick()  # the claimer is dead: interrupted, queued and claimed anew
     assert first["attempts"] == 1
+    begun(room, job)
     command = [sys.executable, "-m", "hildanext.jobs.worker", str(room.folder), job.id, "1", "1", *COMMAND]
     assert subprocess.run(command, timeout=60).returncode == 1
+    assert room.get(job.id).state == "running"
     wait_until(lambda: (room.supervisor.tick(), room.get(job.id).over)[1])
-    assert (job.folder / "lines.txt").read_text() == numbers(3)
+    assert (job.folder / "lines.txt").read_text() == numbers(30)
     assert states(room, job) == ["queued", "running", "interrupted", "queued", "running", "succeeded"]
 
 

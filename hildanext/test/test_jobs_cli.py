@@ -157,11 +157,12 @@ def answered(tmp_path, name, path, **more):
 
 
 def test_answers_go_on_where_they_stopped_without_losing_or_repeating_a_line(tmp_path, prompts):
-    prompts.write_text("".join(f"There were {n} dogs\n" for n in range(7)))
+    prompts.write_text("There were dogs\n" * 7)
     section = {"batch_size": 3, "modes": ["S_MODE", "quality"], "decoder": {"temperature": 0.8}}
     whole = answered(tmp_path, "whole", prompts, **section).read_bytes()
     records = [json.loads(line) for line in whole.splitlines()]
     assert [(one["way"], one["index"]) for one in records] == [(m, n) for m in ("S_MODE", "Q_MODE") for n in range(7)]
+    assert len({one["text"] for one in records}) > 4  # each prompt has a seed of its own
     for kept in (1, 6, 10):
         path = answered(tmp_path, f"cut{kept}", prompts, **section)
         lines = whole.splitlines(keepends=True)
