@@ -213,7 +213,7 @@ def test_one_scrubs_steps_and_plays_what_was_written(page: Page):
     for index in (1, 2, 3):
         page.click("#ahead")
         masks.append(counts(page, "mask"))
-        assert page.locator("#moment").inner_text().startswith(f"step {index} of {last}")
+        assert page.locator("#moment").inner_text().startswith(f"{index} of {last} ")
     assert masks[0] > masks[-1]
     before = counts(page, "draft") + counts(page, "committed")
     page.click("#back")
@@ -226,6 +226,45 @@ def test_one_scrubs_steps_and_plays_what_was_written(page: Page):
     until(page, f"document.getElementById('scrub').value === '{last}'")
     until(page, "document.getElementById('play').textContent === 'Play'")
     assert text_of(page) == whole
+
+
+SAME_PICTURES = """async ({ frames, prompt }) => {
+  const { Recording } = await import("/static/recording.js");
+  const filled = () => {
+    const made = new Recording();
+    made.setPrompt([{ position: prompt - 1, text: "prompt" }]);
+    for (const frame of frames) made.addStep(frame, frame.seconds);
+    return made;
+  };
+  const scrubbed = filled();
+  const picture = (recording, count) => JSON.stringify(recording.at(count));
+  const wrong = [];
+  for (let step = 0; step < frames.length; step += 1) {
+    const count = step * 37 % (frames.length + 1);
+    if (picture(scrubbed, count) !== picture(filled(), count)) wrong.push(count);
+  }
+  const states = scrubbed.at(frames.length).map((one) => one.state);
+  const revised = frames.findIndex((frame) => frame.kind === "revise" && frame.edits.length > 0);
+  const at = frames[revised]?.edits[0].position;
+  const then = (count) => scrubbed.at(count).find((one) => one.position === at).state;
+  return { wrong, states, revised: revised < 0 ? null : [then(revised), then(revised + 1), then(revised + 2)] };
+}"""
+
+
+def test_any_moment_looks_the_same_however_one_came_to_it(watched: Watched, page: Page):
+    body = {"prompt": "Once upon a time", "max_new_tokens": 96, "window": 2, "frames": True}
+    answer = watched.context.request.post(watched.url + "generate", data=body).json()
+    found = page.evaluate(SAME_PICTURES, {"frames": answer["frames"], "prompt": answer["usage"]["prompt_tokens"]})
+    assert found["wrong"] == []
+    assert set(found["states"]) == {"prompt", "committed"}
+    assert found["revised"] == ["committed", "edited", "committed"], "an edit of a finished block shows for a moment"
+
+
+def test_the_player_stays_where_it_is_while_it_plays(page: Page):
+    write(page)
+    place = page.locator("#play").bounding_box()
+    scrub(page, 2)
+    assert page.locator("#play").bounding_box() == place
 
 
 def test_a_token_tells_its_probability_under_pointer_and_keys(page: Page):
@@ -250,6 +289,11 @@ def test_the_parent_runs_after_the_model_and_both_are_timed(page: Page):
     page.check("#compare")
     write(page, "parent")
     assert [body.get("parent", False) for body in asked] == [False, True]
+    times = page.evaluate(
+        "performance.getEntriesByType('resource').filter((one) => one.name.endsWith('/generate/stream'))"
+        ".map((one) => [one.startTime, one.responseEnd])"
+    )
+    assert times[1][0] >= times[0][1] > 0, "the parent is asked when the model's answer has ended"
     ours, theirs = figures(page, "diffusion"), figures(page, "parent")
     assert theirs["tokens per forward"] == "1.00" or float(theirs["tokens per forward"]) > 0.9
     assert "edits" in ours and "edits" not in theirs

@@ -78,10 +78,11 @@ export async function postJson(path, body = {}) {
 export async function* events(path, { method = "GET", body, signal } = {}) {
   const answer = await ask(path, { method, body, signal, accept: "text/event-stream" });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let rest = "", over = false;
   try {
     for (;;) {
       const { value, done } = await reader.read();
+      over = done;
       if (done) return;
       const pieces = (rest + value).split(/\r?\n\r?\n/);
       rest = pieces.pop();
@@ -94,7 +95,7 @@ export async function* events(path, { method = "GET", body, signal } = {}) {
     if (problem instanceof ApiError) throw problem;
     throw gone(problem);
   } finally {
-    reader.cancel().catch(() => {});
+    if (!over) reader.cancel().catch(() => {});
   }
 }
 

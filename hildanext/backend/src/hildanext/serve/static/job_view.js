@@ -2,7 +2,6 @@
 
 import { events, getBlob, getJson, getKey, postJson } from "./api.js";
 import { LossChart } from "./chart.js";
-import { seconds } from "./figures.js";
 import { showProblem } from "./problem.js";
 
 const LOG_LINES = 500;
@@ -31,8 +30,13 @@ export function progressOf(job) {
     told.push(`${parts.toLocaleString("en")}${total ? ` of ${total.toLocaleString("en")}` : ""} ${unit ?? ""}`.trim());
   }
   if (Number.isFinite(loss)) told.push(`loss ${loss.toFixed(3)}`);
-  if (job.state === "running" && Number.isFinite(left)) told.push(`about ${seconds(left)} left`);
+  if (job.state === "running" && Number.isFinite(left)) told.push(`about ${remaining(left)} left`);
   return { share: job.state === "succeeded" ? 1 : share, text: told.join(" · ") };
+}
+
+function remaining(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
 function fileSize(bytes) {

@@ -46,8 +46,9 @@ export class Player {
     const { scrub, moment, back, ahead } = this.parts;
     const time = Math.max(this.marks[this.index], 0);
     scrub.value = String(this.index);
-    moment.textContent = `step ${this.index} of ${this.marks.length - 1} · ${time.toFixed(2)} s`;
-    scrub.setAttribute("aria-valuetext", moment.textContent);
+    const last = this.marks.length - 1;
+    moment.textContent = `${this.index} of ${last} · ${time.toFixed(2)} s`;
+    scrub.setAttribute("aria-valuetext", `step ${this.index} of ${last}, ${time.toFixed(2)} seconds`);
     // A button that goes grey under the finger would lose the focus; it stays, and does nothing.
     back.setAttribute("aria-disabled", String(this.index === 0));
     ahead.setAttribute("aria-disabled", String(this.index === this.marks.length - 1));

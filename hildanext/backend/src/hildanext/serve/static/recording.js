@@ -10,6 +10,8 @@ function cell(position, text, state) {
   return { position, text, state, probability: null, forward: null, was: [], fresh: false };
 }
 
+const SHOWN_PROMPT = 400;  // tokens; of a longer prompt the end is drawn
+
 export class Recording {
   constructor() {
     this.prompt = [];
@@ -26,7 +28,9 @@ export class Recording {
 
   /** @param {{position: number, text: string}[]} cells */
   setPrompt(cells) {
-    this.prompt = cells;
+    const left = cells.length - SHOWN_PROMPT;
+    const before = left > 0 ? [{ position: cells[left].position - 1, text: `(${left} tokens more) … ` }] : [];
+    this.prompt = [...before, ...cells.slice(-SHOWN_PROMPT)];
     this.rewind();
   }
 
@@ -64,7 +68,7 @@ export class Recording {
       .sort((one, other) => one.position - other.position);
   }
 
-  /** Forwards, edits and masks after the first `count` moments. */
+  /** Forwards and edits of the first `count` moments. */
   tally(count) {
     let edits = 0, forwards = 0;
     for (const { record } of this.moments.slice(0, count)) {
@@ -77,38 +81,50 @@ export class Recording {
 
   rewind() {
     this.count = 0;
+    this.fresh = [];  // written by the newest moment
+    this.open = new Set();  // written in a block that is not final
     this.cells = new Map(this.prompt.map((one) => [one.position, cell(one.position, one.text, "prompt")]));
   }
 
   apply({ record, text }) {
-    for (const one of this.cells.values()) one.fresh = false;
+    for (const one of this.fresh) {
+      one.fresh = false;
+      if (one.revised) one.state = "committed";
+    }
+    this.fresh = [];
     if (record) this.applyStep(record);
     else this.applyText(text);
   }
 
+  write(one) {
+    this.fresh.push(one);
+    this.open.delete(this.cells.get(one.position));
+    if (one.state !== "committed" && !one.revised) this.open.add(one);
+    this.cells.set(one.position, one);
+  }
+
   applyText(text) {
-    const position = Math.max(-1, ...this.cells.keys()) + 1;
-    this.cells.set(position, { ...cell(position, text, "committed"), fresh: true });
+    const position = this.cells.size === 0 ? 0 : [...this.cells.keys()].at(-1) + 1;
+    this.write({ ...cell(position, text, "committed"), fresh: true });
   }
 
   applyStep(record) {
     const { block_start: start, forward } = record;
-    for (const one of this.cells.values()) {  // what a revision edited lies in finished blocks
-      if (one.state === "edited" && one.position < start) one.state = "committed";
-    }
+    const revised = record.kind === "revise";  // its edits lie in finished blocks
     for (const position of record.masks) this.cells.set(position, cell(position, "", "mask"));
     for (const { position, text, probability } of record.drafts) {
-      this.cells.set(position, { ...cell(position, text, "draft"), probability, forward, fresh: true });
+      this.write({ ...cell(position, text, "draft"), probability, forward, fresh: true });
     }
     for (const { position, old_text, new_text, probability } of record.edits) {
       const before = this.cells.get(position) ?? cell(position, old_text, "draft");
       const was = [...before.was, old_text];
-      this.cells.set(position, { position, text: new_text, state: "edited", probability, forward, was, fresh: true });
+      this.write({ position, text: new_text, state: "edited", probability, forward, was, fresh: true, revised });
     }
     if (!record.final) return;
-    for (const one of this.cells.values()) {
-      if (one.position >= start && one.state !== "prompt" && one.state !== "mask") one.state = "committed";
+    for (const one of this.open) {
+      if (one.position >= start) one.state = "committed";
     }
+    this.open.clear();  // blocks are written one after the other
   }
 }
 

@@ -32,9 +32,15 @@ class Side {
     this.firstText = null;
     this.text = "";
     this.list.replaceChildren();
+    this.place.style.minHeight = "";
     this.canvas.clear(note);
     this.waiting(false);
     this.sheet.removeAttribute("data-state");
+  }
+
+  /** Keep the height that the whole text takes, so that nothing below it moves while it is replayed. */
+  hold() {
+    this.place.style.minHeight = `${this.place.getBoundingClientRect().height}px`;
   }
 
   waiting(is) {
@@ -80,7 +86,7 @@ class Side {
   }
 
   showFigures() {
-    drawFigures(this.list, this.figures());
+    if (this.recording.length > 0) drawFigures(this.list, this.figures());
   }
 
   /** Take one event of the stream. */
@@ -172,6 +178,7 @@ export class Bench {
       throw problem;
     } finally {
       this.abort = null;
+      for (const side of this.shown) side.hold();
       this.player.open(this.shown.map((side) => side.recording));
     }
   }
