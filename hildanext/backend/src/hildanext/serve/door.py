@@ -26,6 +26,7 @@ SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 OPEN = ("/health", "/health/live", "/health/ready", "/", "/docs", "/openapi.json", "/favicon.ico")
 """Routes that never ask for a key; so do the page's files, below `/static/`."""
 WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
+FINISH_SECONDS = 2.0
 ENDLESS = "/events"
 """The end of paths whose answer has no end: they have no HEAD."""
 
@@ -145,6 +146,8 @@ class Bodies:
                 _check_kind(scope)
                 check_json(body)
         except HildaError as error:
+            if error.status == 413 and not _header(scope, b"expect"):
+                await _let_finish(receive)
             response = answer(error)
             if error.status in (408, 413):  # what follows on this connection is no request
                 response.headers["Connection"] = "close"
@@ -182,6 +185,16 @@ class Bodies:
 
     def _too_large(self) -> NoReturn:
         raise Refused(f"the body is larger than {self.limit} bytes", "send less", 413, "body_too_large")
+
+
+async def _let_finish(receive: Receive) -> None:
+    """Throw away what a client still sends, for a while: many read no answer before they have said all."""
+    try:
+        async with asyncio.timeout(FINISH_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
+    except TimeoutError:
+        return
 
 
 def check_json(body: bytes) -> None:

@@ -14,6 +14,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from hildanext.serve.errors import shape
 from hildanext.serve.settings import ServeKnobs
 
+LINGER_SECONDS = 1.0
+"""How long a refused client may go on sending before it is cut off."""
+
 
 class BoundedProtocol(H11Protocol):
     """One connection. `bounded_by` makes the class that a server uses."""
@@ -21,10 +24,13 @@ class BoundedProtocol(H11Protocol):
     bounds: ServeKnobs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._heard = False
+        self._heard = self._refused = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         super().connection_made(transport)  # type: ignore[arg-type]
+        if len(self.connections) > 2 * self.bounds.max_connections:  # no room even for refusals
+            self.transport.abort()
+            return
         if len(self.connections) > self.bounds.max_connections:
             message = f"{self.bounds.max_connections} connections are open: try again"
             self._say(503, shape(message, 503, "too_many_connections"), {"retry-after": "5"})
@@ -32,6 +38,8 @@ class BoundedProtocol(H11Protocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         self._heard = True
         super().data_received(data)
         if self._busy():
@@ -76,7 +84,7 @@ class BoundedProtocol(H11Protocol):
 
     def _too_slow(self) -> None:
         self._head_timer = None
-        if self._busy() or self.transport.is_closing():
+        if self._busy() or self._refused or self.transport.is_closing():
             return
         if self._heard and self.conn.our_state is h11.IDLE:
             message = f"no whole request within {self.bounds.header_seconds:g} s: send it faster"
@@ -85,12 +93,16 @@ class BoundedProtocol(H11Protocol):
             self.transport.close()
 
     def _say(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
-        """Answer without a request, and hang up."""
+        """Answer without a request, and hang up: at first on our side alone, since a system that still gets what the
+        client is sending would throw the answer away."""
         text = json.dumps(body).encode()
         lines = {"content-type": "application/json", "content-length": str(len(text)), "connection": "close"}
         head = "".join(f"{name}: {value}\r\n" for name, value in {**lines, **(headers or {})}.items())
         self.transport.write(f"HTTP/1.1 {status} \r\n{head}\r\n".encode() + text)
-        self.transport.close()
+        self._refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
 
 def bounded_by(settings: ServeKnobs) -> type[BoundedProtocol]:

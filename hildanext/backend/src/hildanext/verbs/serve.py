@@ -90,10 +90,15 @@ def settings_of(options: argparse.Namespace) -> "ServeKnobs":
 
 
 def _open_engine(settings: "ServeKnobs") -> "Engine":
+    """Raises `UnknownChoice`, `ConfigError`, and what opening a model raises."""
+    from hildanext.choice import make
     from hildanext.conversations import set_template
     from hildanext.engines.transformers import TransformersEngine, TransformersKnobs
 
-    engine = TransformersKnobs(threads=1).open(settings.model, settings.parent, "the default")
+    section = {**settings.engine, "name": settings.engine.get("name", "auto")}
+    table = {"auto": TransformersKnobs, "transformers": TransformersKnobs}
+    reason = "auto: the only engine there is" if section["name"] == "auto" else "chosen by name"
+    engine = make("engine", table, section).open(settings.model, settings.parent, reason)
     if settings.chat_template == "plain" and isinstance(engine, TransformersEngine):
         set_template(engine.tokenizer, "auto")
     return engine
@@ -101,7 +106,7 @@ def _open_engine(settings: "ServeKnobs") -> "Engine":
 
 def _told(address: str, engine: "Engine", settings: "ServeKnobs") -> str:
     facts = engine.facts
-    beside = f", parent {facts.parent}" if facts.parent is not None else ""
+    beside = f" beside its parent {facts.parent}" if facts.parent is not None else ""
     threads = f", {facts.threads} threads" if facts.threads is not None else ""
     jobs = f"; jobs in {settings.jobs_folder}" if settings.jobs_folder is not None else "; no jobs"
     key = "; a key is asked for" if settings.api_key_env is not None else ""
