@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
+from hildanext.serve.answers import AnswerMessage, ChatAnswer, ChatChoice
 from hildanext.serve.canvas import Glyph
 from hildanext.serve.choices import REASONS, Call, Dialect, streamed
 from hildanext.serve.errors import Refused, responses
 from hildanext.serve.events import EventStream
 from hildanext.serve.options import check_length, conversation
-from hildanext.serve.schemas import AnswerMessage, ChatAnswer, ChatBody, ChatChoice
+from hildanext.serve.schemas import ChatBody
 from hildanext.serve.service import Service, service_of
 
 router = APIRouter(tags=["openai"])

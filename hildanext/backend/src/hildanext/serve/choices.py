@@ -9,12 +9,13 @@ from typing import Any, Literal
 from fastapi import Request as HttpRequest
 
 from hildanext.engines.base import Answer, EngineEvent, Failed, Finished, Piece, Request, Started, Stepped
+from hildanext.serve.answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from hildanext.serve.asking import Asked
 from hildanext.serve.canvas import Canvas, Glyph
 from hildanext.serve.errors import Refused, shape_of
 from hildanext.serve.events import DONE, KEEP_ALIVE, event
 from hildanext.serve.options import wanted
-from hildanext.serve.schemas import CompletionTokensDetails, OpenAIBody, PromptTokensDetails, Usage
+from hildanext.serve.schemas import OpenAIBody
 from hildanext.serve.service import Service
 
 REASONS: Mapping[str, Literal["stop", "length"]] = {"eos": "stop", "stop": "stop", "length": "length"}

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
+from hildanext.serve.answers import CompletionAnswer, CompletionChoice
 from hildanext.serve.canvas import Glyph
 from hildanext.serve.choices import REASONS, Call, Dialect, streamed
 from hildanext.serve.errors import Refused, responses
 from hildanext.serve.events import EventStream
 from hildanext.serve.options import check_length
-from hildanext.serve.schemas import CompletionAnswer, CompletionBody, CompletionChoice
+from hildanext.serve.schemas import CompletionBody
 from hildanext.serve.service import Service, service_of
 
 router = APIRouter(tags=["openai"])

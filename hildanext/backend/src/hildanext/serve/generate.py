@@ -9,11 +9,12 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
 from hildanext.engines.base import Answer, EngineFailed, Failed, Finished, Piece, Request, Started, Stepped
+from hildanext.serve.answers import GenerateAnswer, GenerateUsage, StartEvent, Timing
 from hildanext.serve.asking import Asked
 from hildanext.serve.errors import Refused, responses, shape_of
 from hildanext.serve.events import KEEP_ALIVE, EventStream, event
 from hildanext.serve.options import Wanted, check_length, conversation, wanted
-from hildanext.serve.schemas import GenerateAnswer, GenerateBody, GenerateUsage, StartEvent, Timing
+from hildanext.serve.schemas import GenerateBody
 from hildanext.serve.service import Service, service_of
 
 router = APIRouter(tags=["texts"])

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Response
 
 from hildanext.decode import EFFORTS, MODES
 from hildanext.runtime import versions
+from hildanext.serve.answers import EngineAnswer, HealthAnswer, LiveAnswer, Load
 from hildanext.serve.errors import Refused, responses
-from hildanext.serve.schemas import EngineAnswer, HealthAnswer, LiveAnswer, Load
 from hildanext.serve.service import Service, service_of
 
 router = APIRouter(tags=["service"])

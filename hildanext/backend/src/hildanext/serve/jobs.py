@@ -12,9 +12,10 @@ from fastapi.responses import FileResponse, PlainTextResponse
 
 from hildanext.jobs.base import Job, State
 from hildanext.jobs.room import JobRoom
+from hildanext.serve.answers import ArtefactAnswer, ArtefactList, JobAnswer, JobList
 from hildanext.serve.errors import responses
 from hildanext.serve.events import KEEP_ALIVE, EventStream, event
-from hildanext.serve.schemas import ArtefactAnswer, ArtefactList, JobAnswer, JobBody, JobList
+from hildanext.serve.schemas import JobBody
 from hildanext.serve.service import Service, service_of
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])

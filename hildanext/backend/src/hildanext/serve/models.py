@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from hildanext.serve.answers import ModelCard, ModelList
 from hildanext.serve.errors import responses
-from hildanext.serve.schemas import ModelCard, ModelList
 from hildanext.serve.service import Service, service_of
 
 router = APIRouter(tags=["openai"])
