@@ -1,5 +1,6 @@
 """The page in a real Chromium before the real service: what a person does, with eyes, fingers or keys alone."""
 
+import json
 import os
 import re
 import shutil
@@ -426,6 +427,10 @@ def test_a_job_is_submitted_watched_and_its_files_are_there(watched: Watched):
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=sft]", state="attached")
     page.select_option("#job-kind", "sft")
+    config = json.loads(page.input_value("#job-config"))
+    config["chat"]["train"]["count"] = 64
+    config["sft"] |= {"valid_rows": 4, "samples": {"count": 1, "max_new_tokens": 8}}
+    page.fill("#job-config", json.dumps(config))
     page.click("#submit button[type=submit]")
     page.wait_for_selector("#job-title:has-text('sft')")
     page.wait_for_selector(".chart polyline.train[points*=' ']", state="attached", timeout=4 * PATIENCE)

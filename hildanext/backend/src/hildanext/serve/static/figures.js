@@ -46,5 +46,6 @@ export function verdict(diffusion, parent) {
   const tokens = `${number(diffusion.tokensPerForward, 2)} tokens per forward against ${number(parent.tokensPerForward, 2)}`;
   const [fast, slow] = ratio >= 1 ? ["diffusion model", "AR parent"] : ["AR parent", "diffusion model"];
   const times = Math.max(ratio, 1 / ratio).toFixed(2);
-  return `Here the ${fast} was ${times} times as fast as the ${slow}: ${tokens}. They ran one after the other.`;
+  return `Here the ${fast} was ${times} times as fast as the ${slow}: ${tokens}.`
+    + ` One run each, one after the other; on a busy machine another may come out differently.`;
 }
