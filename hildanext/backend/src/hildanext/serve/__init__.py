@@ -1,5 +1,4 @@
-"""The web service's rooms: one router for each noun, and what they share.
+"""The service: routers by noun, what every request passes on its way in, and the program around them.
 
-`hildanext.api.create_app` puts them together; `hildanext.verbs.serve` runs them. Routers know an engine and a room of
-jobs by their interfaces alone.
+`hildanext.api.create_app` puts them together. Nothing here decodes: an engine answers, a room holds the jobs.
 """
