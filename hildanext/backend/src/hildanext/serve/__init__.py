@@ -1,4 +1,5 @@
-"""The service: routers by noun, what every request passes on its way in, and the program around them.
+"""The web service's rooms: one router for each noun, and what they share.
 
-`hildanext.api.create_app` puts them together. Nothing here decodes: an engine answers, a room holds the jobs.
+`hildanext.api.create_app` puts them together; `hildanext.verbs.serve` runs them. Routers know an engine and a room of
+jobs by their interfaces alone.
 """

@@ -1,167 +1,183 @@
-"""Bodies and answers of our own routes."""
+"""What the service takes, as types: they are checked, and they are the OpenAPI document. `answers` has what it gives.
 
-from typing import Annotated, Any, Literal
+Requests are strict: no unknown fields, no text for a number. A field of a request may have other names (`ALIASES`).
+"""
 
-from pydantic import Field
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal
 
-from hildanext.serve.fields import Answer, Body, Count, Decoding, Seed
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
-StopWord = Annotated[str, Field(min_length=1, max_length=256)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+DECODING_ALIASES = {
+    "threshold": "tau_mask",
+    "editing_threshold": "tau_edit",
+    "edit_threshold": "tau_edit",
+    "max_post_steps": "max_post",
+    "block_length": "block_size",
+    "max_denoising_steps": "steps",
+    "num_inference_steps": "steps",
+}
+"""Names that other engines have for the same knob."""
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Text = Annotated[str, Field(description="Unicode text; half a character (a lone surrogate) is refused")]
 
 
-class Turn(Body):
-    role: Literal["system", "user", "assistant"]
-    content: str
+class Strict(BaseModel):
+    """A part of a request: known fields only, types as JSON has them, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    ALIASES: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        found: dict[str, Any] = {}
+        for given, content in value.items():
+            name = cls.ALIASES.get(given, given)
+            if name not in cls.model_fields:
+                names = [*cls.model_fields, *cls.ALIASES]
+                close = get_close_matches(given, names, n=3)
+                guess = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(cls.model_fields)}"
+                raise PydanticCustomError(
+                    "unknown_field", "unknown field {name}: {guess}", {"name": repr(given[:80]), "guess": guess}
+                )
+            if name in found:
+                raise PydanticCustomError(
+                    "given_twice", "{name} is given twice, as {given} too", {"name": name, "given": given}
+                )
+            found[name] = content
+        return found
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Show the other names as properties too."""
+        shown = handler.resolve_ref_schema(handler(schema))
+        properties = shown.get("properties", {})
+        for alias, name in cls.ALIASES.items():
+            properties[alias] = {**properties[name], "description": f"Another name of {name}.", "title": alias}
+        return shown
+
+
+class ChatMessagePart(Strict):
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[ChatMessagePart]
+    name: Text | None = None
+    """Accepted and not used."""
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class Decoding(Strict):
+    """How a text is written. What is left out is as the mode has it."""
+
+    ALIASES = DECODING_ALIASES
+    mode: Text | None = Field(None, description="S_MODE (the default; alias speed) or Q_MODE (alias quality)")
+    effort: Text | None = Field(None, description="instant, low, medium, high or adaptive: laid over the mode")
+    tau_mask: float | None = Field(None, ge=0, le=1, description="fill a mask above this probability")
+    tau_edit: Annotated[float, Field(ge=0, le=1)] | Literal["off"] | None = Field(
+        None, description="replace a written token above this probability; null or off: do not edit"
+    )
+    tau_cautious: float | None = Field(None, ge=0, le=1, description="threshold where the masks are unsure on average")
+    max_post: int | None = Field(None, ge=0, le=1024, description="forwards of a block after its last mask is filled")
+    window: int | None = Field(None, ge=0, le=1024, description="finished blocks that may still be edited")
+    kv_safe: bool | None = Field(None, description="end a block only with a forward that changed nothing")
+    block_size: int | None = Field(None, ge=1, description="must be the model's own: a property of the checkpoint")
+    steps: int | None = Field(
+        None, ge=1, description="most forwards that fill masks of a block; fewer than its size cannot be promised"
+    )
+    temperature: float | None = Field(None, ge=0, le=100, description="0 (the default) is greedy")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1, le=2**31)
+    seed: Seed | None = Field(None, description="0 where it is left out; choice i draws from seed + i")
+    stop: Text | list[Text] | None = Field(None, description="the text ends before the first of these, at most 4")
+    ignore_eos: bool = Field(False, description="go on after an end of text, up to the length")
+    deadline_seconds: float | None = Field(None, gt=0, description="at most the server's own limit")
 
 
 class GenerateBody(Decoding):
-    """One text to write: give exactly one of `prompt`, `messages` and `tokens`."""
+    """One text. Exactly one of prompt, messages and tokens."""
 
-    prompt: str | None = None
-    """Text to continue; may be empty."""
-    messages: list[Turn] | None = Field(None, min_length=1, max_length=1024)
-    tokens: list[TokenId] | None = Field(None, min_length=1)
-    max_new_tokens: Count | None = None
-    """Default: 256, or what the context leaves."""
-    seed: Seed | None = None
-    """Default: drawn, and told in the answer."""
-    stop: StopWord | list[StopWord] | None = None
-    ignore_eos: bool | None = None
-    deadline_seconds: float | None = Field(None, gt=0.0, le=86400.0)
-    parent: bool | None = None
-    """The autoregressive parent answers; of the decoding only its sampling counts then."""
-    steps: bool | None = None
-    """Tell every forward: as `steps` of the answer, or as frames of the stream (there the default)."""
+    ALIASES = {**DECODING_ALIASES, "max_tokens": "max_new_tokens"}
+    prompt: Text | None = Field(None, description="text to continue")
+    messages: list[ChatMessage] | None = Field(None, description="a conversation, in the model's chat template")
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(None, description="a prompt of token ids")
+    max_new_tokens: int | None = Field(None, ge=1, description="256 where it is left out, or what the context leaves")
+    parent: bool = Field(False, description="the autoregressive parent answers")
+    frames: bool | None = Field(None, description="tell every forward; streams do unless false, whole answers if true")
 
 
-class Stats(Answer):
-    """Counts of one text. `seconds` run from its start, not from its submission."""
-
-    forwards: int
-    prefill_forwards: int
-    denoise_forwards: int
-    commit_forwards: int
-    revise_forwards: int
-    tokens: int
-    edits: int
-    seconds: float
-    prefill_seconds: float
-    tokens_per_forward: float
-    tokens_per_second: float
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    """Accepted and not used."""
 
 
-class GenerateAnswer(Answer):
-    """A text, and what it took."""
+class OpenAIBody(Decoding):
+    """What both OpenAI routes share."""
 
-    id: str
-    model: str
-    text: str
-    tokens: list[int]
-    """With the end of text that ended it, if one did."""
-    finish_reason: Literal["eos", "stop", "length"]
-    prompt_tokens: int
-    cached_tokens: int
-    seed: int
-    decoder: dict[str, Any]
-    """What was applied; of the parent, its sampling."""
-    edits_supported: bool
-    stats: Stats
-    queue_seconds: float
-    first_block_seconds: float
-    """From submission to the first committed block."""
-    seconds: float
-    """From submission to the end."""
-    steps: list[dict[str, Any]] | None = None
+    model: Text = Field(description="a name of GET /v1/models")
+    n: int | None = Field(None, ge=1, le=128)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    presence_penalty: float | None = Field(None, ge=0, le=0, description="not supported: 0")
+    frequency_penalty: float | None = Field(None, ge=0, le=0, description="not supported: 0")
+    logit_bias: dict[str, float] | None = Field(None, max_length=0, description="not supported: empty")
+    user: Text | None = Field(None, description="accepted and not used")
+    diffusing: bool = Field(False, description="stream whole frames: each delta replaces the text so far")
+    stream_denoising: bool = Field(False, description="between deltas, chunks with a `diffusion` object")
 
 
-class Load(Answer):
-    running: int
-    waiting: int
-    cache_bytes: int
-    cache_limit_bytes: int
+class ResponseFormat(Strict):
+    type: Literal["text"]
 
 
-class Health(Answer):
-    """`status` is ok, or closing, or failed (the engine has ended)."""
+class ChatBody(OpenAIBody):
+    """POST /v1/chat/completions."""
 
-    status: Literal["ok", "closing", "failed"]
-    ready: bool
-    model: str
-    parent: str | None
-    engine: str
-    engine_reason: str
-    device: str
-    dtype: str
-    threads: int | None
-    block_size: int | None
-    context: int | None
-    slots: int
-    queue: int
-    supports_editing: bool
-    supports_steps: bool
-    versions: dict[str, str]
-    uptime_seconds: float
-    load: Load
-    jobs: bool
-    """Whether background jobs may be submitted here."""
-    key_required: bool
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = Field(False, description="probability of each token when it was committed")
+    top_logprobs: int | None = Field(None, ge=0, le=0, description="not supported: 0")
+    reasoning_effort: Text | None = Field(None, description="none, minimal, low, medium, high, xhigh: an effort")
+    response_format: ResponseFormat | None = None
+    tools: list[Any] | None = Field(None, max_length=0, description="not supported: empty")
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = Field(None, description="accepted and not used")
+    store: bool | None = Field(None, description="accepted and not used: nothing is stored")
+    metadata: dict[str, str] | None = Field(None, description="accepted and not used")
 
 
-class Live(Answer):
-    status: Literal["ok", "closing", "failed"]
+class CompletionBody(OpenAIBody):
+    """POST /v1/completions."""
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
+        | Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+        | Annotated[list[list[Annotated[int, Field(ge=0, lt=2**31)]]], Field(min_length=1)]
+    )
+    max_tokens: int | None = Field(None, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=0, description="0: probability of each token when it was committed")
+    echo: Literal[False] | None = Field(False, description="not supported: false")
+    suffix: Literal[""] | None = Field(None, description="not supported: empty")
+    best_of: int | None = Field(None, ge=1, le=128, description="not supported beyond n")
 
 
-class JobBody(Body):
-    """A stage to run in the background, with its sections; or a whole recipe, as kind `run`."""
+class JobBody(Strict):
+    """POST /jobs/submit."""
 
-    kind: str = Field(max_length=64)
-    config: dict[str, Any]
-
-
-class JobProgress(Answer):
-    stage: str | None
-    stages_done: int
-    stages: int
-    step: int | None
-    done: int | None
-    total: int | None
-    unit: str | None
-    loss: float | None
-    eta_seconds: float | None
-
-
-class JobRecord(Answer):
-    """A job. Times are ISO 8601 in UTC."""
-
-    id: str
-    kind: str
-    state: Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
-    config: dict[str, Any]
-    folder: str
-    created: str
-    started: str | None
-    ended: str | None
-    attempts: int
-    cancelling: bool
-    exit_code: int | None
-    error: str | None
-    pid: int | None
-    heartbeat: str | None
-    progress: JobProgress
-
-
-class JobList(Answer):
-    jobs: list[JobRecord]
-    next: str | None
-    """`before` of the next page; null on the last."""
-
-
-class ArtefactRecord(Answer):
-    path: str
-    size: int
-    modified: str
-
-
-class ArtefactList(Answer):
-    artefacts: list[ArtefactRecord]
+    kind: Text = Field(description="a stage's name, or run: a whole recipe")
+    config: dict[str, Any] = Field(description="its sections, as in a configuration file")
