@@ -91,14 +91,11 @@ def settings_of(options: argparse.Namespace) -> "ServeKnobs":
 
 def _open_engine(settings: "ServeKnobs") -> "Engine":
     """Raises `UnknownChoice`, `ConfigError`, and what opening a model raises."""
-    from hildanext.choice import make
     from hildanext.conversations import set_template
-    from hildanext.engines.transformers import TransformersEngine, TransformersKnobs
+    from hildanext.engines import open_engine
+    from hildanext.engines.transformers import TransformersEngine
 
-    section = {**settings.engine, "name": settings.engine.get("name", "auto")}
-    table = {"auto": TransformersKnobs, "transformers": TransformersKnobs}
-    reason = "auto: the only engine there is" if section["name"] == "auto" else "chosen by name"
-    engine = make("engine", table, section).open(settings.model, settings.parent, reason)
+    engine = open_engine(settings.engine, settings.model, settings.parent)
     if settings.chat_template == "plain" and isinstance(engine, TransformersEngine):
         set_template(engine.tokenizer, "auto")
     return engine
