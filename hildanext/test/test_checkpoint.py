@@ -2,10 +2,11 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from hildanext.errors import CheckpointError
@@ -178,6 +179,16 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, started, monkeypatch):
         save_diffusion(tmp_path / "run", model, tokenizer)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parent", "run"]
+
+
+def test_a_folder_that_goes_away_under_a_run_is_one_line(tmp_path, started, monkeypatch):
+    def gone(*_: object, **__: object) -> None:
+        shutil.rmtree(tmp_path / "run.tmp", ignore_errors=True)
+        raise SafetensorError("Error while serializing: I/O error: No such file or directory (os error 2)")
+
+    monkeypatch.setattr("hildanext.models.checkpoint.save_file", gone)
+    with pytest.raises(CheckpointError, match="No such file or directory.*see that its folder is there"):
+        save_diffusion(tmp_path / "run", *started)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 99}', '{"format_version": 1, "mask_id": -1}'])

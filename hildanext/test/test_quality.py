@@ -14,6 +14,7 @@ from hildanext.bench.quality.summary import mask_tokens, summarise
 from hildanext.bench.quality.ways import Ask, Contestants, DiffusionWay, ParentWay
 from hildanext.bench.report import write_report
 from hildanext.choice import make
+from hildanext.conversations import Message, encode_chat
 from hildanext.cli import main
 from hildanext.decode import MODES
 from hildanext.errors import ConfigError, DataError, HildaError
@@ -22,6 +23,7 @@ from hildanext.log import read_metrics
 from hildanext.models.start import start_conversion
 from hildanext.recipe import StageContext
 from hildanext.stages import eval as eval_stage
+from hildanext.tokenization import encode_prompt
 from quality_fixtures import CHOICES, QUESTIONS, gsm8k_folder, lines, stories_file, tiny_pair
 
 MATH = [{"problem": "What is $1+1$?", "answer": "2"}, {"problem": "Half?", "solution": "It is $\\boxed{\\frac12}$."}]
@@ -374,7 +376,10 @@ def test_as_a_chat_the_question_goes_through_the_template(sections, tmp_path):
     pair.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}<a>"
     try:
         (run,) = run_tasks(pair, settings, tmp_path / "out", quiet=True)
-        assert {o.samples[0]["prompt"] for o in run.outcomes} == {f"<user>{QUESTIONS[0][0]}</user><a>"}
+        prompt = f"<user>{QUESTIONS[0][0]}</user><a>"
+        assert {o.samples[0]["prompt"] for o in run.outcomes} == {prompt}
+        fed = encode_chat(pair.tokenizer, [Message("user", QUESTIONS[0][0])])
+        assert encode_prompt(pair.tokenizer, prompt) == fed, "token for token what fine-tuning trained on"
         pair.tokenizer.chat_template += " "
         with pytest.raises(ConfigError, match="chat_template was"):
             run_tasks(pair, settings, tmp_path / "out", quiet=True)

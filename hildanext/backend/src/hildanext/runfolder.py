@@ -16,7 +16,7 @@ RUN_FILE = "run.json"
 
 @contextlib.contextmanager
 def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a full or read-only disk into a `CheckpointError` that says what to do."""
+    """Turn a disk that is full, read-only or gone into a `CheckpointError` that says what to do."""
     try:
         yield
     except OSError as problem:
@@ -27,7 +27,9 @@ def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
             ) from None
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise CheckpointError(f"cannot write {str(path)!r} ({problem.strerror})", "give another folder") from None
-        raise
+        raise CheckpointError(
+            f"cannot write {str(path)!r} ({problem.strerror or problem})", "see that its folder is there, and run again"
+        ) from None
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:

@@ -70,6 +70,11 @@ class EvalKnobs:
                     f"block size {size} does not divide the sequence length {self.sequence_length}",
                     "choose eval.likelihood.block_sizes that divide eval.sequence_length",
                 )
+            if self.pad_to_block % size and size % self.pad_to_block:
+                raise ConfigError(
+                    f"pad_to_block {self.pad_to_block} and the block size {size}: neither is a multiple of the other",
+                    "choose eval.pad_to_block so that the blocks of eval.likelihood.block_sizes fit",
+                )
 
 
 def load_baseline(name: str, model: DiffusionModel) -> Parent:

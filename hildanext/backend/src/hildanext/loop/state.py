@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hildanext.config import read_json
 from hildanext.errors import CheckpointError, ConfigError
 from hildanext.loop.sharded import laid_like, whole_tensor
+from hildanext.models.checkpoint import save_tensors
 from hildanext.runfolder import RUN_FILE, recover_folder, save_folder_atomically
 
 STATE = "state"
@@ -61,8 +62,8 @@ def save_state(run: Path, held: Held, counters: Mapping[str, Any]) -> None:
     """Write `run/state` whole or not at all. Raises `CheckpointError` when the disk is full."""
 
     def write(folder: Path) -> None:
-        save_file(held.weights, folder / "weights.safetensors")
-        save_file(held.slots, folder / "optimizer.safetensors")
+        save_tensors(held.weights, folder / "weights.safetensors")
+        save_tensors(held.slots, folder / "optimizer.safetensors")
         (folder / "counters.json").write_text(json.dumps(dict(counters)), encoding="utf-8")
 
     save_folder_atomically(run / STATE, write)

@@ -107,15 +107,20 @@ def _delta(adapter: Any) -> Tensor | None:
 def _write(
     folder: Path, causal_lm: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    try:
-        save_file(state, str(folder / WEIGHTS), metadata={"format": "pt"})
-    except SafetensorError as problem:  # it wraps the system's error in words
-        full = "No space left" in str(problem) or "code: 28" in str(problem)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(problem)) from None
+    save_tensors(state, folder / WEIGHTS)
     (folder / "config.json").write_text(_config_text(causal_lm, state), encoding="utf-8")
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors writes for the owner alone
     causal_lm.generation_config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises `OSError`, as any other writing does."""
+    try:
+        save_file(dict(state), str(path), metadata={"format": "pt"})
+    except SafetensorError as problem:  # it wraps the system's error in words
+        full = "No space left" in str(problem) or "code: 28" in str(problem)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(problem)) from None
 
 
 def _config_text(causal_lm: PreTrainedModel, state: Mapping[str, Tensor]) -> str:
