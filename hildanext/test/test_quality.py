@@ -14,8 +14,8 @@ from hildanext.bench.quality.summary import mask_tokens, summarise
 from hildanext.bench.quality.ways import Ask, Contestants, DiffusionWay, ParentWay
 from hildanext.bench.report import write_report
 from hildanext.choice import make
-from hildanext.conversations import Message, encode_chat
 from hildanext.cli import main
+from hildanext.conversations import Message, encode_chat
 from hildanext.decode import MODES
 from hildanext.errors import ConfigError, DataError, HildaError
 from hildanext.inference import Completion, DecodeStats

@@ -197,4 +197,5 @@ def test_block_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="does not divide the sequence length"):
         build(EvalKnobs, {"model": "m", "data": "d", "likelihood": {"block_sizes": [3]}}, where="eval")
     with pytest.raises(ConfigError, match="pad_to_block 12 and the block size 32"):
-        build(EvalKnobs, {"model": "m", "data": "d", "pad_to_block": 12, "likelihood": {"block_sizes": [4, 32]}}, "eval")
+        section = {"model": "m", "data": "d", "pad_to_block": 12, "likelihood": {"block_sizes": [4, 32]}}
+        build(EvalKnobs, section, where="eval")
