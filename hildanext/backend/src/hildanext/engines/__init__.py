@@ -6,7 +6,7 @@ inside, and the table holds its name only, so that reading the table loads no to
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hildanext.choice import make
 from hildanext.errors import ConfigError, UnknownChoice
@@ -20,6 +20,7 @@ ENGINES: dict[str, str] = {
 """Name to module and class of its section."""
 
 
+@runtime_checkable
 class EngineKnobs(Protocol):
     """What a row's class offers."""
 
