@@ -13,7 +13,7 @@ from hildanext.serve.answers import CompletionTokensDetails, PromptTokensDetails
 from hildanext.serve.asking import Asked
 from hildanext.serve.canvas import Canvas, Glyph
 from hildanext.serve.errors import Refused, shape_of
-from hildanext.serve.events import DONE, KEEP_ALIVE, event
+from hildanext.serve.events import DOCUMENTED, DONE, KEEP_ALIVE, event
 from hildanext.serve.options import wanted
 from hildanext.serve.schemas import OpenAIBody
 from hildanext.serve.service import Service
@@ -205,5 +205,4 @@ class Call:
 
 def streamed(description: str) -> dict[int | str, dict[str, Any]]:
     """The success of a route that answers whole or in chunks, for the OpenAPI document."""
-    content: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
-    return {200: {"description": description, "content": content}}
+    return {200: {"description": description, "content": DOCUMENTED}}

@@ -12,6 +12,21 @@ from hildanext.engines.base import Cancelled
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
+DOCUMENTED: dict[str, Any] = {
+    "text/event-stream": {
+        "itemSchema": {
+            "type": "object",
+            "properties": {
+                "event": {"type": "string"},
+                "id": {"type": "string"},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+            "required": ["data"],
+        }
+    }
+}
+"""Content of a response in the OpenAPI document."""
+
 
 def event(data: Any, name: str | None = None, id: int | None = None) -> bytes:
     """One event with JSON data, which holds no line break."""

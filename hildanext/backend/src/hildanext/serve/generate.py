@@ -12,7 +12,7 @@ from hildanext.engines.base import Answer, EngineFailed, Failed, Finished, Piece
 from hildanext.serve.answers import GenerateAnswer, GenerateUsage, StartEvent, Timing
 from hildanext.serve.asking import Asked
 from hildanext.serve.errors import Refused, responses, shape_of
-from hildanext.serve.events import KEEP_ALIVE, EventStream, event
+from hildanext.serve.events import DOCUMENTED, KEEP_ALIVE, EventStream, event
 from hildanext.serve.options import Wanted, check_length, conversation, wanted
 from hildanext.serve.schemas import GenerateBody
 from hildanext.serve.service import Service, service_of
@@ -20,10 +20,7 @@ from hildanext.serve.service import Service, service_of
 router = APIRouter(tags=["texts"])
 
 STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Server-sent events: start, frame, block, then done or error",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
+    200: {"description": "Server-sent events: start, frame, block, then done or error", "content": DOCUMENTED}
 }
 
 

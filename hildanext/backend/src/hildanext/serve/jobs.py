@@ -14,7 +14,7 @@ from hildanext.jobs.base import Job, State
 from hildanext.jobs.room import JobRoom
 from hildanext.serve.answers import ArtefactAnswer, ArtefactList, JobAnswer, JobList
 from hildanext.serve.errors import responses
-from hildanext.serve.events import KEEP_ALIVE, EventStream, event
+from hildanext.serve.events import DOCUMENTED, KEEP_ALIVE, EventStream, event
 from hildanext.serve.schemas import JobBody
 from hildanext.serve.service import Service, service_of
 
@@ -77,7 +77,7 @@ def cancel(id: Id, service: TheService) -> JobAnswer:
     responses={
         200: {
             "description": "Server-sent events: state, progress, log, metric, then end",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": DOCUMENTED,
         },
         **responses(404),
     },
@@ -138,7 +138,7 @@ def artefacts(id: Id, service: TheService) -> ArtefactList:
     "/{id}/artefacts/{name:path}",
     status_code=200,
     response_class=FileResponse,
-    responses={200: {"description": "The file", "content": {"*/*": {"schema": {"type": "string"}}}}, **responses(404)},
+    responses={200: {"description": "The file", "content": {"*/*": {}}}, **responses(404)},
 )
 def artefact(id: Id, name: Annotated[str, Path(max_length=4096)], service: TheService) -> FileResponse:
     """One of them. No name leads out of the job's folder."""

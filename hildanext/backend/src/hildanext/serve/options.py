@@ -7,6 +7,7 @@ from typing import Any
 from hildanext.conversations import Message
 from hildanext.decode import decoder_section, make_decoder
 from hildanext.engines.base import EngineFacts, Request
+from hildanext.inference import DEFAULT_NEW_TOKENS
 from hildanext.serve.errors import Refused
 from hildanext.serve.schemas import ChatMessage, Decoding, GenerateBody
 from hildanext.serve.settings import ServeKnobs
@@ -64,7 +65,7 @@ def wanted(
         )
     return Wanted(
         decoder=_decoder(body, facts, effort),
-        max_new_tokens=tokens,
+        max_new_tokens=tokens if tokens is not None else _unasked(settings),
         seed=body.seed if body.seed is not None else 0,
         stop=_stop(body.stop),
         ignore_eos=body.ignore_eos,
@@ -87,6 +88,11 @@ def check_length(texts: Sequence[str], settings: ServeKnobs, param: str) -> None
             code="prompt_too_long",
             param=param,
         )
+
+
+def _unasked(settings: ServeKnobs) -> int | None:
+    """The engine's own default, unless the service allows less."""
+    return settings.max_new_tokens if settings.max_new_tokens < DEFAULT_NEW_TOKENS else None
 
 
 def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str, Any]:
