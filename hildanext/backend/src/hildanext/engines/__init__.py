@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ENGINES: dict[str, str] = {
     "transformers": "hildanext.engines.transformers:TransformersKnobs",
+    "openai": "hildanext.engines.openai:OpenAIKnobs",
 }
 """Name to module and class of its section."""
 
@@ -54,4 +55,6 @@ def choose(section: Mapping[str, Any], model: str) -> tuple[str, str]:
     if name != "auto":
         engine_class(name)
         return name, "chosen by name"
-    return "transformers", "auto: the only engine that runs models here"
+    if "base_url" in section:
+        return "openai", "auto: base_url names a server"
+    return "transformers", "auto: no base_url names a server"
