@@ -21,8 +21,7 @@ from rich.table import Table
 from hildanext.config import knobs, plain
 from hildanext.engines.base import Answer, EngineFailed, Request
 from hildanext.engines.dialects import Published, Times
-from hildanext.engines.openai import There, look
-from hildanext.engines.remote import EventReader, address_of, key_header, refusal, unreachable
+from hildanext.engines.remote import EventReader, address_of, key_header, look, refusal, unreachable
 from hildanext.errors import ConfigError, HildaError
 from hildanext.runtime import cpu_name, usable_cores
 
@@ -123,7 +122,7 @@ def measure(
     """
     address, headers = address_of(url), key_header(api_key_env)
     with httpx.Client(base_url=address, headers=headers, timeout=30.0) as client:
-        there = _there(client, address, model, parent)
+        there = look(client, address, model, parent)
         if not there.hilda and (settings.deadline_seconds is not None or settings.ignore_eos):
             raise ConfigError(f"{address} is not a HILDA server", "leave deadline_seconds and ignore_eos out")
         results = {}
@@ -149,22 +148,6 @@ def measure(
         "client": {"cpu": cpu_name(), "cores": usable_cores()},
         "results": results,
     }
-
-
-def _there(client: httpx.Client, address: str, model: str | None, parent: str | None) -> There:
-    if model is None or parent == "auto":
-        try:
-            cards = client.get("/v1/models")
-            health = client.get("/health") if parent == "auto" else None
-            if cards.status_code != 200:
-                raise refusal(cards.status_code, cards.headers, cards.content)
-            model = model if model is not None else str(cards.json()["data"][0]["id"])
-            parent = health.json()["parent"] if health is not None else parent
-        except httpx.HTTPError as problem:
-            raise unreachable(address, problem) from None
-        except (ValueError, LookupError, TypeError):
-            raise EngineFailed(f"{address} does not tell its models", "name them: --model, --parent") from None
-    return look(client, address, model, parent)
 
 
 def _engine_counts(client: httpx.Client) -> dict[str, int]:

@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -33,8 +33,17 @@ from hildanext.engines.base import (
     Sink,
 )
 from hildanext.engines.dialects import Conversation, Native, Published, Times, refuse_extras
-from hildanext.engines.remote import EventReader, address_of, key_header, parsed, refusal, retry_after, unreachable
-from hildanext.errors import ConfigError, HildaError, ModelError
+from hildanext.engines.remote import (
+    EventReader,
+    There,
+    address_of,
+    key_header,
+    look,
+    refusal,
+    retry_after,
+    unreachable,
+)
+from hildanext.errors import ConfigError, HildaError
 
 logger = logging.getLogger(__name__)
 
@@ -72,55 +81,15 @@ class OpenAIKnobs:
 
     def open(self, model: str, parent: str | None, reason: str) -> Engine:
         """Look at the server. Raises `ConfigError`, `ModelError` for a model it does not have, `EngineFailed`."""
+        return self.connect(model, parent, reason)
+
+    def connect(self, model: str | None = None, parent: str | None = None, reason: str = "asked for") -> "OpenAIEngine":
+        """As `open`; `model` None is the server's own first one, `parent` "auto" the one that a HILDA server tells."""
         address, headers = address_of(self.base_url), key_header(self.api_key_env)
         timeout = httpx.Timeout(self.read_seconds, connect=self.connect_seconds)
         with httpx.Client(base_url=address, headers=headers, timeout=timeout) as client:
             there = look(client, address, model, parent)
         return OpenAIEngine(self, address, headers, there, reason)
-
-
-@dataclass(frozen=True)
-class There:
-    """A server, as it describes itself."""
-
-    model: str
-    parent: str | None
-    context: int | None
-    hilda: dict[str, Any] = field(default_factory=dict)
-    """GET /health of a HILDA server; of any other nothing."""
-
-
-def look(client: httpx.Client, address: str, model: str, parent: str | None) -> There:
-    """GET /v1/models and /health. Raises as `OpenAIKnobs.open` does."""
-    try:
-        listed = client.get("/v1/models")
-        if listed.status_code != 200:
-            raise refusal(listed.status_code, listed.headers, listed.content)
-        health = client.get("/health")
-    except httpx.HTTPError as problem:
-        raise unreachable(address, problem) from None
-    except httpx.InvalidURL as problem:
-        raise ConfigError(f"{address!r} is no address ({problem})", "mend base_url") from None
-    cards = parsed(listed.content, f"{address}/v1/models").get("data")
-    if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
-        raise EngineFailed(f"{address}/v1/models lists no models", "is it an OpenAI-compatible server?")
-    known = {str(card.get("id")): card for card in cards}
-    for name in (model, *([parent] if parent is not None else [])):
-        if name not in known:
-            raise ModelError(f"{address} has no model {name!r}", f"it has {', '.join(sorted(known)) or 'none'}")
-    card = known[model]
-    context = card.get("max_model_len", card.get("context_length"))
-    return There(model, parent, context if isinstance(context, int) else None, _hilda(health))
-
-
-def _hilda(health: httpx.Response) -> dict[str, Any]:
-    try:
-        told = parsed(health.content, "/health") if health.status_code == 200 else {}
-    except EngineFailed:
-        return {}
-    engine = told.get("engine")
-    ours = isinstance(engine, dict) and {"supports_steps", "supports_editing", "block_size"} <= set(engine)
-    return told if ours and "limits" in told else {}
 
 
 @dataclass(eq=False)

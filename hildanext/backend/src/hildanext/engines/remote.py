@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -63,6 +64,57 @@ class EventReader:
         elif field == "event":
             self._name = value
         return None
+
+
+@dataclass(frozen=True)
+class There:
+    """A server, as it describes itself."""
+
+    model: str
+    parent: str | None
+    context: int | None
+    hilda: dict[str, Any] = field(default_factory=dict)
+    """GET /health of a HILDA server; of any other nothing."""
+
+
+def look(client: httpx.Client, address: str, model: str | None, parent: str | None) -> There:
+    """GET /v1/models and /health. `model` None is the server's first, `parent` "auto" the one a HILDA server tells.
+
+    Raises `ConfigError`, `ModelError` for a model it does not have, `EngineFailed`, and what a server's refusal means.
+    """
+    try:
+        listed = client.get("/v1/models")
+        if listed.status_code != 200:
+            raise refusal(listed.status_code, listed.headers, listed.content)
+        health = client.get("/health")
+    except httpx.HTTPError as problem:
+        raise unreachable(address, problem) from None
+    except httpx.InvalidURL as problem:
+        raise ConfigError(f"{address!r} is no address ({problem})", "write it as http://127.0.0.1:8000") from None
+    cards = parsed(listed.content, f"{address}/v1/models").get("data")
+    if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
+        raise EngineFailed(f"{address}/v1/models lists no models", "is it an OpenAI-compatible server?")
+    known = {str(card.get("id")): card for card in cards}
+    if not known:
+        raise ModelError(f"{address} has no model", "start it with one")
+    hilda = _hilda(health)
+    model = model if model is not None else next(iter(known))
+    parent = hilda.get("parent") if parent == "auto" else parent
+    for name in (model, *([parent] if parent is not None else [])):
+        if name not in known:
+            raise ModelError(f"{address} has no model {name!r}", f"it has {', '.join(sorted(known))}")
+    context = known[model].get("max_model_len", known[model].get("context_length"))
+    return There(model, parent, context if isinstance(context, int) else None, hilda)
+
+
+def _hilda(health: httpx.Response) -> dict[str, Any]:
+    try:
+        told = parsed(health.content, "/health") if health.status_code == 200 else {}
+    except EngineFailed:
+        return {}
+    engine = told.get("engine")
+    ours = isinstance(engine, dict) and {"supports_steps", "supports_editing", "block_size"} <= set(engine)
+    return told if ours and isinstance(told.get("limits"), dict) else {}
 
 
 def address_of(url: str) -> str:

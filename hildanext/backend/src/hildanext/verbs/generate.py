@@ -3,6 +3,7 @@
 hildanext generate --prompt "Once upon a time" --mode S_MODE
 hildanext generate --prompt "Once upon a time" --mode quality --tau-edit off --trace trace.json
 hildanext generate --batch prompts.txt --json
+hildanext generate --server http://127.0.0.1:8000 --prompt "Once upon a time" --trace
 hildanext generate --model runs/sft-tiny/checkpoint --chat --prompt "Lily has 5 apples. She gets 3. How many?"
 """
 
@@ -31,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", help="with --chat: what the model is told before the question")
     parser.add_argument("--model", help="diffusion checkpoint: a folder, or tiny (default)")
+    parser.add_argument(
+        "--server", metavar="URL", help="ask a running service (its key: environment variable HILDA_API_KEY)"
+    )
     parser.add_argument("--mode", help="S_MODE (default; alias speed) or Q_MODE (alias quality)")
     parser.add_argument("--effort", help="instant, low, medium, high or adaptive: knobs laid over the mode")
     parser.add_argument("--tau-mask", type=float, help="fill a mask above this probability")
@@ -61,14 +65,18 @@ def _threshold(text: str) -> float | str:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.server is not None:
+        from hildanext.verbs.remote import ask
+
+        return ask(options)
     from hildanext.inference import generate
     from hildanext.models.load import load_diffusion
     from hildanext.runtime import choose_device, choose_dtype, set_threads
 
     config = load_run(options)
-    texts = _prompts(options)
+    texts = read_prompts(options)
     section = decoder_section_of(options, config.get("decoder", {}))
-    decoder, settings = _build(options, section, config.get("generation", {}))
+    decoder, settings = build_generation(options, section, config.get("generation", {}))
     threads = set_threads(options.threads)
     device = choose_device(options.device)
     name = options.model if options.model is not None else config.get("model", "tiny")
@@ -83,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         "device": str(device),
         "threads": threads,
         "block_size": model.card.block_size,
-        "mode": _mode(options, section),
+        "mode": mode_line(options, section),
         "decoder": section,
     }
     watcher.finish(completions)
@@ -97,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _prompts(options: argparse.Namespace) -> list[str]:
+def read_prompts(options: argparse.Namespace) -> list[str]:
     from hildanext.errors import DataError
 
     if options.batch is None:
@@ -139,7 +147,7 @@ def decoder_section_of(options: argparse.Namespace, run_section: dict[str, Any])
     return {**base, **run_section, **flags}
 
 
-def _build(
+def build_generation(
     options: argparse.Namespace, section: dict[str, Any], run_section: dict[str, Any]
 ) -> "tuple[Decoder, GenerationKnobs]":
     from hildanext.config import build
@@ -154,7 +162,7 @@ def _build(
     return make_decoder(section), settings
 
 
-def _mode(options: argparse.Namespace, section: dict[str, Any]) -> str:
+def mode_line(options: argparse.Namespace, section: dict[str, Any]) -> str:
     from hildanext.decode import MODE_MEANS, mode_name
 
     name = mode_name(options.mode if options.mode is not None else "S_MODE")
