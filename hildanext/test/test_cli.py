@@ -33,6 +33,19 @@ def test_the_version_is_the_package_s(capsys):
     assert __version__ in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_soon_sleep_where_they_wait_unless_the_environment_says_otherwise(given, count, monkeypatch, capsys):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "to be undone")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--version"]) == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == count
+
+
 @pytest.mark.parametrize("verb", NOT_YET)
 def test_a_verb_of_a_later_version_says_so_in_one_line(verb, capsys):
     assert main([verb, "--config", "hildanext/runs/configs/default.json"]) == 2

@@ -1,6 +1,7 @@
 """Tasks: one prompt for all, answers that do not depend on the batch, samples that survive a kill, honest tables."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 from hildanext.ar import Parent, PromptError
 from hildanext.bench.quality import TASKS, WritingTask
 from hildanext.bench.quality.journal import Journal
-from hildanext.bench.quality.runner import QualityKnobs, run_tasks
+from hildanext.bench.quality.runner import QualityKnobs, as_taught, run_tasks
 from hildanext.bench.quality.session import print_tasks, run_session
+from hildanext.bench.quality.summary import lines as told_lines
 from hildanext.bench.quality.summary import mask_tokens, summarise
 from hildanext.bench.quality.ways import Ask, Contestants, DiffusionWay, ParentWay
 from hildanext.bench.report import write_report
@@ -385,6 +387,31 @@ def test_as_a_chat_the_question_goes_through_the_template(sections, tmp_path):
             run_tasks(pair, settings, tmp_path / "out", quiet=True)
     finally:
         pair.tokenizer.chat_template = None
+
+
+def test_a_checkpoint_of_fine_tuning_is_asked_in_its_template_unless_told_otherwise(sections, tmp_path):
+    pair = tiny_pair()
+    before, pair.tokenizer.chat_template = pair.model.card, "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    bare = {name: value for name, value in sections["gsm8k"].items() if name not in ("few_shot", "chat")}
+    tasks = {"bare": bare, "shown": {**bare, "few_shot": 2}, "told": {**bare, "few_shot": 0, "chat": False}}
+    tasks = {key: {**section, "name": "gsm8k", "max_new_tokens": 2} for key, section in tasks.items()}
+    try:
+        assert as_taught(QualityKnobs(tasks=tasks), pair).tasks == tasks, "a converted model is asked as its parent is"
+        pair.model.card = replace(before, chat=True)
+        found, _ = run_session(pair, {}, QualityKnobs(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
+    finally:
+        pair.model.card, pair.tokenizer.chat_template = before, None
+    knobs = {task["key"]: (task["knobs"]["chat"], task["knobs"]["few_shot"]) for task in found["tasks"]}
+    assert knobs == {"bare": (True, 0), "shown": (False, 2), "told": (False, 0)}
+    asked = {
+        key: {read_metrics(path)[-1]["prompt"] for path in (tmp_path / "out" / "samples").glob(f"{key}--*.jsonl")}
+        for key in tasks
+    }
+    question = QUESTIONS[0][0]
+    assert asked["bare"] == {f"<{question}>"}, "the parent is asked the same"
+    assert asked["told"] == {f"Question: {question}\nAnswer:"} and question in next(iter(asked["shown"]))
+    told = [line for line in told_lines(found) if line.startswith("bare, ")]
+    assert len(told) == 2 and all("chat True, few_shot 0" in line or "few_shot 0" in line for line in told)
 
 
 def test_a_journal_keeps_its_sessions(tmp_path):

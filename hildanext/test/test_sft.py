@@ -118,7 +118,7 @@ def test_the_embedded_model_learns_from_a_small_budget(tmp_path: Path):
 def test_it_leaves_a_checkpoint_that_answers_in_its_own_template(section, tmp_path: Path):
     summary = sft(section, CHAT, tmp_path / "run", quiet=True)
     model, tokenizer = load_diffusion(summary["checkpoint"])
-    assert model.card.block_size == 8 and "Assistant" in tokenizer.chat_template
+    assert model.card.block_size == 8 and model.card.chat and "Assistant" in tokenizer.chat_template
     prompt = encode_chat(tokenizer, [Message("user", "Lily has 5 apples. How many?")])
     decoder = make_decoder(decoder_section("S_MODE"))
     [done] = generate(model, tokenizer, [prompt], decoder, GenerationKnobs(max_new_tokens=8))

@@ -33,6 +33,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("hildanext.verbs.doctor", "what this machine can do, and why not"),
 }
 
+WAIT = ("GOMP_SPINCOUNT", "1000")
+"""How long a thread of torch waits in a loop before it sleeps. The library's own value, 300 times as much, lets threads
+burn what a busy machine's other work needs: drawing samples with `tiny` took 5 times as long, on two contended cores.
+"""
+
 NOT_YET: dict[str, str] = {
     "rl": "reinforcement learning (stage 2)",
     "export": "export to other engines",
@@ -43,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 a check that failed, 2 a user's error, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     quieten_libraries()
+    if "OMP_WAIT_POLICY" not in os.environ:  # torch, which reads it, is not imported yet
+        os.environ.setdefault(*WAIT)
     try:
         return _dispatch(arguments)
     except HildaError as error:

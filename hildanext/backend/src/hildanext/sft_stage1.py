@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def sft(
     seed_everything(knobs_.seed)
     model, tokenizer = start_tuning(knobs_.start, accelerator.device, knobs_.lora, knobs_.quantize)
     set_template(tokenizer, data.template, data.template_options)
+    model.card = replace(model.card, chat=True)
     _check_model(model, data, int(tokenizer.eos_token_id))
     config = {"profile": profile, "sft": plain(knobs_), "data": plain(data)}
     record: dict[str, Any] = {

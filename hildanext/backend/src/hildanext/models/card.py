@@ -36,6 +36,8 @@ class Card:
     """Name or path of the autoregressive model this one was converted from."""
     never: tuple[int, ...] = ()
     """Further ids that may never be emitted (padding that is not the end of text)."""
+    chat: bool = False
+    """Fine-tuned on conversations: benchmarks ask it in the chat template unless they are told otherwise."""
     format_version: int = FORMAT_VERSION
 
     @property

@@ -107,7 +107,8 @@ class WritingTask(Task):
     top_p: float | None = None
     chat: bool = False
     """Say it in the tokenizer's chat template, as a user's message; without worked examples it is the bare question,
-    which is how a model fine-tuned on conversations was asked."""
+    which is how a model fine-tuned on conversations was asked. Where neither this nor `few_shot` is given, a checkpoint
+    of `sft` is asked so (`runner.as_taught`)."""
     overlong: Literal["refuse", "fewer_shots"] = "refuse"
     """What happens to a prompt that does not fit the context beside `max_new_tokens`; for all models alike."""
 

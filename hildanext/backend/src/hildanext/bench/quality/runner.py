@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,18 @@ def run_tasks(
                 outcomes.append(Outcome(way, kept, journal.sessions))
         found.append(TaskRun(key, task, outcomes))
     return found
+
+
+def as_taught(settings: QualityKnobs, contestants: Contestants) -> QualityKnobs:
+    """The same tasks, asked as the diffusion model was taught: one that was fine-tuned on conversations gets the bare
+    question in its chat template wherever a task that writes names neither `chat` nor worked examples."""
+    if contestants.model is None or not contestants.model.card.chat:
+        return settings
+    tasks = {key: dict(section) for key, section in settings.tasks.items()}
+    for key, task in settings.build().items():
+        if isinstance(task, WritingTask) and "chat" not in tasks[key] and not tasks[key].get("few_shot"):
+            tasks[key] |= {"chat": True, "few_shot": 0}
+    return replace(settings, tasks=tasks)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from hildanext.ar import Parent
 from hildanext.bench.evaluation import load_baseline, wide_console
 from hildanext.bench.quality import summary
-from hildanext.bench.quality.runner import QualityKnobs, run_tasks
+from hildanext.bench.quality.runner import QualityKnobs, as_taught, run_tasks
 from hildanext.bench.quality.ways import Contestants
 from hildanext.config import plain
 from hildanext.errors import ConfigError
@@ -56,6 +56,7 @@ def run_session(
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Run every task; returns the results and the files they were written to. Samples lie in `out/samples`."""
     folder = Path(samples) if samples is not None else Path(out) / SAMPLES
+    settings = as_taught(settings, contestants)
     runs = run_tasks(contestants, settings, folder, quiet)
     result = {**told, "settings": plain(settings), "samples": str(folder), **summary.summarise(runs)}
     return result, summary.save(result, out)
