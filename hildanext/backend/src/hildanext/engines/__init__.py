@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hildanext.choice import make
+from hildanext.engines import guards
 from hildanext.errors import ConfigError, UnknownChoice
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 ENGINES: dict[str, str] = {
     "transformers": "hildanext.engines.transformers:TransformersKnobs",
     "openai": "hildanext.engines.openai:OpenAIKnobs",
+    "dinfer": "hildanext.engines.dinfer:DInferKnobs",
 }
 """Name to module and class of its section."""
 
@@ -57,4 +59,7 @@ def choose(section: Mapping[str, Any], model: str) -> tuple[str, str]:
         return name, "chosen by name"
     if "base_url" in section:
         return "openai", "auto: base_url names a server"
-    return "transformers", "auto: no base_url names a server"
+    why_not = guards.against(section, model)
+    if why_not:
+        return "transformers", f"auto: dinfer is not used: {why_not}"
+    return "dinfer", "auto: dinfer is installed, runs this model, and its checks pass"
