@@ -34,6 +34,7 @@ from hildanext.engines.dinfer import DInferEngine, DInferKnobs
 from hildanext.engines.dinfer_output import ending_of
 from hildanext.engines.guards import PINNED, Found, why_not_here, why_not_model
 from hildanext.errors import ConfigError, ModelError
+from hildanext.verbs import doctor
 
 TINY = files("hildanext") / "assets" / "tiny" / "diffusion"
 GOOD = Found(
@@ -155,6 +156,16 @@ class TestWhetherItCanBeUsed:
         monkeypatch.setattr(guards, "probe", lambda seconds: GOOD)
         assert choose({}, str(folder))[0] == "dinfer" and choose({}, "tiny")[0] == "transformers"
         assert {field.name for field in dataclasses.fields(DInferKnobs)} == guards.KNOBS
+
+    def test_doctor_tells_why_without_importing_it_here(self, monkeypatch):
+        assert doctor.examine_engines()[-1].value == "not used: it is not installed"
+        monkeypatch.setattr(guards, "installed", lambda: True)
+        monkeypatch.setattr(guards, "probe", lambda: Found(died="importing it took more than 120 s"))
+        finding = doctor.examine_engines()[-1]
+        assert finding.state == "note" and finding.value == "not used: importing it took more than 120 s"
+        monkeypatch.setattr(guards, "probe", lambda: GOOD)
+        assert doctor.examine_engines()[-1].state == "ok"
+        assert "dinfer" not in sys.modules
 
     def test_opening_it_by_name_says_what_stands_against_it(self, folder, monkeypatch):
         monkeypatch.setattr("hildanext.engines.dinfer.probe", lambda seconds: Found())

@@ -16,11 +16,7 @@ MINIMUM = {"python": (3, 11), "torch": (2, 4), "transformers": (4, 51), "numpy":
 OPTIONAL = {
     "bitsandbytes": ("Linear4bit", "nn", "4-bit weights (QLoRA) and 8-bit AdamW: the extra 'quant'"),
     "kvpress": ("BasePress", "", "comparison with other KV pruners, which this version does not have yet"),
-    "dinfer": (
-        "ThresholdParallelDecoder",
-        "",
-        "comparison with dInfer, which this version does not have yet",
-    ),
+    "dinfer": ("ThresholdParallelDecoder", "", "an engine for LLaDA models on NVIDIA GPUs: serve --engine dinfer"),
 }
 """Package to (an attribute only the real thing has, the submodule that holds it, what it is for)."""
 
@@ -64,7 +60,12 @@ def examine() -> list[Finding]:
         *examine_arithmetic(),
         *examine_models(),
         *examine_sandbox(),
-        *[examine_bitsandbytes() if name == "bitsandbytes" else probe_optional(name) for name in OPTIONAL],
+        *[
+            examine_bitsandbytes() if name == "bitsandbytes" else probe_optional(name)
+            for name in OPTIONAL
+            if name != "dinfer"
+        ],
+        *examine_engines(),
     ]
 
 
@@ -187,6 +188,23 @@ def probe_optional(name: str) -> Finding:
     if not hasattr(module, attribute):
         return Finding("note", name, f"{found}, an empty placeholder and not the engine", f"uninstall it; {purpose}")
     return Finding("ok", name, found)
+
+
+def examine_engines() -> list[Finding]:
+    """What `serve` can answer with, and why not. Another process imports dInfer: it may crash or hang."""
+    from hildanext.engines import guards
+
+    findings = [
+        Finding("ok", "engine transformers", "runs converted models here; auto takes it unless another fits"),
+        Finding("ok", "engine openai", "asks any OpenAI-compatible server: engine.base_url names it"),
+    ]
+    advice = OPTIONAL["dinfer"][2]
+    if not guards.installed():
+        return [*findings, Finding("note", "engine dinfer", "not used: it is not installed", f"optional: {advice}")]
+    why_not = guards.why_not_here(guards.probe(), "sglang", guards.PINNED)
+    if why_not:
+        return [*findings, Finding("note", "engine dinfer", f"not used: {why_not}", f"optional: {advice}")]
+    return [*findings, Finding("ok", "engine dinfer", "usable for LLaDA models")]
 
 
 def examine_bitsandbytes() -> Finding:
