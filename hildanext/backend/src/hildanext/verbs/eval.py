@@ -1,6 +1,6 @@
 """A checkpoint beside its parent: likelihoods, quality, speed and benchmark tasks, each in one table (text, JSON, PNG).
 
-hildanext eval --model runs/demo/convert/checkpoint --data runs/demo/valid --out runs/demo/eval
+hildanext eval --model runs/demo/convert/checkpoint --data runs/demo/prepare/valid --out runs/demo/eval
 hildanext eval --model my-checkpoint --tasks gsm8k=data/gsm8k,math500=math500.jsonl --limit 100 --mode S_MODE,Q_MODE
 hildanext eval --model tiny --harness gsm8k --harness-data data/gsm8k --limit 8
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hildanext.bench.quality.ways import Contestants
 
 EPILOG = """commands to paste:
-  hildanext eval --model runs/demo/convert/checkpoint --data runs/demo/valid --out runs/demo/eval
+  hildanext eval --model runs/demo/convert/checkpoint --data runs/demo/prepare/valid --out runs/demo/eval
   hildanext eval --model tiny --text valid.txt --rows 8
   hildanext eval --model my-checkpoint --data data/valid --set eval.generation=null      (likelihoods only)
   hildanext eval --model my-checkpoint --tasks gsm8k,math500 --limit 100                 (data of the hub)
