@@ -140,7 +140,7 @@ def test_a_real_job_runs_under_work_and_ctrl_c_ends_that(tmp_path, prompts, jobs
             try:
                 events = list(room.follow(job.id))
                 process.send_signal(signal.SIGINT)
-                assert "taking jobs from" in process.communicate(timeout=60)[1] and process.returncode == 0
+                assert "taking jobs from" in process.communicate(timeout=180)[1] and process.returncode == 0
             finally:
                 process.kill()
         assert room.get(job.id).state == "succeeded", room.log(job.id)

@@ -261,6 +261,7 @@ def test_qlora_with_its_parent_as_teacher_leaves_a_plain_checkpoint(sections, tm
         change({**conversion, **QLORA, "losses": teacher}, **switches), data, tmp_path / "run", quiet=True
     )
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
-    assert all(line["losses"]["kl"] > 0 for line in lines)
+    found = [line["losses"]["kl"] for line in lines]
+    assert found[-1] > 0 and min(found) > -1e-6, "nothing but rounding at first: the student is its quantised teacher"
     model, _ = load_diffusion(summary["checkpoint"])
     assert not any("scales" in name or p.dtype == torch.uint8 for name, p in model.named_parameters())
