@@ -8,6 +8,7 @@ hildanext jobs events 0001-convert --follow
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -172,6 +173,8 @@ def _work(room: "JobRoom", options: argparse.Namespace) -> None:
     from hildanext.log import configure_logging
 
     configure_logging("info")
+    for one in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has Ctrl-C ignored
+        signal.signal(one, signal.default_int_handler)
     room.start()
     print(f"taking jobs from {room.folder}, {options.limit} at a time; Ctrl-C ends this", file=sys.stderr, flush=True)
     try:
