@@ -49,9 +49,11 @@ def main() -> int:
     except HildaError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return problem.exit_code
-    write_atomically(options.out / "prepare.json", json.dumps(found) + "\n")
     _picture(found, options.out / "prepare.png")
-    print(json.dumps({name: value for name, value in found.items() if name != "each second"}, indent=1))
+    seconds = found.pop("each second")
+    print(json.dumps(found, indent=1))
+    found["each tenth second"] = seconds[::10]
+    write_atomically(options.out / "prepare.json", json.dumps(found, indent=1) + "\n")
     return 0
 
 
