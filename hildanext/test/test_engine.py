@@ -52,6 +52,11 @@ def engine() -> Iterator[TransformersEngine]:
     engine.close()
 
 
+def slow_down(engine: TransformersEngine, seconds: float = 0.005) -> None:
+    """Let every forward take at least so long, the parent's as well: no machine is too fast for what follows."""
+    engine.model.causal_lm.model.register_forward_hook(lambda *_: time.sleep(seconds))
+
+
 def requests(seed: int, count: int) -> list[Request]:
     """Prompts of many lengths, some with a common beginning, each with its own way, seed and length."""
     draw = random.Random(seed)
@@ -228,6 +233,7 @@ def test_a_cancelled_request_ends_and_gives_its_place_and_memory_back(engine):
         if isinstance(event, Failed):
             over.set()
 
+    slow_down(engine)
     ticket = engine.submit(Request(tokens=(1, 2), decoder=WAYS[1], max_new_tokens=480), sink)
     ticket.cancel()
     assert over.wait(10) and isinstance(events[-1].error, Cancelled)
@@ -239,6 +245,7 @@ def test_a_cancelled_request_ends_and_gives_its_place_and_memory_back(engine):
 
 
 def test_leaving_a_stream_early_cancels(engine):
+    slow_down(engine)
     for event in stream(engine, Request(tokens=(1, 2), decoder=WAYS[1], max_new_tokens=480)):
         if isinstance(event, Piece):
             break
@@ -250,6 +257,7 @@ def test_leaving_a_stream_early_cancels(engine):
 
 @pytest.mark.parametrize("parent", [False, True])
 def test_a_deadline_is_an_error(engine, parent):
+    slow_down(engine)
     asked = Request(tokens=(1, 2), decoder=WAYS[1], max_new_tokens=500, deadline_seconds=0.05, parent=parent)
     with pytest.raises(DeadlineExceeded, match="0.05 s"):
         complete(engine, asked)
@@ -263,6 +271,30 @@ def test_a_request_that_waits_can_run_out_of_time_as_well(engine):
     with pytest.raises(DeadlineExceeded):
         complete(engine, Request(tokens=(1,), decoder=WAYS[0], max_new_tokens=8, deadline_seconds=0.01))
     hold.set()
+
+
+def test_a_long_prompt_of_the_parent_is_fed_in_pieces_between_which_others_are_served(engine, monkeypatch):
+    monkeypatch.setattr("hildanext.ar.PREFILL_TOKENS", 4)
+    alone = complete(engine, Request(tokens=tuple(range(1, 47)), max_new_tokens=5, ignore_eos=True, parent=True))
+    assert (alone.stats.prefill_forwards, alone.stats.forwards) == (12, 16)
+    order: list[str] = []
+    whole = threading.Semaphore(0)
+
+    def sink(name):
+        def hear(event):
+            order.extend([name] * isinstance(event, Piece))
+            if isinstance(event, Finished | Failed):
+                whole.release()
+
+        return hear
+
+    slow_down(engine)
+    fast = decoder_section("S_MODE", tau_mask=0.0, tau_edit=None)
+    engine.submit(Request(tokens=tuple(range(1, 47)), max_new_tokens=5, ignore_eos=True, parent=True), sink("parent"))
+    engine.submit(Request(tokens=(1,), decoder=fast, max_new_tokens=8, ignore_eos=True), sink("diffusion"))
+    for _ in range(2):
+        assert whole.acquire(timeout=20)
+    assert order[0] == "diffusion", "the short request need not wait for the long prompt"
 
 
 def test_memory_admits_one_after_the_other():

@@ -158,12 +158,16 @@ def test_rows_with_other_decoders_are_decided_as_if_alone():
             assert torch.equal(getattr(edit, name)[row], getattr(alone, name)[0]), name
 
 
-def test_the_parent_s_stream_is_its_generation():
+def test_the_parent_s_stream_is_its_generation(monkeypatch):
     model = random_model("qwen3", "parent", BLOCK)
+    model.causal_lm.double()
     parent = Parent(model.causal_lm, StubTokenizer(bos=0), banned=model.banned)
     for sampling in ({}, {"temperature": 1.2, "top_p": 0.9, "top_k": 20}):
+        monkeypatch.undo()
         whole = parent.generate([4, 5, 6], 15, seed=3, stop_ids=[], **sampling).tokens
         assert list(parent.stream([4, 5, 6], 15, seed=3, **sampling)) == whole
+        monkeypatch.setattr("hildanext.ar.PREFILL_TOKENS", 2)
+        assert list(parent.stream([4, 5, 6], 15, seed=3, **sampling)) == [None, *whole]
 
 
 def test_pieces_are_shown_once_and_joined_are_the_text():

@@ -40,8 +40,8 @@ class ArResult:
 Ended = Callable[[int, list[int]], bool]
 OnResult = Callable[[int, ArResult], None]
 
-PREFILL_TOKENS = 512
-"""A longer prompt is fed in several forwards, so that the mask stays small."""
+PREFILL_TOKENS = 256
+"""A longer prompt is fed in several forwards: the mask stays small, and others can be served in between."""
 
 
 @dataclass
@@ -188,14 +188,17 @@ class Parent:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
-    ) -> Iterator[int]:
+    ) -> Iterator[int | None]:
         """The tokens of `generate`, each as it is drawn, without an end of text; whoever listens says when to stop.
 
-        One forward for each token; the first one is fed the prompt.
+        One forward for each item: None where it fed a piece of a long prompt only.
         """
         self._check(len(prompt_ids), max_new_tokens)
         generator = torch.Generator().manual_seed(seed)
-        feed, cache = self._padded([prompt_ids], max_new_tokens)
+        (*pieces, feed), cache = self._padded([prompt_ids], max_new_tokens)
+        for piece in pieces:
+            self._fill(piece, cache)
+            yield None
         for _ in range(max_new_tokens):
             choice = _draw_rows(self._step(feed, cache), temperature, top_p, top_k, [generator])
             yield int(choice[0])
@@ -224,7 +227,9 @@ class Parent:
         stops = set(default_stops(self.tokenizer) if stop_ids is None else stop_ids)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds or [0] * len(prompts)]
         start = time.perf_counter()
-        feed, cache = self._padded(prompts, max_new_tokens)
+        (*pieces, feed), cache = self._padded(prompts, max_new_tokens)
+        for piece in pieces:
+            self._fill(piece, cache)
         tokens: list[list[int]] = [[] for _ in prompts]
         results: dict[int, ArResult] = {}
         active, prefill_seconds = list(range(len(prompts))), 0.0
@@ -252,8 +257,8 @@ class Parent:
                 cache.keep_rows(rows)
         return [results[i] for i in range(len(prompts))]
 
-    def _padded(self, prompts: Sequence[Sequence[int]], new: int) -> tuple[Int[Tensor, "batch seq"], CausalCache]:
-        """The prompts padded on the left, all but the last columns already in the cache."""
+    def _padded(self, prompts: Sequence[Sequence[int]], new: int) -> tuple[list[Int[Tensor, "batch _"]], CausalCache]:
+        """The prompts padded on the left, in the pieces that are fed one after the other, and a cache for them."""
         longest = max((len(prompt) for prompt in prompts), default=0)
         pads = [longest - len(prompt) for prompt in prompts]
         rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
@@ -261,10 +266,7 @@ class Parent:
         cache = CausalCache(len(prompts), longest + new)
         if any(pads):
             cache.pads = torch.tensor(pads, device=self.device)
-        while tokens.shape[1] > PREFILL_TOKENS:
-            self._fill(tokens[:, :PREFILL_TOKENS], cache)
-            tokens = tokens[:, PREFILL_TOKENS:]
-        return tokens, cache
+        return list(tokens.split(PREFILL_TOKENS, dim=1)), cache
 
     def _fill(self, feed: Int[Tensor, "batch new"], cache: CausalCache) -> Float[Tensor, "batch new hidden"]:
         new = feed.shape[1]

@@ -45,9 +45,11 @@ class Work(Turn):
     row: Row | None = None
     lent: int | None = None
     """Its key in the prefix store while it lives."""
-    tokens: Iterator[int] | None = None
-    """The parent's answer as it is drawn."""
+    tokens: Iterator[int | None] | None = None
+    """The parent's answer as it is drawn; None where a piece of the prompt was fed."""
     drawn: list[int] = field(default_factory=list)
+    prompt_forwards: int = 1
+    """Forwards of the parent that are fed the prompt; the last of them draws the first token."""
     transcript: Transcript | None = None
     ending: Ending | None = None
 
@@ -68,7 +70,8 @@ class Work(Turn):
         prefill = self.prefilled - self.started if self.prefilled else 0.0
         if self.row is not None:
             return DecodeStats.of(self.row, kept, now - self.started, prefill)
-        return DecodeStats(1, max(len(self.drawn) - 1, 0), 0, 0, kept, 0, now - self.started, prefill)
+        drawn = max(len(self.drawn) - 1, 0)
+        return DecodeStats(self.prompt_forwards, drawn, 0, 0, kept, 0, now - self.started, prefill)
 
 
 @dataclass
@@ -199,7 +202,8 @@ class DiffusionLane:
 
 
 class ParentLane:
-    """The autoregressive parent: each request draws one token a step, between the diffusion model's forwards."""
+    """The autoregressive parent: each request feeds a piece of its prompt or draws one token a step, between the
+    diffusion model's forwards."""
 
     def __init__(self, parent: Parent, block_size: int, totals: Totals) -> None:
         self.parent, self.block_size, self.totals = parent, block_size, totals
@@ -226,11 +230,15 @@ class ParentLane:
         work.tokens = None
 
     def step(self) -> list[Work]:
-        """One token for each request. Returns the requests whose text is whole."""
+        """One forward for each request. Returns the requests whose text is whole."""
         for work in list(self._works.values()):
             assert work.tokens is not None and work.transcript is not None
-            work.drawn.append(next(work.tokens))
+            token = next(work.tokens)
             self.totals.forwards += 1
+            work.prompt_forwards += token is None
+            if token is None:
+                continue
+            work.drawn.append(token)
             work.prefilled = work.prefilled or time.perf_counter()
             full = len(work.prompt) + len(work.drawn) >= work.limit
             work.ending = work.transcript.add(work.drawn, full)

@@ -317,9 +317,9 @@ class TransformersEngine(Engine):
         with self._changed:
             self._tokens["prompt"] += len(work.prompt)
             self._tokens["cached"] += work.cached
-        cells = [Cell(at, token, self.tokenizer.decode([token])) for at, token in enumerate(work.prompt)]
-        shown = cells if work.request.steps else []
-        work.sink(Started(len(work.prompt), work.cached, work.started - work.submitted, shown))
+        shown = work.prompt if work.request.steps else []
+        cells = [Cell(at, token, self.tokenizer.decode([token])) for at, token in enumerate(shown)]
+        work.sink(Started(len(work.prompt), work.cached, work.started - work.submitted, cells))
 
     def _finish(self, work: Work) -> None:
         assert work.ending is not None
