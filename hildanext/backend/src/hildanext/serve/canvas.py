@@ -34,23 +34,27 @@ class Canvas:
         self.prompt, self.block_size = prompt, block_size
         self.glyphs: dict[int, Glyph] = {}
         self.edits = 0
+        self._open: set[int] = set()
+        """Positions of the block that is not final yet."""
 
     def apply(self, record: Mapping[str, Any]) -> None:
-        """The next forward."""
+        """The next forward. A `revise` one edits blocks that are final already, and ends none, whatever it says."""
+        for at, glyph in self.glyphs.items():
+            if glyph.state == "edited":
+                glyph.state = "draft" if at in self._open else "committed"
         for at in record["masks"]:
             self.glyphs[at] = Glyph()
+            self._open.add(at)
         for cell in record["drafts"]:
             self.glyphs[cell["position"]] = Glyph("draft", cell["token"], cell["text"], cell["probability"])
-        for glyph in self.glyphs.values():
-            if glyph.state == "edited":
-                glyph.state = "draft"
         for cell in record["edits"]:
             self.glyphs[cell["position"]] = Glyph("edited", cell["new"], cell["new_text"], cell["probability"])
             self.edits += 1
-        if record["final"]:
-            for at, glyph in self.glyphs.items():
-                if at < record["block_start"] + (self.block_size or 0) and glyph.state == "draft":
-                    glyph.state = "committed"
+        if record["final"] and record["kind"] == "denoise":
+            for at in self._open:
+                if self.glyphs[at].state == "draft":
+                    self.glyphs[at].state = "committed"
+            self._open.clear()
 
     def text(self) -> str:
         """Everything behind the prompt, masks as a sign; half a character shows as one that is not."""

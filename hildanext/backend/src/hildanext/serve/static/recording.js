@@ -120,7 +120,7 @@ export class Recording {
       const was = [...before.was, old_text];
       this.write({ position, text: new_text, state: "edited", probability, forward, was, fresh: true, revised });
     }
-    if (!record.final) return;
+    if (!record.final || revised) return;
     for (const one of this.open) {
       if (one.position >= start) one.state = "committed";
     }
