@@ -418,6 +418,12 @@ class TestJobs:
         assert ask(app, "POST", f"/jobs/{job['id']}/cancel").json()["state"] == "cancelled"
         assert 'hilda_jobs{state="cancelled"} 1.0' in ask(app, "GET", "/metrics").text
 
+    def test_metrics_count_all_jobs_and_not_the_newest_alone(self, jobs_app, monkeypatch):
+        app, room = jobs_app
+        monkeypatch.setattr(room, "counts", lambda: {"queued": 2, "succeeded": 5000})
+        text = ask(app, "GET", "/metrics").text
+        assert 'hilda_jobs{state="queued"} 2.0' in text and 'hilda_jobs{state="succeeded"} 5000.0' in text
+
     def test_pages_of_the_list_follow_each_other(self, jobs_app):
         app, _ = jobs_app
         made = [ask(app, "POST", "/jobs/submit", json=GENERATE).json()["id"] for _ in range(3)]

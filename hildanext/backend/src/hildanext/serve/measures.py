@@ -8,7 +8,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from hildanext.engines.base import Answer, Engine
-from hildanext.jobs.base import STATES
 from hildanext.jobs.room import JobRoom
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -97,8 +96,7 @@ class _EngineTotals(Collector):
 
 
 def _states(jobs: JobRoom) -> Metric:
-    found = GaugeMetricFamily("hilda_jobs", "Jobs by state, of the newest thousand", labels=["state"])
-    states = [job.state for job in jobs.list(limit=1000)]
-    for state in STATES:
-        found.add_metric([state], states.count(state))
+    found = GaugeMetricFamily("hilda_jobs", "Jobs by state", labels=["state"])
+    for state, count in jobs.counts().items():
+        found.add_metric([state], count)
     return found
