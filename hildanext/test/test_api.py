@@ -16,6 +16,7 @@ from hildanext.errors import ConfigError
 from hildanext.serve import page
 from hildanext.serve.settings import ServeKnobs
 from hildanext.submission import open_jobs
+from hildanext.verbs.serve import startup_line
 from serving import ToldEngine, ask, at_once, events
 
 
@@ -224,6 +225,11 @@ class TestRoutes:
         assert told["model"] == "tiny" and told["parent"] == "tiny-parent" and told["device"] == "cpu"
         assert told["engine"]["name"] == "transformers" and told["engine"]["reason"] == "for a test"
         assert told["versions"]["torch"] and told["load"]["alive"] and told["dtype"] == "float32"
+
+    def test_the_startup_line_has_the_names_that_requests_take(self, app):
+        said = startup_line("http://127.0.0.1:1", app.state.service)
+        names = [card["id"] for card in ask(app, "GET", "/v1/models").json()["data"]]
+        assert f"serves {names[0]} beside its parent {names[1]} with transformers" in said and "1 thread;" in said
 
     def test_an_engine_that_has_died_is_not_ready_but_the_process_lives(self):
         engine = ToldEngine()

@@ -14,6 +14,7 @@ from hildanext.verbs import add_run_flags, load_run
 
 if TYPE_CHECKING:
     from hildanext.engines.base import Engine
+    from hildanext.serve.service import Service
     from hildanext.serve.settings import ServeKnobs
 
 EMBEDDED: Mapping[str, Any] = {"model": "tiny", "parent": "tiny", "chat_template": "plain"}
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         engine = _open_engine(settings)
         jobs = open_jobs(settings.jobs_folder, settings.job_limit) if settings.jobs_folder is not None else None
         app = create_app(settings, engine, jobs)
-        serve(app, bound, lambda: print(_told(address_of(bound), engine, settings), flush=True))
+        serve(app, bound, lambda: print(startup_line(address_of(bound), app.state.service), flush=True))
         if jobs is not None:
             jobs.close()
     return 0
@@ -101,13 +102,14 @@ def _open_engine(settings: "ServeKnobs") -> "Engine":
     return engine
 
 
-def _told(address: str, engine: "Engine", settings: "ServeKnobs") -> str:
-    facts = engine.facts
-    beside = f" beside its parent {facts.parent}" if facts.parent is not None else ""
-    threads = f", {facts.threads} threads" if facts.threads is not None else ""
+def startup_line(address: str, service: "Service") -> str:
+    """What is served where, with the names under which requests ask for it; all else that is said goes to stderr."""
+    facts, settings = service.engine.facts, service.settings
+    beside = f" beside its parent {service.parent}" if service.parent is not None else ""
+    threads = f", {facts.threads} thread{'s' * (facts.threads != 1)}" if facts.threads is not None else ""
     jobs = f"; jobs in {settings.jobs_folder}" if settings.jobs_folder is not None else "; no jobs"
     key = "; a key is asked for" if settings.api_key_env is not None else ""
     return (
-        f"{address} serves {facts.model}{beside} with {facts.engine} ({facts.reason}) "
+        f"{address} serves {service.model}{beside} with {facts.engine} ({facts.reason}) "
         f"on {facts.device}, {facts.dtype}{threads}{jobs}{key}"
     )
