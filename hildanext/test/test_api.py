@@ -11,7 +11,7 @@ pytest.importorskip("fastapi")
 from hildanext.api import create_app
 from hildanext.conversations import set_template
 from hildanext.engines.base import DeadlineExceeded, EngineFailed, Failed, Overloaded, Request, complete
-from hildanext.engines.transformers import TransformersKnobs
+from hildanext.engines.transformers import TransformersEngine, TransformersKnobs
 from hildanext.errors import ConfigError
 from hildanext.serve import page
 from hildanext.serve.settings import ServeKnobs
@@ -225,6 +225,14 @@ class TestRoutes:
         assert told["model"] == "tiny" and told["parent"] == "tiny-parent" and told["device"] == "cpu"
         assert told["engine"]["name"] == "transformers" and told["engine"]["reason"] == "for a test"
         assert told["versions"]["torch"] and told["load"]["alive"] and told["dtype"] == "float32"
+
+    def test_health_tells_whether_the_model_has_a_chat_template_of_its_own(self, app, engine):
+        assert engine.tokenizer.chat_template is not None  # lent by the service
+        assert ask(app, "GET", "/health").json()["engine"]["chat_template"] is False
+        taught = TransformersEngine(engine.model, engine.tokenizer, name="taught")
+        assert ask(create_app(ServeKnobs(), taught), "GET", "/health").json()["engine"]["chat_template"] is True
+        taught.close()
+        assert ask(create_app(ServeKnobs(), ToldEngine()), "GET", "/health").json()["engine"]["chat_template"] is None
 
     def test_the_startup_line_has_the_names_that_requests_take(self, app):
         said = startup_line("http://127.0.0.1:1", app.state.service)

@@ -1,5 +1,7 @@
 """OpenAI's own Python client against a real server, with no special cases."""
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("openai")
@@ -7,11 +9,12 @@ pytest.importorskip("fastapi")
 
 import openai
 
+from hildanext.api import create_app
 from hildanext.conversations import Message, set_template
-from hildanext.engines.base import EngineFailed, Failed, Piece, Request, Started, complete
+from hildanext.engines.base import EngineFailed, Failed, Piece, Request, Started, Stepped, complete
 from hildanext.engines.transformers import TransformersKnobs
 from hildanext.serve.settings import ServeKnobs
-from serving import ToldEngine, live
+from serving import ToldEngine, ask, at_once, events, live
 
 KEY = "test-key"
 MESSAGES = [{"role": "system", "content": "Tell stories."}, {"role": "user", "content": "Tell one about a cat."}]
@@ -183,6 +186,26 @@ class TestDenoising:
         assert sum(picture["n_edited"] for picture in pictures) == whole.usage.completion_tokens_details.edited_tokens
         assert {one["state"] for picture in pictures for one in picture["tokens"]} >= {"mask", "draft", "committed"}
         assert pictures[-1]["final"] and pictures[-1]["n_masked"] == 0
+
+    def test_the_end_of_text_is_in_the_cells_and_in_no_text(self):
+        drafts = [(1, 5, "well"), (2, 9, "<|endoftext|>")]
+        cells = [{"position": at, "token": token, "text": text, "probability": 0.5} for at, token, text in drafts]
+        record = {"forward": 1, "kind": "denoise", "block_start": 0, "masks": [1, 2], "drafts": cells, "edits": []}
+
+        def act(request, sink):
+            sink(Started(1, 0, 0.0))
+            sink(Stepped({**record, "final": True}))
+            at_once(request, sink)
+
+        engine = ToldEngine(act)
+        engine.facts = replace(ToldEngine.facts, supports_steps=True, special_tokens=frozenset({9}))
+        app = create_app(ServeKnobs(), engine)
+        body = {"model": "told", "prompt": "x", "max_tokens": 2, "stream": True}
+        found = ask(app, "POST", "/v1/completions", json={**body, "diffusing": True})
+        assert "well" in found.text and "endoftext" not in found.text
+        found = events(ask(app, "POST", "/v1/completions", json={**body, "stream_denoising": True}).text)
+        (picture,) = (data["diffusion"] for _, data in found if "diffusion" in data)
+        assert picture["text"] == "well" and [cell["text"] for cell in picture["tokens"]] == ["well", "<|endoftext|>"]
 
 
 class TestErrors:

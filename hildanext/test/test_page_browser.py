@@ -261,6 +261,22 @@ def test_any_moment_looks_the_same_however_one_came_to_it(watched: Watched, page
     assert found["revised"] == ["committed", "edited", "committed"], "an edit of a finished block shows for a moment"
 
 
+IN_WORDS = """async (texts) => {
+  const { describe, Recording } = await import("/static/recording.js");
+  return texts.map((text) => {
+    const made = new Recording();
+    made.addStep({ forward: 1, kind: "denoise", block_start: 0, masks: [], edits: [], final: false,
+      drafts: [{ position: 0, text, probability: 0.5 }] }, 0);
+    return describe(made.at(1)[0]);
+  });
+}"""
+
+
+def test_the_end_of_text_is_told_as_a_mark_and_not_as_a_word(page: Page):
+    marks = page.evaluate(IN_WORDS, ["<|endoftext|>", "</s>", "<b", " a<|x|>"])
+    assert [said.startswith("the mark ") for said in marks] == [True, True, False, False]
+
+
 def test_the_player_stays_where_it_is_while_it_plays(page: Page):
     write(page)
     place = page.locator("#play").bounding_box()
@@ -319,7 +335,11 @@ def test_writing_can_be_stopped(page: Page):
 
 
 def test_a_chat_keeps_its_turns(page: Page):
+    page.wait_for_selector(".status.up")
+    assert page.locator("#chat-note").is_hidden()
     page.check("input[name=kind][value=chat]")
+    assert "never taught to chat" in page.locator("#chat-note").inner_text()
+    assert page.locator("#diffusion-canvas .token.prompt").inner_text() == "", "nothing is said yet"
     page.fill("#max-tokens", "16")
     page.click("#start")
     assert "empty" in page.locator("#problem").inner_text()

@@ -1,5 +1,6 @@
 """The document that clients draw: what each forward does to its positions."""
 
+from hildanext.decode.trace import MASK
 from hildanext.serve.canvas import Canvas
 
 
@@ -68,3 +69,12 @@ def test_blocks_of_unknown_size_are_committed_too():
     canvas = Canvas(1, None)
     canvas.apply(step(0, masks=[1], drafts=[(1, 5)], final=True))
     assert states(canvas) == ["committed"]
+
+
+def test_the_end_of_text_is_a_token_and_no_text():
+    canvas = Canvas(1, 4, {9})
+    canvas.apply(step(0, masks=[1, 2, 3], drafts=[(1, 5), (2, 9)]))
+    assert canvas.text() == f"t5 {MASK}"
+    picture = canvas.picture(step(0), 0)
+    assert [cell["text"] for cell in picture["tokens"]] == ["t5 ", "t9 ", MASK] and picture["text"] == f"t5 {MASK}"
+    assert [glyph.token for glyph in canvas.kept(2)] == [5, 9]

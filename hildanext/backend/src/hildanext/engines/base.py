@@ -160,6 +160,10 @@ class EngineFacts:
     supports_editing: bool
     supports_steps: bool
     ready: bool = True
+    chat_template: bool | None = None
+    """Whether the model came with a chat template of its own; None: not known here."""
+    special_tokens: frozenset[int] = frozenset()
+    """Ids that no text shows, as the end of text; empty where they are not known."""
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,8 @@ class TransformersEngine(Engine):
             queue=settings.queue,
             supports_editing=True,
             supports_steps=True,
+            chat_template=tokenizer.chat_template is not None,
+            special_tokens=frozenset(tokenizer.all_special_ids),
         )
         self._rotation: Rotation[Work] = Rotation(settings.slots, settings.queue, settings.quantum)
         self._ids = itertools.count()

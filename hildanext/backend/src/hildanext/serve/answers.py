@@ -224,6 +224,10 @@ class EngineAnswer(BaseModel):
     context: int | None
     supports_editing: bool
     supports_steps: bool
+    chat_template: bool | None = Field(
+        description="whether the model came with a chat template of its own: without one it was not taught to chat, "
+        "and the service writes User: and Assistant:, or refuses conversations; null where it is not known"
+    )
 
 
 class HealthAnswer(BaseModel):

@@ -1,7 +1,7 @@
 """The document as it is being denoised, put together from the engine's steps."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,10 +28,10 @@ class Glyph:
 
 
 class Canvas:
-    """Takes step records (`decode.trace.step_record`) in order."""
+    """Takes step records (`decode.trace.step_record`) in order. The text does not show the tokens in `hidden`."""
 
-    def __init__(self, prompt: int, block_size: int | None) -> None:
-        self.prompt, self.block_size = prompt, block_size
+    def __init__(self, prompt: int, block_size: int | None, hidden: Collection[int] = frozenset()) -> None:
+        self.prompt, self.block_size, self.hidden = prompt, block_size, hidden
         self.glyphs: dict[int, Glyph] = {}
         self.edits = 0
         self._open: set[int] = set()
@@ -57,8 +57,9 @@ class Canvas:
             self._open.clear()
 
     def text(self) -> str:
-        """Everything behind the prompt, masks as a sign; half a character shows as one that is not."""
-        return "".join(self.glyphs[at].text for at in sorted(self.glyphs))
+        """Everything behind the prompt, masks as a sign, the end of text as nothing; half a character shows as one
+        that is not."""
+        return "".join(glyph.text for _, glyph in sorted(self.glyphs.items()) if glyph.token not in self.hidden)
 
     def picture(self, record: Mapping[str, Any], committed: int) -> dict[str, Any]:
         """A frame for clients that draw it; `committed` counts the characters that are final."""

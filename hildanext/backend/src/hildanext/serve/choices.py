@@ -164,7 +164,7 @@ class Call:
         choice = self.choices[index]
         match happened:
             case Started(prompt_tokens=count) if self.requests[index].steps:
-                choice.canvas = Canvas(count, self.facts.block_size)
+                choice.canvas = Canvas(count, self.facts.block_size, self.facts.special_tokens)
             case Stepped(record) if choice.canvas is not None:
                 choice.canvas.apply(record)
             case Piece(text):

@@ -54,6 +54,7 @@ def health(service: TheService) -> HealthAnswer:
             context=facts.context,
             supports_editing=facts.supports_editing,
             supports_steps=facts.supports_steps,
+            chat_template=facts.chat_template,
         ),
         device=facts.device,
         dtype=facts.dtype,

@@ -63,6 +63,7 @@ export class Ask {
     $("model").value = options.some(([value]) => value === now) ? now : "diffusion";
     $("compare-field").hidden = !health.parent || this.parentOnly;
     this.hasParent = Boolean(health.parent);
+    $("chat-note").hidden = health.engine.chat_template !== false;
     this.showDefaults();
   }
 

@@ -1,13 +1,12 @@
 /** Draws the cells of a document; one token at a time can be looked at with pointer or keyboard. */
 
-import { describe } from "./recording.js";
-
-const SPECIAL = /^<\|?[A-Za-z_]+\|?>$/;
+import { describe, SPECIAL } from "./recording.js";
 
 /** A token's text as what is drawn: the space before it, its ink, and a line break behind it. */
-function parts(text, state) {
+function parts({ position, text, state }) {
   if (state === "mask") return { gap: " ", ink: "", tail: "" };
-  if (SPECIAL.test(text)) return { gap: "", ink: "■", tail: "" };
+  // The beginning of text goes without saying; the end is worth seeing.
+  if (SPECIAL.test(text)) return { gap: "", ink: position === 0 ? "" : "■", tail: "" };
   const gap = /^ +/.exec(text)?.[0] ?? "";
   const rest = text.slice(gap.length);
   if (rest.includes("\n")) {
@@ -88,7 +87,7 @@ export class Canvas {
     span.dataset.state = one.state;
     span.className = `token ${one.state}${one.fresh ? " fresh" : ""}${one.was.length ? " was-edited" : ""}`;
     if (this.active === one.position) span.classList.add("active");
-    const { gap, ink, tail } = parts(one.text, one.state);
+    const { gap, ink, tail } = parts(one);
     if (SPECIAL.test(one.text)) span.classList.add("special");
     else if (ink === "↵") span.classList.add("break");
     const word = document.createElement("span");

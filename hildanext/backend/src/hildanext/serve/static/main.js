@@ -104,7 +104,7 @@ $("ask").addEventListener("submit", (event) => { event.preventDefault(); write()
 $("ask").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); write(); }
 });
-$("ask").addEventListener("input", () => bench.preview($("prompt").value, block));
+for (const kind of ["input", "change"]) $("ask").addEventListener(kind, () => bench.preview($("prompt").value, block));
 $("stop-run").addEventListener("click", () => bench.stop());
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;

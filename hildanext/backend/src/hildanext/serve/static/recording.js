@@ -1,5 +1,8 @@
 /** What was seen of one answer, and how the document looked at each of its moments. Pure: knows no page. */
 
+/** Tokens that are marks of the model's and no text, as the end of text. */
+export const SPECIAL = /^<(\|[A-Za-z_]+\||\/?[A-Za-z_]+)>$/;
+
 /**
  * A position of the document as it looks at one moment.
  * @typedef {{position: number, text: string, state: "prompt"|"mask"|"draft"|"edited"|"committed",
@@ -129,6 +132,7 @@ export class Recording {
 }
 
 function quoted(text) {
+  if (SPECIAL.test(text)) return `the mark ${text}, which is no text`;
   return `“${text.replaceAll("\n", "↵").replace(/^ (?=\S)/, "") || " "}”`;
 }
 
