@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hildanext.ar import Parent
-from hildanext.bench import answer_speed, decode_speed, train_speed
+from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
 from hildanext.bench.evaluation import finite
 from hildanext.bench.generation import (
     ONE_PER_STEP,
@@ -101,6 +102,36 @@ def test_decode_steps_are_paired_with_bare_forwards(make_model, alignment):
     assert steps == way["forwards"] - way["prefill_forwards"], "each step of the loop, and nothing else, was timed"
     assert all(kind["over_network"] > 0 and kind["backbone_ms"] <= kind["network_ms"] for kind in kinds.values())
     assert len(decode_speed.tables(found)) == 2
+
+
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_each_forward_of_the_engine_is_followed_by_one_of_the_same_size(make_model, alignment):
+    model = make_model("llama", alignment)
+    fed: list[int] = []
+    handle = model.register_forward_hook(lambda _, arguments, __: fed.append(arguments[0].shape[1]))
+    few = {"name": "threshold_edit", "tau_mask": 0.1, "tau_edit": None}
+    settings = engine_speed.EngineSpeedKnobs(prompt_tokens=9, new_tokens=7, concurrency=3, repeats=2, decoder=few)
+    found = engine_speed.measure(model, words_tokenizer(), parent_of(model), settings)
+    handle.remove()
+    assert fed and fed[::2] == fed[1::2]
+    assert len(found["repeats"]) == 2 and all(value > 0 for value in found["medians"].values())
+    assert found["medians"]["loop_over_network"] > 1, "the loop holds the network"
+    assert [len(table.columns) for table in engine_speed.tables(found)] == [3, 2]
+
+
+def test_what_measuring_takes_is_not_counted_as_the_engine_s(make_model, monkeypatch):
+    model = make_model("llama", "block")
+    real = decode_speed.BareForward.backbone
+
+    def slow(bare, fed, extent):
+        time.sleep(0.3)
+        return real(bare, fed, extent)
+
+    monkeypatch.setattr(decode_speed.BareForward, "backbone", slow)
+    fast = {"name": "threshold_edit", "tau_mask": 0.0, "tau_edit": None}
+    settings = engine_speed.EngineSpeedKnobs(prompt_tokens=9, new_tokens=3, concurrency=1, repeats=1, decoder=fast)
+    found = engine_speed.measure(model, words_tokenizer(), None, settings)["medians"]
+    assert found["first_block_seconds"] < 0.3 and 3 / found["alone_tokens_per_second"] < 0.3
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])

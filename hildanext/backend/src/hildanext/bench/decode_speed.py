@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from rich.table import Table
 from torch import Tensor
@@ -67,13 +68,16 @@ class _BareAttention:
 
     keys: Tensor
     values: Tensor
-    """[layers rows kv_heads extent head_dim]"""
+    """[layers rows kv_heads slots head_dim]"""
+    extent: int
+    """Slots that each token sees."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         batch, heads, fed, head_dim = query.shape
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, -fed:], values[:, :, -fed:] = key, value
-        kv_heads = keys.shape[1]
+        keys, values = keys[:, :, : self.extent], values[:, :, : self.extent]
+        kv_heads = key.shape[1]
         folded = query.reshape(batch, kv_heads, heads // kv_heads * fed, head_dim)
         return scaled_dot_product_attention(folded, keys, values, scale=scale).reshape(batch, heads, fed, head_dim)
 
@@ -88,21 +92,26 @@ class BareForward:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.layers, self.kv_heads = config.num_hidden_layers, config.num_key_value_heads
 
-    def seconds(self, fed: int, extent: int, read: int, rows: int = 1) -> tuple[float, float]:
-        """Seconds of the backbone, and of backbone and head: `rows` of `fed` tokens, `read` logits in all."""
+    def backbone(self, fed: int, extent: int) -> tuple[float, Float[Tensor, "fed hidden"]]:
+        """Seconds of a forward of `fed` tokens that see `extent` slots each, and its hidden states."""
         model = self.model
-        shape = (self.layers, rows, self.kv_heads, extent, self.head_dim)
+        slots = max(fed, extent)
+        shape = (self.layers, 1, self.kv_heads, slots, self.head_dim)
         cache = torch.zeros(2, *shape, dtype=model.dtype, device=model.device)
-        tokens = torch.zeros(rows, fed, dtype=torch.long, device=model.device)
-        positions = torch.arange(extent - fed, extent, device=model.device).expand(rows, -1)
-        attention = _BareAttention(cache[0], cache[1])
+        tokens = torch.zeros(1, fed, dtype=torch.long, device=model.device)
+        positions = torch.arange(slots - fed, slots, device=model.device)[None]
+        attention = _BareAttention(cache[0], cache[1], extent)
         begun = time.perf_counter()
         hidden = model(model.embed(tokens), positions, attention)
         finish(model.device)
-        backbone = time.perf_counter() - begun
-        model.logits(hidden.flatten(0, 1)[:read])
-        finish(model.device)
-        return backbone, time.perf_counter() - begun
+        return time.perf_counter() - begun, hidden[0]
+
+    def head(self, hidden: Float[Tensor, "read hidden"]) -> float:
+        """Seconds of the logits of these states."""
+        begun = time.perf_counter()
+        self.model.logits(hidden)
+        finish(self.model.device)
+        return time.perf_counter() - begun
 
 
 def finish(device: torch.device) -> None:
@@ -141,10 +150,10 @@ def loop_against_bare(
         if fed == 0:
             continue
         pair = into["step + commit" if start > cached else "step"]
-        backbone, network = bare.seconds(fed, start + session.noisy, int(where.sum()))
+        backbone, hidden = bare.backbone(fed, start + session.noisy)
         pair.loop.append(loop)
         pair.backbone.append(backbone)
-        pair.network.append(network)
+        pair.network.append(backbone + bare.head(hidden[: int(where.sum())]))
 
 
 def measure(

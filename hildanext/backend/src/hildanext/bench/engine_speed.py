@@ -1,9 +1,9 @@
 """What the engine costs and gains: the same requests through the engine, the bare loop, the bare network, the parent.
 
-Every forward of the engine is noted (which runs of tokens, how many logits) and then computed again by the network
-alone: one dense forward of the rows' blocks and one of the clean tokens, with no cache bookkeeping, thresholds, texts
-or threads. That is what the batched block forward allows. All in one process, one after the other, repeat by repeat;
-ratios are taken within a repeat.
+Every forward of the engine and of the loop is followed at once by the same work of the network alone: as many tokens
+through the backbone that see as many keys, and as many logits, with no cache bookkeeping, thresholds, texts or
+threads. That is what the batched forward allows; a busy machine slows both alike. The time of these forwards is taken
+off what is reported of the engine and of the loop.
 """
 
 import statistics
@@ -42,56 +42,61 @@ class EngineSpeedKnobs:
     decoder: dict[str, Any] = Field(default_factory=lambda: dict(MODES["S_MODE"]))
 
 
-@dataclass(frozen=True)
-class Shape:
-    """One forward of the engine: its runs, and the logits that were read."""
+@dataclass
+class Pair:
+    """A forward, and what the network alone takes for the same."""
 
     runs: tuple[Run, ...]
-    read: int
-    ended: float
-    """When, on the clock of `time.perf_counter`."""
+    network: float
+    pause: float
+    """Seconds that measuring has held up the one whose forward this is."""
 
 
 @contextmanager
-def noted(model: DiffusionModel) -> Iterator[list[Shape]]:
-    """Collect the shape of every forward of `model` inside the context."""
-    shapes: list[Shape] = []
+def beside(model: DiffusionModel) -> Iterator[list[Pair]]:
+    """Follow every forward of `model` inside the context by the same work of the network alone."""
+    pairs: list[Pair] = []
+    bare, busy = BareForward(model), False
+
+    def follow(work: Callable[[], float]) -> tuple[float, float]:
+        nonlocal busy
+        finish(model.device)
+        begun, busy = time.perf_counter(), True
+        seconds = work()
+        busy = False
+        return seconds, time.perf_counter() - begun
 
     def on_forward(_: Any, arguments: tuple[Any, ...], __: Any) -> None:
+        if busy:
+            return
         attention = arguments[2]
         assert isinstance(attention, CachedAttention)
-        shapes.append(Shape(tuple(attention.runs), 0, time.perf_counter()))
+        runs = tuple(attention.runs)
+        fed = sum(run.width for run in runs)
+        extent = round(sum(run.width * run.extent for run in runs) / fed)
+        pairs.append(Pair(runs, *follow(lambda: bare.backbone(fed, extent)[0])))
 
     def on_head(_: Any, arguments: tuple[Any, ...], __: Any) -> None:
-        if shapes:
-            shapes[-1] = Shape(shapes[-1].runs, len(arguments[0]), time.perf_counter())
+        if busy or not pairs:
+            return
+        seconds, pause = follow(lambda: bare.head(arguments[0]))
+        pairs[-1].network += seconds
+        pairs[-1].pause += pause
 
     handles = [
         model.register_forward_hook(on_forward),
         model.causal_lm.get_output_embeddings().register_forward_hook(on_head),
     ]
     try:
-        yield shapes
+        yield pairs
     finally:
         for handle in handles:
             handle.remove()
 
 
-@torch.inference_mode()
-def network_seconds(model: DiffusionModel, shapes: Sequence[Shape]) -> float:
-    """Seconds that the network alone takes for the same forwards."""
-    bare = BareForward(model)
-    total = 0.0
-    for shape in shapes:
-        noisy = [run for run in shape.runs if run.noisy]
-        clean = sum(run.clean for run in shape.runs)
-        if noisy:
-            extent = max(run.extent for run in noisy)
-            total += bare.seconds(noisy[0].noisy, extent, shape.read, rows=len(noisy))[1]
-        if clean:
-            extent = max(run.start + run.clean for run in shape.runs if run.clean)
-            total += bare.seconds(clean, max(extent, clean), 0)[0]
-    return total
+def _sums(pairs: Sequence[Pair]) -> tuple[float, float]:
+    """Seconds of the network alone, and of the pauses."""
+    return sum(pair.network for pair in pairs), sum(pair.pause for pair in pairs)
 
 
 def together(engine: TransformersEngine, requests: Sequence[Request]) -> tuple[list[Answer], float]:
@@ -128,7 +133,7 @@ def measure(
     settings: EngineSpeedKnobs,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Every repeat: bare loop, engine alone, network alone; engine full, network alone; the parent both ways."""
+    """Every repeat: bare loop, engine alone, engine full, each beside the network alone; the parent both ways."""
     engine = TransformersEngine(
         model, tokenizer, None, TransformersKnobs(slots=settings.concurrency, keep_prefixes=False), "bench"
     )
@@ -167,48 +172,55 @@ def _repeat(
         for row in prompts.tolist()
     ]
     loop = _loop(engine, requests[0], settings)
-    with noted(model) as shapes:
+    with beside(model) as pairs:
         (single,), alone = together(engine, requests[:1])
-    first = [shape for shape in shapes if not _first_block_done(shape, settings, model)]
-    bare_alone, bare_first = network_seconds(model, shapes), network_seconds(model, first)
-    with noted(model) as shapes:
+    network, pause = _sums(pairs)
+    alone -= pause
+    first_network, first_pause = _sums([pair for pair in pairs if not _first_block_done(pair, settings, model)])
+    first = single.first_piece_seconds - first_pause
+    with beside(model) as pairs:
         answers, full = together(engine, requests)
-    bare_full = network_seconds(model, shapes)
+    full_network, pause = _sums(pairs)
+    full -= pause
     tokens = sum(len(answer.tokens) for answer in answers)
     ours = len(single.tokens) / alone
-    beside = _parent(parent, prompts.tolist(), settings) if parent is not None else (None, None)
+    with_parent = _parent(parent, prompts.tolist(), settings) if parent is not None else (None, None)
     return {
         "alone_tokens_per_second": ours,
-        "alone_over_loop": alone / loop,
-        "alone_over_network": alone / bare_alone,
-        "first_block_seconds": single.first_piece_seconds,
-        "first_block_over_network": single.first_piece_seconds / bare_first,
+        "alone_over_network": alone / network,
+        "loop_over_network": loop,
+        "alone_over_loop": alone / network / loop,
+        "first_block_seconds": first,
+        "first_block_over_network": first / first_network,
         "together_tokens_per_second": tokens / full,
-        "together_network_tokens_per_second": tokens / bare_full,
-        "together_share_of_network": bare_full / full,
+        "together_network_tokens_per_second": tokens / full_network,
+        "together_share_of_network": full_network / full,
         "together_over_alone": tokens / full / ours,
-        "forwards": len(shapes),
+        "forwards": len(pairs),
         "tokens_per_forward": tokens / sum(answer.stats.denoise_forwards for answer in answers),
-        "parent_alone_tokens_per_second": beside[0],
-        "parent_together_tokens_per_second": beside[1],
+        "parent_alone_tokens_per_second": with_parent[0],
+        "parent_together_tokens_per_second": with_parent[1],
     }
 
 
-def _first_block_done(shape: Shape, settings: EngineSpeedKnobs, model: DiffusionModel) -> bool:
+def _first_block_done(pair: Pair, settings: EngineSpeedKnobs, model: DiffusionModel) -> bool:
     block = model.card.block_size
     return any(
-        run.noisy and run.start + run.clean >= settings.prompt_tokens // block * block + block for run in shape.runs
+        run.noisy and run.start + run.clean >= settings.prompt_tokens // block * block + block for run in pair.runs
     )
 
 
 def _loop(engine: TransformersEngine, request: Request, settings: EngineSpeedKnobs) -> float:
-    """Seconds of the decode loop without an engine, texts included."""
+    """Seconds of the decode loop without an engine, texts included, over those of the network alone."""
     how = GenerationKnobs(max_new_tokens=settings.new_tokens, ignore_eos=True)
-    begun = time.perf_counter()
     prompt = request.tokens if request.tokens is not None else ()
-    generate(engine.model, engine.tokenizer, [prompt], make_decoder(dict(settings.decoder)), how)
-    finish(engine.model.device)
-    return time.perf_counter() - begun
+    with beside(engine.model) as pairs:
+        begun = time.perf_counter()
+        generate(engine.model, engine.tokenizer, [prompt], make_decoder(dict(settings.decoder)), how)
+        finish(engine.model.device)
+        seconds = time.perf_counter() - begun
+    network, pause = _sums(pairs)
+    return (seconds - pause) / network
 
 
 def _parent(parent: Parent, prompts: list[list[int]], settings: EngineSpeedKnobs) -> tuple[float, float]:

@@ -9,8 +9,10 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,10 +21,12 @@ from pydantic import Field
 from rich.table import Table
 
 from hildanext.config import knobs, plain
+from hildanext.conversations import Message
 from hildanext.engines.base import Answer, EngineFailed, Request
 from hildanext.engines.dialects import Published, Times
-from hildanext.engines.remote import EventReader, address_of, key_header, look, refusal, unreachable
+from hildanext.engines.remote import EventReader, There, address_of, key_header, look, refusal, unreachable
 from hildanext.errors import ConfigError, HildaError
+from hildanext.prompt_file import Prompt, read_prompts
 from hildanext.runtime import cpu_name, usable_cores
 
 WORDS = (
@@ -47,8 +51,10 @@ class ServeLoadKnobs:
     requests: int = Field(default=32, ge=1)
     warmup: int = Field(default=2, ge=0)
     """Requests before the clock starts."""
+    prompts_file: Path | None = None
+    """Prompts to ask instead of made ones (see `prompt_file`), one after the other and then again from the first."""
     prompt_words: tuple[int, int] = (5, 60)
-    """Fewest and most words of a prompt."""
+    """Fewest and most words of a made prompt."""
     shared_words: int = Field(default=0, ge=0)
     """Words that all prompts begin with, so that a cache of prefixes has something to do."""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -70,13 +76,15 @@ class ServeLoadKnobs:
         least, most = self.prompt_words
         if not 1 <= least <= most:
             raise ConfigError(f"prompt_words {list(self.prompt_words)}", "give the fewest and the most, at least 1")
+        if self.prompts_file is not None and self.shared_words:
+            raise ConfigError("prompts_file and shared_words", "prompts of a file begin as they do: leave one out")
 
 
 @dataclass(frozen=True)
 class Plan:
     """One request before it is sent."""
 
-    prompt: str
+    prompt: Prompt
     seed: int
     arrival: float
     """Seconds from the start on; 0 in a closed loop."""
@@ -95,59 +103,78 @@ class Outcome:
 
 
 def plans(settings: ServeLoadKnobs) -> Iterator[Plan]:
-    """The requests, those for warming up first."""
+    """The requests, those for warming up first. Raises `DataError` for a file of prompts that cannot be read."""
     draw = random.Random(settings.seed)
     shared = [draw.choice(WORDS) for _ in range(settings.shared_words)]
+    given = read_prompts(settings.prompts_file) if settings.prompts_file is not None else None
     arrival = 0.0
     for number in range(settings.warmup + settings.requests):
         words = shared + [draw.choice(WORDS) for _ in range(draw.randint(*settings.prompt_words))]
+        made = Prompt(number + 1, text=" ".join(words).capitalize())
         leaves = draw.uniform(0.0, settings.cancel_seconds) if draw.random() < settings.cancel_rate else None
-        yield Plan(" ".join(words).capitalize(), settings.seed + number, arrival, leaves)
+        prompt = made if given is None else given[(number - settings.warmup) % len(given)]
+        yield Plan(prompt, settings.seed + number, arrival, leaves)
         if settings.rate is not None and number >= settings.warmup:
             arrival += draw.expovariate(settings.rate)
 
 
 def measure(
     url: str,
-    settings: ServeLoadKnobs,
+    loads: Sequence[ServeLoadKnobs],
     model: str | None = None,
     parent: str | None = None,
     api_key_env: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Load a server's model, and then its parent with the same requests.
+    """Load a server's model, and then its parent with the same requests; so for each of the loads, in their order.
 
     `model` None is the server's first; `parent` "auto" the one that a HILDA server tells. Raises `ConfigError`,
-    `ModelError` and `EngineFailed` where there is no such server or model.
+    `ModelError` and `EngineFailed` where there is no such server or model, `DataError` for prompts that are none.
     """
     address, headers = address_of(url), key_header(api_key_env)
+    found = []
     with httpx.Client(base_url=address, headers=headers, timeout=30.0) as client:
         there = look(client, address, model, parent)
-        if not there.hilda and (settings.deadline_seconds is not None or settings.ignore_eos):
-            raise ConfigError(f"{address} is not a HILDA server", "leave deadline_seconds and ignore_eos out")
-        results = {}
-        for role, name in (("model", there.model), ("parent", there.parent)):
-            if name is None:
-                continue
-            loading = _Loading(address, headers, name, settings)
-            asyncio.run(loading.warm())
-            before = _engine_counts(client) if there.hilda else {}
-            outcomes, seconds = asyncio.run(loading.run())
-            after = _engine_counts(client) if there.hilda else {}
-            grown = {key: after[key] - before[key] for key in before if key in after}
-            results[role] = {"name": name, **summary(outcomes, seconds), "engine_counts": grown}
-            if say is not None:
-                say(f"{name}: {len(outcomes)} requests in {seconds:.1f} s")
+        for settings in loads:
+            if not there.hilda and (settings.deadline_seconds is not None or settings.ignore_eos):
+                raise ConfigError(f"{address} is not a HILDA server", "leave deadline_seconds and ignore_eos out")
+        for settings in loads:
+            results = {}
+            for role, name in (("model", there.model), ("parent", there.parent)):
+                if name is not None:
+                    results[role] = _loaded(client, there, name, settings, say)
+            loop = "closed" if settings.rate is None else "open"
+            found.append({"loop": loop, "settings": plain(settings), "results": results})
     told = {key: there.hilda.get(key) for key in ("engine", "device", "dtype", "threads", "versions")}
     return {
         "bench": "serve",
         "url": address,
-        "loop": "closed" if settings.rate is None else "open",
-        "settings": plain(settings),
         "server": told if there.hilda else None,
         "client": {"cpu": cpu_name(), "cores": usable_cores()},
-        "results": results,
+        "loads": found,
     }
+
+
+def _loaded(
+    client: httpx.Client, there: There, name: str, settings: ServeLoadKnobs, say: Callable[[str], None] | None
+) -> dict[str, Any]:
+    """What one load does to one model."""
+    loading = _Loading(str(client.base_url).rstrip("/"), client.headers, name, settings)
+    asyncio.run(loading.warm())
+    before = _engine_counts(client) if there.hilda else {}
+    outcomes, seconds = asyncio.run(loading.run())
+    after = _engine_counts(client) if there.hilda else {}
+    grown = {key: after[key] - before[key] for key in before if key in after}
+    if say is not None:
+        say(f"{name}, {load_of(settings.clients, settings.rate)}: {len(outcomes)} requests in {seconds:.1f} s")
+    return {"name": name, **summary(outcomes, seconds), "engine_counts": grown}
+
+
+def load_of(clients: int, rate: float | None) -> str:
+    """How the requests come, in a few words."""
+    if rate is not None:
+        return f"open loop, {rate:g} arrivals/s"
+    return f"closed loop, {clients} client{'s' * (clients != 1)}"
 
 
 def _engine_counts(client: httpx.Client) -> dict[str, int]:
@@ -162,14 +189,14 @@ def _engine_counts(client: httpx.Client) -> dict[str, int]:
 class _Loading:
     """One model's load."""
 
-    def __init__(self, address: str, headers: dict[str, str], model: str, settings: ServeLoadKnobs) -> None:
+    def __init__(self, address: str, headers: Mapping[str, str], model: str, settings: ServeLoadKnobs) -> None:
         self.address, self.headers, self.model, self.settings = address, headers, model, settings
         self.open = 0
 
     async def warm(self) -> None:
         """Send the requests that do not count, one after the other."""
         async with self._client() as client:
-            for plan in list(plans(self.settings))[: self.settings.warmup]:
+            for plan in islice(plans(self.settings), self.settings.warmup):
                 await self._one(client, plan, time.perf_counter(), stays=True)
 
     async def run(self) -> tuple[list[Outcome], float]:
@@ -211,9 +238,11 @@ class _Loading:
     async def _one(self, client: httpx.AsyncClient, plan: Plan, due: float, stays: bool = False) -> Outcome:
         self.open += 1
         leaves = None if stays else plan.leaves
-        talk = Published(
-            Request(prompt=plan.prompt, seed=plan.seed, max_new_tokens=self.settings.max_new_tokens), Times(due, due)
+        turns = tuple(Message(role, content) for role, content in plan.prompt.messages)
+        asked = Request(
+            prompt=plan.prompt.text, messages=turns, seed=plan.seed, max_new_tokens=self.settings.max_new_tokens
         )
+        talk = Published(asked, Times(due, due))
         try:
             async with asyncio.timeout(leaves):
                 answer = await self._talk(client, talk)
@@ -282,9 +311,14 @@ def _percentiles(values: list[float]) -> dict[str, float] | None:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """One column for each model."""
-    results = result["results"]
-    title = f"{result['url']}, {_load_of(result)}"
+    """One table for each load, with one column for each model."""
+    return [_table(result["url"], load) for load in result["loads"]]
+
+
+def _table(url: str, load: dict[str, Any]) -> Table:
+    results, settings = load["results"], load["settings"]
+    asked = f"{settings['requests']} requests of {settings['max_new_tokens']} tokens"
+    title = f"{url}, {load_of(settings['clients'], settings['rate'])}, {asked}"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for role, one in results.items():
@@ -305,13 +339,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     row("prompt tokens from the cache", lambda one: f"{one['cached_tokens']} of {one['prompt_tokens']}")
     for kind in sorted({kind for one in results.values() for kind in one["errors"]}):
         row(kind, lambda one, kind=kind: str(one["errors"].get(kind, 0)))  # type: ignore[misc]
-    return [table]
-
-
-def _load_of(result: dict[str, Any]) -> str:
-    settings = result["settings"]
-    load = f"{settings['clients']} clients" if settings["rate"] is None else f"{settings['rate']:g} arrivals/s"
-    return f"{result['loop']} loop, {load}, {settings['requests']} requests of {settings['max_new_tokens']} tokens"
+    return table
 
 
 def _number(found: dict[str, Any] | None, key: str) -> str:
