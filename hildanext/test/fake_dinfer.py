@@ -1,18 +1,23 @@
 """dInfer's published interface without its models: the same names, signatures and quirks, for the adapter's tests.
 
-As the real one at the pinned commit: a server for each process (`handle`), workers that are asked through queues whose
-answers are waited for without end, whole blocks, every end of text taken out of the row, forwards counted over all
-calls, and a stop that waits for its workers. What the workers write is the test's.
+As the real one at the pinned commit: a server for each process (`handle`), groups of workers that are known before
+they are started, workers that are asked through queues whose answers are waited for without end, whole blocks, a stop
+behind the block that holds an end of text (the prompt's last block, too), every end of text taken out of the row,
+forwards counted over all calls, and a stop that waits for its workers. What the workers write is the test's.
 """
 
+import multiprocessing
 import queue
 import threading
 import time
 
-script = {"write": None, "behaviour": "well", "forwards": 3}
-"""`write(prompt, length) -> tokens`; behaviour: well, hangs, dies or raises."""
+script = {"write": None, "behaviour": "well", "forwards": 3, "seconds": 0.0}
+"""`write(position) -> token`; behaviour: well, hangs, dies, raises, half or child; forwards of a block; seconds of a
+call."""
 made = []
 """Arguments of every server that was started."""
+asked = []
+"""Rows, lengths and block lengths of every call that reached a worker."""
 
 
 class SamplingParams:
@@ -20,6 +25,20 @@ class SamplingParams:
             prefix_look=16, after_look=16, warmup_steps=4, enable_torch_compile=True, mask_id=156895, eos_id=156892,
             parallel_decoding='threshold', use_credit=False, use_bd=True, max_length=4096):  # fmt: skip
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
+
+
+def generate(row, gen_length, block_length, write, eos_id, forwards):
+    """The row that comes back, and the forwards it took, for early stop and blocks."""
+    total = -(-(len(row) + gen_length) // block_length) * block_length
+    data = row + [write(position) for position in range(len(row), total)]
+    taken = 1  # the prefill
+    for start in range(len(row) // block_length * block_length, total, block_length):
+        end = start + block_length
+        taken += forwards
+        if eos_id in data[start:end]:
+            data[end:] = [eos_id] * (total - end)
+            break
+    return [token for token in data if token != eos_id], taken
 
 
 class Worker(threading.Thread):
@@ -41,19 +60,19 @@ class Worker(threading.Thread):
             if script["behaviour"] == "dies":
                 self.exitcode = 1
                 return
-            while script["behaviour"] == "hangs" and not self.ended.is_set():
-                time.sleep(0.01)
             prompt, gen_length, block_length = data
             row = prompt[0].tolist()
-            length = -(-(len(row) + gen_length) // block_length) * block_length - len(row)
-            written = script["write"](row, length)
-            eos = self.params.eos_id
-            if eos in written:
-                written = written[: written.index(eos)] + [eos] * (length - written.index(eos))
-            self.num_forwards += script["forwards"]
+            asked.append((row, gen_length, block_length))
+            while script["behaviour"] == "hangs" and not self.ended.is_set():
+                time.sleep(0.01)
+            time.sleep(script["seconds"])
+            found, taken = generate(
+                row, gen_length, block_length, script["write"], self.params.eos_id, script["forwards"]
+            )
+            self.num_forwards += taken
             import torch
 
-            self.results.put((torch.tensor([[token for token in row + written if token != eos]]), self.num_forwards))
+            self.results.put((torch.tensor([found]), self.num_forwards))
 
     def terminate(self):
         self.exitcode = -15
@@ -66,12 +85,22 @@ class ServerGroup:
     def __init__(self):
         self.procs, self.req_qs, self.res_q = [], [], None
 
+    def add_request(self, req):
+        for requests in self.req_qs:
+            requests.put(req)
+
     def get_response(self):
         return self.res_q.get()
 
-    def start_server(self, params):
+    def start_server(self, model_path, model_type, sample_params, server_port, gpus, backend):
+        if backend == "sglang":
+            assert model_type.startswith("llada2")
+        if script["behaviour"] == "child":  # the second GPU's fails: the first one's process is in no list yet
+            child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
+            child.start()
+            raise OSError("no second process")
         requests, self.res_q = queue.Queue(), queue.Queue()
-        self.procs, self.req_qs = [Worker(requests, self.res_q, params)], [requests]
+        self.procs, self.req_qs = [Worker(requests, self.res_q, sample_params)], [requests]
         self.procs[0].start()
 
     def stop_running(self):
@@ -85,8 +114,31 @@ class ServerHandle:
     def __init__(self):
         self.groups = []
 
+    def add_requests(self, reqs):
+        prompts, gen_length, block_length = reqs
+        assert len(self.groups) == prompts.shape[0], "We cannot only use DP to support batch size > 1."
+        for group, prompt in zip(self.groups, prompts, strict=True):
+            group.add_request((prompt.unsqueeze(0), gen_length, block_length))
+
+    def get_responses(self):
+        return [group.get_response() for group in self.groups]
+
+    def start_server(self, model_path, model_type, sample_params, server_port, num_gpus, dp_size, tpep_size, backend):
+        assert num_gpus >= dp_size * tpep_size
+        for _ in range(dp_size):
+            self.groups.append(ServerGroup())
+            gpus = list(range(tpep_size))
+            self.groups[-1].start_server(model_path, model_type, sample_params, server_port + 1, gpus, backend=backend)
+        if script["behaviour"] == "half":
+            raise RuntimeError("half started")
+
     def is_running(self):
         return len(self.groups) != 0
+
+    def stop_running(self):
+        for group in self.groups:
+            group.stop_running()
+        self.groups = []
 
 
 handle = ServerHandle()
@@ -98,21 +150,14 @@ class DiffusionLLMServing:
         if script["behaviour"] == "raises":
             raise AssertionError("num_gpus")
         self.sample_params = sample_params
-        if backend == "sglang":
-            assert model_type.startswith("llada2")
         if not handle.is_running():
-            handle.groups.append(ServerGroup())
-            handle.groups[0].start_server(sample_params)
+            handle.start_server(model, model_type, sample_params, server_port, num_gpus, dp_size, tpep_size, backend)
         self.num_forwards = 0
 
     def generate(self, prompts, gen_length=128, block_length=128):
-        assert len(handle.groups) == prompts.shape[0]
-        group = handle.groups[0]
-        group.req_qs[0].put((prompts, gen_length, block_length))
-        tokens, self.num_forwards = group.get_response()
+        handle.add_requests((prompts, gen_length, block_length))
+        ((tokens, self.num_forwards),) = handle.get_responses()
         return tokens
 
     def stop_serving(self):
-        for group in handle.groups:
-            group.stop_running()
-        handle.groups = []
+        handle.stop_running()

@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -11,13 +13,16 @@ import sys
 import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 import fake_dinfer
+from hildanext.ar import PromptError
 from hildanext.decode import decoder_section
 from hildanext.engines import choose, guards
 from hildanext.engines.base import (
@@ -27,11 +32,14 @@ from hildanext.engines.base import (
     Failed,
     Finished,
     Overloaded,
+    Piece,
     Request,
+    Started,
     complete,
+    stream,
 )
 from hildanext.engines.dinfer import DInferEngine, DInferKnobs
-from hildanext.engines.dinfer_output import ending_of
+from hildanext.engines.dinfer_output import checked
 from hildanext.engines.guards import PINNED, Found, why_not_here, why_not_model
 from hildanext.errors import ConfigError, ModelError
 from hildanext.verbs import doctor
@@ -64,13 +72,14 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """The fake as `dinfer`, writing tokens 10, 11, ... by default."""
+    """The fake as `dinfer`, writing 10, 11, ... behind a prompt of three tokens by default."""
     for name in ("dinfer", "dinfer.decoding"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "dinfer", fake_dinfer)
     monkeypatch.setitem(sys.modules, "dinfer.decoding.serving", fake_dinfer)
-    fake_dinfer.script.update(write=lambda prompt, length: [10 + i for i in range(length)], behaviour="well")
+    fake_dinfer.script.update(write=lambda position: 7 + position, behaviour="well", seconds=0.0)
     fake_dinfer.made.clear()
+    fake_dinfer.asked.clear()
     yield fake_dinfer
     fake_dinfer.handle.groups = []
 
@@ -92,6 +101,21 @@ def start(fake, folder):
 
 def ask(**more) -> Request:
     return Request(**{"tokens": (5, 6, 7), "max_new_tokens": 12, "decoder": decoder_section("S_MODE"), **more})
+
+
+class Told:
+    """A sink that keeps what it hears; `over` once that is the end."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.events: list[object] = []
+        self.begun, self.over, self.seconds = threading.Event(), threading.Event(), seconds
+
+    def __call__(self, event: object) -> None:
+        time.sleep(self.seconds)
+        self.events.append(event)
+        self.begun.set()
+        if isinstance(event, Finished | Failed):
+            self.over.set()
 
 
 class TestWhetherItCanBeUsed:
@@ -138,14 +162,48 @@ class TestWhetherItCanBeUsed:
         package.mkdir()
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         shutil.copy(fake_dinfer.__file__, package / "__init__.py")
-        found = guards.probe(60.0)
+        found = guards.look(60.0)
         assert found.parameters == GOOD.parameters and not found.vllm and not found.died
         (package / "__init__.py").write_text("import vllm_that_is_absent")
-        assert "ModuleNotFoundError" in guards.probe(60.0).errors["parameters"]
+        assert "ModuleNotFoundError" in guards.look(60.0).errors["parameters"]
         (package / "__init__.py").write_text("import os; os._exit(11)")
-        assert "ended Python with 11" in guards.probe(60.0).died
+        assert "ended Python with 11" in guards.look(60.0).died
         (package / "__init__.py").write_text("import time; time.sleep(60)")
-        assert "more than 4 s" in guards.probe(4.0).died
+        assert "more than 4 s" in guards.look(4.0).died
+
+    @pytest.mark.parametrize("kind", ["a distribution without a module", "a module without its parts"])
+    def test_an_empty_placeholder_is_recognised_and_never_imported(self, folder, tmp_path, monkeypatch, kind):
+        if kind == "a distribution without a module":
+            (tmp_path / "dinfer-0.1.0.dist-info").mkdir()
+            (tmp_path / "dinfer-0.1.0.dist-info" / "METADATA").write_text("Name: dinfer\nVersion: 0.1.0\n")
+            words = "the package dinfer 0.1.0 is an empty placeholder"
+        else:
+            (tmp_path / "dinfer").mkdir()
+            (tmp_path / "dinfer" / "__init__.py").write_text("raise AssertionError('imported')")
+            words = "the package dinfer that is installed is an empty placeholder"
+        assert guards.placeholder() == ""
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(guards, "_probed", {})
+        assert guards.installed() and words in guards.look(60.0).died
+        assert words in choose({}, str(folder))[1] and choose({}, str(folder))[0] == "transformers"
+        finding = doctor.examine_engines()[-1]
+        assert finding.state == "note" and words in finding.value and "github.com/inclusionAI/dInfer" in finding.value
+        with pytest.raises(ConfigError, match=words):
+            DInferKnobs().open(str(folder), None, "")
+
+    def test_many_that_ask_at_once_are_answered_by_one_probe(self, monkeypatch):
+        looked = []
+
+        def look(seconds):
+            looked.append(seconds)
+            time.sleep(0.05)
+            return GOOD
+
+        monkeypatch.setattr(guards, "_probed", {})
+        monkeypatch.setattr(guards, "look", look)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(guards.probe, [120.0] * 8)) == [GOOD] * 8
+        assert looked == [120.0]
 
     def test_auto_says_why_it_is_not_used_and_uses_it_where_nothing_stands_against_it(self, folder, monkeypatch):
         assert choose({}, "tiny") == ("transformers", "auto: dinfer is not used: it is not installed")
@@ -183,8 +241,8 @@ class TestAnswers:
         answer = complete(engine, ask())
         assert answer.tokens == list(range(10, 22)) and answer.finish_reason == "length"
         assert answer.text == engine.tokenizer.decode(answer.tokens)
-        assert not answer.edits_supported and answer.stats.edits == 0 and answer.stats.forwards == 3
-        assert complete(engine, ask()).stats.forwards == 3  # it counts over all calls
+        assert not answer.edits_supported and answer.stats.edits == 0 and answer.stats.forwards == 7
+        assert complete(engine, ask()).stats.forwards == 7  # it counts over all calls
 
     def test_it_is_started_as_its_traps_demand(self, start, folder):
         start(mode="Q_MODE")
@@ -193,12 +251,34 @@ class TestAnswers:
         assert (params.cache, params.use_bd, params.cont_weight, params.threshold) == ("prefix", True, 0.0, 0.7)
         assert params.mask_id == 3 and made["model_type"] == "llada2" and made["dp_size"] == 1
 
-    def test_an_end_of_text_that_it_took_out_is_noticed_even_in_the_prompt(self, start, fake):
+    def test_text_behind_an_end_of_text_in_the_same_block_is_cut(self, start, fake):
         engine = start()
-        eos = engine.eos_id
-        fake.script["write"] = lambda prompt, length: [10, 11, eos] + [12] * (length - 3)
-        answer = complete(engine, ask(tokens=(eos, 6, eos, 7)))
-        assert answer.tokens == [10, 11] and answer.finish_reason == "eos" and answer.prompt_tokens == 4
+        fake.script["write"] = lambda position: engine.eos_id if position == 5 else 7 + position
+        answer = complete(engine, ask())
+        assert answer.tokens == [10, 11, engine.eos_id] and answer.finish_reason == "eos"
+        assert answer.text == engine.tokenizer.decode([10, 11])
+
+    def test_an_end_of_text_in_the_prompt_neither_stops_it_nor_gets_lost(self, start):
+        engine = start()
+        answer = complete(engine, ask(tokens=(engine.eos_id, 6, engine.eos_id)))  # in the block where the text begins
+        assert answer.tokens == list(range(10, 22)) and answer.prompt_tokens == 3
+
+    def test_it_is_asked_for_a_few_blocks_at_a_time_and_no_further_than_the_text_goes(self, start, fake):
+        engine = start(call_blocks=1)
+        pieces = [event.text for event in stream(engine, ask(max_new_tokens=30)) if isinstance(event, Piece)]
+        assert [(len(row), more) for row, more, _ in fake.asked] == [(3, 5), (8, 8), (16, 8), (24, 8), (32, 8)]
+        assert len(pieces) > 1 and "".join(pieces) == engine.tokenizer.decode(list(range(10, 40)))
+        fake.asked.clear()
+        fake.script["write"] = lambda position: engine.eos_id if position == 12 else 7 + position
+        answer = complete(engine, ask(max_new_tokens=200))
+        assert len(fake.asked) == 2 and answer.finish_reason == "eos" and len(answer.tokens) == 10
+
+    def test_what_is_fed_fits_after_rounding_to_whole_blocks(self, start, fake):
+        engine = start(max_length=68, block_length=8)
+        assert len(complete(engine, ask(max_new_tokens=61)).tokens) == 61  # 64 with the prompt
+        with pytest.raises(PromptError, match="take 72 tokens in whole blocks of 8, and there is room for 68"):
+            engine.submit(ask(max_new_tokens=62), lambda event: None)
+        assert max(len(row) + more for row, more, _ in fake.asked) == 64
 
     def test_a_stop_string_ends_the_text(self, start):
         engine = start()
@@ -206,10 +286,11 @@ class TestAnswers:
         answer = complete(engine, ask(stop=(stop,)))
         assert answer.finish_reason == "stop" and stop not in answer.text
 
-    def test_another_prompt_or_masks_are_no_answer(self):
-        tokenizer = types.SimpleNamespace(eos_token_id=0, decode=lambda ids, **_: "")
-        with pytest.raises(EngineFailed, match="another prompt"):
-            ending_of([9, 9, 9], [5, 6], 2, tokenizer, 3, ())
+    def test_another_prompt_another_length_or_masks_are_no_answer(self):
+        assert checked([5, 6, 8, 9], [5, 6], 4, 3) == [5, 6, 8, 9]
+        for row, words in (([9, 9, 8, 9], "another prompt"), ([5, 6, 8], "3 tokens"), ([5, 6, 3, 9], "left masks")):
+            with pytest.raises(EngineFailed, match=words):
+                checked(row, [5, 6], 4, 3)
 
     def test_what_it_would_ignore_is_refused(self, start):
         engine = start(edits="refuse")
@@ -262,6 +343,69 @@ class TestWhenItGoesWrong:
             assert ended.acquire(timeout=10)
         assert all(isinstance(event.error, EngineFailed) for event in events)
 
+    @pytest.mark.parametrize("behind", ["one that is slow", "one that hangs"])
+    def test_the_deadline_of_one_that_waits_counts_while_another_runs(self, start, fake, behind):
+        engine = start(request_seconds=1.0)
+        fake.script["behaviour"] = "hangs"
+        first, second = Told(), Told()
+        engine.submit(ask(), first)
+        ticket = engine.submit(ask(deadline_seconds=0.2 if behind == "one that is slow" else 0.95), second)
+        begun = time.perf_counter()
+        assert second.over.wait(5) and isinstance(second.events[-1].error, DeadlineExceeded)
+        if behind == "one that is slow":
+            assert time.perf_counter() - begun < 0.8 and not first.over.is_set() and engine.load().waiting == 0
+        assert len(second.events) == 1 and engine.load().finished["deadline"] == 1
+        ticket.cancel()
+        assert first.over.wait(5) and len(second.events) == 1
+
+    @pytest.mark.parametrize("how", ["cancel", "deadline"])
+    def test_one_that_ended_while_it_waited_is_neither_started_nor_sent(self, start, fake, how):
+        engine = start()
+        fake.script["seconds"] = 0.4
+        first, second = Told(), Told()
+        engine.submit(ask(), first)
+        ticket = engine.submit(ask(tokens=(8, 8, 8), deadline_seconds=0.05 if how == "deadline" else None), second)
+        if how == "cancel":
+            ticket.cancel()
+        assert first.over.wait(5) and second.over.wait(5)
+        assert complete(engine, ask()).tokens and len(second.events) == 1
+        assert isinstance(second.events[0].error, Cancelled if how == "cancel" else DeadlineExceeded)
+        assert [8, 8, 8] not in [row for row, _, _ in fake.asked]
+
+    def test_one_that_is_late_when_its_turn_comes_is_not_sent(self, start, fake):
+        engine = start()
+        sink = Told()
+        engine.submit(ask(deadline_seconds=1e-9), sink)
+        assert sink.over.wait(5) and len(sink.events) == 1 and isinstance(sink.events[0].error, DeadlineExceeded)
+        assert not fake.asked
+
+    def test_as_many_wait_as_the_queue_says_beyond_the_one_that_runs(self, start, fake):
+        fake.script["behaviour"] = "hangs"
+        for queue in (0, 2):
+            engine = start(queue=queue)
+            sinks = [Told() for _ in range(queue + 1)]
+            for sink in sinks:
+                engine.submit(ask(), sink)
+                assert sinks[0].begun.wait(5)  # the first has left the queue
+            with pytest.raises(Overloaded, match="wait"):
+                engine.submit(ask(), lambda event: None)
+            engine.close()
+            assert all(sink.over.wait(5) for sink in sinks)
+
+    def test_nothing_reaches_a_sink_behind_the_end(self, start, fake):
+        engine = start(call_blocks=1)
+        fake.script["seconds"] = 0.002
+        for turn in range(20):
+            sink = Told(seconds=0.002)
+            ticket = engine.submit(ask(max_new_tokens=60), sink)
+            time.sleep(0.003 * turn / 4)
+            ticket.cancel()
+            assert sink.over.wait(5)
+            time.sleep(0.01)
+            ends = [isinstance(event, Finished | Failed) for event in sink.events]
+            assert ends.count(True) == 1 and ends[-1]
+            assert not any(isinstance(event, Started) for event in sink.events[1:])
+
     @pytest.mark.parametrize("how", ["cancel", "deadline", "close"])
     def test_who_leaves_hears_at_once(self, start, fake, how):
         engine = start()
@@ -293,6 +437,23 @@ class TestWhenItGoesWrong:
         again = start()
         assert complete(again, ask()).tokens
 
+    @pytest.mark.parametrize("how", ["half", "child"])
+    def test_a_start_that_fails_half_way_leaves_no_process_behind(self, start, fake, how, monkeypatch):
+        workers: list[fake_dinfer.Worker] = []
+        begin = fake.Worker.start
+        monkeypatch.setattr(fake.Worker, "start", lambda worker: (workers.append(worker), begin(worker)))
+        children = set(multiprocessing.active_children())
+        fake.script["behaviour"] = how
+        with pytest.raises(EngineFailed, match="does not start"):
+            start()
+        for worker in workers:
+            worker.join(5)
+            assert not worker.is_alive()
+        assert not fake.handle.is_running() and len(workers) == (how == "half")
+        assert set(multiprocessing.active_children()) == children
+        fake.script["behaviour"] = "well"
+        assert complete(start(), ask()).tokens
+
     def test_one_that_does_not_start_is_an_error_and_leaves_the_place_free(self, start, fake):
         fake.script["behaviour"] = "raises"
         with pytest.raises(EngineFailed, match="does not start .AssertionError: num_gpus"):
@@ -313,9 +474,41 @@ class TestAgainstItsSource:
             defaults = [one.default for one in ours.values() if one.default is not inspect.Parameter.empty]
             assert [ast.literal_eval(node) for node in real.args.defaults] == defaults
 
+    @pytest.mark.parametrize("length", [3, 8, 13])
+    @pytest.mark.parametrize("eos", [-1, 41, 55, 2])
+    def test_the_fake_returns_what_its_loop_over_blocks_returns(self, monkeypatch, length, eos):
+        """Its real loop, tokens and iterator; the model and the cache are ours, as they need no GPU then."""
+        package = types.ModuleType("dinfer_source")
+        package.__path__ = [str(Path(SOURCE) / "python/dinfer/decoding")]
+        monkeypatch.setitem(sys.modules, "dinfer_source", package)
+        loop, utils = (importlib.import_module(f"dinfer_source.{name}") for name in ("generate_uniform", "utils"))
+        mask, row = 99, [2] + list(range(20, 19 + length))
+
+        def write(position):
+            return 30 + position
+
+        def model(tokens, position_ids=None, **_):
+            logits = torch.nn.functional.one_hot(write(position_ids) % 100, 100).float()
+            return types.SimpleNamespace(logits=logits, past_key_values=None)
+
+        def decode(logits, start, end, x):
+            here = x[:, start:end]
+            x[:, start:end] = torch.where(here == mask, logits.argmax(-1), here)
+
+        model.device = "cpu"
+        decoder = types.SimpleNamespace(mask_id=mask, eos_id=eos, decode=decode, block_init=lambda *_: None)
+        cache = types.SimpleNamespace(
+            extend_cache=lambda *_: None, get_key_values=lambda *_: (None, None), update=lambda *_: None
+        )
+        blocks = utils.BlockIteratorFactory(start_block_align=True, use_block_diffusion=True)
+        made = types.SimpleNamespace(create=lambda: cache)
+        llm = loop.BlockDiffusionLLM(model, decoder, blocks, made, maximum_unroll=4, expected_tpf=4)
+        real = llm.generate(torch.tensor([row]), gen_length=21, block_length=8)
+        assert (real[0].tolist(), llm.num_forwards) == fake_dinfer.generate(row, 21, 8, write, eos, 2)
+
     def test_it_cannot_be_imported_without_vllm_and_the_probe_says_so(self, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", str(Path(SOURCE) / "python"))
-        found = guards.probe(120.0)
+        found = guards.look(120.0)
         if not found.vllm:
             assert "parameters" in found.errors and not found.died and why_not_here(found, "sglang", None)
 

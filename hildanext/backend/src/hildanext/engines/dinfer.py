@@ -1,16 +1,15 @@
 """An engine around dInfer, which runs LLaDA models on NVIDIA GPUs; every known trap of its has a guard.
 
-It decodes one request at a time, cannot edit, stop or stream, and fixes its threshold when it starts. Its `generate`
-waits without end: here it waits in a thread of its own, watched by the clock and by the life of its processes.
+It decodes one request at a time, cannot edit, and fixes its threshold when it starts. It is asked for a few blocks at
+a time, so that an end of text, a stop string and whoever leaves are noticed between two calls. Its `generate` waits
+without end: here it waits in a thread of its own, watched by the clock and by the life of its processes.
 """
 
-import importlib
-import inspect
 import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -19,6 +18,7 @@ from hildanext.ar import PromptError
 from hildanext.config import knobs, plain
 from hildanext.conversations import encode_chat
 from hildanext.decode import MODES, make_decoder, mode_name
+from hildanext.decode.transcript import Ending, Transcript
 from hildanext.engines.base import (
     Answer,
     Cancelled,
@@ -37,19 +37,15 @@ from hildanext.engines.base import (
     Started,
     Ticket,
 )
-from hildanext.engines.dinfer_output import ending_of
-from hildanext.engines.guards import PINNED, model_type, probe, why_not_here, why_not_model
+from hildanext.engines.dinfer_server import TROUBLES, DInferServer
+from hildanext.engines.guards import PINNED, probe, why_not_here, why_not_model
 from hildanext.errors import ConfigError, HildaError, ModelError
 from hildanext.inference import DEFAULT_NEW_TOKENS, DecodeStats
 from hildanext.tokenization import encode_prompt
 
 logger = logging.getLogger(__name__)
 
-STARTING = (ImportError, OSError, RuntimeError, AttributeError, TypeError, AssertionError)
-"""What importing and starting dInfer was seen to raise, and what may be expected of it."""
 GLANCE_SECONDS = 0.1
-ALWAYS = {"use_bd": True, "cache": "prefix", "cont_weight": 0.0, "temperature": 0.0, "early_stop": True}
-"""Of its parameters for models of blocks: its defaults are for others (with blocks and no cache it crashes)."""
 
 
 @knobs
@@ -60,6 +56,8 @@ class DInferKnobs:
     """Its threshold is this mode's; requests of another mode are refused. A second mode is a second server."""
     backend: Literal["sglang", "vllm"] = "sglang"
     block_length: int = Field(default=32, ge=1)
+    call_blocks: int = Field(default=4, ge=1)
+    """Blocks of one call. Each call feeds all that is written so far once; between calls a text can end."""
     max_length: int = Field(default=4096, ge=64)
     num_gpus: int = Field(default=1, ge=1)
     server_port: int = Field(default=12345, ge=1, le=65000)
@@ -98,12 +96,30 @@ class Work:
     prompt: list[int]
     submitted: float
     ended: bool = False
+    lock: Any = field(default_factory=threading.RLock)
+    """Held while the sink is called, so that nothing reaches it behind its end."""
+
+    def late(self) -> DeadlineExceeded | None:
+        """The error of a request whose time is over."""
+        limit = self.request.deadline_seconds
+        if limit is None or time.perf_counter() - self.submitted <= limit:
+            return None
+        return DeadlineExceeded(f"no whole answer within {limit} s", "ask for less, or allow more")
+
+
+@dataclass
+class Got:
+    """What the thread that asks has found out."""
+
+    ending: Ending | None = None
+    error: HildaError | None = None
+    forwards: int = 0
+    first: float | None = None
+    """When its first text was there."""
 
 
 class DInferEngine(Engine):
-    """See the module. `close` it; there can be one in a process, as dInfer's server is a singleton."""
-
-    _there_is_one = threading.Lock()
+    """See the module. `close` it; there can be one in a process."""
 
     def __init__(self, settings: DInferKnobs, model: str, tokenizer: Any, reason: str) -> None:
         self.settings, self.model, self.tokenizer = settings, model, tokenizer
@@ -112,14 +128,13 @@ class DInferEngine(Engine):
         if mask is None or tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer names no mask or no end of text", "give engine.mask_id; mend the model")
         self.mask_id, self.eos_id = int(mask), int(tokenizer.eos_token_id)
-        if not self._there_is_one.acquire(blocking=False):
-            raise ConfigError("this process runs dinfer already", "its server is one for a process: start another")
-        self._serving: Any = None
-        try:
-            self._serving = self._start()
-        finally:
-            if self._serving is None:
-                self._there_is_one.release()
+        gpus = {"num_gpus": settings.num_gpus, "dp_size": 1, "tpep_size": settings.num_gpus}
+        self._server = DInferServer(
+            model,
+            {"threshold": self.threshold, "max_length": settings.max_length},
+            {**gpus, "server_port": settings.server_port, "backend": settings.backend},
+            self.mask_id,
+        )
         self._facts = EngineFacts(
             engine="dinfer",
             reason=reason,
@@ -171,12 +186,13 @@ class DInferEngine(Engine):
     def submit(self, request: Request, sink: Sink) -> Ticket:
         self._check(request)
         work = Work(request, sink, self._encode(request), time.perf_counter())
-        if len(work.prompt) + _new_tokens(request) > self.settings.max_length:
-            raise PromptError(f"prompt and text are longer than {self.settings.max_length}", "ask for fewer new tokens")
+        if (length := self._whole(work)) > self.settings.max_length:
+            size = f"prompt and text take {length} tokens in whole blocks of {self.settings.block_length}"
+            raise PromptError(f"{size}, and there is room for {self.settings.max_length}", "ask for fewer new tokens")
         with self._changed:
             if self._closing or self._dead:
                 raise Overloaded(f"dinfer has stopped: {self._dead or 'it is closing'}", "see the server's log", 60.0)
-            if len(self._waiting) > self.settings.queue:
+            if len(self._waiting) + (self._current is not None) > self.settings.queue:
                 raise Overloaded(f"{len(self._waiting)} requests wait", "ask again later, or raise queue")
             self._waiting.append(work)
             self._changed.notify_all()
@@ -184,7 +200,11 @@ class DInferEngine(Engine):
 
     def fail(self, work: Work, error: HildaError) -> None:
         """End a request for whoever asked. dInfer cannot be interrupted: it goes on, and its text is thrown away."""
-        self._end(work, Failed(error))
+        with self._changed:
+            if work in self._waiting:
+                self._waiting.remove(work)
+                self._changed.notify_all()
+        self._tell(work, Failed(work.late() or error))
 
     def close(self, drain_seconds: float = 0.0) -> None:
         with self._changed:
@@ -195,32 +215,7 @@ class DInferEngine(Engine):
         for work in left:
             self.fail(work, Overloaded("the engine has closed", "ask again after its restart", 5.0))
         self._thread.join()
-        self._stop_server()
-
-    def _start(self) -> Any:
-        """A `DiffusionLLMServing` of our own. Raises `ConfigError`, `EngineFailed`."""
-        settings = self.settings
-        own = {"threshold": self.threshold, "mask_id": self.mask_id, "eos_id": self.eos_id}
-        wanted = {**ALWAYS, **own, "max_length": settings.max_length}
-        try:
-            dinfer = importlib.import_module("dinfer")
-            self._handle = importlib.import_module("dinfer.decoding.serving").handle
-            if self._handle.is_running():
-                raise ConfigError("somebody else's dinfer runs in this process", "its server is one for a process")
-            known = inspect.signature(dinfer.SamplingParams.__init__).parameters
-            sampling = dinfer.SamplingParams(**{name: value for name, value in wanted.items() if name in known})
-            return dinfer.DiffusionLLMServing(
-                self.model,
-                model_type=model_type(self.model),
-                sample_params=sampling,
-                server_port=settings.server_port,
-                num_gpus=settings.num_gpus,
-                dp_size=1,
-                tpep_size=settings.num_gpus,
-                backend=settings.backend,
-            )
-        except STARTING as problem:
-            raise EngineFailed(f"dinfer does not start ({type(problem).__name__}: {problem})", "see its log") from None
+        self._server.stop()
 
     def _check(self, request: Request) -> None:
         """Raise `ConfigError` for what dInfer would ignore."""
@@ -261,113 +256,119 @@ class DInferEngine(Engine):
                 if not self._waiting or self._dead:
                     break
                 self._current = work = self._waiting.popleft()
-            if not work.ended:
-                self._answer(work)
+            self._answer(work)
             with self._changed:
                 self._current = None
                 self._changed.notify_all()
         with self._changed:
             left = list(self._waiting)
-            self._waiting.clear()
         for work in left:
             self.fail(work, EngineFailed(f"dinfer has stopped: {self._dead or 'closing'}", "see the server's log"))
 
     def _answer(self, work: Work) -> None:
         started = time.perf_counter()
-        work.sink(Started(len(work.prompt), 0, started - work.submitted))
-        got: dict[str, Any] = {}
+        if (late := work.late()) is not None:
+            self.fail(work, late)
+        if not self._tell(work, Started(len(work.prompt), 0, started - work.submitted)):
+            return
+        got = Got()
         caller = threading.Thread(target=self._call, args=(work, got), name="hilda-dinfer-call", daemon=True)
         caller.start()
         while caller.is_alive():
             caller.join(GLANCE_SECONDS)
-            seconds, limit = time.perf_counter() - work.submitted, work.request.deadline_seconds
-            if limit is not None and seconds > limit:
-                self.fail(work, DeadlineExceeded(f"no whole answer within {limit} s", "ask for less, or allow more"))
+            self._fail_the_late(work)
             against = self._trouble(time.perf_counter() - started) if caller.is_alive() else ""
             if against or (self._closing and work.ended):
                 self._give_up(work, against)
                 return
-        if "error" in got:
-            self.fail(work, EngineFailed(f"dinfer failed ({got['error']})", "see the server's log"))
-            return
-        try:
-            answer = self._normal(work, got, started)
-        except HildaError as error:
-            self.fail(work, error)
-            return
-        if not work.ended and answer.text:
-            work.sink(Piece(answer.text))
-        self._end(work, Finished(answer))
+        if got.error is not None:
+            self.fail(work, got.error)
+        elif got.ending is not None:
+            self._tell(work, Finished(self._whole_answer(work, got, got.ending, started)))
 
-    def _call(self, work: Work, got: dict[str, Any]) -> None:
+    def _fail_the_late(self, current: Work) -> None:
+        with self._changed:
+            here = [current, *self._waiting]
+        for work in here:
+            if (late := work.late()) is not None:
+                self.fail(work, late)
+
+    def _call(self, work: Work, got: Got) -> None:
         """In a thread of its own, as it may never return."""
-        import torch
-
         try:
-            before = int(self._serving.num_forwards)
-            whole = self._serving.generate(
-                torch.tensor([work.prompt]),
-                gen_length=_new_tokens(work.request),
-                block_length=self.settings.block_length,
-            )
-            after = int(self._serving.num_forwards)  # of all calls so far
-            got["forwards"], got["tokens"] = after - before if after >= before else after, whole[0].tolist()
-        except (*STARTING, ValueError, LookupError) as problem:
-            got["error"] = f"{type(problem).__name__}: {problem}"
+            got.ending = self._write(work, got)
+        except HildaError as problem:
+            got.error = problem
+        except TROUBLES as problem:
+            got.error = EngineFailed(f"dinfer failed ({type(problem).__name__}: {problem})", "see the server's log")
+
+    def _write(self, work: Work, got: Got) -> Ending | None:
+        """Ask for blocks until the text ends; None where whoever asked has left."""
+
+        def show(text: str) -> None:
+            got.first = got.first if got.first is not None else time.perf_counter()
+            self._tell(work, Piece(text))
+
+        transcript = Transcript(self.tokenizer, frozenset({self.eos_id}), work.request.stop, show)
+        row, size, last = list(work.prompt), self.settings.block_length, self._whole(work)
+        while not work.ended:
+            before = self._server.forwards
+            row = self._server.write(row, min((len(row) // size + self.settings.call_blocks) * size, last), size)
+            got.forwards += self._server.forwards - before
+            written = row[len(work.prompt) :][: _new_tokens(work.request)]
+            ending = transcript.add(written, full=len(row) >= last)
+            if ending is not None:
+                return ending
+        return None
+
+    def _whole(self, work: Work) -> int:
+        """Length of prompt and text, rounded up to whole blocks: what is fed at last."""
+        size = self.settings.block_length
+        return -(-(len(work.prompt) + _new_tokens(work.request)) // size) * size
 
     def _trouble(self, seconds: float) -> str:
         """Why waiting on makes no sense; empty while it does."""
         if seconds > self.settings.request_seconds:
             return f"a text took more than {self.settings.request_seconds:g} s"
-        dead = [process for process in self._processes() if not process.is_alive()]
-        return f"one of its processes ended with {dead[0].exitcode}" if dead else ""
-
-    def _processes(self) -> list[Any]:
-        return [process for group in self._handle.groups for process in group.procs]
+        return self._server.trouble()
 
     def _give_up(self, work: Work, against: str) -> None:
         if against:
             logger.error("dinfer is stopped: %s", against)
             with self._changed:
                 self._dead = against
-        self._stop_server()
+        self._server.stop()
         self.fail(work, EngineFailed(f"dinfer was stopped: {against}", "serve the model with another engine"))
 
-    def _stop_server(self) -> None:
-        """End its processes and forget them; its own way to stop would wait for them without end."""
-        if self._serving is None:
-            return
-        self._serving = None
-        for process in self._processes():
-            process.terminate()
-            process.join(5.0)
-            if process.is_alive():
-                process.kill()
-        self._handle.groups = []
-        self._there_is_one.release()
-
-    def _normal(self, work: Work, got: dict[str, Any], started: float) -> Answer:
-        most = _new_tokens(work.request)
-        ending = ending_of(got["tokens"], work.prompt, most, self.tokenizer, self.mask_id, work.request.stop)
+    def _whole_answer(self, work: Work, got: Got, ending: Ending, started: float) -> Answer:
         now = time.perf_counter()
+        first = got.first if got.first is not None else now
         return Answer(
             text=ending.text,
             tokens=ending.tokens,
             finish_reason=ending.reason,
             prompt_tokens=len(work.prompt),
             cached_tokens=0,
-            stats=DecodeStats(0, got["forwards"], 0, 0, len(ending.tokens), 0, now - started, 0.0),
+            stats=DecodeStats(0, got.forwards, 0, 0, len(ending.tokens), 0, now - started, 0.0),
             queue_seconds=started - work.submitted,
-            first_piece_seconds=now - work.submitted,
+            first_piece_seconds=first - work.submitted,
             seconds=now - work.submitted,
             edits_supported=False,
         )
 
-    def _end(self, work: Work, event: EngineEvent) -> None:
-        with self._changed:
+    def _tell(self, work: Work, event: EngineEvent) -> bool:
+        """Whether the sink heard it: nothing reaches one behind the end of its request."""
+        with work.lock:
             if work.ended:
-                return
-            work.ended = True
+                return False
+            work.ended = isinstance(event, Finished | Failed)
+            if work.ended:
+                self._count(event)
+            work.sink(event)
+            return True
+
+    def _count(self, event: EngineEvent) -> None:
+        with self._changed:
             if isinstance(event, Finished):
                 self._counts[event.answer.finish_reason] += 1
                 self._tokens["prompt"] += event.answer.prompt_tokens
@@ -376,7 +377,6 @@ class DInferEngine(Engine):
             elif isinstance(event, Failed):
                 kinds: dict[type, str] = {Cancelled: "cancelled", DeadlineExceeded: "deadline"}
                 self._counts[kinds.get(type(event.error), "error")] += 1
-        work.sink(event)
 
 
 def _new_tokens(request: Request) -> int:

@@ -3,10 +3,12 @@
 Each check gives the reason in words, or nothing where all is well. Loads no torch in this process.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +73,45 @@ class Found:
 
 
 def installed() -> bool:
-    """Whether there is a package of that name at all. Imports nothing."""
-    return importlib.util.find_spec("dinfer") is not None
+    """Whether there is a package of that name at all, empty or not. Imports nothing."""
+    return importlib.util.find_spec("dinfer") is not None or bool(placeholder())
+
+
+def placeholder() -> str:
+    """What is installed in its place, in words; empty where that is dInfer or nothing. Imports nothing.
+
+    The package index has a `dinfer` of another hand with nothing in it, not even a module of that name.
+    """
+    try:
+        version = importlib.metadata.version("dinfer")
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    spec = importlib.util.find_spec("dinfer")
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    if any((Path(folder) / "decoding").is_dir() for folder in folders) or (spec is None and not version):
+        return ""
+    return (
+        f"the package dinfer {version or 'that is installed'} is an empty placeholder of that name, not inclusionAI's "
+        "dInfer: uninstall it, and install github.com/inclusionAI/dInfer"
+    )
+
+
+_probing = threading.Lock()
+_probed: dict[float, Found] = {}
 
 
 def probe(seconds: float = 120.0) -> Found:
-    """Import dInfer in a Python of its own, which is killed after so many seconds."""
+    """What `look` finds, which happens once in this process, however many ask at the same time."""
+    with _probing:
+        if seconds not in _probed:
+            _probed[seconds] = look(seconds)
+        return _probed[seconds]
+
+
+def look(seconds: float = 120.0) -> Found:
+    """Import dInfer in a Python of its own, which is killed after so many seconds; a placeholder is not imported."""
+    if instead := placeholder():
+        return Found(died=instead)
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=seconds, check=False
@@ -152,8 +187,8 @@ def model_type(model: str) -> str:
     return {"LLaDA2MoeModelLM": "llada2", "LLaDAMoeModelLM": "llada-moe"}.get(config["architectures"][0], "llada")
 
 
-KNOBS = {"mode", "backend", "block_length", "max_length", "num_gpus", "server_port", "mask_id", "edits"} | {
-    "queue", "probe_seconds", "request_seconds", "commit"
+KNOBS = {"mode", "backend", "block_length", "call_blocks", "max_length", "num_gpus", "server_port", "mask_id"} | {
+    "edits", "queue", "probe_seconds", "request_seconds", "commit"
 }  # fmt: skip
 """Knobs of the engine's section; a test holds them to it."""
 
@@ -162,6 +197,8 @@ def against(section: Mapping[str, Any], model: str) -> str:
     """Why `auto` does not take dInfer for a model, cheapest question first; empty where it does."""
     if not installed():
         return "it is not installed"
+    if instead := placeholder():
+        return instead
     unknown = sorted(set(section) - KNOBS - {"name"})
     if unknown:
         return f"it has no {unknown[0]}"
