@@ -1,6 +1,9 @@
 """A small HTTP server whose answers to POST are what a test says, byte for byte."""
 
 import json
+import os
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +52,12 @@ class Handler(BaseHTTPRequestHandler):
             data = chunk if isinstance(chunk, bytes) else f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode()
             self.wfile.write(data)
             self.wfile.flush()
+
+    def reset(self) -> None:
+        """End the connection by a TCP reset (RST), as a process that was killed does."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())
 
     def cut(self) -> None:
         """Close the connection in the middle of a chunked answer."""

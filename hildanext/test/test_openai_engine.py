@@ -1,7 +1,9 @@
 """The engine that asks a server elsewhere: what it sends, what it understands, and what it says when that fails."""
 
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -26,8 +28,8 @@ from hildanext.engines.base import (
     stream,
 )
 from hildanext.engines.dialects import UNTOLD
-from hildanext.engines.openai import OpenAIKnobs
-from hildanext.engines.remote import EventReader, address_of, retry_after
+from hildanext.engines.openai import OpenAIEngine, OpenAIKnobs
+from hildanext.engines.remote import EventReader, There, address_of, retry_after
 from hildanext.engines.transformers import TransformersKnobs
 from hildanext.errors import ConfigError, ModelError, UnknownChoice
 from hildanext.serve.settings import ServeKnobs
@@ -237,11 +239,90 @@ class TestFaults:
                 complete(engine, ASK)
             assert len(server.asked) == 3
 
-    def test_nothing_is_repeated_once_text_has_come(self):
-        with opened(cut, retries=5) as (engine, server):
-            found = list(stream(engine, ASK))
-            assert isinstance(found[-1], Failed) and len(server.asked) == 1
-            assert [event.text for event in found if isinstance(event, Piece)] == ["one "]
+    @pytest.mark.parametrize("how", ["reset", "cut"])
+    def test_nothing_is_repeated_once_text_has_come(self, how):
+        arrived = threading.Event()
+
+        def act(handler, body):
+            handler.begin()
+            handler.say(chunk("one "))
+            assert arrived.wait(5)  # a reset throws away what has not been read
+            getattr(handler, how)()
+
+        with opened(act, retries=5) as (engine, server):
+            found = []
+            for event in stream(engine, ASK):
+                found.append(event)
+                if isinstance(event, Piece):
+                    arrived.set()
+            assert [event.text for event in found if isinstance(event, Piece)] == ["one "] and len(server.asked) == 1
+            assert isinstance(found[-1].error, EngineFailed)
+            assert how == "cut" or "cut the answer off (ReadError)" in str(found[-1].error)
+
+    def test_a_connection_that_is_reset_before_any_text_is_tried_again(self):
+        acts = [lambda handler, body: handler.reset(), tells]
+        with opened(lambda handler, body: acts.pop(0)(handler, body)) as (engine, server):
+            assert complete(engine, ASK).text == "one two three" and len(server.asked) == 2
+
+    @pytest.mark.parametrize("whose", ["the request's", "the engine's"])
+    @pytest.mark.parametrize("what", ["silence", "a drip", "repetitions"])
+    def test_the_time_of_a_request_bounds_everything(self, whose, what):
+        release = threading.Event()
+
+        def act(handler, body):
+            if what == "silence":
+                release.wait(10)
+            elif what == "repetitions":
+                handler.whole(503, {"error": {"message": "busy"}}, Retry_After="0.1")
+            else:
+                handler.begin()
+                while not release.wait(0.02):
+                    handler.say(chunk("x"))
+
+        own = whose == "the request's"
+        with opened(act, retries=10, request_seconds=600.0 if own else 0.3) as (engine, server):
+            begun = time.perf_counter()
+            with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s"):
+                complete(engine, Request(prompt="a", deadline_seconds=0.3 if own else 60.0))
+            assert 0.25 < time.perf_counter() - begun < 3 and engine.load().finished["deadline"] == 1
+            assert what != "repetitions" or len(server.asked) > 1
+            release.set()
+
+    def test_the_time_of_a_request_bounds_its_connection(self):
+        with socket.socket() as listening:  # nobody accepts, and its queue is full: a further connection waits
+            listening.bind(("127.0.0.1", 0))
+            listening.listen(0)
+            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            full = [socket.socket() for _ in range(4)]
+            for one in full:
+                one.setblocking(False)
+                one.connect_ex(listening.getsockname())
+            engine = OpenAIEngine(
+                OpenAIKnobs(base_url=address, connect_seconds=30.0), address, {}, There("m", None, None)
+            )
+            begun = time.perf_counter()
+            with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s"):
+                complete(engine, Request(prompt="a", deadline_seconds=0.3))
+            assert time.perf_counter() - begun < 3
+            engine.close()
+            for one in full:
+                one.close()
+
+    def test_the_engine_s_limit_begins_with_the_turn_and_a_request_s_own_with_its_submission(self):
+        def act(handler, body):
+            time.sleep(0.25)
+            tells(handler, body)
+
+        with opened(act, slots=1, request_seconds=0.6) as (engine, server):
+            with ThreadPoolExecutor(4) as pool:
+                texts = list(pool.map(lambda _: complete(engine, ASK).text, range(4)))
+            assert texts == ["one two three"] * 4  # the last has waited longer than that
+            with ThreadPoolExecutor(2) as pool:
+                first = pool.submit(complete, engine, ASK)
+                time.sleep(0.05)
+                with pytest.raises(DeadlineExceeded):
+                    complete(engine, Request(prompt="a", deadline_seconds=0.1))
+                assert first.result().text
 
     def test_a_silent_server_is_left_in_time(self):
         release = threading.Event()

@@ -67,6 +67,9 @@ class OpenAIKnobs:
     connect_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     read_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Longest silence before the first byte, and between two."""
+    request_seconds: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    """Longest that one text may take from its turn on, connection and repetitions included; a request's own deadline
+    counts from its submission on, and beside this."""
     retries: int = Field(default=2, ge=0, le=10)
     retry_seconds: float = Field(default=0.5, ge=0, allow_inf_nan=False)
     """Before the first repetition, doubled each time; a server's Retry-After counts instead."""
@@ -100,7 +103,7 @@ class Work:
     sink: Sink
     submitted: float
     deadline: float | None
-    """Of the event loop's clock."""
+    """Of the event loop's clock: the request's own, and from its turn on the engine's where that is earlier."""
     task: asyncio.Task[None] | None = None
     why: HildaError | None = None
     """Why it was stopped from outside."""
@@ -250,13 +253,17 @@ class OpenAIEngine(Engine):
             self._let_go(work, Failed(EngineFailed("a fault of the engine openai", "report it with the log")))
 
     async def _run(self, work: Work) -> None:
+        seconds = work.request.deadline_seconds
         try:
-            async with asyncio.timeout_at(work.deadline), self._places:
+            async with asyncio.timeout_at(work.deadline) as limit, self._places:
                 work.running = True
+                longest = self._loop.time() + self.settings.request_seconds
+                if work.deadline is None or longest < work.deadline:
+                    seconds, work.deadline = self.settings.request_seconds, longest
+                    limit.reschedule(longest)
                 ended: EngineEvent = Finished(await self._ask(work))
         except TimeoutError:
-            seconds = work.request.deadline_seconds
-            ended = Failed(DeadlineExceeded(f"no whole answer within {seconds} s", "ask for less, or allow more"))
+            ended = Failed(DeadlineExceeded(f"no whole answer within {seconds:g} s", "ask for less, or allow more"))
         except HildaError as error:
             ended = Failed(error)
         self._let_go(work, ended)
