@@ -199,7 +199,7 @@ def test_it_can_be_left_out_or_refused_instead(tmp_path: Path, tokenizer):
     skipped = prepare_chat(tmp_path / "a", written(tmp_path, records, too_long="skip"), tokenizer, BLOCK)
     assert skipped["parts"]["train source"]["refused"]["counts"] == {"longer than the row": 1}
     assert skipped["parts"]["train"]["examples"] == 1
-    with pytest.raises(DataError, match="train.jsonl record 1 has .* tokens, the row 128"):
+    with pytest.raises(DataError, match="record 1 has .* tokens, the row 128.*chat.sequence_length.*chat.too_long"):
         prepare_chat(tmp_path / "b", written(tmp_path, records, too_long="refuse"), tokenizer, BLOCK)
     assert not (tmp_path / "b").exists() and not list(tmp_path.glob("b.tmp*"))
 
@@ -287,8 +287,8 @@ def test_what_was_prepared_is_kept_until_something_that_decides_it_changes(tmp_p
 @pytest.mark.parametrize(
     ("section", "error", "words"),
     [
-        ({"train": {}}, ConfigError, "data.train has no name"),
-        ({"train": {"name": "arithmetic"}, "valid": {"path": "x"}}, ConfigError, "data.valid has no name"),
+        ({"train": {}}, ConfigError, "chat.train has no name"),
+        ({"train": {"name": "arithmetic"}, "valid": {"path": "x"}}, ConfigError, "chat.valid has no name"),
         ({"train": {"name": "arithmetic"}, "too_long": "burn"}, ConfigError, "too_long"),
         ({"train": {"name": "arithmetic"}, "sequence_length": 100}, ConfigError, "block size 8 does not divide"),
         ({"train": {"name": "arithmetic", "count": 3}, "valid_share": 0.01}, DataError, "valid part holds no convers"),

@@ -63,7 +63,7 @@ class ChatDataKnobs:
     def __post_init__(self) -> None:
         for name, section in (("train", self.train), ("valid", self.valid)):
             if section is not None and not isinstance(section.get("name"), str):
-                raise ConfigError(f"data.{name} has no name", f'give {{"name": ...}}, of {", ".join(CHATS)}')
+                raise ConfigError(f"chat.{name} has no name", f'give {{"name": ...}}, of {", ".join(CHATS)}')
 
 
 def open_sources(data: ChatDataKnobs) -> dict[str, ChatSource]:
@@ -102,7 +102,7 @@ def prepare_chat(folder: Path, data: ChatDataKnobs, tokenizer: Any, block_size: 
     if data.sequence_length % block_size:
         raise ConfigError(
             f"block size {block_size} does not divide the sequence length {data.sequence_length}",
-            "choose a data.sequence_length that it divides",
+            "choose a chat.sequence_length that it divides",
         )
     identity = json.loads(json.dumps(chat_identity(data, tokenizer, block_size)))
     found = _read_manifest(folder)
@@ -188,7 +188,7 @@ def _write_parts(fresh: Path, data: ChatDataKnobs, tokenizer: Any, block_size: i
         counts = {name: part.close() for name, part in parts.items()}
     for name, part_counts in counts.items():
         if not part_counts["rows"]:
-            hint = "raise data.valid_share" if name == "valid" and data.valid is None else f"see data.{name}"
+            hint = "raise chat.valid_share" if name == "valid" and data.valid is None else f"see chat.{name}"
             raise DataError(f"the {name} part holds no conversation", hint)
     return {**counts, **result}
 
@@ -203,7 +203,7 @@ def _fitting(rows: list[Rendering], data: ChatDataKnobs, where: str, cuts: Repor
         if data.too_long == "refuse":
             raise DataError(
                 f"{where} has {len(row.ids)} tokens, the row {limit}",
-                "raise data.sequence_length, or set data.too_long to 'cut' or 'skip'",
+                "raise chat.sequence_length, or set chat.too_long to 'cut' or 'skip'",
             )
         shorter = cut(row, limit) if data.too_long == "cut" else None
         if shorter is not None:

@@ -42,13 +42,13 @@ def choose_device(name: str = "auto") -> "torch.device":
         raise ConfigError(f"unknown device {name!r}", "choices: auto, cpu, cuda, cuda:0, mps") from None
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"device {name!r} is not there", "hildanext doctor says why; use --set device=cpu")
+            raise ConfigError(f"device {name!r} is not there", "hildanext doctor says why; set device to cpu")
         if not cuda_is_built_for(device):
             raise ConfigError(
                 f"this torch has no kernels for {name!r}", "install a CUDA 12.6 build of torch; see hildanext doctor"
             )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device 'mps' is not there", "use --set device=cpu")
+        raise ConfigError("device 'mps' is not there", "set device to cpu")
     return device
 
 

@@ -75,7 +75,7 @@ def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tu
     if isinstance(section.get("train", {}), Mapping):
         section["train"] = merge(TRAIN_DEFAULTS, section.get("train", {}))
     knobs_ = build(SftKnobs, section, "sft")
-    data = build(ChatDataKnobs, data_section, "data")
+    data = build(ChatDataKnobs, data_section, "chat")
     open_sources(data)
     make_losses(knobs_.losses, "sft.losses")
     check_quantize(knobs_.quantize, knobs_.lora is not None)

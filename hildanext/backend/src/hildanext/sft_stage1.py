@@ -100,7 +100,7 @@ def _check_model(model: DiffusionModel, data: ChatDataKnobs, eos: int) -> None:
     """Raise `ConfigError` for rows that the model cannot address, and for an end of text that it never writes."""
     context = model.causal_lm.config.max_position_embeddings
     if data.sequence_length > context:
-        raise ConfigError(f"data.sequence_length {data.sequence_length} exceeds the context of {context}", "lower it")
+        raise ConfigError(f"chat.sequence_length {data.sequence_length} exceeds the context of {context}", "lower it")
     if model.banned[eos]:
         raise ConfigError(f"the end of text, id {eos}, is never generated", "give the tokenizer another eos_token")
 
