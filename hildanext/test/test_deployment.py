@@ -32,7 +32,7 @@ def lines(word: str) -> list[str]:
 def test_the_container_serves_the_network_with_a_key_and_without_rights():
     settings = settings_of(json.loads(lines("CMD")[0]))
     assert settings.host == "0.0.0.0" and str(settings.port) == lines("EXPOSE")[0] == "8000"
-    assert settings.api_key_env == "HILDA_KEY" and settings.jobs_folder.startswith(lines("VOLUME")[0])
+    assert settings.api_key_env == "HILDA_API_KEY" and settings.jobs_folder.startswith(lines("VOLUME")[0])
     assert lines("USER") == ["hilda"] and json.loads(lines("ENTRYPOINT")[0]) == ["hildanext"]
     assert "/health/ready" in CONTAINER and f":{settings.port}/" in CONTAINER
 
@@ -47,5 +47,5 @@ def test_what_the_container_copies_is_there_and_is_let_through():
 def test_the_unit_starts_what_the_package_understands():
     command = re.search(r"^ExecStart=(.*)$", UNIT, re.M).group(1)
     settings = settings_of(shlex.split(command)[1:])
-    assert settings.api_key_env == "HILDA_KEY" and settings.parent is None
+    assert settings.api_key_env == "HILDA_API_KEY" and settings.parent is None
     assert int(re.search(r"TimeoutStopSec=(\d+)", UNIT).group(1)) > settings.shutdown_seconds

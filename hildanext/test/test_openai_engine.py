@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 from hildanext.ar import PromptError
 from hildanext.conversations import Message, set_template
 from hildanext.decode import decoder_section
-from hildanext.engines import ENGINES, choose, engine_class, open_engine
+from hildanext.engines import open_engine
 from hildanext.engines.base import (
     Cancelled,
     DeadlineExceeded,
@@ -31,7 +31,7 @@ from hildanext.engines.dialects import UNTOLD
 from hildanext.engines.openai import OpenAIEngine, OpenAIKnobs
 from hildanext.engines.remote import EventReader, There, address_of, retry_after
 from hildanext.engines.transformers import TransformersKnobs
-from hildanext.errors import ConfigError, ModelError, UnknownChoice
+from hildanext.errors import ConfigError, ModelError
 from hildanext.serve.settings import ServeKnobs
 from misbehaving import chunk, misbehaving, tells
 from serving import ToldEngine, live, never
@@ -54,24 +54,6 @@ class opened:  # noqa: N801 - used as a context manager only
     def __exit__(self, *error) -> None:
         self.engine.close()
         self.server.__exit__(*error)
-
-
-class TestTheTable:
-    def test_every_row_is_a_section_that_opens(self):
-        for name in ENGINES:
-            assert callable(engine_class(name).open)
-
-    def test_a_name_that_nobody_has_is_an_error_with_the_choices(self):
-        with pytest.raises(UnknownChoice, match=r"did you mean 'openai'\? choices: auto"):
-            choose({"name": "opnai"}, "tiny")
-
-    def test_auto_says_why(self):
-        assert choose({}, "tiny")[0] == "transformers"
-        assert choose({"name": "auto", "base_url": "http://x"}, "m") == ("openai", "auto: base_url names a server")
-
-    def test_an_unknown_knob_is_an_error(self):
-        with pytest.raises(ConfigError, match="did you mean 'slots'"):
-            open_engine({"name": "transformers", "slot": 1}, "tiny")
 
 
 class TestAnswers:

@@ -56,10 +56,11 @@ def choose(section: Mapping[str, Any], model: str) -> tuple[str, str]:
         raise ConfigError(f"engine name {name!r} is no text", f"choices: auto, {', '.join(ENGINES)}")
     if name != "auto":
         engine_class(name)
-        return name, "chosen by name"
+        return name, "asked for by name"
     if "base_url" in section:
-        return "openai", "auto: base_url names a server"
+        return "openai", "chosen automatically: base_url gives the address of a server to ask"
+    here = "chosen automatically: no address of a server to ask is given (base_url), and"
     why_not = guards.against(section, model)
     if why_not:
-        return "transformers", f"auto: dinfer is not used: {why_not}"
-    return "dinfer", "auto: dinfer is installed, runs this model, and its checks pass"
+        return "transformers", f"{here} dInfer, for LLaDA models on NVIDIA GPUs, cannot answer: {why_not}"
+    return "dinfer", f"{here} dInfer is installed, runs this model and passes its checks"

@@ -201,7 +201,7 @@ def against(section: Mapping[str, Any], model: str) -> str:
         return instead
     unknown = sorted(set(section) - KNOBS - {"name"})
     if unknown:
-        return f"it has no {unknown[0]}"
+        return f"the engine's section sets {unknown[0]}, which it does not know"
     backend = str(section.get("backend", "sglang"))
     return why_not_model(model, backend) or why_not_here(
         probe(float(section.get("probe_seconds", 120.0))), backend, section.get("commit", PINNED)

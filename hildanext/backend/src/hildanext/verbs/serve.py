@@ -2,7 +2,7 @@
 
 hildanext serve
 hildanext serve --config hildanext/runs/configs/default.json
-hildanext serve --model runs/sft/checkpoint --parent smollm2-135m --port 9000 --api-key-env HILDA_KEY --host 0.0.0.0
+hildanext serve --model runs/sft/checkpoint --parent smollm2-135m --port 9000 --api-key-env HILDA_API_KEY --host 0.0.0.0
 """
 
 import argparse
