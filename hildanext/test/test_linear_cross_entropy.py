@@ -1,6 +1,7 @@
 """Head and losses in one: entropy beside cross-entropy and KL, and how much of the logits ever exists."""
 
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -154,3 +155,33 @@ def test_logits_never_exceed_one_chunk(layout: str, autocast: bool):
         outcome.total.backward()
     assert int(view.maskable.sum()) > 7 * 40
     assert seen.rows == 40
+
+
+class LivesOn(TorchDispatchMode):
+    """At each new chunk's logits, how many tensors as wide as the vocabulary are still held."""
+
+    def __init__(self, chunk: int, vocab: int) -> None:
+        super().__init__()
+        self.shape, self.made, self.held = (chunk, vocab), [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.mm.default and (args[0].shape[0], args[1].shape[1]) == self.shape:
+            self.held.append(sum(one() is not None for one in self.made))
+        out = function(*args, **(kwargs or {}))
+        if (
+            isinstance(out, torch.Tensor)
+            and out.ndim == 2
+            and out.shape[0] <= self.shape[0]
+            and out.shape[1] == self.shape[1]
+        ):
+            self.made.append(weakref.ref(out))
+        return out
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_nothing_of_a_chunk_lives_on_beside_the_next_one_s_logits(entropy: bool):
+    hidden, head, labels, weights = problem()
+    asked = {"entropy_weight": weights[1][:10]} if entropy else {}
+    with LivesOn(2, VOCAB) as seen:
+        linear_cross_entropy(hidden[:10], head, labels[:10], weights[0][:10], BANNED, chunk=2, **asked)
+    assert seen.held == [0] * 5
