@@ -8,6 +8,7 @@ restores the cache (`truncate`), and a document that begins with the same blocks
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -140,6 +141,22 @@ def bytes_per_token(model: DiffusionModel) -> int:
     return 2 * layers * kv_heads * head_dim * model.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One softmax: tokens that see the same slots."""
+
+    count: int
+    """Fed tokens."""
+    keys: Float[Tensor, "layers one kv_heads seen head_dim"]
+    """What they see."""
+    values: Float[Tensor, "layers one kv_heads seen head_dim"]
+    mask: Float[Tensor, "query key"] | None
+
+    @classmethod
+    def of(cls, cache: BlockCache, count: int, seen: int, mask: Tensor | None) -> "_Part":
+        return cls(count, cache.keys[:, None, :, :seen], cache.values[:, None, :, :seen], mask)
+
+
 class CachedAttention:
     """One forward of runs of several documents, one behind another: writes each run's keys and values at its
     slots, attends to the document's prefix and to the run itself.
@@ -152,19 +169,23 @@ class CachedAttention:
     def __init__(self, caches: Sequence[BlockCache], runs: Sequence[Run]) -> None:
         for cache, run in zip(caches, runs, strict=True):
             assert run.extent <= cache.capacity, "the cache is too small for this run"
-        self.caches, self.runs = list(caches), list(runs)
+        self.runs = list(runs)
         device = caches[0].keys.device
         self.positions = positions_of(runs, device)
-        self._parts: list[tuple[int, int, int, int, Tensor | None]] = []
-        """(run, first fed token, tokens, slots seen, mask) of each softmax."""
-        begin = 0
-        for number, (cache, run) in enumerate(zip(caches, runs, strict=True)):
+        self._widths = [run.width for run in runs]
+        # Slices of all layers at once: one for each layer and row would take a tenth of the attention's time.
+        self._slots = [
+            (cache.keys[:, :, run.start : run.extent], cache.values[:, :, run.start : run.extent])
+            for cache, run in zip(caches, runs, strict=True)
+        ]
+        """Where each run writes."""
+        self._parts: list[_Part] = []
+        for cache, run in zip(caches, runs, strict=True):
             if run.clean > 0:
-                mask = _clean_mask(cache, run)
-                self._parts.append((number, begin, run.clean, run.start + run.clean, mask))
+                self._parts.append(_Part.of(cache, run.clean, run.start + run.clean, _clean_mask(cache, run)))
             if run.noisy > 0:
-                self._parts.append((number, begin + run.clean, run.noisy, run.extent, None))
-            begin += run.width
+                self._parts.append(_Part.of(cache, run.noisy, run.extent, None))
+        self._counts = [part.count for part in self._parts]
         self._masks: dict[int, Tensor] = {}
 
     def attend(
@@ -175,29 +196,24 @@ class CachedAttention:
         value: Float[Tensor, "batch kv_heads query head_dim"],
         scale: float,
     ) -> Float[Tensor, "batch heads query head_dim"]:
-        _, heads, seq, head_dim = query.shape
+        _, heads, _, head_dim = query.shape
         kv_heads = key.shape[1]
-        stores = [(cache.keys[layer], cache.values[layer]) for cache in self.caches]
-        begin = 0
-        for (keys, values), run in zip(stores, self.runs, strict=True):
-            keys[:, run.start : run.extent] = key[0, :, begin : begin + run.width]
-            values[:, run.start : run.extent] = value[0, :, begin : begin + run.width]
-            begin += run.width
-        # Laid out as the output projection reads it: the seam's transposition then copies nothing.
-        out = query.new_empty(seq, heads, head_dim)
-        for number, (document, at, count, extent, mask) in enumerate(self._parts):
-            keys, values = stores[document]
-            if mask is not None:
-                mask = self._folded(number, mask, heads // kv_heads)
+        fed = zip(self._slots, key[0].split(self._widths, 1), value[0].split(self._widths, 1), strict=True)
+        for (keys, values), new_keys, new_values in fed:
+            keys[layer].copy_(new_keys)
+            values[layer].copy_(new_values)
+        found = []
+        for number, (part, asked) in enumerate(zip(self._parts, query.split(self._counts, 2), strict=True)):
             mixed = scaled_dot_product_attention(
-                query[:, :, at : at + count].reshape(1, kv_heads, heads // kv_heads * count, head_dim),
-                keys[None, :, :extent],
-                values[None, :, :extent],
-                attn_mask=mask,
+                asked.reshape(1, kv_heads, heads // kv_heads * part.count, head_dim),
+                part.keys[layer],
+                part.values[layer],
+                attn_mask=None if part.mask is None else self._folded(number, part.mask, heads // kv_heads),
                 scale=scale,
             )
-            out[at : at + count] = mixed.reshape(heads, count, head_dim).transpose(0, 1)
-        return out.transpose(0, 1)[None]
+            found.append(mixed.reshape(heads, part.count, head_dim).transpose(0, 1))
+        # Laid out as the output projection reads it: the seam's transposition then copies nothing.
+        return torch.cat(found).transpose(0, 1)[None]
 
     def _folded(self, part: int, mask: Tensor, group: int) -> Tensor:
         """The mask repeated for the heads that share keys; made at the first layer, kept for the others."""
