@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from hildanext.ar import Parent
 from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
-from hildanext.bench.evaluation import finite
 from hildanext.bench.generation import (
     ONE_PER_STEP,
     PARENT,
@@ -26,6 +25,7 @@ from hildanext.cli import main
 from hildanext.config import build
 from hildanext.diffusion import targets
 from hildanext.errors import ConfigError
+from hildanext.log import finite
 from hildanext.supervision import SupervisedStep
 from hildanext.supervision.mask_to_token import MaskToToken
 

@@ -102,6 +102,13 @@ class TestMetricLog:
             log.write(step=2, loss=0.25)
         assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
 
+    def test_what_is_no_number_is_null(self, tmp_path):
+        """Every line is JSON for any reader: NaN is none."""
+        with MetricLog(tmp_path / "m") as log:
+            log.write(step=1, bound_se=float("nan"), by_t={0: torch.tensor(float("inf"))}, kept=[1.0, float("nan")])
+        line = json.loads((tmp_path / "m").read_text(), parse_constant=pytest.fail)
+        assert line == {"step": 1, "bound_se": None, "by_t": {"0": None}, "kept": [1.0, None]}
+
     def test_a_resumed_run_drops_the_lines_after_its_checkpoint(self, tmp_path):
         with MetricLog(tmp_path / "m") as log:
             for step in range(5):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -59,9 +60,9 @@ class MetricLog:
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
 
     def write(self, **fields: Any) -> None:
-        """Write one line. Raises `CheckpointError` when the disk does not take it."""
+        """Write one line, NaN and infinity as null. Raises `CheckpointError` when the disk does not take it."""
         try:
-            self._file.write(json.dumps(fields, default=_plain_number) + "\n")
+            self._file.write(json.dumps(finite(fields), allow_nan=False) + "\n")
             self._file.flush()
         except OSError as problem:
             what = f"cannot write {self.path} ({problem.strerror})"
@@ -119,8 +120,15 @@ def _lines(path: Path) -> list[str]:
     return [line for line in whole.splitlines() if line.strip()]
 
 
-def _plain_number(value: Any) -> Any:
-    """Scalars of torch and numpy, without importing either."""
-    if hasattr(value, "item"):
-        return value.item()
-    return str(value)
+def finite(value: Any) -> Any:
+    """The same in JSON's own types: NaN and infinity, which it does not know, as None; scalars of torch and numpy as
+    numbers (neither is imported for it), anything else as text."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return finite(value.item()) if hasattr(value, "item") else str(value)

@@ -20,6 +20,7 @@ from hildanext.bench.likelihood import Likelihood, LikelihoodKnobs, bound, exact
 from hildanext.config import knobs, plain
 from hildanext.datasets import Batch, PackedDataset
 from hildanext.errors import ConfigError, DataError, ModelError
+from hildanext.log import finite
 from hildanext.models import DiffusionModel
 from hildanext.models.start import start_conversion
 from hildanext.runfolder import write_atomically
@@ -259,17 +260,6 @@ def save_result(result: Mapping[str, Any], folder: str | Path) -> dict[str, Path
             figure = plots.bars_figure(quality, "perplexity under the parent", title)
             files["quality"] = plots.save(figure, folder / "quality.png")
     return files
-
-
-def finite(value: Any) -> Any:
-    """The same with NaN and infinity as None: JSON has neither."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _quiet(_: str) -> None:

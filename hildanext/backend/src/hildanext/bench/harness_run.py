@@ -14,12 +14,13 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from hildanext.bench.evaluation import finite, wide_console
+from hildanext.bench.evaluation import wide_console
 from hildanext.bench.harness import adapter_class, network_of, subjects, together
 from hildanext.bench.quality.ways import Contestants
 from hildanext.config import knobs, plain
 from hildanext.decode import MODES
 from hildanext.errors import ConfigError, DataError
+from hildanext.log import finite
 from hildanext.runfolder import write_atomically
 from hildanext.runtime import machine
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from hildanext.bench.evaluation import finite
 from hildanext.bench.generation import PARENT
 from hildanext.bench.quality import intervals
 from hildanext.bench.quality.base import Metric, Task, WritingTask
@@ -18,6 +17,7 @@ from hildanext.bench.quality.intervals import Values
 from hildanext.bench.quality.journal import Sample
 from hildanext.bench.quality.runner import Outcome, TaskRun
 from hildanext.config import plain
+from hildanext.log import finite
 from hildanext.runfolder import write_atomically
 from hildanext.runtime import versions
 
