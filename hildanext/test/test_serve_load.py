@@ -1,12 +1,16 @@
 """The load generator: what it sends is what it says, and what it counts is what happened."""
 
 import json
+import tempfile
 import time
 
+import httpx
 import pytest
 
 pytest.importorskip("fastapi")
 
+from hildanext.bench import serve_picture
+from hildanext.bench.own_server import ServerFailed, own_server
 from hildanext.bench.serve_load import CANCELLED, Outcome, ServeLoadKnobs, measure, plans, summary, tables
 from hildanext.cli import main
 from hildanext.config import build
@@ -27,13 +31,15 @@ def address():
 
 
 def load(url, parent=None, **settings):
-    return measure(url, build(ServeLoadKnobs, {"warmup": 0, "max_new_tokens": 12, **settings}, "bench"), None, parent)
+    knobs = build(ServeLoadKnobs, {"warmup": 0, "max_new_tokens": 12, **settings}, "bench")
+    found = measure(url, [knobs], None, parent)
+    return {**found, **found["loads"][0]}
 
 
 def test_the_same_seed_is_the_same_load_and_another_is_another():
     settings = {"requests": 50, "rate": 4.0, "cancel_rate": 0.5}
     one, two, other = (list(plans(ServeLoadKnobs(seed=seed, **settings))) for seed in (1, 1, 2))
-    assert one == two != other and len({plan.prompt for plan in one}) == 52
+    assert one == two != other and len({plan.prompt.text for plan in one}) == 52
 
 
 def test_arrivals_are_poisson_and_as_many_leave_as_asked():
@@ -47,7 +53,9 @@ def test_arrivals_are_poisson_and_as_many_leave_as_asked():
 
 
 def test_prompts_have_as_many_words_as_asked_and_begin_alike():
-    found = [plan.prompt.split() for plan in plans(ServeLoadKnobs(requests=200, prompt_words=(3, 5), shared_words=4))]
+    found = [
+        plan.prompt.text.split() for plan in plans(ServeLoadKnobs(requests=200, prompt_words=(3, 5), shared_words=4))
+    ]
     assert {len(words) for words in found} == {7, 8, 9} and len({tuple(words[:4]) for words in found}) == 1
 
 
@@ -115,7 +123,7 @@ def test_a_client_that_leaves_closes_its_connection():
 def tables_text(results, url):
     filled = {role: {"engine_counts": {}, "name": "m", **one} for role, one in results.items()}
     settings = {"clients": 1, "rate": None, "requests": 1, "max_new_tokens": 1}
-    (table,) = tables({"results": filled, "url": url, "loop": "closed", "settings": settings})
+    (table,) = tables({"url": url, "loads": [{"results": filled, "loop": "closed", "settings": settings}]})
     return [list(column.cells) for column in table.columns]
 
 
@@ -151,9 +159,58 @@ def test_wishes_that_only_our_service_knows_are_refused_elsewhere():
         with pytest.raises(ConfigError, match="not a HILDA server"):
             load(server.url, ignore_eos=True)
         with pytest.raises(ModelError, match="has no model 'x'"):
-            measure(server.url, ServeLoadKnobs(), "x")
+            measure(server.url, [ServeLoadKnobs()], "x")
         with pytest.raises(ConfigError, match="fewest and the most"):
             ServeLoadKnobs(prompt_words=(5, 2))
+
+
+class TestOwnServer:
+    def test_its_output_is_the_startup_line_alone_its_log_is_json_and_it_ends_with_its_block(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        settings = {"model": "tiny", "engine": {"name": "auto", "threads": 1}}
+        with pytest.raises(ZeroDivisionError), own_server(settings) as url:
+            assert httpx.get(url + "/v1/models").json()["data"][0]["id"] == "tiny"
+            assert httpx.get(url + "/nothing").status_code == 404
+            (folder,) = tmp_path.iterdir()
+            until = time.monotonic() + 30
+            while (logged := (folder / "err").read_text()).count("\n") < 2:  # a line follows its answer
+                assert time.monotonic() < until, logged
+            lines = (folder / "out").read_text().splitlines()
+            raise ZeroDivisionError
+        assert len(lines) == 1 and lines[0].startswith(f"{url} serves tiny with transformers")
+        told = [json.loads(line) for line in logged.splitlines()]
+        assert [(line["path"], line["status"]) for line in told] == [("/v1/models", 200), ("/nothing", 404)]
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url)
+
+    def test_one_that_is_never_ready_is_given_up_in_time(self):
+        with pytest.raises(ServerFailed, match="not ready after 0.1 s"), own_server({"model": "tiny"}, patience=0.1):
+            pass
+
+
+class TestPicture:
+    def one(self, loop, pace, answered=3):
+        times = {"p50": 0.1 * pace, "p90": 0.2 * pace, "p99": 0.3 * pace} if answered else None
+        waits = {"first_block_seconds": times, "latency_seconds": times}
+        role = {"name": "m", "answered": answered, "tokens_per_second": 10.0, **waits}
+        settings = {"clients": pace, "rate": pace, "requests": 3, "max_new_tokens": 8}
+        return {"loop": loop, "settings": settings, "results": {"model": role, "parent": role}}
+
+    def test_it_has_a_column_for_each_loop_and_a_line_for_each_percentile(self):
+        loads = [self.one("closed", 2), self.one("closed", 1), self.one("open", 4, answered=0), self.one("open", 3)]
+        axes = serve_picture._figure({"loads": loads}, ["closed", "open"]).axes
+        assert len(axes) == 6 and [len(one.get_lines()) for one in axes] == [6, 6, 6, 6, 2, 2]
+        first = axes[0].get_lines()[0]
+        assert list(first.get_xdata()) == [1, 2] and list(first.get_ydata()) == [0.1, 0.2]
+        assert list(axes[1].get_lines()[0].get_xdata()) == [3]
+        assert first.get_label() == "m, p50" and axes[0].get_lines()[5].get_label() == "m (AR parent), p99"
+
+    def test_where_nothing_was_answered_there_is_none(self, tmp_path):
+        path = tmp_path / "x.png"
+        assert serve_picture.draw({"loads": [self.one("closed", 2, answered=0)]}, path) is None and not path.exists()
 
 
 class TestTheCommand:
@@ -163,17 +220,53 @@ class TestTheCommand:
         assert main(["bench", "serve", "--url", address, *flags]) == 0
         printed = capsys.readouterr().out
         result = json.loads(printed.strip().splitlines()[-1])
-        assert result["results"]["model"]["answered"] == 3 and result == json.loads(out.read_text())
+        assert result["loads"][0]["results"]["model"]["answered"] == 3 and result == json.loads(out.read_text())
         assert "first block p50, s" in printed and "closed loop, 2 clients" in printed
+        assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+    def test_each_number_of_clients_and_each_rate_is_a_load_with_prompts_of_its_own(self, capsys):
+        with misbehaving(tells) as server:
+            words = ["--clients", "1,2", "--rate", "50,100", "--requests", "3"]
+            assert main(["bench", "serve", "--url", server.url, *words]) == 0
+            assert len({body["prompt"] for _, body, _ in server.asked}) == 4 * (3 + 2)
+        result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        paces = [(load["loop"], load["settings"]["clients"], load["settings"]["rate"]) for load in result["loads"]]
+        assert paces == [("closed", 1, None), ("closed", 2, None), ("open", 4, 50.0), ("open", 4, 100.0)]
+
+    def test_a_file_s_prompts_are_asked_in_turn_and_conversations_as_such(self, capsys, tmp_path):
+        path = tmp_path / "prompts.jsonl"
+        path.write_text('"one"\n{"messages": [{"role": "user", "content": "two"}]}\n')
+        words = ["--prompts", str(path), "--clients", "1", "--requests", "3", "--set", "bench.warmup=0"]
+        with misbehaving(tells) as server:
+            main(["bench", "serve", "--url", server.url, *words])
+            asked = [(path, body.get("prompt"), body.get("messages")) for path, body, _ in server.asked]
+        chat = ("/v1/chat/completions", None, [{"role": "user", "content": "two"}])
+        assert asked == [("/v1/completions", "one", None), chat, ("/v1/completions", "one", None)]
+
+    def test_without_an_address_it_starts_a_server_and_stops_it(self, capsys):
+        words = ["--parent", "tiny", "--threads", "1", "--requests", "2", "--new-tokens", "8"]
+        assert main(["bench", "serve", *words]) == 0
+        said = capsys.readouterr()
+        result = json.loads(said.out.strip().splitlines()[-1])
+        results = result["loads"][0]["results"]
+        assert results["model"]["answered"] == results["parent"]["answered"] == 2
+        assert results["parent"]["name"] == "tiny-parent" and result["server"]["threads"] == 1
+        assert f"{result['url']} serves tiny beside its parent tiny-parent" in said.err
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(result["url"])
 
     @pytest.mark.parametrize(
         ("flags", "words"),
         [
-            (["serve"], "no service was named"),
+            (["serve", "--model", "no-such-folder"], "no-such-folder"),
+            (["serve", "--parent", "auto"], "what a running service tells"),
+            (["serve", "--api-key-env", "X"], "about a running service"),
+            (["serve", "--clients", "1,two"], "no list of numbers"),
+            (["serve", "--prompts", "nowhere.txt"], "cannot read the prompts"),
             (["serve", "--url", "http://127.0.0.1:9"], "no server answers"),
             (["serve", "--url", "nonsense"], "no address"),
             (["serve", "--url", "http://127.0.0.1:9", "--clients", "0"], "clients"),
-            (["decode", "--rate", "3"], "--rate is about a running service"),
+            (["decode", "--rate", "3"], "--rate is about a service"),
         ],
     )
     def test_its_faults_are_one_line(self, flags, words, capsys):

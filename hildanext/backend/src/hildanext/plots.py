@@ -40,6 +40,19 @@ def new_figure(width: float = 8.0, height: float = 3.6) -> tuple["Figure", "Axes
     return figure, axes
 
 
+def new_grid(rows: int, columns: int, width: float, height: float) -> tuple["Figure", "list[list[Axes]]"]:
+    """An empty figure with rows of axes in the house style; those of a column share their horizontal axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharex="col", squeeze=False).tolist()
+    for axes in (one for row in grid for one in row):
+        _style(axes)
+    return figure, grid
+
+
 def save(figure: "Figure", path: str | Path) -> Path:
     """Write a PNG, making its folder."""
     path = Path(path)
