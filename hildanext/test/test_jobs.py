@@ -38,6 +38,8 @@ if how.get("kill"):
 out = folder / "lines.txt"
 n = len(out.read_text().splitlines()) if out.exists() else 0
 while n < how.get("lines", 3):
+    while n == how.get("hold") and not (folder / "go").exists():
+        time.sleep(0.01)
     with open(out, "a") as file:
         file.write(f"{n}\\n")
     n += 1
@@ -90,6 +92,11 @@ def begun(room, job):
     wait_until(lambda: (job.folder / "lines.txt").exists())
     wait_until(lambda: room.store.row(job.id)["child"] is not None)
     return room.get(job.id)
+
+
+def let_go(job):
+    """Let a command go on behind the line where it holds."""
+    (job.folder / "go").touch()
 
 
 def states(room, job):
@@ -166,7 +173,7 @@ def test_two_supervisors_never_claim_one_job(tmp_path):
 
 
 def test_a_worker_that_comes_too_late_does_nothing(room):
-    job = room.submit("count", {"count": {"lines": 30, "pause": 0.05}})
+    job = room.submit("count", {"count": {"lines": 6, "hold": 3}})
     first = room.store.claim(1, 1, "no such process")
     room.supervisor.tick()  # the claimer is dead: interrupted, queued and claimed anew
     assert first["attempts"] == 1
@@ -174,26 +181,28 @@ def test_a_worker_that_comes_too_late_does_nothing(room):
     command = [sys.executable, "-m", "hildanext.jobs.worker", str(room.folder), job.id, "1", "1", *COMMAND]
     assert subprocess.run(command, timeout=60).returncode == 1
     assert room.get(job.id).state == "running"
+    let_go(job)
     wait_until(lambda: (room.supervisor.tick(), room.get(job.id).over)[1])
-    assert (job.folder / "lines.txt").read_text() == numbers(30)
+    assert (job.folder / "lines.txt").read_text() == numbers(6)
     assert states(room, job) == ["queued", "running", "interrupted", "queued", "running", "succeeded"]
 
 
 @posix
 def test_a_killed_command_is_interrupted_and_goes_on_where_it_was(room):
-    job = room.submit("count", {"count": {"lines": 40, "pause": 0.05}})
+    job = room.submit("count", {"count": {"lines": 6, "hold": 3}})
     room.start()
     begun(room, job)
     os.kill(room.store.row(job.id)["child"], signal.SIGKILL)
+    let_go(job)
     wait(room, job, "succeeded")
     assert states(room, job) == ["queued", "running", "interrupted", "queued", "running", "succeeded"]
     assert "SIGKILL" in next(e.data["error"] for e in room.events(job.id) if e.data.get("state") == "interrupted")
-    assert (job.folder / "lines.txt").read_text() == numbers(40)
+    assert (job.folder / "lines.txt").read_text() == numbers(6)
 
 
 @posix
 def test_a_killed_worker_leaves_nothing_running_before_the_job_goes_on(room):
-    job = room.submit("count", {"count": {"lines": 40, "pause": 0.05, "child": True}})
+    job = room.submit("count", {"count": {"lines": 6, "hold": 3, "child": True}})
     room.start()
     begun(room, job)
     row, grandchild = room.store.row(job.id), int((job.folder / "child.txt").read_text())
@@ -201,8 +210,9 @@ def test_a_killed_worker_leaves_nothing_running_before_the_job_goes_on(room):
     os.kill(row["pid"], signal.SIGKILL)
     wait_until(lambda: room.get(job.id).attempts == 2)
     assert processes.birth(row["child"]) is None and processes.birth(grandchild) is None
+    let_go(job)
     wait(room, job, "succeeded")
-    assert (job.folder / "lines.txt").read_text() == numbers(40)
+    assert (job.folder / "lines.txt").read_text() == numbers(6)
 
 
 @posix
@@ -252,7 +262,7 @@ def another_supervisor(folder):
 
 @posix
 def test_a_job_outlives_its_supervisor_and_is_found_again(room):
-    job = room.submit("count", {"count": {"lines": 30, "pause": 0.1}})
+    job = room.submit("count", {"count": {"lines": 6, "hold": 3}})
     with another_supervisor(room.folder) as process:
         pid = begun(room, job).pid
         assert room.supervised()
@@ -261,15 +271,17 @@ def test_a_job_outlives_its_supervisor_and_is_found_again(room):
         assert not room.supervised()
     assert processes.birth(pid) is not None
     room.start()
+    let_go(job)
     wait(room, job, "succeeded")
     assert states(room, job) == ["queued", "running", "succeeded"] and room.get(job.id).attempts == 1
 
 
 @posix
 def test_a_job_that_ends_while_nobody_watches_is_told_all_the_same(room):
-    job = room.submit("count", {"count": {"lines": 4, "pause": 0.2}})
+    job = room.submit("count", {"count": {"lines": 4, "hold": 2}})
     with another_supervisor(room.folder):
         begun(room, job)
+    let_go(job)
     assert wait(room, job, "succeeded").exit_code == 0
 
 
