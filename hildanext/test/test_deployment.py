@@ -4,6 +4,8 @@ import argparse
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,26 @@ def test_what_the_container_copies_is_there_and_is_let_through():
         source = line.split()[0]
         assert (ROOT / source / "pyproject.toml").is_file()
         assert f"!{source}" in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="no shell")
+@pytest.mark.parametrize("index, words", [("", []), ("https://a.test/cpu x", ["--index-url", "https://a.test/cpu x"])])
+def test_torch_comes_from_the_index_that_is_named_or_from_the_usual_one(index, words):
+    (command,) = re.findall(r"(pip install .*torch.*)", CONTAINER)
+    script = f'pip() {{ printf "%s\\n" "$@"; }}; {command}'
+    said = subprocess.run(
+        ["sh", "-euc", script], env={"TORCH_INDEX": index}, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines() == ["install", *words, "torch>=2.4"]
+    assert CONTAINER.index("ARG TORCH_INDEX") > CONTAINER.index("FROM "), "an argument before FROM is unknown behind it"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
+def test_systemd_finds_no_fault_in_the_unit(tmp_path):
+    path = tmp_path / "hilda.service"
+    path.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", UNIT, flags=re.M))
+    said = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0 and "hilda.service" not in said.stderr, said.stderr
 
 
 def test_the_unit_starts_what_the_package_understands():
