@@ -48,8 +48,8 @@ class Work(Turn):
     tokens: Iterator[int | None] | None = None
     """The parent's answer as it is drawn; None where a piece of the prompt was fed."""
     drawn: list[int] = field(default_factory=list)
-    prompt_forwards: int = 1
-    """Forwards of the parent that are fed the prompt; the last of them draws the first token."""
+    prompt_forwards: int = 0
+    """Forwards of the parent that were fed a piece of the prompt and drew nothing."""
     transcript: Transcript | None = None
     ending: Ending | None = None
 
@@ -70,8 +70,7 @@ class Work(Turn):
         prefill = self.prefilled - self.started if self.prefilled else 0.0
         if self.row is not None:
             return DecodeStats.of(self.row, kept, now - self.started, prefill)
-        drawn = max(len(self.drawn) - 1, 0)
-        return DecodeStats(self.prompt_forwards, drawn, 0, 0, kept, 0, now - self.started, prefill)
+        return DecodeStats(self.prompt_forwards, len(self.drawn), 0, 0, kept, 0, now - self.started, prefill)
 
 
 @dataclass
