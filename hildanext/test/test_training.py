@@ -498,7 +498,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(sections, tmp_path: 
     workers = {child.environ().get("RANK"): child for child in psutil.Process(launcher.pid).children()}
     workers["1"].send_signal(signal.SIGINT)
     words = finish(launcher, 120)
-    assert launcher.returncode != 0 and words.count("exitcode  : 130") == 2, words[-3000:]
+    # The launcher may end the second while it ends by itself: what it said counts, not its exit code.
+    assert launcher.returncode != 0 and "130" in words, words[-3000:]
+    assert words.count("interrupted: what was written is whole") == 2, words[-3000:]
     counters = json.loads((run / STATE / "counters.json").read_text())
     assert counters["step"] == len(losses(run))
 
