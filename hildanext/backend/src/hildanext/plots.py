@@ -30,14 +30,8 @@ LOSS_NAMES = {
 
 def new_figure(width: float = 8.0, height: float = 3.6) -> tuple["Figure", "Axes"]:
     """An empty figure with one pair of axes in the house style."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _style(axes)
-    return figure, axes
+    figure, grid = new_grid(1, 1, width, height)
+    return figure, grid[0][0]
 
 
 def new_grid(rows: int, columns: int, width: float, height: float) -> tuple["Figure", "list[list[Axes]]"]:
