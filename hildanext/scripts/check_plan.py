@@ -94,10 +94,10 @@ def predict(name: str) -> dict[str, Any]:
     """What the plan says of a case, the libraries' own memory left out."""
     import torch
 
-    from hildanext.planning.machine import find_machine
-    from hildanext.planning.sections import convert_question
-    from hildanext.planning.step import training_peak
-    from hildanext.runtime import accelerates_bf16
+    from hildanext.core.runtime import accelerates_bf16
+    from hildanext.memory_plan.machine import find_machine
+    from hildanext.memory_plan.sections import convert_question
+    from hildanext.memory_plan.step import training_peak
 
     machine = find_machine("cpu-bf16" if accelerates_bf16(torch.device("cpu")) else "cpu")
     asked = CASES[name]
@@ -124,7 +124,7 @@ def measure(name: str, work: Path, kept: bool) -> dict[str, Any]:
 
     import hildanext.training
     import hildanext.wsd_stage0 as stage
-    from hildanext.runtime import machine, set_threads
+    from hildanext.core.runtime import machine, set_threads
 
     set_threads(None)
     if not kept:
@@ -176,12 +176,12 @@ def warm_up(asked: dict[str, Any]) -> None:
     import torch
     from accelerate import Accelerator
 
+    from hildanext.core.runtime import accelerates_bf16, make_generator
     from hildanext.diffusion import block_index, block_times, mask_tokens
-    from hildanext.loop.optimizer import build_optimizer
-    from hildanext.models.adapters import LoraKnobs, add_lora
+    from hildanext.losses import SupervisedStep, make_losses
+    from hildanext.models.lora import LoraKnobs, add_lora
     from hildanext.models.start import start_conversion
-    from hildanext.runtime import accelerates_bf16, make_generator
-    from hildanext.supervision import SupervisedStep, make_losses
+    from hildanext.trainer.optimizer import build_optimizer
 
     convert = asked["convert"]
     lora, quantize = convert.get("lora"), convert.get("quantize")
@@ -222,9 +222,9 @@ def write_model(parent: str, work: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from hildanext.models.attention import install_seam
+    from hildanext.memory_plan.architecture import describe
+    from hildanext.models.attention.dense import install_seam
     from hildanext.models.checkpoint import save_causal
-    from hildanext.planning.architecture import describe
 
     fields = {**describe(parent), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -257,9 +257,9 @@ def make_data(parent: Path, work: Path, length: int) -> dict[str, str]:
 
 def report(lines: list[dict[str, Any]], out: Path) -> None:
     """The table and the picture of all lines, and all of them in one JSON file."""
-    from hildanext.planning.picture import comparison_figure
-    from hildanext.plots import save
-    from hildanext.runfolder import write_atomically
+    from hildanext.core.plots import save
+    from hildanext.core.run_dir import write_atomically
+    from hildanext.memory_plan.picture import comparison_figure
 
     alone = {line["name"]: line for line in lines if not line["kept"]}
     kept = {line["name"]: line for line in lines if line["kept"]}

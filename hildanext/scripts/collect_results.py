@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hildanext.errors import HildaError
-from hildanext.log import read_metrics
-from hildanext.plots import comparison_figure, save, training_plots
+from hildanext.core.errors import HildaError
+from hildanext.core.metrics_log import read_metrics
+from hildanext.core.plots import comparison_figure, save, training_plots
 
 
 def main() -> int:

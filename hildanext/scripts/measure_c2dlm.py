@@ -16,22 +16,22 @@ from typing import Any
 
 import torch
 
-from hildanext.causal import EXTRACTORS
-from hildanext.causal.corpus import write_graphs
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
-from hildanext.conversations import set_template
+from hildanext.core.run_dir import write_atomically
+from hildanext.core.runtime import accelerates_bf16, keep_freed_memory, machine
+from hildanext.corruption.input_layout import feed, layout_of
+from hildanext.corruption.noising import NoiseKnobs, noised
+from hildanext.data.causal_graphs import EXTRACTORS
+from hildanext.data.causal_graphs.corpus import write_graphs
+from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
+from hildanext.data.chat_template import set_template
 from hildanext.diffusion import View
-from hildanext.feeding import feed, layout_of
+from hildanext.losses import SupervisedStep
+from hildanext.losses.c2dlm import CausalAttention
+from hildanext.losses.causal_rows import causal_rows
+from hildanext.losses.mask_to_token import MaskToToken
+from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.start import start_conversion
-from hildanext.noising import NoiseKnobs, noised
-from hildanext.runfolder import write_atomically
-from hildanext.runtime import accelerates_bf16, keep_freed_memory, machine
-from hildanext.supervision import SupervisedStep
-from hildanext.supervision.c2dlm import CausalAttention
-from hildanext.supervision.causal_rows import causal_rows
-from hildanext.supervision.mask_to_token import MaskToToken
-from hildanext.supervision.token_to_token import TokenToToken
 from hildanext.tokenization import real_ids
 from hildanext.training import make_generator
 

@@ -23,18 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hildanext.bench.quality.intervals import Values, bootstrap, paired_bootstrap
-from hildanext.bench.quality.runner import weights_hash
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
-from hildanext.conversations import set_template
-from hildanext.decode import Decoder, decoder_section, make_decoder
-from hildanext.decode.session import BlockSession
-from hildanext.errors import ConfigError, HildaError
+from hildanext.core.errors import ConfigError, HildaError
+from hildanext.core.plots import PALETTE, new_figure, save
+from hildanext.core.run_dir import write_atomically
+from hildanext.core.runtime import machine, set_threads
+from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
+from hildanext.data.chat_template import set_template
+from hildanext.decoding import Decoder, decoder_section, make_decoder
+from hildanext.decoding.state import BlockSession
+from hildanext.eval.runner import weights_hash
+from hildanext.eval.statistics import Values, bootstrap, paired_bootstrap
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import load_diffusion
-from hildanext.plots import PALETTE, new_figure, save
-from hildanext.runfolder import write_atomically
-from hildanext.runtime import machine, set_threads
 from hildanext.tokenization import real_ids
 from hildanext.training import make_generator
 

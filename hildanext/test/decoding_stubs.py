@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hildanext.decode import Canvas, Decoder, Edit
+from hildanext.decoding import Canvas, Decoder, Edit
 from hildanext.models import Card, DiffusionModel
 from hildanext.models.card import alignment_fields
 

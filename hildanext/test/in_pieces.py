@@ -12,7 +12,7 @@ import torch
 from accelerate.state import PartialState
 
 import hildanext.training
-from hildanext.runtime import is_main_process
+from hildanext.core.runtime import is_main_process
 from hildanext.wsd_stage0 import convert
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from hildanext.bench.quality.session import load_contestants
-from hildanext.bench.quality.ways import Contestants
+from hildanext.eval.models import Contestants
+from hildanext.eval.task_session import load_contestants
 
 QUESTIONS = [
     ("Tom has 3 apples and buys 4 more. How many does he have?", "He has 3+4=<<3+4=7>>7 apples.\n#### 7"),

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from hildanext.api import create_app
-from hildanext.engines.base import Answer, Cancelled, Engine, EngineFacts, EngineLoad, Failed, Finished, Piece, Started
+from hildanext.engine.base import Answer, Cancelled, Engine, EngineFacts, EngineLoad, Failed, Finished, Piece, Started
 from hildanext.inference import DecodeStats
 from hildanext.serve.server import GracefulServer, address_of, bind
 from hildanext.serve.settings import ServeKnobs

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from hildanext.models.attention import install_seam
+from hildanext.models.attention.dense import install_seam
 from hildanext.models.checkpoint import save_causal
 
 FAMILIES = {

@@ -9,14 +9,14 @@ import pytest
 pytest.importorskip("fastapi")
 
 from hildanext.api import create_app
-from hildanext.conversations import set_template
-from hildanext.engines.base import DeadlineExceeded, EngineFailed, Failed, Overloaded, Request, complete
-from hildanext.engines.transformers import TransformersEngine, TransformersKnobs
-from hildanext.errors import ConfigError
-from hildanext.serve import page
+from hildanext.commands.serve import startup_line
+from hildanext.core.errors import ConfigError
+from hildanext.data.chat_template import set_template
+from hildanext.engine.base import DeadlineExceeded, EngineFailed, Failed, Overloaded, Request, complete
+from hildanext.engine.local import TransformersEngine, TransformersKnobs
+from hildanext.serve.routers import page
 from hildanext.serve.settings import ServeKnobs
-from hildanext.submission import open_jobs
-from hildanext.verbs.serve import startup_line
+from hildanext.stages.submission import open_jobs
 from serving import ToldEngine, ask, at_once, events
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hildanext.ar import Parent, PromptError, sample, sample_documents
-from hildanext.models.adapters import LoraKnobs, add_lora, without_lora
-from hildanext.models.load import load_parent
+from hildanext.models.loading.load import load_parent
+from hildanext.models.lora import LoraKnobs, add_lora, without_lora
 from hildanext.models.start import start_conversion
 from small_models import FAMILIES, small_causal, small_parent, small_tokenizer
 

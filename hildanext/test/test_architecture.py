@@ -46,20 +46,20 @@ ALLOWED_BESIDES = {("choice", "config"), ("runtime", "config"), ("recipe", "benc
 }
 
 FAMILIES = {
-    "hildanext.sources": ("SOURCES", "hildanext.sources.base", "Source"),
-    "hildanext.sources.chat": ("CHATS", "hildanext.sources.chat.base", "ChatSource"),
-    "hildanext.causal": ("EXTRACTORS", "hildanext.causal.base", "Extractor"),
-    "hildanext.supervision": ("SUPERVISIONS", "hildanext.supervision.base", "Supervision"),
-    "hildanext.decode": ("DECODERS", "hildanext.decode.base", "Decoder"),
-    "hildanext.rl.rewards": ("REWARDS", "hildanext.rl.rewards.base", "Reward"),
-    "hildanext.bench.quality": ("TASKS", "hildanext.bench.quality.base", "Task"),
+    "hildanext.data.sources": ("SOURCES", "hildanext.data.sources.base", "Source"),
+    "hildanext.data.sources.chat": ("CHATS", "hildanext.data.sources.chat.base", "ChatSource"),
+    "hildanext.data.causal_graphs": ("EXTRACTORS", "hildanext.data.causal_graphs.base", "Extractor"),
+    "hildanext.losses": ("SUPERVISIONS", "hildanext.losses.base", "Supervision"),
+    "hildanext.decoding": ("DECODERS", "hildanext.decoding.base", "Decoder"),
+    "hildanext.grading": ("REWARDS", "hildanext.grading.base", "Reward"),
+    "hildanext.eval.tasks": ("TASKS", "hildanext.eval.tasks.base", "Task"),
 }
 
 PROMISED = {
     "hildanext.masks": ["may_attend", "doubled", "same_document", "clean_only"],
     "hildanext.diffusion": ["mask_tokens", "replace_tokens", "complement", "block_times", "targets", "View"],
     "hildanext.tokenization": ["resolve_mask_id", "real_ids"],
-    "hildanext.conversations": ["Example", "Message", "Rendering", "render", "encode_chat"],
+    "hildanext.data.chat_template": ["Example", "Message", "Rendering", "render", "encode_chat"],
     "hildanext.datasets": ["prepare", "PrepareKnobs", "PackedDataset", "Batch", "batches"],
     "hildanext.ar": ["Parent", "ArResult", "sample_documents"],
     "hildanext.training": [],
@@ -68,12 +68,12 @@ PROMISED = {
     "hildanext.sft_stage1": ["sft"],
     "hildanext.recipe": ["execute", "check"],
     "hildanext.cli": ["main", "VERBS"],
-    "hildanext.models.load": ["load_parent", "load_diffusion"],
+    "hildanext.models.loading.load": ["load_parent", "load_diffusion"],
     "hildanext.models.checkpoint": ["save_diffusion", "merge_checkpoints"],
     "hildanext.models.start": ["start_conversion"],
-    "hildanext.decode": ["MODES", "DECODERS"],
-    "hildanext.log": ["MetricLog", "read_metrics", "configure_logging"],
-    "hildanext.runfolder": ["open_run", "write_atomically", "save_folder_atomically"],
+    "hildanext.decoding": ["MODES", "DECODERS"],
+    "hildanext.core.metrics_log": ["MetricLog", "read_metrics", "configure_logging"],
+    "hildanext.core.run_dir": ["open_run", "write_atomically", "save_folder_atomically"],
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

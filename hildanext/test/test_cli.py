@@ -15,8 +15,8 @@ import pytest
 
 from hildanext import __version__
 from hildanext.cli import NOT_YET, VERBS, main
+from hildanext.commands import doctor
 from hildanext.stages import STAGES
-from hildanext.verbs import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "hildanext" / "runs" / "configs").rglob("*.json"))
@@ -123,7 +123,7 @@ def test_check_takes_the_sections_of_a_single_verb_too(tmp_path, capsys):
 
 
 def test_an_error_of_ours_never_shows_a_traceback(monkeypatch, capsys):
-    from hildanext.errors import ModelError
+    from hildanext.core.errors import ModelError
 
     def fails(options):
         raise ModelError("a model\nover two lines", "do this")
@@ -202,7 +202,7 @@ class TestDoctor:
         assert doctor.probe_optional("dinfer").state == "ok"
 
     def test_a_package_that_is_too_old_is_bad_and_says_so(self, monkeypatch):
-        monkeypatch.setattr("hildanext.runtime.versions", lambda: {"torch": "2.3.1+cpu", "numpy": ""})
+        monkeypatch.setattr("hildanext.core.runtime.versions", lambda: {"torch": "2.3.1+cpu", "numpy": ""})
         found = {finding.what: finding for finding in doctor.examine_versions()}
         assert found["torch"].state == "bad" and "2.4" in found["torch"].advice
         assert found["numpy"].state == "bad" and "pip install" in found["numpy"].advice

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from corpus import files_of, small_tokenizer
+from hildanext.core.errors import ConfigError, DataError
+from hildanext.data.packing import row_order, tokenizer_hash
 from hildanext.datasets import Batch, PackedDataset, PrepareKnobs, batches, prepare
-from hildanext.errors import ConfigError, DataError
-from hildanext.packing import row_order, tokenizer_hash
 
 BOS, EOS = 0, 1
 MakeFolder = Callable[[Sequence[Sequence[int]]], Path]
@@ -298,7 +298,7 @@ def test_a_million_documents_are_laid_out_quickly(tmp_path: Path, make_folder: M
     """The index of 1,000,000 documents is one vectorised pass: far below a second; a loop would take many."""
     from time import perf_counter
 
-    from hildanext.packing import Layout
+    from hildanext.data.packing import Layout
 
     lengths = np.random.default_rng(0).integers(1, 400, 1_000_000)
     begun = perf_counter()

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from hildanext.commands import serve
 from hildanext.serve.settings import ServeKnobs
-from hildanext.verbs import serve
 
 ROOT = Path(__file__).parents[2]
 CONTAINER = (ROOT / "Containerfile").read_text(encoding="utf-8")

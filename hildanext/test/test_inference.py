@@ -8,8 +8,8 @@ import torch
 from conftest import random_model
 from decoding_stubs import MARGIN, MASK, ScriptedModel, StubTokenizer, Watched
 from hildanext.ar import Parent, PromptError
-from hildanext.decode import ThresholdEdit
-from hildanext.decode.session import BlockSession
+from hildanext.decoding import ThresholdEdit
+from hildanext.decoding.state import BlockSession
 from hildanext.inference import GenerationKnobs, context_length, generate
 from small_models import small_tokenizer
 
@@ -272,7 +272,7 @@ def test_top_k_1_and_a_tiny_top_p_are_greedy():
 
 
 def test_a_long_prompt_is_prefilled_in_pieces(monkeypatch):
-    monkeypatch.setattr("hildanext.decode.session.PREFILL_TOKENS", 16)
+    monkeypatch.setattr("hildanext.decoding.state.PREFILL_TOKENS", 16)
     for alignment in ALIGNMENTS:
         model = random_model("llama", alignment, BLOCK)
         prompts = [prompt_of(50, 1), prompt_of(21, 2)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from hildanext.config import build, check_profile, full_methods, knobs
-from hildanext.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
+from hildanext.core.config import build, check_profile, full_methods, knobs
+from hildanext.core.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
 from hildanext.recipe import check, execute, read_run
 
 

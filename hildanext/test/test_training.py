@@ -18,15 +18,15 @@ import torch
 
 import hildanext.training
 from conftest import random_model
+from hildanext.core.errors import CheckpointError, ConfigError, TrainingStopped
+from hildanext.core.metrics_log import MetricLog, read_metrics
+from hildanext.corruption.schedules import LearningRate, Rung
 from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
-from hildanext.errors import CheckpointError, ConfigError, TrainingStopped
-from hildanext.log import MetricLog, read_metrics
-from hildanext.loop.guard import Guard, GuardKnobs
-from hildanext.loop.state import STATE
-from hildanext.models.load import load_diffusion
-from hildanext.schedules import LearningRate, Rung
-from hildanext.supervision import SupervisedStep
-from hildanext.supervision.mask_to_token import MaskToToken
+from hildanext.losses import SupervisedStep
+from hildanext.losses.mask_to_token import MaskToToken
+from hildanext.models.loading.load import load_diffusion
+from hildanext.trainer.guard import Guard, GuardKnobs
+from hildanext.trainer.state import STATE
 from hildanext.training import Stage, TrainKnobs, make_generator, real_tokens, train
 from hildanext.wsd_stage0 import Validation, convert
 from small_models import small_parent, small_tokenizer
@@ -186,7 +186,7 @@ def fixed_stage(views: list[list[Any]], tokens: int) -> Stage:
 
 def test_accumulation_divides_by_the_window_and_not_by_the_micro_batch(tmp_path: Path):
     """Micro-batches of different length accumulate to the loss and weights of one large batch."""
-    from test_supervision import make_view
+    from test_losses import make_view
 
     both = make_view(length=16, batch=2, documents=[0] * 16)
     first = make_view(length=16, batch=2, documents=[0] * 5 + [-1] * 11)
@@ -205,7 +205,7 @@ def test_accumulation_divides_by_the_window_and_not_by_the_micro_batch(tmp_path:
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Path):
-    from test_supervision import make_view
+    from test_losses import make_view
 
     model = random_model(seed=1)
     knobs = TrainKnobs(precision="no", checkpoint_every=1, learning_rate=LearningRate(peak=1e-3))
@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Pa
 @pytest.mark.parametrize(("last", "saved"), [(7, [3]), (9, [3, 8, 9])])
 def test_no_state_is_saved_while_the_loss_spikes(tmp_path: Path, monkeypatch, last: int, saved: list[int]):
     """Steps 6 and 7 meet a text of another kind. The save that is due at 6 is made up for at 8, the next calm step."""
-    from test_supervision import make_view
+    from test_losses import make_view
 
     easy, other = make_view(seed=0), make_view(seed=3)
     views = [[other if step in (6, 7) else easy] for step in range(1, 10)]
@@ -256,7 +256,7 @@ def test_spikes_stop_a_run_only_when_they_stay():
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path):
-    from test_supervision import make_view
+    from test_losses import make_view
 
     knobs = TrainKnobs(precision="no", learning_rate=LearningRate(peak=1e-3))
     for layers, words in ((3, ""), (2, "of another model")):
@@ -342,7 +342,7 @@ def test_bad_configurations_are_refused_in_one_line(sections, tmp_path: Path, se
 def test_draws_depend_on_the_place_in_the_run_and_not_on_how_steps_are_cut(tmp_path: Path, monkeypatch):
     """Two steps of two micro-batches, four of one: the same keys for two views of two turns, so that the processes
     of a run may share its micro-batches as they like."""
-    from test_supervision import make_view
+    from test_losses import make_view
 
     asked: list[tuple[int, ...]] = []
 

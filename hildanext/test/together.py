@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from test_losses import make_view
 
 import hildanext.training
 from conftest import random_model
-from hildanext.errors import CheckpointError
-from hildanext.loop.processes import any_process, on_main, open_accelerator
-from hildanext.schedules import LearningRate, Rung
-from hildanext.supervision import SupervisedStep
-from hildanext.supervision.mask_to_token import MaskToToken
+from hildanext.core.errors import CheckpointError
+from hildanext.corruption.schedules import LearningRate, Rung
+from hildanext.losses import SupervisedStep
+from hildanext.losses.mask_to_token import MaskToToken
+from hildanext.trainer.processes import any_process, on_main, open_accelerator
 from hildanext.training import Stage, TrainKnobs, train
-from test_supervision import make_view
 
 
 def met(action: Callable[[], Any]) -> str:

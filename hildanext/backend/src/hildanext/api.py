@@ -2,7 +2,8 @@
 
 app = create_app(settings, engine, jobs)
 
-`hildanext serve` runs it; so does any ASGI server (then without the bounds on slow connections, see serve/protocol.py).
+`hildanext serve` runs it; so does any ASGI server (then without the bounds on slow
+connections, see serve/connection_limits.py).
 """
 
 import os
@@ -16,13 +17,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from hildanext import __version__
-from hildanext.engines.base import Engine
-from hildanext.errors import ConfigError
-from hildanext.jobs.room import JobRoom
-from hildanext.serve import chat, completions, errors, generate, health, jobs, models, page
+from hildanext.core.errors import ConfigError
+from hildanext.engine.base import Engine
+from hildanext.jobs.service import JobRoom
+from hildanext.serve import errors
 from hildanext.serve.document import document
-from hildanext.serve.door import Bodies, Guarded, Identified
-from hildanext.serve.measures import Measures
+from hildanext.serve.metrics import Measures
+from hildanext.serve.middleware import Bodies, Guarded, Identified
+from hildanext.serve.routers import chat, completions, generate, health, jobs, models, page
 from hildanext.serve.service import Service
 from hildanext.serve.settings import ServeKnobs
 

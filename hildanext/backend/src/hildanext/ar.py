@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext import masks
-from hildanext.errors import HildaError
-from hildanext.models.attention import NO_MASK, AttentionContext, MaskedAttention, grouped_attention
+from hildanext.core.errors import HildaError
+from hildanext.models.attention.dense import NO_MASK, AttentionContext, MaskedAttention, grouped_attention
 
 
 class PromptError(HildaError):

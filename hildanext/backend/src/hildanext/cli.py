@@ -12,25 +12,25 @@ import sys
 from collections.abc import Sequence
 
 from hildanext import __version__
-from hildanext.errors import HildaError
-from hildanext.log import quieten_libraries
+from hildanext.core.errors import HildaError
+from hildanext.core.metrics_log import quieten_libraries
 
 VERBS: dict[str, tuple[str, str]] = {
-    "run": ("hildanext.verbs.run", "run a recipe: stages in order, resumable"),
-    "check": ("hildanext.verbs.check", "validate a run's configuration without loading weights"),
-    "pull": ("hildanext.verbs.pull", "fetch a model"),
-    "prepare": ("hildanext.verbs.prepare", "turn text into packed token shards"),
-    "explain-graph": ("hildanext.verbs.explain_graph", "draw the causal graph of one training example"),
-    "convert": ("hildanext.verbs.convert", "stage 0: an autoregressive model becomes a diffusion model"),
-    "sft": ("hildanext.verbs.sft", "stage 1: a diffusion model learns to answer, and to mend its own drafts"),
-    "generate": ("hildanext.verbs.generate", "prompt in, text out"),
-    "eval": ("hildanext.verbs.eval", "likelihoods, quality and speed beside the parent"),
-    "bench": ("hildanext.verbs.bench", "how fast training and decoding are here"),
-    "plan": ("hildanext.verbs.plan", "how much memory a run takes, and what would make it fit"),
-    "runs": ("hildanext.verbs.runs", "list run folders, and compare some of them"),
-    "serve": ("hildanext.verbs.serve", "a model behind REST, OpenAI's protocol and a page"),
-    "jobs": ("hildanext.verbs.jobs", "submit a stage as a background job, and see what becomes of it"),
-    "doctor": ("hildanext.verbs.doctor", "what this machine can do, and why not"),
+    "run": ("hildanext.commands.run", "run a recipe: stages in order, resumable"),
+    "check": ("hildanext.commands.check", "validate a run's configuration without loading weights"),
+    "pull": ("hildanext.commands.pull", "fetch a model"),
+    "prepare": ("hildanext.commands.prepare", "turn text into packed token shards"),
+    "explain-graph": ("hildanext.commands.explain_graph", "draw the causal graph of one training example"),
+    "convert": ("hildanext.commands.convert", "stage 0: an autoregressive model becomes a diffusion model"),
+    "sft": ("hildanext.commands.sft", "stage 1: a diffusion model learns to answer, and to mend its own drafts"),
+    "generate": ("hildanext.commands.generate", "prompt in, text out"),
+    "eval": ("hildanext.commands.eval", "likelihoods, quality and speed beside the parent"),
+    "bench": ("hildanext.commands.bench", "how fast training and decoding are here"),
+    "plan": ("hildanext.commands.plan", "how much memory a run takes, and what would make it fit"),
+    "runs": ("hildanext.commands.runs", "list run folders, and compare some of them"),
+    "serve": ("hildanext.commands.serve", "a model behind REST, OpenAI's protocol and a page"),
+    "jobs": ("hildanext.commands.jobs", "submit a stage as a background job, and see what becomes of it"),
+    "doctor": ("hildanext.commands.doctor", "what this machine can do, and why not"),
 }
 
 WAIT = ("GOMP_SPINCOUNT", "1000")

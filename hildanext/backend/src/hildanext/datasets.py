@@ -15,11 +15,11 @@ from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.choice import make
-from hildanext.config import knobs, plain
-from hildanext.errors import ConfigError, DataError
-from hildanext.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
-from hildanext.packing.folder import (
+from hildanext.core.config import knobs, plain
+from hildanext.core.errors import ConfigError, DataError
+from hildanext.core.registry import make
+from hildanext.data.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
+from hildanext.data.packing.folder import (
     FORMAT,
     open_manifests,
     open_shards,
@@ -28,8 +28,8 @@ from hildanext.packing.folder import (
     refuse_other_parts,
     refuse_other_settings,
 )
-from hildanext.packing.shards import drop_journal, locked
-from hildanext.sources import SOURCES, Cursor, Report, Source
+from hildanext.data.packing.shards import drop_journal, locked
+from hildanext.data.sources import SOURCES, Cursor, Report, Source
 
 BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 1 << 20

@@ -14,10 +14,10 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent, PromptError
-from hildanext.config import knobs
-from hildanext.decode.base import Decoder
-from hildanext.decode.session import BlockSession, Commit, Row, Step
-from hildanext.decode.transcript import FinishReason, Transcript
+from hildanext.core.config import knobs
+from hildanext.decoding.base import Decoder
+from hildanext.decoding.detokenizer import FinishReason, Transcript
+from hildanext.decoding.state import BlockSession, Commit, Row, Step
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.tokenization import encode_prompt as encode_prompt
 

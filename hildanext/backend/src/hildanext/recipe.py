@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.config import build, check_profile, full_methods, knobs, merge, plain
-from hildanext.errors import CheckpointError, ConfigError, DataError, UnknownChoice
-from hildanext.runfolder import open_run, write_atomically
-from hildanext.runfolder import read_run as open_record
-from hildanext.runtime import is_main_process, versions
+from hildanext.core.config import build, check_profile, full_methods, knobs, merge, plain
+from hildanext.core.errors import CheckpointError, ConfigError, DataError, UnknownChoice
+from hildanext.core.run_dir import open_run, write_atomically
+from hildanext.core.run_dir import read_run as open_record
+from hildanext.core.runtime import is_main_process, versions
 
 logger = logging.getLogger(__name__)
 

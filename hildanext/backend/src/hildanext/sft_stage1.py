@@ -10,29 +10,29 @@ from typing import Any
 
 import torch
 
-from hildanext.best import Best
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, chat_identity, prepare_chat
-from hildanext.config import build, check_profile, full_methods, plain
-from hildanext.conversations import set_template
-from hildanext.errors import ConfigError
-from hildanext.log import read_metrics
-from hildanext.loop.processes import on_main, open_accelerator
-from hildanext.loop.state import check_resumes
+from hildanext.core.config import build, check_profile, full_methods, plain
+from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import read_metrics
+from hildanext.core.plots import training_plots
+from hildanext.core.run_dir import RUN_FILE, open_run
+from hildanext.core.runtime import machine, seed_everything
+from hildanext.corruption.noised_batches import Views
+from hildanext.corruption.schedules import Rung
+from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, chat_identity, prepare_chat
+from hildanext.data.chat_template import set_template
+from hildanext.losses import SupervisedStep, Supervision, make_losses
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.start import start_hash, start_tuning
-from hildanext.plots import training_plots
-from hildanext.runfolder import RUN_FILE, open_run
-from hildanext.runtime import machine, seed_everything
-from hildanext.sample_answers import SampleAnswers
-from hildanext.schedules import Rung
-from hildanext.sft_knobs import SftKnobs, check
-from hildanext.supervision import SupervisedStep, Supervision, make_losses
-from hildanext.teacher import reader, teacher_for
 from hildanext.tokenization import real_ids
+from hildanext.trainer.best_checkpoints import Best
+from hildanext.trainer.processes import on_main, open_accelerator
+from hildanext.trainer.sample_generations import SampleAnswers
+from hildanext.trainer.sft_config import SftKnobs, check
+from hildanext.trainer.state import check_resumes
+from hildanext.trainer.teacher import reader, teacher_for
+from hildanext.trainer.validation import EditCheck, Validation, drawn_batches, measure_start
 from hildanext.training import METRICS, Stage, comparable_train, ready_device, train
-from hildanext.validation import EditCheck, Validation, drawn_batches, measure_start
-from hildanext.views import Views
 
 CHECKPOINT, DATA = "checkpoint", "data"
 

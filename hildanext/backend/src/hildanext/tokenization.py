@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hildanext.errors import ModelError
+from hildanext.core.errors import ModelError
 
 logger = logging.getLogger(__name__)
 

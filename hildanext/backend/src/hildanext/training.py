@@ -20,22 +20,22 @@ from accelerate.utils import AutocastKwargs
 from jaxtyping import Int
 from torch import Tensor
 
+from hildanext.core.errors import TrainingStopped
+from hildanext.core.metrics_log import MetricLog
+from hildanext.core.run_dir import read_run, recover_folder
+from hildanext.core.runtime import keep_freed_memory, make_generator
+from hildanext.core.tracking import Tracker, open_trackers, scalars
+from hildanext.corruption.schedules import Rung
 from hildanext.diffusion import View, next_turn, targets
-from hildanext.errors import TrainingStopped
-from hildanext.log import MetricLog
-from hildanext.loop.guard import Guard
-from hildanext.loop.interrupt import between_steps
-from hildanext.loop.knobs import TrainKnobs, comparable_train, ready_device
-from hildanext.loop.optimizer import RestingStates, build_optimizer
-from hildanext.loop.processes import any_process, check_agreement, on_main, open_accelerator, summed
-from hildanext.loop.progress import TrainingProgress
-from hildanext.loop.sharded import Shards, clip_gradients, open_shards
-from hildanext.loop.state import STATE, Held, gather_state, load_state, save_state, trainable
-from hildanext.runfolder import read_run, recover_folder
-from hildanext.runtime import keep_freed_memory, make_generator
-from hildanext.schedules import Rung
-from hildanext.supervision import Outcome, SupervisedStep
-from hildanext.tracking import Tracker, open_trackers, scalars
+from hildanext.losses import Outcome, SupervisedStep
+from hildanext.trainer.guard import Guard
+from hildanext.trainer.interrupt import between_steps
+from hildanext.trainer.knobs import TrainKnobs, comparable_train, ready_device
+from hildanext.trainer.optimizer import RestingStates, build_optimizer
+from hildanext.trainer.processes import any_process, check_agreement, on_main, open_accelerator, summed
+from hildanext.trainer.progress import TrainingProgress
+from hildanext.trainer.sharded import Shards, clip_gradients, open_shards
+from hildanext.trainer.state import STATE, Held, gather_state, load_state, save_state, trainable
 
 __all__ = ["Stage", "TrainKnobs", "comparable_train", "make_generator", "make_optimizer", "ready_device", "train"]
 

@@ -10,29 +10,29 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.best import Best
-from hildanext.config import build, check_profile, knobs, plain
+from hildanext.core.config import build, check_profile, knobs, plain
+from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import read_metrics
+from hildanext.core.plots import training_plots
+from hildanext.core.run_dir import RUN_FILE, open_run
+from hildanext.core.runtime import machine, seed_everything
+from hildanext.corruption.noised_batches import Views
+from hildanext.corruption.noising import NoiseKnobs
+from hildanext.corruption.schedules import Rung, check_padding, check_rungs, rung_at, total_tokens
 from hildanext.datasets import PackedDataset, Packing
-from hildanext.errors import ConfigError
-from hildanext.log import read_metrics
-from hildanext.loop.processes import on_main, open_accelerator
-from hildanext.loop.state import check_resumes
-from hildanext.models.adapters import LoraKnobs, add_lora
+from hildanext.losses import SupervisedStep, Supervision, make_losses
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
+from hildanext.models.lora import LoraKnobs, add_lora
 from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.models.start import adopt_edges, start_conversion
-from hildanext.noising import NoiseKnobs
-from hildanext.plots import training_plots
-from hildanext.runfolder import RUN_FILE, open_run
-from hildanext.runtime import machine, seed_everything
-from hildanext.schedules import Rung, check_padding, check_rungs, rung_at, total_tokens
-from hildanext.supervision import SupervisedStep, Supervision, make_losses
-from hildanext.teacher import reader, teacher_for
 from hildanext.tokenization import real_ids
+from hildanext.trainer.best_checkpoints import Best
+from hildanext.trainer.processes import on_main, open_accelerator
+from hildanext.trainer.state import check_resumes
+from hildanext.trainer.teacher import reader, teacher_for
+from hildanext.trainer.validation import Validation, first_batches
 from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, ready_device, train
-from hildanext.validation import Validation, first_batches
-from hildanext.views import Views
 
 CHECKPOINT = "checkpoint"
 

@@ -2,7 +2,8 @@
 
 Steps as `hildanext sft` takes them (complementary views, the multi-turn forward, the optimiser), on conversations laid
 out as it lays them out, once with both copies of every token and once without the copies that no prediction depends on
-(`hildanext.feeding`), in turns. Data tokens are positions of conversations, each counted once whatever is fed.
+(`hildanext.corruption.input_layout`), in turns. Data tokens are positions of conversations, each counted once whatever
+is fed.
 """
 
 import statistics
@@ -18,20 +19,20 @@ from pydantic import Field
 from rich.table import Table
 
 from hildanext.bench.train_speed import Seconds, medians
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
-from hildanext.config import build, knobs, plain
-from hildanext.conversations import set_template
+from hildanext.core.config import build, knobs, plain
+from hildanext.core.errors import ConfigError
+from hildanext.core.runtime import accelerates_bf16, machine
+from hildanext.corruption.input_layout import LayoutChoice, choose
+from hildanext.corruption.noised_batches import Views
+from hildanext.corruption.schedules import Rung
+from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
+from hildanext.data.chat_template import set_template
 from hildanext.diffusion import View, next_turn
-from hildanext.errors import ConfigError
-from hildanext.feeding import LayoutChoice, choose
+from hildanext.losses import SupervisedStep, make_losses
 from hildanext.models import DiffusionModel
-from hildanext.runtime import accelerates_bf16, machine
-from hildanext.schedules import Rung
-from hildanext.sft_knobs import SftKnobs
-from hildanext.supervision import SupervisedStep, make_losses
 from hildanext.tokenization import real_ids
+from hildanext.trainer.sft_config import SftKnobs
 from hildanext.training import TrainKnobs, make_generator, make_optimizer
-from hildanext.views import Views
 
 LAYOUTS: tuple[LayoutChoice, ...] = ("double", "response")
 

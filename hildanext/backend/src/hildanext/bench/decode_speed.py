@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hildanext.ar import Parent
-from hildanext.bench.generation import GenerationBenchKnobs, compare, label
-from hildanext.config import knobs, plain
-from hildanext.decode import MODES, StepDecoder, make_decoder
-from hildanext.decode.session import BlockSession
-from hildanext.errors import ConfigError
+from hildanext.core.config import knobs, plain
+from hildanext.core.errors import ConfigError
+from hildanext.core.runtime import machine
+from hildanext.decoding import MODES, StepDecoder, make_decoder
+from hildanext.decoding.state import BlockSession
+from hildanext.eval.generation import GenerationBenchKnobs, compare, label
 from hildanext.models import DiffusionModel
-from hildanext.runtime import machine
 
 
 @knobs

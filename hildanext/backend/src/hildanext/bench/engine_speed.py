@@ -20,14 +20,14 @@ from rich.table import Table
 
 from hildanext.ar import Parent
 from hildanext.bench.decode_speed import BareForward, finish
-from hildanext.config import knobs, plain
-from hildanext.decode import MODES, make_decoder
-from hildanext.engines.base import Answer, EngineEvent, Failed, Finished, Request
-from hildanext.engines.transformers import TransformersEngine, TransformersKnobs
+from hildanext.core.config import knobs, plain
+from hildanext.core.runtime import machine
+from hildanext.decoding import MODES, make_decoder
+from hildanext.engine.base import Answer, EngineEvent, Failed, Finished, Request
+from hildanext.engine.local import TransformersEngine, TransformersKnobs
 from hildanext.inference import GenerationKnobs, generate
-from hildanext.kv import CachedAttention, Run
+from hildanext.kv_cache import CachedAttention, Run
 from hildanext.models import DiffusionModel
-from hildanext.runtime import machine
 
 
 @knobs

@@ -23,14 +23,14 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from hildanext import masks
 from hildanext.bench.decode_speed import finish
-from hildanext.config import knobs, plain
+from hildanext.core.config import knobs, plain
+from hildanext.core.errors import ConfigError
+from hildanext.core.runtime import accelerates_bf16, machine
+from hildanext.corruption.input_layout import feed
 from hildanext.diffusion import View, block_index, block_times, elbo_weight, mask_tokens, targets
-from hildanext.errors import ConfigError
-from hildanext.feeding import feed
+from hildanext.losses import SupervisedStep
+from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models import DiffusionModel
-from hildanext.runtime import accelerates_bf16, machine
-from hildanext.supervision import SupervisedStep
-from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.training import TrainKnobs, make_optimizer
 
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hildanext.errors import CheckpointError
+from hildanext.core.errors import CheckpointError
+from hildanext.core.run_dir import disk_errors
 from hildanext.jobs.base import STATES, Job, JobEvent, JobsFull, Progress, State, UnknownJob
-from hildanext.runfolder import disk_errors
 
 DATABASE = "jobs.sqlite"
 FORMAT = 1

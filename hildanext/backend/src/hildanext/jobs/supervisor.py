@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from hildanext.errors import HildaError
+from hildanext.core.errors import HildaError
 from hildanext.jobs import processes
 from hildanext.jobs.base import LOG_FILE, State
+from hildanext.jobs.progress import progress_mark
 from hildanext.jobs.store import NOBODY, JobStore
-from hildanext.jobs.watching import progress_mark
 
 logger = logging.getLogger(__name__)
 

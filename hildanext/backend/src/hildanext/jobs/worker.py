@@ -17,11 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hildanext.errors import CheckpointError
+from hildanext.core.errors import CheckpointError
 from hildanext.jobs import processes
 from hildanext.jobs.base import JOB_FILE, LOG_FILE, State
+from hildanext.jobs.progress import last_words, look
 from hildanext.jobs.store import JobStore
-from hildanext.jobs.watching import last_words, look
 
 LOOK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 5.0

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hildanext.errors import ModelError, NumericsError
-from hildanext.models.attention import NO_MASK, SEAM, AttentionContext
+from hildanext.core.errors import ModelError, NumericsError
+from hildanext.models.attention.dense import NO_MASK, SEAM, AttentionContext
 from hildanext.models.card import Card
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from hildanext.config import build, knobs, plain
-from hildanext.errors import CheckpointError
+from hildanext.core.config import build, knobs, plain
+from hildanext.core.errors import CheckpointError
 from hildanext.masks import CleanMask
 
 CARD = "hilda.json"

@@ -7,14 +7,14 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from hildanext.config import knobs
-from hildanext.errors import ConfigError
-from hildanext.models.adapters import LoraKnobs, add_lora
+from hildanext.core.config import knobs
+from hildanext.core.errors import ConfigError
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment, Card, alignment_fields
-from hildanext.models.files import weights_hash
-from hildanext.models.load import load_diffusion, load_parent
-from hildanext.models.names import locate, locate_diffusion
+from hildanext.models.loading.files import weights_hash
+from hildanext.models.loading.load import load_diffusion, load_parent
+from hildanext.models.loading.names import locate, locate_diffusion
+from hildanext.models.lora import LoraKnobs, add_lora
 from hildanext.models.quantize import Quantize, place
 from hildanext.tokenization import never_ids, resolve_mask_id
 

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from hildanext.serve.answers import ErrorAnswer
+from hildanext.serve.responses import ErrorAnswer
 
 FOREIGN = ("HTTPValidationError", "ValidationError")
 """FastAPI's shape of a 422, which this service never answers."""

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from hildanext.errors import HildaError
+from hildanext.core.errors import HildaError
 
 logger = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hildanext.conversations import Message
-from hildanext.decode import decoder_section, make_decoder
-from hildanext.engines.base import EngineFacts, Request
+from hildanext.data.chat_template import Message
+from hildanext.decoding import decoder_section, make_decoder
+from hildanext.engine.base import EngineFacts, Request
 from hildanext.inference import DEFAULT_NEW_TOKENS
 from hildanext.serve.errors import Refused
-from hildanext.serve.schemas import ChatMessage, Decoding, GenerateBody
+from hildanext.serve.requests import ChatMessage, Decoding, GenerateBody
 from hildanext.serve.settings import ServeKnobs
 
 OFF_BY_NULL = ("tau_edit", "tau_cautious")

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from hildanext.errors import HildaError
-from hildanext.serve.protocol import bounded_by
+from hildanext.core.errors import HildaError
+from hildanext.serve.connection_limits import bounded_by
 from hildanext.serve.service import Service
 from hildanext.serve.settings import ServeKnobs
 

@@ -7,10 +7,10 @@ from pathlib import PurePath
 
 from fastapi import Request
 
-from hildanext.engines.base import Engine
-from hildanext.jobs.room import JobRoom
+from hildanext.engine.base import Engine
+from hildanext.jobs.service import JobRoom
 from hildanext.serve.errors import Refused
-from hildanext.serve.measures import Measures
+from hildanext.serve.metrics import Measures
 from hildanext.serve.settings import ServeKnobs
 
 

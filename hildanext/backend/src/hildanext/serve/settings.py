@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.config import knobs
-from hildanext.errors import ConfigError
+from hildanext.core.config import knobs
+from hildanext.core.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

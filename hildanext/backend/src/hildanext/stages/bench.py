@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hildanext.config import build, knobs
-from hildanext.errors import ModelError
+from hildanext.core.config import build, knobs
+from hildanext.core.errors import ModelError
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys and sizes that do not divide, `UnknownChoice` for an unknown decoder."""
     from hildanext.bench.decode_speed import DecodeSpeedKnobs
     from hildanext.bench.train_speed import TrainSpeedKnobs
-    from hildanext.decode import make_decoder
+    from hildanext.decoding import make_decoder
 
     settings = build(BenchKnobs, section, where=context.key)
     build(TrainSpeedKnobs, settings.train, where=f"{context.key}.train")
@@ -54,8 +54,8 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Measure, and write the numbers."""
-    from hildanext.runfolder import write_atomically
-    from hildanext.runtime import set_threads
+    from hildanext.core.run_dir import write_atomically
+    from hildanext.core.runtime import set_threads
 
     settings = build(BenchKnobs, section, where=context.key)
     set_threads(context.threads)
@@ -70,8 +70,8 @@ def _measure(settings: BenchKnobs, context: StageContext, name: str) -> dict[str
     import torch
 
     from hildanext.bench import decode_speed, train_speed
-    from hildanext.bench.evaluation import load_baseline
-    from hildanext.runtime import choose_device, choose_dtype
+    from hildanext.core.runtime import choose_device, choose_dtype
+    from hildanext.eval.evaluation import load_baseline
 
     device = choose_device(context.device)
     # Weights are fp32 in training, whose steps autocast.
@@ -96,8 +96,8 @@ def open_model(
 ) -> tuple["DiffusionModel", Any]:
     """A diffusion checkpoint where the name is one, else an autoregressive model under a new card; its tokenizer."""
     from hildanext.models.card import CARD
-    from hildanext.models.load import load_diffusion
-    from hildanext.models.names import locate_diffusion
+    from hildanext.models.loading.load import load_diffusion
+    from hildanext.models.loading.names import locate_diffusion
     from hildanext.models.start import start_conversion
 
     try:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from hildanext.config import build
+from hildanext.core.config import build
 from hildanext.recipe import StageContext
 
 logger = logging.getLogger(__name__)
@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys, wrong types, tasks that do not exist, sizes that do not divide."""
-    from hildanext.bench.evaluation import EvalKnobs
-    from hildanext.bench.quality.runner import QualityKnobs
+    from hildanext.eval.evaluation import EvalKnobs
+    from hildanext.eval.runner import QualityKnobs
 
     section = dict(section)
     quality = section.pop("quality", None)
@@ -28,11 +28,11 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Evaluate; the numbers go to `eval.json`, the tasks' to `quality.json` and its `samples`, pictures beside them."""
-    from hildanext.bench.evaluation import EvalKnobs, evaluate, save_result
-    from hildanext.bench.quality.runner import QualityKnobs
-    from hildanext.bench.quality.session import load_contestants, run_session
+    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
     from hildanext.datasets import PackedDataset
-    from hildanext.runtime import choose_device, choose_dtype, set_threads
+    from hildanext.eval.evaluation import EvalKnobs, evaluate, save_result
+    from hildanext.eval.runner import QualityKnobs
+    from hildanext.eval.task_session import load_contestants, run_session
 
     given = {"parent": context.parent, **section}
     quality = given.pop("quality", None)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.config import build, knobs
-from hildanext.errors import ConfigError
+from hildanext.core.config import build, knobs
+from hildanext.core.errors import ConfigError
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
-    from hildanext.decode import Decoder
+    from hildanext.decoding import Decoder
     from hildanext.models import DiffusionModel
 
 
@@ -51,7 +51,7 @@ class SampleKnobs:
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for an unknown key, `UnknownChoice` for a mode that does not exist, `DataError` for a
     file of prompts that cannot be read."""
-    from hildanext.prompt_file import read_prompts
+    from hildanext.stages.answer_file import read_prompts
 
     settings = build(SampleKnobs, section, where=context.key)
     _ways(settings)
@@ -61,10 +61,10 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
+    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
     from hildanext.inference import GenerationKnobs
-    from hildanext.models.load import load_diffusion
-    from hildanext.prompt_file import answer_file
-    from hildanext.runtime import choose_device, choose_dtype, set_threads
+    from hildanext.models.loading.load import load_diffusion
+    from hildanext.stages.answer_file import answer_file
 
     settings = build(SampleKnobs, section, where=context.key)
     set_threads(context.threads)
@@ -83,7 +83,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
 
 def _ways(settings: SampleKnobs) -> "dict[str, Decoder]":
     """A decoder for each mode, by the mode's name."""
-    from hildanext.decode import decoder_section, make_decoder, mode_name
+    from hildanext.decoding import decoder_section, make_decoder, mode_name
 
     usual = ("S_MODE", "Q_MODE") if settings.prompts_file is None else ("S_MODE",)
     modes = settings.modes if settings.modes is not None else usual
@@ -94,10 +94,10 @@ def _ways(settings: SampleKnobs) -> "dict[str, Decoder]":
 def _samples(
     settings: SampleKnobs, context: StageContext, model: "DiffusionModel", tokenizer: Any, how: Any
 ) -> dict[str, Any]:
-    from hildanext.decode.trace import trace_record
+    from hildanext.core.run_dir import write_atomically
+    from hildanext.core.runtime import machine
+    from hildanext.decoding.trace import trace_record
     from hildanext.inference import encode_prompt, generate
-    from hildanext.runfolder import write_atomically
-    from hildanext.runtime import machine
 
     texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
     prompts = [encode_prompt(tokenizer, text) for text in texts]

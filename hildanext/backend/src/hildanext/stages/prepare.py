@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import Field
 
-from hildanext.config import build, knobs, merge
-from hildanext.errors import ConfigError
+from hildanext.core.config import build, knobs, merge
+from hildanext.core.errors import ConfigError
 from hildanext.recipe import StageContext
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ class ParentSamples:
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for a section without parts, an unknown key or a source that does not exist."""
-    from hildanext.choice import make
+    from hildanext.core.registry import make
+    from hildanext.data.sources import SOURCES
     from hildanext.datasets import PrepareKnobs
-    from hildanext.sources import SOURCES
 
     for part in _parts(section, context).values():
         settings = build(PrepareKnobs, part, where="prepare")
@@ -47,7 +47,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Prepare each part. A part that is whole is not done again, and a half one goes on."""
     from hildanext.datasets import PrepareKnobs, prepare
-    from hildanext.models.names import locate
+    from hildanext.models.loading.names import locate
 
     parts = _parts(section, context)
     tokenizer_name = str(section.get("tokenizer", context.parent))
@@ -93,8 +93,8 @@ def _samples(source: Mapping[str, Any]) -> ParentSamples:
 
 def _identified(source: Mapping[str, Any], parent: str) -> dict[str, Any]:
     """The source with the parent's name and weights in it, or samples of one parent would pass for another's."""
-    from hildanext.models.files import weights_hash
-    from hildanext.models.names import locate
+    from hildanext.models.loading.files import weights_hash
+    from hildanext.models.loading.names import locate
     from hildanext.models.start import public_name
 
     return {**source, "parent": public_name(parent), "weights": weights_hash(locate(parent))}
@@ -104,8 +104,8 @@ def _from_parent(
     source: Mapping[str, Any], context: StageContext
 ) -> tuple[Any, Callable[[int], Iterator[Sequence[int]]]]:
     from hildanext.ar import Parent, sample_documents
-    from hildanext.models.load import load_parent
-    from hildanext.runtime import choose_device, choose_dtype, set_threads
+    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
+    from hildanext.models.loading.load import load_parent
 
     set_threads(context.threads)
     device = choose_device(context.device)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hildanext.config import build, knobs
+from hildanext.core.config import build, knobs
 from hildanext.recipe import StageContext, finished
 
 
@@ -24,7 +24,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Write `report.html` into the run's folder."""
-    from hildanext.bench.report import write_report
+    from hildanext.report.html import write_report
 
     settings = build(ReportKnobs, section, where=context.key)
     folder = context.folder if settings.run is None else Path(settings.run)

@@ -1,0 +1,7 @@
+"""Schedules: block sizes, learning rate, mask-embedding noise."""
+
+from hildanext.corruption.schedules.learning_rate import LearningRate
+from hildanext.corruption.schedules.noise import MaskNoise
+from hildanext.corruption.schedules.wsd import Rung, check_padding, check_rungs, rung_at, spread, total_tokens
+
+__all__ = ["LearningRate", "MaskNoise", "Rung", "check_padding", "check_rungs", "rung_at", "spread", "total_tokens"]

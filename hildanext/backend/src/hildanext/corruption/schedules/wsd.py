@@ -1,0 +1,84 @@
+"""Warmup-Stable-Decay: the block size over the run, as an explicit list of rungs.
+
+Paper: LLaDA2.0, arXiv:2512.15745, sec. 4.1.
+Differs: the paper names 1, 4, 32, 64, 4096 up and 2048, 32 down and gives no budgets; every rung here
+says its own share in tokens, and the learning rate is a separate schedule.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from hildanext.core.config import knobs
+from hildanext.core.errors import ConfigError
+
+Phase = Literal["warmup", "stable", "decay"]
+
+
+@knobs
+class Rung:
+    """Train at one block size for a number of tokens (data tokens, counted once however often they are fed)."""
+
+    phase: Phase
+    block_size: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+
+
+def check_rungs(rungs: tuple[Rung, ...], sequence_length: int) -> None:
+    """Raises `ConfigError` for an empty ladder, a block size that does not divide, or phases out of order."""
+    if not rungs:
+        raise ConfigError("wsd has no rungs", 'list at least one {"phase", "block_size", "tokens"}')
+    order = {"warmup": 0, "stable": 1, "decay": 2}
+    for rung in rungs:
+        if sequence_length % rung.block_size:
+            raise ConfigError(
+                f"block size {rung.block_size} does not divide the sequence length {sequence_length}",
+                "choose block sizes that divide data.sequence_length",
+            )
+    ranks = [order[rung.phase] for rung in rungs]
+    if ranks != sorted(ranks):
+        raise ConfigError("the phases of wsd are out of order", "warmup rungs first, then stable, then decay")
+
+
+def check_padding(rungs: tuple[Rung, ...], block_size: int, pad_to_block: int | None) -> None:
+    """Raises `ConfigError` where documents packed in multiples of `pad_to_block` (None: of 1) end inside a block.
+
+    The model would see where they end, which no decoder shows it, so at the block size that is decoded this is
+    refused. A rung may be larger: a climb to the whole row is part of the method, and the decay comes back.
+    """
+    pad = 1 if pad_to_block is None else pad_to_block
+    if pad % block_size:
+        raise ConfigError(
+            f"data.pad_to_block {pad_to_block} is not a multiple of the block size {block_size}",
+            f"set data.pad_to_block to {block_size} or a multiple of it, or choose another convert.block_size",
+        )
+    for rung in rungs:
+        if pad % rung.block_size and rung.block_size % pad:
+            raise ConfigError(
+                f"data.pad_to_block {pad_to_block} and the block size {rung.block_size} of wsd: "
+                "neither is a multiple of the other",
+                "choose block sizes that divide data.pad_to_block, or multiples of it",
+            )
+
+
+def rung_at(rungs: tuple[Rung, ...], tokens_seen: int) -> Rung:
+    """The rung a run is on after `tokens_seen` data tokens; past the end, the last one."""
+    for rung in rungs:
+        if tokens_seen < rung.tokens:
+            return rung
+        tokens_seen -= rung.tokens
+    return rungs[-1]
+
+
+def total_tokens(rungs: tuple[Rung, ...]) -> int:
+    return sum(rung.tokens for rung in rungs)
+
+
+def spread(phase: Phase, block_sizes: list[int], tokens: int) -> tuple[Rung, ...]:
+    """A ladder: `tokens` divided evenly over `block_sizes`, the remainder on the last rung."""
+    each = tokens // len(block_sizes)
+    last = tokens - each * (len(block_sizes) - 1)
+    return tuple(
+        Rung(phase=phase, block_size=size, tokens=last if i == len(block_sizes) - 1 else each)
+        for i, size in enumerate(block_sizes)
+    )

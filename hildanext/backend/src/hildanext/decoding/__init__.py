@@ -1,0 +1,71 @@
+"""Ways to fill a masked canvas. To add one: write the file, add its row, add its case."""
+
+from typing import Any
+
+from hildanext.core.errors import UnknownChoice
+from hildanext.core.registry import make
+from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, StepDecoder
+from hildanext.decoding.threshold_edit import ThresholdEdit
+
+DECODERS: dict[str, type[Decoder]] = {
+    "threshold_edit": ThresholdEdit,
+}
+
+MODES: dict[str, dict[str, Any]] = {
+    "S_MODE": {"name": "threshold_edit", "tau_mask": 0.5, "tau_edit": 0.0, "max_post": 16},
+    "Q_MODE": {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": 0.5, "max_post": 16},
+}
+"""LLaDA2.1's published presets: S is its Speedy one (fills early, edits on any disagreement), Q its Quality one."""
+
+MODE_ALIASES: dict[str, str] = {"speed": "S_MODE", "quality": "Q_MODE"}
+
+MODE_MEANS: dict[str, str] = {"S_MODE": "speed", "Q_MODE": "quality"}
+"""What a mode is published as. What it is for a model and a prompt, each run prints: tokens/s, tokens per forward."""
+
+EFFORTS: dict[str, dict[str, Any]] = {
+    "instant": {"tau_mask": 0.3, "tau_edit": None, "max_post": 0},
+    "low": {"tau_mask": 0.5, "tau_edit": 0.0, "max_post": 2},
+    "medium": {},
+    "high": {"tau_mask": 0.9, "tau_edit": 0.5, "max_post": 16},
+    "adaptive": {"tau_cautious": 0.95},
+}
+"""Knobs laid over a mode: a first draft without editing; few corrections; the mode as it is; nearly one token at
+a time, with editing; the mode's threshold where the model is sure and 0.95 where it is not."""
+
+
+def mode_name(mode: str) -> str:
+    """The mode's own name, of a name or an alias in any case. Raises `UnknownChoice`."""
+    names = {**{name.lower(): name for name in MODES}, **MODE_ALIASES}
+    if mode.lower() not in names:
+        raise UnknownChoice("mode", mode, [*MODES, *MODE_ALIASES])
+    return names[mode.lower()]
+
+
+def decoder_section(mode: str = "S_MODE", effort: str | None = None, **changes: Any) -> dict[str, Any]:
+    """The section of a mode, an effort over it, and single knobs over both. Raises `UnknownChoice`."""
+    if effort is not None and effort not in EFFORTS:
+        raise UnknownChoice("effort", effort, EFFORTS)
+    return {**MODES[mode_name(mode)], **(EFFORTS[effort] if effort is not None else {}), **changes}
+
+
+def make_decoder(section: dict[str, Any]) -> Decoder:
+    """A decoder from its section. Raises `UnknownChoice`, or `ConfigError` for a knob out of range."""
+    return make("decoder", DECODERS, section)
+
+
+__all__ = [
+    "DECODERS",
+    "EFFORTS",
+    "MODES",
+    "MODE_ALIASES",
+    "MODE_MEANS",
+    "Canvas",
+    "Decoder",
+    "Denoiser",
+    "Edit",
+    "StepDecoder",
+    "ThresholdEdit",
+    "decoder_section",
+    "make_decoder",
+    "mode_name",
+]

@@ -1,0 +1,109 @@
+"""What a decoder is: something that turns forwards of active blocks into edits, until every block is final.
+
+State that changes travels in values (`Canvas`, `Edit`), never in the algorithm, which is its own frozen
+configuration. The general contract is `Decoder.decode`; most methods are one `StepDecoder.edit`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hildanext.core.config import knobs
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The active block of every row, as it is before a forward."""
+
+    tokens: Int[Tensor, "batch block"]
+    masked: Bool[Tensor, "batch block"]
+    """True where the token is the mask."""
+    fixed: Bool[Tensor, "batch block"]
+    """True for a token of the prompt: it may be neither filled nor edited."""
+    uniform: Float[Tensor, "batch block"]
+    """One draw from [0, 1) for each position, the same in every step: what sampling may use."""
+    checks: Int[Tensor, " batch"]
+    """Forwards the block has had whose input held no mask."""
+
+    @property
+    def editable(self) -> Bool[Tensor, "batch block"]:
+        """Written by us, and not a mask."""
+        return ~self.masked & ~self.fixed
+
+    def apply(self, edit: "Edit") -> Int[Tensor, "batch block"]:
+        """The tokens after an edit."""
+        return torch.where(edit.write, edit.tokens, self.tokens)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What one forward changes."""
+
+    write: Bool[Tensor, "batch block"]
+    tokens: Int[Tensor, "batch block"]
+    confidence: Float[Tensor, "batch block"]
+    """Probability of each token in the model's own distribution (0 where no logits were asked for)."""
+    final: Bool[Tensor, " batch"]
+    """True for a row whose block is finished once this edit is applied."""
+
+
+EditRule = Callable[[Tensor, Tensor, Canvas], Edit]
+"""`edit(logits, where, canvas)`, as `StepDecoder.edit`."""
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """The model's side of decoding; `hildanext.decoding.state` is one, a test's table of logits another."""
+
+    def canvas(self) -> Canvas | None:
+        """The active blocks, or None once every row has ended. Rows may move to their next block at any time."""
+
+    def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
+        """One forward of the active blocks; the logits that predict the chosen positions, in row-major order."""
+
+    def write(self, edit: Edit) -> None:
+        """Apply an edit; rows whose block is final move on."""
+
+    def revise(self, window: int, edit: EditRule) -> None:
+        """After a block is final: offer the `window` finished blocks before it to `edit`, in one forward."""
+
+
+class Decoder:
+    """Any way to fill masked blocks. Members are frozen knobs."""
+
+    window = 0
+    """Finished blocks that may still change; their text is not shown yet."""
+
+    def decode(self, denoiser: Denoiser) -> None:
+        """Run until `denoiser.canvas()` is None."""
+        raise NotImplementedError(f"{type(self).__name__} has no decode")
+
+
+@knobs
+class StepDecoder(Decoder):
+    """A decoder that turns the logits of one forward into one edit; rows advance independently."""
+
+    def needs(self, canvas: Canvas) -> Bool[Tensor, "batch block"]:
+        """Positions whose logits `edit` will read."""
+        return canvas.masked | canvas.editable
+
+    def edit(self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas) -> Edit:
+        """What to write, given the logits at `where` (row-major)."""
+        raise NotImplementedError(f"{type(self).__name__} has no edit")
+
+    def decode(self, denoiser: Denoiser) -> None:
+        while (canvas := denoiser.canvas()) is not None:
+            where = self.needs(canvas)
+            denoiser.write(self.edit(denoiser.logits(where), where, canvas))
+
+
+def most_confident(
+    confidence: Float[Tensor, "batch block"], among: Bool[Tensor, "batch block"]
+) -> Bool[Tensor, "batch block"]:
+    """The one most confident position among those allowed, ties to the lowest; nothing in a row that allows none."""
+    best = confidence.masked_fill(~among, -1.0).argmax(-1, keepdim=True)
+    return torch.zeros_like(among).scatter_(-1, best, True) & among

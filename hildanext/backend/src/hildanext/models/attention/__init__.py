@@ -1,0 +1,1 @@
+"""The rule `hildanext.masks.may_attend` as it is executed."""

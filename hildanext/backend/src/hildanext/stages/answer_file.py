@@ -1,0 +1,195 @@
+"""A file of prompts, answered line by line into another; killed at any instant, it goes on where it stopped.
+
+Answers are written in the order of the prompts, a batch at a time, and batches begin at fixed places: an interrupted
+run writes the same file as one that was left alone.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hildanext.core.errors import DataError
+from hildanext.core.metrics_log import MetricLog, read_metrics
+from hildanext.core.run_dir import write_atomically
+
+if TYPE_CHECKING:
+    from hildanext.decoding import Decoder
+    from hildanext.inference import Completion, GenerationKnobs
+    from hildanext.models import DiffusionModel
+
+ANSWERS = "answers.jsonl"
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of the file: a text to continue (or, in a chat, to answer), or a conversation to go on with."""
+
+    line: int
+    """Of the file, from 1."""
+    text: str | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+    """Role and content."""
+    id: str | int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        asked: dict[str, Any] = {"line": self.line} if self.id is None else {"line": self.line, "id": self.id}
+        if self.text is not None:
+            return {**asked, "prompt": self.text}
+        return {**asked, "messages": [{"role": role, "content": content} for role, content in self.messages]}
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a text file (one per line) or of a `.jsonl` file; blank lines are none.
+
+    A line of JSON is a string, or an object with `prompt` (text) or `messages` (of role and content), and maybe an
+    `id`; its other keys are left alone. Raises `DataError` with the line's number.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as problem:
+        raise DataError(f"cannot read the prompts in {str(path)!r} ({problem})", "give a UTF-8 text file") from None
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"no prompts in {str(path)!r}", "write one per line")
+    if path.suffix == ".jsonl":
+        return [_parsed(path, number, line) for number, line in lines]
+    return [Prompt(number, text=line.rstrip("\r")) for number, line in lines]
+
+
+def _parsed(path: Path, number: int, line: str) -> Prompt:
+    def wrong(what: str) -> DataError:
+        return DataError(f"{path} line {number}: {what}", 'write "text", {"prompt": ...} or {"messages": [...]}')
+
+    try:
+        value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise wrong("half of a surrogate pair is no text") from None
+    except (ValueError, RecursionError):
+        raise wrong("no JSON") from None
+    if isinstance(value, str):
+        return Prompt(number, text=value)
+    if not isinstance(value, Mapping) or ("prompt" in value) == ("messages" in value):
+        raise wrong("one of prompt and messages is needed")
+    name = value.get("id")
+    if name is not None and not isinstance(name, str | int):
+        raise wrong("id is neither text nor a whole number")
+    if "prompt" in value:
+        if not isinstance(value["prompt"], str):
+            raise wrong("prompt is no text")
+        return Prompt(number, text=value["prompt"], id=name)
+    messages = value["messages"]
+    if not isinstance(messages, list) or not messages or not all(_is_message(one) for one in messages):
+        raise wrong(f"messages is no list of role ({', '.join(ROLES)}) and content")
+    return Prompt(number, messages=tuple((one["role"], one["content"]) for one in messages), id=name)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("role") in ROLES and isinstance(value.get("content"), str)
+
+
+def answer_file(
+    source: str | Path,
+    room: Path,
+    model: "DiffusionModel",
+    tokenizer: Any,
+    ways: Mapping[str, "Decoder"],
+    settings: "GenerationKnobs",
+    chat: bool = False,
+) -> Path:
+    """Answer every prompt of `source` in every way, into `answers.jsonl` in `room`; returns its path.
+
+    A prompt that cannot be answered (too long for the model) has `error` in place of a text. Progress goes to
+    `metrics.jsonl` beside it. Raises `DataError` where the prompts are not those that the answers there belong to.
+    """
+    prompts = read_prompts(source)
+    _remember(room, source, list(ways), prompts)
+    encoded = [_encoded(tokenizer, prompt, chat) for prompt in prompts]
+    path = room / ANSWERS
+    total = len(ways) * len(prompts)
+    with MetricLog(path) as answers, MetricLog(room / "metrics.jsonl") as metrics:
+        done = before = len(read_metrics(path))
+        began = time.monotonic()
+        metrics.write(kind="progress", done=done, total=total, unit="answers")
+        for number, (way, decoder) in enumerate(ways.items()):
+            for first in range(0, len(prompts), settings.batch_size):
+                place = number * len(prompts) + first
+                batch = range(first, min(first + settings.batch_size, len(prompts)))
+                if place + len(batch) <= done:
+                    continue
+                found = _answer(model, tokenizer, decoder, settings, encoded, batch)
+                for index, answer in list(zip(batch, found, strict=True))[done - place :]:
+                    answers.write(way=way, index=index, **prompts[index].as_json(), **answer)
+                done = place + len(batch)
+                left = (time.monotonic() - began) / (done - before) * (total - done)
+                metrics.write(kind="progress", done=done, total=total, unit="answers", eta_seconds=round(left, 1))
+    return path
+
+
+def _answer(
+    model: "DiffusionModel",
+    tokenizer: Any,
+    decoder: "Decoder",
+    settings: "GenerationKnobs",
+    encoded: Sequence[Sequence[int] | DataError],
+    batch: Sequence[int],
+) -> Iterator[dict[str, Any]]:
+    """What is written of each prompt of a batch. Where one of them does not do, each is decoded alone."""
+    from hildanext.ar import PromptError
+    from hildanext.inference import generate
+
+    def ask(some: Sequence[int]) -> "list[Completion]":
+        tokens: list[Sequence[int]] = []
+        for index in some:
+            ids = encoded[index]
+            if isinstance(ids, DataError):
+                raise ids
+            tokens.append(ids)
+        seeds = [settings.seed + index for index in some]
+        return generate(model, tokenizer, tokens, decoder, settings, seeds=seeds)
+
+    try:
+        return iter([_told(done) for done in ask(batch)])
+    except (PromptError, DataError) as problem:
+        if len(batch) == 1:
+            return iter([{"error": str(problem)}])
+    return (told for index in batch for told in _answer(model, tokenizer, decoder, settings, encoded, [index]))
+
+
+def _told(done: "Completion") -> dict[str, Any]:
+    stats = done.stats
+    counts = {"tokens": stats.tokens, "forwards": stats.forwards, "edits": stats.edits}
+    return {"text": done.text, "finish_reason": done.finish_reason, **counts}
+
+
+def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataError:
+    """Token ids, or why a conversation has none."""
+    from hildanext.data.chat_template import BadExample, Message, encode_chat
+    from hildanext.tokenization import encode_prompt
+
+    if prompt.text is not None and not chat:
+        return encode_prompt(tokenizer, prompt.text)
+    messages = prompt.messages if prompt.text is None else (("user", prompt.text),)
+    try:
+        return encode_chat(tokenizer, [Message(role, content) for role, content in messages])
+    except BadExample as problem:
+        return problem
+
+
+def _remember(room: Path, source: str | Path, ways: list[str], prompts: Sequence[Prompt]) -> None:
+    """Note which prompts the answers belong to. Raises `DataError` where they belong to others."""
+    asked = json.dumps([prompt.as_json() for prompt in prompts], sort_keys=True)
+    record = {"prompts": len(prompts), "ways": ways, "sha256": hashlib.sha256(asked.encode()).hexdigest()}
+    path = room / "answers.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != record:
+        raise DataError(
+            f"{str(source)!r} is not what it was when {str(room / ANSWERS)!r} was begun",
+            "put the prompts back, or answer the new ones in another run",
+        )
+    write_atomically(path, json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,60 @@
+"""What a model answers to held-out prompts while it is being trained."""
+
+from typing import Any
+
+from pydantic import Field
+
+from hildanext.ar import PromptError
+from hildanext.core.config import knobs
+from hildanext.data.chat_dataset import ChatDataset
+from hildanext.decoding import decoder_section, make_decoder
+from hildanext.inference import GenerationKnobs, context_length, generate
+from hildanext.models.bidirectional import DiffusionModel
+
+
+@knobs
+class SampleKnobs:
+    """How many held-out prompts are answered at each validation, and how."""
+
+    count: int = Field(default=3, ge=0)
+    max_new_tokens: int = Field(default=128, ge=1)
+    mode: str = "S_MODE"
+
+
+class SampleAnswers:
+    """Answers to the first held-out conversations whose prompts leave room; always the same ones."""
+
+    def __init__(self, dataset: ChatDataset, model: DiffusionModel, tokenizer: Any, settings: SampleKnobs) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.decoder = make_decoder(decoder_section(settings.mode))
+        room = context_length(model) - settings.max_new_tokens
+        held_out = (dataset.conversation(number) for number in range(dataset.conversations))
+        fitting = (one for one in held_out if len(one.prompt) <= room)
+        self.chosen = [one for _, one in zip(range(settings.count), fitting, strict=False)]
+        if settings.count and not self.chosen:
+            raise PromptError(
+                f"no held-out prompt leaves room for {settings.max_new_tokens} tokens in the model's context",
+                "lower sft.samples.max_new_tokens, or set sft.samples.count to 0",
+            )
+
+    def __call__(self, step: int) -> list[dict[str, Any]]:
+        """For each prompt: what was asked, what was answered, what was wanted, and the forwards that it took."""
+        if not self.chosen:
+            return []
+        how = GenerationKnobs(max_new_tokens=self.settings.max_new_tokens, batch_size=len(self.chosen))
+        done = generate(self.model, self.tokenizer, [one.prompt for one in self.chosen], self.decoder, how)
+        return [
+            {
+                "id": one.id,
+                "prompt": self._text(one.prompt),
+                "answer": completion.text,
+                "wanted": self._text(one.answer),
+                "finish_reason": completion.finish_reason,
+                "tokens": completion.stats.tokens,
+                "forwards": completion.stats.forwards,
+            }
+            for one, completion in zip(self.chosen, done, strict=True)
+        ]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
