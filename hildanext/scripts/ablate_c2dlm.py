@@ -2,9 +2,9 @@
 
 python hildanext/scripts/ablate_c2dlm.py --folder runs/ablate-c2dlm
 
-The task is made up (`data/sources/chat/arithmetic.py`): stories of two additions or subtractions, answered by
-equations, with exact causal graphs. One warm-up fine-tuning without C2DLM teaches the format; every run then goes on from
-its checkpoint with the same data order and noise as the other runs of its seed. Interrupted, the same command goes on.
+The task is made up (data/sources/chat/arithmetic.py): stories of two additions or subtractions, answered by equations,
+with exact causal graphs. One warm-up fine-tuning without C2DLM teaches the format; every run then goes on from its
+checkpoint with the same data order and noise as the other runs of its seed. Interrupted, the same command goes on.
 Writes `ablation.json`, `ablation.md` and `ablation.png` into --out.
 """
 
@@ -24,7 +24,7 @@ import torch
 from hildanext.core.errors import HildaError
 from hildanext.core.plots import PALETTE, save
 from hildanext.core.run_dir import write_atomically
-from hildanext.core.runtime import machine, set_threads
+from hildanext.core.runtime import machine, make_generator, set_threads
 from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.decoding import decoder_section, make_decoder
@@ -37,7 +37,6 @@ from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import load_diffusion
 from hildanext.sft_stage1 import sft
-from hildanext.training import make_generator
 
 ARMS = ("off", "m2t", "t2t", "both")
 MEASURES = {

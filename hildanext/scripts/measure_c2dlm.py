@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hildanext.core.run_dir import write_atomically
-from hildanext.core.runtime import accelerates_bf16, keep_freed_memory, machine
+from hildanext.core.runtime import accelerates_bf16, keep_freed_memory, machine, make_generator
 from hildanext.corruption.input_layout import feed, layout_of
 from hildanext.corruption.noising import NoiseKnobs, noised
 from hildanext.data.causal_graphs import EXTRACTORS
@@ -33,7 +33,6 @@ from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.start import start_conversion
 from hildanext.tokenization import real_ids
-from hildanext.training import make_generator
 
 APPLY = ("t2t", "both")
 

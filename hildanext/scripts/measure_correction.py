@@ -26,7 +26,7 @@ from torch import Tensor
 from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.plots import PALETTE, new_figure, save
 from hildanext.core.run_dir import write_atomically
-from hildanext.core.runtime import machine, set_threads
+from hildanext.core.runtime import machine, make_generator, set_threads
 from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.decoding import Decoder, decoder_section, make_decoder
@@ -36,7 +36,6 @@ from hildanext.eval.statistics import Values, bootstrap, paired_bootstrap
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import load_diffusion
 from hildanext.tokenization import real_ids
-from hildanext.training import make_generator
 
 WAYS: dict[str, dict[str, Any]] = {
     "one pass": decoder_section("S_MODE", max_post=1),

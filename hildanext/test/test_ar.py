@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hildanext.ar import Parent, PromptError, sample, sample_documents
+from hildanext.ar import Parent, sample, sample_documents
+from hildanext.core.errors import PromptError
 from hildanext.models.loading.load import load_parent
 from hildanext.models.lora import LoraKnobs, add_lora, without_lora
 from hildanext.models.start import start_conversion

@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from corpus import files_of, small_tokenizer
 from hildanext.core.errors import ConfigError, DataError
+from hildanext.data.batch import Batch
 from hildanext.data.packing import row_order, tokenizer_hash
-from hildanext.datasets import Batch, PackedDataset, PrepareKnobs, batches, prepare
+from hildanext.datasets import PackedDataset, PrepareKnobs, batches, prepare
 
 BOS, EOS = 0, 1
 MakeFolder = Callable[[Sequence[Sequence[int]]], Path]

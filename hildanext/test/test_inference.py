@@ -7,7 +7,8 @@ import torch
 
 from conftest import random_model
 from decoding_stubs import MARGIN, MASK, ScriptedModel, StubTokenizer, Watched
-from hildanext.ar import Parent, PromptError
+from hildanext.ar import Parent
+from hildanext.core.errors import PromptError
 from hildanext.decoding import ThresholdEdit
 from hildanext.decoding.state import BlockSession
 from hildanext.inference import GenerationKnobs, context_length, generate

@@ -20,14 +20,17 @@ import hildanext.training
 from conftest import random_model
 from hildanext.core.errors import CheckpointError, ConfigError, TrainingStopped
 from hildanext.core.metrics_log import MetricLog, read_metrics
+from hildanext.core.runtime import make_generator
 from hildanext.corruption.schedules import LearningRate, Rung
 from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.loading.load import load_diffusion
 from hildanext.trainer.guard import Guard, GuardKnobs
+from hildanext.trainer.knobs import TrainKnobs
 from hildanext.trainer.state import STATE
-from hildanext.training import Stage, TrainKnobs, make_generator, real_tokens, train
+from hildanext.trainer.task import Stage
+from hildanext.training import real_tokens, train
 from hildanext.wsd_stage0 import Validation, convert
 from small_models import small_parent, small_tokenizer
 

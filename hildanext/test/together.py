@@ -15,8 +15,10 @@ from hildanext.core.errors import CheckpointError
 from hildanext.corruption.schedules import LearningRate, Rung
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
+from hildanext.trainer.knobs import TrainKnobs
 from hildanext.trainer.processes import any_process, on_main, open_accelerator
-from hildanext.training import Stage, TrainKnobs, train
+from hildanext.trainer.task import Stage
+from hildanext.training import train
 
 
 def met(action: Callable[[], Any]) -> str:

@@ -9,9 +9,9 @@ from decoding_stubs import StubTokenizer
 from hildanext.cli import main
 from hildanext.decoding.state import Step
 from hildanext.decoding.trace import TerminalView
-from hildanext.inference import encode_prompt
 from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.start import start_conversion
+from hildanext.tokenization import encode_prompt
 from small_models import small_parent, small_tokenizer
 
 

@@ -14,10 +14,11 @@ import pytest
 
 from hildanext.cli import main
 from hildanext.core.errors import ConfigError, DataError, HildaError
+from hildanext.data.prompts import read_prompts
 from hildanext.jobs import processes
 from hildanext.recipe import execute
 from hildanext.stages import STAGES
-from hildanext.stages.answer_file import answer_file, read_prompts
+from hildanext.stages.answer_file import answer_file
 from hildanext.stages.submission import FOLDER, NEEDS, check_submission, open_jobs
 
 STORY = "Once upon a time there was a small boat. The boat liked the sea. One day the sea was very big.\n"

@@ -6,7 +6,7 @@ import torch
 from conftest import random_model
 from hildanext.core.errors import ConfigError
 from hildanext.corruption.noising import NoiseKnobs, noised
-from hildanext.datasets import Batch
+from hildanext.data.batch import Batch
 from hildanext.diffusion import View, targets
 
 REAL = torch.arange(3, 61)

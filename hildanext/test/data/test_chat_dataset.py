@@ -13,10 +13,11 @@ from corpus import write_jsonl
 from hildanext.core.config import build
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.corruption.noising import NoiseKnobs, noised
+from hildanext.data.batch import Batch
 from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, held_out, open_sources, prepare_chat
 from hildanext.data.chat_template import Message, encode_chat, set_template
 from hildanext.data.packing.rows import RowOrder, best_fit, row_order
-from hildanext.datasets import Batch, batches
+from hildanext.datasets import batches
 from hildanext.diffusion import complement, mask_tokens, replace_tokens
 from hildanext.models.loading import tiny
 from hildanext.tokenization import load_tokenizer

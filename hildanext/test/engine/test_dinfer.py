@@ -22,9 +22,8 @@ import torch
 from transformers import AutoTokenizer
 
 import fake_dinfer
-from hildanext.ar import PromptError
 from hildanext.commands import doctor
-from hildanext.core.errors import ConfigError, ModelError
+from hildanext.core.errors import ConfigError, ModelError, PromptError
 from hildanext.decoding import decoder_section
 from hildanext.engine import choose
 from hildanext.engine.base import (

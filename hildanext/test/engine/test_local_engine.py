@@ -10,8 +10,8 @@ import torch
 
 from conftest import random_model
 from decoding_stubs import StubTokenizer
-from hildanext.ar import Parent, PromptError
-from hildanext.core.errors import ConfigError, UnknownChoice
+from hildanext.ar import Parent
+from hildanext.core.errors import ConfigError, PromptError, UnknownChoice
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.engine.base import (
     Cancelled,

@@ -9,8 +9,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from hildanext.ar import PromptError
-from hildanext.core.errors import ConfigError, ModelError
+from hildanext.core.errors import ConfigError, ModelError, PromptError
 from hildanext.data.chat_template import Message, set_template
 from hildanext.decoding import decoder_section
 from hildanext.engine import open_engine

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hildanext.ar import Parent, PromptError
+from hildanext.ar import Parent
 from hildanext.cli import main
-from hildanext.core.errors import ConfigError, DataError, HildaError
+from hildanext.core.errors import ConfigError, DataError, HildaError, PromptError
 from hildanext.core.metrics_log import read_metrics
 from hildanext.core.registry import make
 from hildanext.data.chat_template import Message, encode_chat

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from conftest import random_model
-from hildanext.ar import Parent, PromptError
+from hildanext.ar import Parent
+from hildanext.core.errors import PromptError
 from hildanext.likelihood.conditional import Pair, score_diffusion, score_parent
 
 ALIGNMENTS = ["block", "parent"]

@@ -9,7 +9,7 @@ from test_bench import parent_of
 from torch import nn
 
 from hildanext import masks
-from hildanext.datasets import Batch
+from hildanext.data.batch import Batch
 from hildanext.diffusion import block_index, elbo_weight, mask_tokens
 from hildanext.likelihood.elbo import (
     LikelihoodKnobs,

@@ -24,7 +24,9 @@ from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.attention.blockwise import DoubledAttention
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention
 from hildanext.models.lora import LoraKnobs, add_lora
-from hildanext.training import Stage, TrainKnobs, train
+from hildanext.trainer.knobs import TrainKnobs
+from hildanext.trainer.task import Stage
+from hildanext.training import train
 from hildanext.wsd_stage0 import convert
 
 NO_SPECIALS = torch.zeros(64, dtype=torch.bool)

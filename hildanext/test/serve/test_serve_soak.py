@@ -12,8 +12,9 @@ import pytest
 
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.engine.local import TransformersKnobs
-from hildanext.inference import GenerationKnobs, encode_prompt, generate
+from hildanext.inference import GenerationKnobs, generate
 from hildanext.serve.settings import ServeKnobs
+from hildanext.tokenization import encode_prompt
 from serving import events, live
 
 pytestmark = pytest.mark.slow

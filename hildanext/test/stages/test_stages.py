@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from hildanext.core.errors import ConfigError, DataError, HildaError
 from hildanext.data.packing import tokenizer_hash
 from hildanext.datasets import PackedDataset
-from hildanext.inference import encode_prompt, eos_ids
+from hildanext.inference import eos_ids
 from hildanext.models.checkpoint import save_causal
 from hildanext.models.loading.load import load_diffusion
 from hildanext.recipe import check, execute
 from hildanext.stages import STAGES
+from hildanext.tokenization import encode_prompt
 from small_models import small_causal
 
 STORY = "Once upon a time there was a small boat. The boat liked the sea. One day the sea was very big."

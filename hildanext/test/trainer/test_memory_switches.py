@@ -13,14 +13,16 @@ from conftest import random_model
 from hildanext.core import runtime
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import read_metrics
+from hildanext.core.runtime import make_generator
 from hildanext.losses import SupervisedStep
 from hildanext.losses.autoregressive import Autoregressive
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.lora import LoraKnobs, add_lora
 from hildanext.models.quantize import place
 from hildanext.trainer import optimizer as optimizers
+from hildanext.trainer.knobs import TrainKnobs, ready_device
 from hildanext.trainer.optimizer import RestingStates, build_optimizer, check_device
-from hildanext.training import TrainKnobs, make_generator, make_optimizer, ready_device
+from hildanext.training import make_optimizer
 from hildanext.wsd_stage0 import check, convert
 from test_training import change, sections  # noqa: F401 (a fixture)
 from test_training import losses as losses_of

@@ -22,9 +22,9 @@ from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.lora import LoraKnobs, add_lora
 from hildanext.sft_stage1 import sft
+from hildanext.trainer.knobs import TrainKnobs
 from hildanext.trainer.processes import open_accelerator
 from hildanext.trainer.sharded import check_shardable, laid_like, open_shards, wants_shards, whole_tensor
-from hildanext.training import TrainKnobs
 from hildanext.wsd_stage0 import convert
 from small_models import small_parent
 from test_sft_stage1 import small_checkpoint

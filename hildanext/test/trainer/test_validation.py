@@ -8,7 +8,8 @@ import torch
 from conftest import random_model
 from hildanext.ar import Parent
 from hildanext.core.errors import DataError
-from hildanext.datasets import Batch, PackedDataset, PrepareKnobs, prepare
+from hildanext.data.batch import Batch
+from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
 from hildanext.diffusion import View
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken

@@ -15,12 +15,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext import masks
-from hildanext.core.errors import HildaError
+from hildanext.core.errors import PromptError
 from hildanext.models.attention.dense import NO_MASK, AttentionContext, MaskedAttention, grouped_attention
-
-
-class PromptError(HildaError):
-    """A prompt that does not fit the model."""
 
 
 @dataclass(frozen=True)

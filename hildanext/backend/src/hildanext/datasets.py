@@ -3,21 +3,19 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
 from pydantic import Field
-from torch import Tensor
 
 from hildanext.core.config import knobs, plain
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.registry import make
+from hildanext.data.batch import Batch, Rows
 from hildanext.data.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
 from hildanext.data.packing.folder import (
     FORMAT,
@@ -222,38 +220,6 @@ def _refuse_nothing(source: Source | None, writer: ShardWriter, report: Report, 
     if any(kind.startswith("missing") for kind in report.counts):
         hint = "name the field that holds the text: text_field"
     raise DataError(f"no document could be read from {place!r} ({report.summary()})", hint)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of packed documents.
-
-    `document`: index inside the row, -1 for padding. `position`: index inside the document piece, from 0; 0 for
-    padding. `maskable`: what corruption may hide: everything but padding and the BOS that opens a document; of a
-    conversation, only its answers. `hidden`: tokens that a noised copy always shows as masks and that are not learnt
-    (the next question in the block that an answer ends in: inference writes that block without it).
-    """
-
-    tokens: Int[Tensor, "batch seq"]
-    document: Int[Tensor, "batch seq"]
-    position: Int[Tensor, "batch seq"]
-    maskable: Bool[Tensor, "batch seq"]
-    hidden: Bool[Tensor, "batch seq"] | None = None
-
-    def to(self, device: torch.device | str) -> "Batch":
-        there = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: part.to(device) for name, part in there.items() if part is not None})
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """A data set of rows, whatever they are made of."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The given rows, stacked."""
-        ...
 
 
 class PackedDataset:

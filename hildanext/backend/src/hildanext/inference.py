@@ -13,13 +13,13 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from hildanext.ar import Parent, PromptError
+from hildanext.ar import Parent
 from hildanext.core.config import knobs
+from hildanext.core.errors import PromptError
 from hildanext.decoding.base import Decoder
 from hildanext.decoding.detokenizer import FinishReason, Transcript
 from hildanext.decoding.state import BlockSession, Commit, Row, Step
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.tokenization import encode_prompt as encode_prompt
 
 DEFAULT_NEW_TOKENS = 256
 

@@ -26,13 +26,15 @@ from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.start import start_hash, start_tuning
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import Best
+from hildanext.trainer.knobs import comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
 from hildanext.trainer.sample_generations import SampleAnswers
 from hildanext.trainer.sft_config import SftKnobs, check
 from hildanext.trainer.state import check_resumes
+from hildanext.trainer.task import Stage
 from hildanext.trainer.teacher import reader, teacher_for
 from hildanext.trainer.validation import EditCheck, Validation, drawn_batches, measure_start
-from hildanext.training import METRICS, Stage, comparable_train, ready_device, train
+from hildanext.training import METRICS, train
 
 CHECKPOINT, DATA = "checkpoint", "data"
 

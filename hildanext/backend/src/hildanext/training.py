@@ -7,7 +7,7 @@ accumulation, see the same data and the same noise.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,46 +30,18 @@ from hildanext.diffusion import View, next_turn, targets
 from hildanext.losses import Outcome, SupervisedStep
 from hildanext.trainer.guard import Guard
 from hildanext.trainer.interrupt import between_steps
-from hildanext.trainer.knobs import TrainKnobs, comparable_train, ready_device
+from hildanext.trainer.knobs import TrainKnobs
 from hildanext.trainer.optimizer import RestingStates, build_optimizer
 from hildanext.trainer.processes import any_process, check_agreement, on_main, open_accelerator, summed
 from hildanext.trainer.progress import TrainingProgress
 from hildanext.trainer.sharded import Shards, clip_gradients, open_shards
 from hildanext.trainer.state import STATE, Held, gather_state, load_state, save_state, trainable
-
-__all__ = ["Stage", "TrainKnobs", "comparable_train", "make_generator", "make_optimizer", "ready_device", "train"]
+from hildanext.trainer.task import Stage
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 BUCKETS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
-
-
-@dataclass
-class Stage:
-    """What a stage brings to the loop."""
-
-    total_tokens: int
-    rung: Callable[[int], Rung]
-    """Tokens seen (positions, see `train`) -> phase and block size."""
-    views: Callable[[int, Rung], list[View]]
-    """Global micro-batch index -> its noised views (two for a complementary pair)."""
-    validate: Callable[[SupervisedStep, int], dict[str, Any]] | None = None
-    teacher: Callable[[View], Tensor] | None = None
-    turns: int = 1
-    seed: int = 0
-    on_evaluation: Callable[[int, dict[str, Any]], None] | None = None
-    """Called by the main process after each validation, for instance to keep the best weights."""
-    samples: Callable[[int], list[dict[str, Any]]] | None = None
-    """Called by the main process after that; what it returns is shown, and logged line by line as kind "sample"."""
-    finished: Callable[[], bool] | None = None
-    """Asked at the start and after each validation: true in the main process, it ends the training (early stopping)."""
-    on_saved: Callable[[], None] | None = None
-    """Called by the main process once the state is saved: only now may go what the state before it named."""
-    pad_id: int | None = None
-    """What fills the last block of a document, if anything does."""
-    counters: dict[str, Any] = field(default_factory=dict)
-    """The stage's own state; saved and restored with the run."""
 
 
 @dataclass

@@ -28,11 +28,13 @@ from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.models.start import adopt_edges, start_conversion
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import Best
+from hildanext.trainer.knobs import TrainKnobs, comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
 from hildanext.trainer.state import check_resumes
+from hildanext.trainer.task import Stage
 from hildanext.trainer.teacher import reader, teacher_for
 from hildanext.trainer.validation import Validation, first_batches
-from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, ready_device, train
+from hildanext.training import METRICS, train
 
 CHECKPOINT = "checkpoint"
 

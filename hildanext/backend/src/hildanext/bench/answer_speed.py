@@ -21,7 +21,7 @@ from rich.table import Table
 from hildanext.bench.train_speed import Seconds, medians
 from hildanext.core.config import build, knobs, plain
 from hildanext.core.errors import ConfigError
-from hildanext.core.runtime import accelerates_bf16, machine
+from hildanext.core.runtime import accelerates_bf16, machine, make_generator
 from hildanext.corruption.input_layout import LayoutChoice, choose
 from hildanext.corruption.noised_batches import Views
 from hildanext.corruption.schedules import Rung
@@ -31,8 +31,9 @@ from hildanext.diffusion import View, next_turn
 from hildanext.losses import SupervisedStep, make_losses
 from hildanext.models import DiffusionModel
 from hildanext.tokenization import real_ids
+from hildanext.trainer.knobs import TrainKnobs
 from hildanext.trainer.sft_config import SftKnobs
-from hildanext.training import TrainKnobs, make_generator, make_optimizer
+from hildanext.training import make_optimizer
 
 LAYOUTS: tuple[LayoutChoice, ...] = ("double", "response")
 

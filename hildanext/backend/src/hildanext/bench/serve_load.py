@@ -24,10 +24,10 @@ from hildanext.core.config import knobs, plain
 from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.runtime import cpu_name, usable_cores
 from hildanext.data.chat_template import Message
+from hildanext.data.prompts import Prompt, read_prompts
 from hildanext.engine.base import Answer, EngineFailed, Request
 from hildanext.engine.remote.dialects import Published, Times
 from hildanext.engine.remote.http import EventReader, There, address_of, key_header, look, refusal, unreachable
-from hildanext.stages.answer_file import Prompt, read_prompts
 
 WORDS = (
     "once upon a time there was little girl boy dog cat who had big red ball and wanted to play in the park with "

@@ -31,7 +31,8 @@ from hildanext.diffusion import View, block_index, block_times, elbo_weight, mas
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models import DiffusionModel
-from hildanext.training import TrainKnobs, make_optimizer
+from hildanext.trainer.knobs import TrainKnobs
+from hildanext.training import make_optimizer
 
 
 @knobs

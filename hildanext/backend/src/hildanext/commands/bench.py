@@ -141,7 +141,7 @@ def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadK
     """
     from hildanext.bench.serve_load import ServeLoadKnobs
     from hildanext.core.config import build
-    from hildanext.stages.answer_file import read_prompts
+    from hildanext.data.prompts import read_prompts
 
     section: dict[str, Any] = dict(run.get("bench", {}))
     section |= {knob: getattr(options, flag) for flag, knob in LOAD_FLAGS.items() if getattr(options, flag) is not None}

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import load_run
-from hildanext.commands.generate import build_generation, decoder_section_of, mode_line, read_prompts
+from hildanext.commands.generation_flags import build_generation, decoder_section_of, mode_line, read_prompts
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -44,6 +44,10 @@ class DataError(HildaError):
     """A corpus or a shard that cannot be used."""
 
 
+class PromptError(HildaError):
+    """A prompt that does not fit the model."""
+
+
 class CheckpointError(HildaError):
     """A checkpoint that could not be written, or does not fit the run that asks for it."""
 

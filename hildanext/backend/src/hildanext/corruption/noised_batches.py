@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hildanext.core.runtime import make_generator
 from hildanext.corruption.noising import NoiseKnobs, noised
 from hildanext.corruption.schedules import Rung
+from hildanext.data.batch import Rows
 from hildanext.data.packing.rows import RowOrder
-from hildanext.datasets import Rows
 from hildanext.diffusion import CausalPairs, View
 from hildanext.models.card import Card
-from hildanext.training import make_generator
 
 PairsOf = Callable[[Sequence[int]], CausalPairs | None]
 

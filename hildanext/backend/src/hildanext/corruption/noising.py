@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hildanext.core.config import knobs
 from hildanext.core.errors import ConfigError
-from hildanext.datasets import Batch
+from hildanext.data.batch import Batch
 from hildanext.diffusion import (
     CausalPairs,
     View,

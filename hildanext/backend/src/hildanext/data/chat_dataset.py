@@ -20,6 +20,7 @@ from hildanext.core.config import knobs, plain
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.registry import make
 from hildanext.core.run_dir import save_folder_atomically
+from hildanext.data.batch import Batch
 from hildanext.data.causal_graphs.graph import read_graph
 from hildanext.data.causal_graphs.tokens import placed, token_pairs
 from hildanext.data.chat_template import BadExample, Example, Rendering, TemplateChoice, render
@@ -29,7 +30,6 @@ from hildanext.data.packing.rows import best_fit
 from hildanext.data.sources.base import Report
 from hildanext.data.sources.chat import CHATS, ChatSource, StrictReport
 from hildanext.data.sources.chat.base import refuse, refuse_mostly_bad
-from hildanext.datasets import Batch
 from hildanext.diffusion import CausalPairs
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.ar import Parent, PromptError
+from hildanext.ar import Parent
 from hildanext.core.config import knobs
-from hildanext.core.errors import ConfigError, HildaError
+from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.core.runtime import available_memory
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import decoder_section, make_decoder

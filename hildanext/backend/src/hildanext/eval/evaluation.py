@@ -20,7 +20,8 @@ from hildanext.core.errors import ConfigError, DataError, ModelError
 from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
-from hildanext.datasets import Batch, PackedDataset
+from hildanext.data.batch import Batch
+from hildanext.datasets import PackedDataset
 from hildanext.eval.generation import PARENT, GenerationBenchKnobs, compare, held_out_prompts, label
 from hildanext.likelihood.elbo import Likelihood, LikelihoodKnobs, bound, exact, parent_likelihood
 from hildanext.models import DiffusionModel

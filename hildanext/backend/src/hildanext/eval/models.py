@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.ar import ArResult, Parent
 from hildanext.decoding import make_decoder
 from hildanext.eval.generation import PARENT, label
-from hildanext.inference import Completion, GenerationKnobs, context_length, encode_prompt, eos_ids, generate
+from hildanext.inference import Completion, GenerationKnobs, context_length, eos_ids, generate
 from hildanext.likelihood.conditional import Pair, Scored, score_diffusion, score_parent
 from hildanext.models import DiffusionModel
+from hildanext.tokenization import encode_prompt
 
 
 @dataclass(frozen=True)

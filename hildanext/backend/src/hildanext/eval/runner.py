@@ -11,9 +11,8 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from hildanext.ar import PromptError
 from hildanext.core.config import knobs, plain
-from hildanext.core.errors import ConfigError
+from hildanext.core.errors import ConfigError, PromptError
 from hildanext.core.registry import make
 from hildanext.core.runtime import machine
 from hildanext.data.chat_template import Message, chat_text

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hildanext.ar import Parent, PromptError
+from hildanext.ar import Parent
+from hildanext.core.errors import PromptError
 from hildanext.corruption.input_layout import choose
 from hildanext.diffusion import View
 from hildanext.inference import context_length

@@ -23,7 +23,7 @@ from torch import Tensor
 from hildanext.ar import Parent
 from hildanext.core.config import knobs
 from hildanext.corruption.input_layout import choose
-from hildanext.datasets import Batch
+from hildanext.data.batch import Batch
 from hildanext.diffusion import View, block_index
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
 from hildanext.losses.objective import attention_for

@@ -51,7 +51,7 @@ class SampleKnobs:
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for an unknown key, `UnknownChoice` for a mode that does not exist, `DataError` for a
     file of prompts that cannot be read."""
-    from hildanext.stages.answer_file import read_prompts
+    from hildanext.data.prompts import read_prompts
 
     settings = build(SampleKnobs, section, where=context.key)
     _ways(settings)
@@ -97,7 +97,8 @@ def _samples(
     from hildanext.core.run_dir import write_atomically
     from hildanext.core.runtime import machine
     from hildanext.decoding.trace import trace_record
-    from hildanext.inference import encode_prompt, generate
+    from hildanext.inference import generate
+    from hildanext.tokenization import encode_prompt
 
     texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
     prompts = [encode_prompt(tokenizer, text) for text in texts]

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import Field
 
-from hildanext.ar import PromptError
 from hildanext.core.config import knobs
+from hildanext.core.errors import PromptError
 from hildanext.data.chat_dataset import ChatDataset
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.inference import GenerationKnobs, context_length, generate

@@ -13,8 +13,8 @@ from hildanext.losses import make_losses
 from hildanext.models.lora import LoraKnobs
 from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.models.start import ParentKnobs
+from hildanext.trainer.knobs import TrainKnobs
 from hildanext.trainer.sample_generations import SampleKnobs
-from hildanext.training import TrainKnobs
 
 TRAIN_DEFAULTS = {"learning_rate": {"peak": 1e-4, "warmup": 0.03, "decay": 0.97}}
 """Under what the section says: fine-tuning wants a lower rate than conversion, falling from the start."""

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from hildanext.core.errors import DataError
 from hildanext.core.metrics_log import MetricLog, read_metrics
+from hildanext.core.runtime import make_generator
+from hildanext.data.batch import Batch, Rows
 from hildanext.data.packing.rows import row_order
-from hildanext.datasets import Batch, Rows
 from hildanext.diffusion import View, block_index, block_times, hide_tokens, mask_tokens, replace_tokens, targets
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.card import Card
-from hildanext.training import Stage, make_generator
+from hildanext.trainer.task import Stage
 
 
 def first_batches(dataset: Rows, rows: int, batch_size: int, device: torch.device) -> list[Batch]:

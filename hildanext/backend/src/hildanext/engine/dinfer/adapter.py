@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.ar import PromptError
 from hildanext.core.config import knobs, plain
-from hildanext.core.errors import ConfigError, HildaError, ModelError
+from hildanext.core.errors import ConfigError, HildaError, ModelError, PromptError
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import MODES, make_decoder, mode_name
 from hildanext.decoding.detokenizer import Ending, Transcript

@@ -15,9 +15,8 @@ from typing import Any
 import httpx
 from pydantic import Field
 
-from hildanext.ar import PromptError
 from hildanext.core.config import knobs
-from hildanext.core.errors import ConfigError, HildaError
+from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.engine.base import (
     Answer,
     Cancelled,
