@@ -28,7 +28,7 @@ from hildanext.core.runtime import machine, make_generator, set_threads
 from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.diffusion import CausalPairs, View, mask_tokens, targets
+from hildanext.diffusion import CausalPairs, NoisedBatch, mask_tokens, targets
 from hildanext.grading.gsm8k import strict
 from hildanext.inference import GenerationKnobs, generate
 from hildanext.losses import SupervisedStep
@@ -195,7 +195,7 @@ def _effects(valid: ChatDataset, model: DiffusionModel, tokenizer: Any) -> dict[
     }
 
 
-def _drafted(step: SupervisedStep, view: View) -> torch.Tensor:
+def _drafted(step: SupervisedStep, view: NoisedBatch) -> torch.Tensor:
     """The tokens after one forward with tau_edit = 0; a mask is filled, however unsure the model is."""
     everything = replace(view, masked=torch.zeros_like(view.masked), replaced=view.masked | view.replaced)
     draft = step(everything, generator=make_generator(8), wants_draft=True).draft
@@ -203,7 +203,9 @@ def _drafted(step: SupervisedStep, view: View) -> torch.Tensor:
     return draft
 
 
-def _one_effect_each(pairs: CausalPairs, view: View, digits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _one_effect_each(
+    pairs: CausalPairs, view: NoisedBatch, digits: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """One drawn effect token of every row, [batch seq] bool; only those that are digits and may be predicted."""
     effects = torch.zeros_like(view.maskable)
     effects[pairs.row, pairs.effect] = True

@@ -18,13 +18,13 @@ import torch
 
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import accelerates_bf16, keep_freed_memory, machine, make_generator
-from hildanext.corruption.input_layout import feed, layout_of
+from hildanext.corruption.input_layout import build_layout, layout_of
 from hildanext.corruption.noising import NoiseKnobs, noised
 from hildanext.data.causal_graphs import EXTRACTORS
 from hildanext.data.causal_graphs.corpus import write_graphs
 from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
-from hildanext.diffusion import View
+from hildanext.diffusion import NoisedBatch
 from hildanext.losses import SupervisedStep
 from hildanext.losses.c2dlm import CausalAttention
 from hildanext.losses.causal_rows import causal_rows
@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _views(folder: Path, options: argparse.Namespace, model: DiffusionModel, tokenizer: Any) -> list[View]:
+def _views(folder: Path, options: argparse.Namespace, model: DiffusionModel, tokenizer: Any) -> list[NoisedBatch]:
     """Noised batches of the data with their pairs: a band of noise as in fine-tuning, a tenth of the rest wrong."""
     with open(options.data, encoding="utf-8") as file:
         lines = [line for line, _ in zip(file, range(40 * options.passes * options.rows), strict=False)]
@@ -90,7 +90,7 @@ def _views(folder: Path, options: argparse.Namespace, model: DiffusionModel, tok
     return views
 
 
-def _step(step: SupervisedStep, view: View) -> float:
+def _step(step: SupervisedStep, view: NoisedBatch) -> float:
     """Processor seconds of a forward and backward; autocast where this machine computes in bf16."""
     started = time.process_time()
     with torch.autocast("cpu", torch.bfloat16, enabled=accelerates_bf16(torch.device("cpu"))):
@@ -102,10 +102,10 @@ def _step(step: SupervisedStep, view: View) -> float:
     return spent
 
 
-def _looked_at(view: View, apply: str, model: DiffusionModel) -> int:
+def _looked_at(view: NoisedBatch, apply: str, model: DiffusionModel) -> int:
     """Rows of all sequences that the loss computes a second time."""
     knobs = CausalAttention(apply=apply)
-    fed = feed(view, layout_of(view.block_size, view.clean.shape[1], model.card.shift))
+    fed = build_layout(view, layout_of(view.block_size, view.clean.shape[1], model.card.shift))
     wanted = view.replaced if apply == "t2t" else view.replaced | view.masked
     rows = causal_rows(
         view, fed, model.card.shift, model.card.clean_mask, wanted, model.banned, knobs.max_rows, make_generator(1)
@@ -114,7 +114,7 @@ def _looked_at(view: View, apply: str, model: DiffusionModel) -> int:
 
 
 def _report(
-    options: argparse.Namespace, model: DiffusionModel, views: list[View], seconds: dict[str, list[float]]
+    options: argparse.Namespace, model: DiffusionModel, views: list[NoisedBatch], seconds: dict[str, list[float]]
 ) -> None:
     """The median of each pass's share of added time, and the medians themselves."""
     base = seconds["without"]

@@ -30,7 +30,7 @@ from hildanext.core.runtime import machine, make_generator, set_threads
 from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.decoding import Decoder, decoder_section, make_decoder
-from hildanext.decoding.state import BlockSession
+from hildanext.decoding.state import DecodeState
 from hildanext.eval.runner import weights_hash
 from hildanext.eval.statistics import Values, bootstrap, paired_bootstrap
 from hildanext.models.bidirectional import DiffusionModel
@@ -178,7 +178,7 @@ def wrong_answer(
 @torch.inference_mode()
 def corrected(model: DiffusionModel, cases: Sequence[Case], decoder: Decoder) -> list[list[int]]:
     """Run the decoder over the shown answers; for each, the numbers that `COUNTS` names."""
-    session = BlockSession(model, [], [], lambda row, tokens: False)
+    session = DecodeState(model, [], [], lambda row, tokens: False)
     rows = []
     for index, case in enumerate(cases):
         row = session.row(case.truth[: case.prompt].tolist(), len(case.truth), 0, index)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hildanext.eval.models import Contestants
+from hildanext.eval.models import ModelPair
 from hildanext.eval.task_session import load_contestants
 
 QUESTIONS = [
@@ -53,5 +53,5 @@ def stories_file(path: Path) -> str:
 
 
 @cache
-def tiny_pair() -> Contestants:
+def tiny_pair() -> ModelPair:
     return load_contestants("tiny", None, torch.float64, torch.device("cpu"))[0]

@@ -13,7 +13,7 @@ from hildanext.commands.serve import startup_line
 from hildanext.core.errors import ConfigError
 from hildanext.data.chat_template import set_template
 from hildanext.engine.base import DeadlineExceeded, EngineFailed, Failed, Overloaded, Request, complete
-from hildanext.engine.local import TransformersEngine, TransformersKnobs
+from hildanext.engine.local import LocalEngine, LocalEngineKnobs
 from hildanext.serve.routers import page
 from hildanext.serve.settings import ServeKnobs
 from hildanext.stages.submission import open_jobs
@@ -22,7 +22,7 @@ from serving import ToldEngine, ask, at_once, events
 
 @pytest.fixture(scope="module")
 def engine():
-    opened = TransformersKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
+    opened = LocalEngineKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
     set_template(opened.tokenizer, "auto")
     yield opened
     opened.close()
@@ -229,7 +229,7 @@ class TestRoutes:
     def test_health_tells_whether_the_model_has_a_chat_template_of_its_own(self, app, engine):
         assert engine.tokenizer.chat_template is not None  # lent by the service
         assert ask(app, "GET", "/health").json()["engine"]["chat_template"] is False
-        taught = TransformersEngine(engine.model, engine.tokenizer, name="taught")
+        taught = LocalEngine(engine.model, engine.tokenizer, name="taught")
         assert ask(create_app(ServeKnobs(), taught), "GET", "/health").json()["engine"]["chat_template"] is True
         taught.close()
         assert ask(create_app(ServeKnobs(), ToldEngine()), "GET", "/health").json()["engine"]["chat_template"] is None

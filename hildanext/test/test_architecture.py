@@ -27,7 +27,7 @@ FAMILIES = {
     "hildanext.data.sources": ("SOURCES", "hildanext.data.sources.base", "Source"),
     "hildanext.data.sources.chat": ("CHATS", "hildanext.data.sources.chat.base", "ChatSource"),
     "hildanext.data.causal_graphs": ("EXTRACTORS", "hildanext.data.causal_graphs.base", "Extractor"),
-    "hildanext.losses": ("SUPERVISIONS", "hildanext.losses.base", "Supervision"),
+    "hildanext.losses": ("LOSSES", "hildanext.losses.base", "TokenLoss"),
     "hildanext.decoding": ("DECODERS", "hildanext.decoding.base", "Decoder"),
     "hildanext.grading": ("REWARDS", "hildanext.grading.base", "Reward"),
     "hildanext.eval.tasks": ("TASKS", "hildanext.eval.tasks.base", "Task"),
@@ -35,7 +35,7 @@ FAMILIES = {
 
 PROMISED = {
     "hildanext.masks": ["may_attend", "doubled", "same_document", "clean_only"],
-    "hildanext.diffusion": ["mask_tokens", "replace_tokens", "complement", "block_times", "targets", "View"],
+    "hildanext.diffusion": ["mask_tokens", "replace_tokens", "complement", "block_times", "targets", "NoisedBatch"],
     "hildanext.tokenization": ["resolve_mask_id", "real_ids"],
     "hildanext.data.chat_template": ["Example", "Message", "Rendering", "render", "encode_chat"],
     "hildanext.datasets": ["prepare", "PrepareKnobs", "PackedDataset", "Batch", "batches"],

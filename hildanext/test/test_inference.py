@@ -10,7 +10,7 @@ from decoding_stubs import MARGIN, MASK, ScriptedModel, StubTokenizer, Watched
 from hildanext.ar import Parent
 from hildanext.core.errors import PromptError
 from hildanext.decoding import ThresholdEdit
-from hildanext.decoding.state import BlockSession
+from hildanext.decoding.state import DecodeState
 from hildanext.inference import GenerationKnobs, context_length, generate
 from small_models import small_tokenizer
 
@@ -202,7 +202,7 @@ def test_the_mask_and_unused_rows_are_never_written():
 def test_the_grid_starts_at_position_0(prompt, new, capacity, start, inside):
     """V16: blocks, canvas and the prompt tokens of the first active block."""
     model = random_model("llama", "block", 32, layers=1)
-    session = BlockSession(model, [prompt_of(prompt, 0)], [prompt + new], lambda *_: False)
+    session = DecodeState(model, [prompt_of(prompt, 0)], [prompt + new], lambda *_: False)
     session.prefill()
     assert (len(session.rows[0].tokens), session.rows[0].start) == (capacity, start)
     assert int(session.canvas().fixed.sum()) == inside
@@ -218,7 +218,7 @@ def test_the_prompt_survives_a_model_that_disagrees_everywhere():
         finals.append(tokens)
         return False
 
-    session = BlockSession(model, [prompt], [53], ended)
+    session = DecodeState(model, [prompt], [53], ended)
     session.prefill()
     ThresholdEdit(tau_mask=0.5, tau_edit=0.0).decode(session)
     assert finals[-1][:33] == prompt and finals[-1][33:] == [30] * 31
@@ -234,11 +234,11 @@ def test_where_a_prediction_is_read(shift, expected):
     model.card = type(model.card)(
         mask_id=MASK, vocab_rows=40, vocab_real=MASK, block_size=4, shift=shift, clean_mask=clean_mask
     )
-    session = BlockSession(model, [[1, 2, 3, 4]], [8], lambda *_: False)
+    session = DecodeState(model, [[1, 2, 3, 4]], [8], lambda *_: False)
     session.prefill()
     where = session.canvas().masked
     assert session.logits(where).argmax(-1).tolist() == expected
-    empty = BlockSession(model, [[1]], [4], lambda *_: False)
+    empty = DecodeState(model, [[1]], [4], lambda *_: False)
     where = torch.ones_like(empty.canvas().masked)
     assert empty.logits(where).argmax(-1).tolist() == [0, *(at - 4 for at in expected[1:])]
 

@@ -17,12 +17,12 @@ from corpus import write_jsonl
 from hildanext.cli import main
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import read_metrics
-from hildanext.corruption.noised_batches import Views
+from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseKnobs
-from hildanext.corruption.schedules import Rung
+from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.chat_template import Message, encode_chat
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.diffusion import View
+from hildanext.diffusion import NoisedBatch
 from hildanext.inference import GenerationKnobs, generate
 from hildanext.losses import SupervisedStep
 from hildanext.models.loading import tiny
@@ -31,7 +31,7 @@ from hildanext.recipe import check, execute
 from hildanext.sft_stage1 import prepare_data, sft
 from hildanext.stages import STAGES
 from hildanext.tokenization import load_tokenizer
-from hildanext.trainer.best_checkpoints import Best
+from hildanext.trainer.best_checkpoints import BestCheckpoints
 from test_training import environment, losses, wait_for_steps
 
 CHAT = {"train": {"name": "arithmetic", "count": 48, "steps": 1}, "valid_share": 0.15, "sequence_length": 96}
@@ -188,7 +188,7 @@ def test_a_step_forwards_every_view_once_a_turn(
     seen = []
 
     class Counted(SupervisedStep):
-        def forward(self, view: View, *rest: Any, **more: Any) -> Any:
+        def forward(self, view: NoisedBatch, *rest: Any, **more: Any) -> Any:
             outcome = super().forward(view, *rest, **more)
             seen.append((self.training, view, outcome))
             return outcome
@@ -211,10 +211,10 @@ def test_views_are_a_function_of_their_number_and_differ_between_numbers(section
     prepare_data(section, CHAT, tmp_path / "run")
     dataset = ChatDataset(tmp_path / "run" / "data", "train", 96, 8, 0)
     card = random_model().card
-    rung, cpu = Rung(phase="stable", block_size=8, tokens=1), torch.device("cpu")
+    rung, cpu = BlockPhase(phase="stable", block_size=8, tokens=1), torch.device("cpu")
 
-    def make(seed: int) -> Views:
-        return Views(dataset, 2, NoiseKnobs(), card, torch.arange(9), cpu, seed, dataset.pairs)
+    def make(seed: int) -> NoisedBatches:
+        return NoisedBatches(dataset, 2, NoiseKnobs(), card, torch.arange(9), cpu, seed, dataset.pairs)
 
     one, again, other = make(0), make(0), make(1)
     for number in (7, 0, 3):
@@ -266,14 +266,14 @@ def test_best_counts_what_brought_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         "hildanext.trainer.best_checkpoints.save_diffusion", lambda folder, *_: folder.mkdir(parents=True)
     )
     for highest, values in ((False, (3.0, 2.0, 2.5, 2.2, 1.0)), (True, (0.1, 0.3, 0.2, 0.3, 0.4))):
-        best = Best(tmp_path / str(highest), random_model(), None, 2, "x", highest)
+        best = BestCheckpoints(tmp_path / str(highest), random_model(), None, 2, "x", highest)
         stuck = []
         for step, value in enumerate(values):
             best(step, {"x": value})
-            stuck.append(best.stuck(2))
-        assert stuck == [False, False, False, True, False] and not best.stuck(None)
+            stuck.append(best.plateaued(2))
+        assert stuck == [False, False, False, True, False] and not best.plateaued(None)
         assert best.steps() == [4, 1]
-        best.tidy()
+        best.prune()
         assert len(list((tmp_path / str(highest) / "best").iterdir())) == 2
 
 

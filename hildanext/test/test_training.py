@@ -21,7 +21,7 @@ from conftest import random_model
 from hildanext.core.errors import CheckpointError, ConfigError, TrainingStopped
 from hildanext.core.metrics_log import MetricLog, read_metrics
 from hildanext.core.runtime import make_generator
-from hildanext.corruption.schedules import LearningRate, Rung
+from hildanext.corruption.schedules import BlockPhase, LearningRate
 from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
@@ -29,7 +29,7 @@ from hildanext.models.loading.load import load_diffusion
 from hildanext.trainer.guard import Guard, GuardKnobs
 from hildanext.trainer.knobs import TrainKnobs
 from hildanext.trainer.state import STATE
-from hildanext.trainer.task import Stage
+from hildanext.trainer.task import TrainingTask
 from hildanext.training import real_tokens, train
 from hildanext.wsd_stage0 import Validation, convert
 from small_models import small_parent, small_tokenizer
@@ -179,10 +179,10 @@ def test_a_best_checkpoint_that_is_gone_is_ignored(sections, tmp_path: Path, mon
     assert best_folders(run) == {"step-2", "step-4"}
 
 
-def fixed_stage(views: list[list[Any]], tokens: int) -> Stage:
-    return Stage(
+def fixed_stage(views: list[list[Any]], tokens: int) -> TrainingTask:
+    return TrainingTask(
         total_tokens=tokens,
-        rung=lambda seen: Rung(phase="decay", block_size=4, tokens=tokens),
+        rung=lambda seen: BlockPhase(phase="decay", block_size=4, tokens=tokens),
         views=lambda index, rung: views[index],
     )
 
@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Pa
     views = [[make_view(seed=index)] for index in range(6)]
     stage = fixed_stage(views, 32 * 6)
 
-    def poisoned(index: int, rung: Rung) -> list[Any]:
+    def poisoned(index: int, rung: BlockPhase) -> list[Any]:
         if index == 3:
             with torch.no_grad():
                 next(model.parameters()).fill_(float("nan"))

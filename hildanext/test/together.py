@@ -12,12 +12,12 @@ from test_losses import make_view
 import hildanext.training
 from conftest import random_model
 from hildanext.core.errors import CheckpointError
-from hildanext.corruption.schedules import LearningRate, Rung
+from hildanext.corruption.schedules import BlockPhase, LearningRate
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.trainer.knobs import TrainKnobs
 from hildanext.trainer.processes import any_process, on_main, open_accelerator
-from hildanext.trainer.task import Stage
+from hildanext.trainer.task import TrainingTask
 from hildanext.training import train
 
 
@@ -33,9 +33,9 @@ def full_disk(*_: Any) -> None:
 
 
 def two_steps(run: Path, precision: str = "no", stop_after: int | None = None) -> dict[str, Any]:
-    stage = Stage(
+    stage = TrainingTask(
         total_tokens=4 * 32,
-        rung=lambda seen: Rung(phase="decay", block_size=4, tokens=4 * 32),
+        rung=lambda seen: BlockPhase(phase="decay", block_size=4, tokens=4 * 32),
         views=lambda index, rung: [make_view(seed=index)],
     )
     knobs = TrainKnobs(precision=precision, learning_rate=LearningRate(peak=1e-3), stop_after=stop_after)

@@ -16,7 +16,7 @@ from hildanext.cli import main
 from hildanext.core.config import build
 from hildanext.core.errors import ConfigError, ModelError
 from hildanext.engine.base import Answer
-from hildanext.engine.local import TransformersKnobs
+from hildanext.engine.local import LocalEngineKnobs
 from hildanext.inference import DecodeStats
 from hildanext.serve.settings import ServeKnobs
 from misbehaving import chunk, misbehaving, tells
@@ -25,7 +25,7 @@ from serving import live
 
 @pytest.fixture(scope="module")
 def address():
-    inside = TransformersKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
+    inside = LocalEngineKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
     with live(ServeKnobs(port=0, jobs_folder=None), inside) as found:
         yield found
 

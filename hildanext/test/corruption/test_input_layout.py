@@ -9,9 +9,17 @@ from test_losses import right_at_the_end
 from conftest import random_model
 from hildanext import masks
 from hildanext.core.errors import NumericsError
-from hildanext.corruption.input_layout import Fed, choose, feed, layout_of
-from hildanext.diffusion import CausalPairs, View, block_index, block_times, mask_tokens, next_turn, replace_tokens
-from hildanext.losses import SupervisedStep, Supervision, Weights
+from hildanext.corruption.input_layout import InputLayout, build_layout, choose_layout, layout_of
+from hildanext.diffusion import (
+    CausalPairs,
+    NoisedBatch,
+    block_index,
+    block_times,
+    mask_tokens,
+    next_turn,
+    replace_tokens,
+)
+from hildanext.losses import SupervisedStep, TokenLoss, Weights
 from hildanext.losses.autoregressive import Autoregressive
 from hildanext.losses.c2dlm import CausalAttention
 from hildanext.losses.confidence import ConfidenceAware
@@ -40,7 +48,7 @@ ROWS: dict[str, list[Row]] = {
 }
 
 
-def answers(rows: list[Row], block: int = 4, seed: int = 0) -> View:
+def answers(rows: list[Row], block: int = 4, seed: int = 0) -> NoisedBatch:
     """A noised view of documents of prompts and answers; only answers are maskable, rows are padded at the end."""
     generator = torch.Generator().manual_seed(seed)
     seq = max(sum(map(sum, row)) for row in rows)
@@ -60,13 +68,13 @@ def answers(rows: list[Row], block: int = 4, seed: int = 0) -> View:
     return replace_tokens(view, 0.5, torch.arange(MASK), generator)
 
 
-def with_pairs(view: View) -> View:
+def with_pairs(view: NoisedBatch) -> NoisedBatch:
     """Each answer token an effect of the token three before it."""
     rows = [[(token, token - 3, 1.0) for token in row.nonzero()[:, 0].tolist() if token >= 3] for row in view.maskable]
     return replace(view, pairs=CausalPairs.collate(rows))
 
 
-def every_loss(alignment: str) -> dict[str, Supervision]:
+def every_loss(alignment: str) -> dict[str, TokenLoss]:
     losses = {
         "m2t": MaskToToken(),
         "t2t": TokenToToken(keep_share=1.0),
@@ -78,7 +86,7 @@ def every_loss(alignment: str) -> dict[str, Supervision]:
     return losses if alignment == "block" else {**losses, "ar": Autoregressive()}
 
 
-def outcome_of(model, losses, view: View, layout: str, **how):
+def outcome_of(model, losses, view: NoisedBatch, layout: str, **how):
     """Everything that a step gives for a view, and the gradients of all parameters."""
     model.zero_grad()
     teacher = torch.randn(*view.clean.shape, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
@@ -92,13 +100,15 @@ def outcome_of(model, losses, view: View, layout: str, **how):
 
 def test_V21_shift_of_the_readout():
     position = torch.arange(6)[None]
-    doubled, single = Fed(position, position, 6), Fed(position, position[:, :0], 6)
-    assert doubled.readout(position, 3, "none").tolist() == [[0, 1, 2, 3, 4, 5]]
+    doubled, single = InputLayout(position, position, 6), InputLayout(position, position[:, :0], 6)
+    assert doubled.prediction_index(position, 3, "none").tolist() == [[0, 1, 2, 3, 4, 5]]
     # left: inside a block the noisy state before; a block's first token reads the clean half (6 + index - 1)
-    assert doubled.readout(position, 3, "left").tolist() == [[6, 0, 1, 8, 3, 4]]
-    assert single.readout(position, 6, "left").tolist() == [[0, 0, 1, 2, 3, 4]]
-    assert Fed(position[:, :0], position, 6).readout(position, 1, "left").tolist() == [[0, 0, 1, 2, 3, 4]]
-    assert doubled.clean_readout(position).tolist() == [[6, 6, 7, 8, 9, 10]]
+    assert doubled.prediction_index(position, 3, "left").tolist() == [[6, 0, 1, 8, 3, 4]]
+    assert single.prediction_index(position, 6, "left").tolist() == [[0, 0, 1, 2, 3, 4]]
+    assert InputLayout(position[:, :0], position, 6).prediction_index(position, 1, "left").tolist() == [
+        [0, 0, 1, 2, 3, 4]
+    ]
+    assert doubled.clean_prediction_index(position).tolist() == [[6, 6, 7, 8, 9, 10]]
 
 
 @pytest.mark.parametrize(
@@ -119,31 +129,38 @@ def test_V22_input_is_doubled_unless_one_half_is_never_read(block: int, shift: s
 def test_a_response_is_doubled_and_its_prompt_is_not():
     """Blocks of 4; the prompt's first block has no noisy copy, the border block has, the last block no clean one."""
     view = answers([[[5, 7]], [[9, 3]]])
-    fed = feed(view, "response")
+    fed = build_layout(view, "response")
     assert fed.noisy[0].tolist() == [4, 5, 6, 7, 8, 9, 10, 11] and fed.clean[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     # The second row needs the noisy block 8..11 and the clean 0..7; it is filled up to the first row's count.
     assert fed.noisy[1].tolist() == [0, 1, 2, 3, 8, 9, 10, 11] and fed.clean[1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert torch.equal(fed.rows(view).position[0], torch.tensor([*range(4, 12), *range(8)]))
-    whole = feed(view, "response", reads_clean=True)
+    whole = build_layout(view, "response", reads_clean=True)
     assert torch.equal(whole.noisy, fed.noisy) and whole.clean[0].tolist() == list(range(12))  # P + 2R
 
 
 def test_every_turn_of_a_dialogue_is_doubled_and_padding_is_not_fed():
     view = answers([[[4, 4, 8, 4]], [[4, 8, 2, 2]]])  # rows of 20, the second with 4 of padding
-    fed = feed(view, "response")
+    fed = build_layout(view, "response")
     assert fed.noisy[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19], "filled up by its first prompt"
     assert fed.noisy[1].tolist() == [*range(4, 16)] and fed.clean[1].tolist() == [*range(16)]
     alone = answers([[[3, 5], [4, 2]]])
-    assert feed(alone, "response").clean.tolist() == [[0, 1, 2, 3, 8, 9, 10, 11]]
+    assert build_layout(alone, "response").clean.tolist() == [[0, 1, 2, 3, 8, 9, 10, 11]]
 
 
 def test_auto_leaves_columns_out_where_that_is_worth_while():
     short, long = answers([[[12, 4]]]), answers([[[0, 4]]] * 2 + [[[0, 40]]])
-    assert choose(short, "none").token.shape[1] == 4 + 12
-    assert choose(short, "none", choice="double").token.shape[1] == 32
-    assert choose(long, "none").token.shape[1] == 80 and choose(long, "none", choice="response").token.shape[1] == 76
-    assert choose(answers([[[12, 4]]], block=16), "none", choice="response").token.shape[1] == 16, "a single copy"
-    assert choose(answers([[[12, 4]]], block=1), "left", choice="response").token.shape[1] == 16, "clean copies alone"
+    assert choose_layout(short, "none").token.shape[1] == 4 + 12
+    assert choose_layout(short, "none", choice="double").token.shape[1] == 32
+    assert (
+        choose_layout(long, "none").token.shape[1] == 80
+        and choose_layout(long, "none", choice="response").token.shape[1] == 76
+    )
+    assert choose_layout(answers([[[12, 4]]], block=16), "none", choice="response").token.shape[1] == 16, (
+        "a single copy"
+    )
+    assert choose_layout(answers([[[12, 4]]], block=1), "left", choice="response").token.shape[1] == 16, (
+        "clean copies alone"
+    )
 
 
 @pytest.mark.parametrize("block", [4, 1])
@@ -174,7 +191,7 @@ def test_what_is_left_out_is_what_makes_the_forward_shorter():
     """The comparison above is between different inputs, where there is a prompt."""
     view = answers(ROWS["one answer"])
     layouts = [("double", False), ("response", True), ("response", False)]
-    counts = [choose(view, "none", reads_clean, layout).token.shape[1] for layout, reads_clean in layouts]
+    counts = [choose_layout(view, "none", reads_clean, layout).token.shape[1] for layout, reads_clean in layouts]
     assert counts == [32, 12 + 16, 12 + 12]
 
 
@@ -198,7 +215,7 @@ def test_a_later_turn_is_fed_alike(alignment):
 def test_attention_by_blocks_equals_the_dense_mask_over_chosen_columns(rows, clean_mask):
     model = random_model("llama")
     view = answers(ROWS[rows])
-    fed = feed(view, "response")
+    fed = build_layout(view, "response")
     blocks = attention_for(view, fed, clean_mask, model.head)
     assert isinstance(blocks, DoubledAttention)
     where = fed.rows(view)
@@ -210,21 +227,23 @@ def test_attention_by_blocks_equals_the_dense_mask_over_chosen_columns(rows, cle
 
 def test_columns_off_the_grid_take_the_dense_mask():
     view = answers(ROWS["off the grid"])
-    assert isinstance(attention_for(view, feed(view, "response"), "block_causal", random_model().head), MaskedAttention)
+    assert isinstance(
+        attention_for(view, build_layout(view, "response"), "block_causal", random_model().head), MaskedAttention
+    )
 
 
 def test_the_mask_of_chosen_columns_is_that_part_of_the_doubled_mask():
     for rows in ROWS.values():
         view = answers(rows)
         whole = masks.doubled(view.document, view.position, 4)
-        fed = feed(view, "response")
+        fed = build_layout(view, "response")
         column = torch.cat([fed.noisy, fed.clean + fed.seq], -1)
         part = torch.stack([mask[at][:, at] for mask, at in zip(whole, column, strict=True)])
         assert torch.equal(masks.among(fed.rows(view), 4), part)
 
 
 def test_a_loss_that_reads_what_is_not_fed_is_an_error():
-    class Prompt(Supervision):
+    class Prompt(TokenLoss):
         def weights(self, view, targets):
             return Weights(cross_entropy=(~view.maskable).double())
 

@@ -7,7 +7,7 @@ from conftest import random_model
 from hildanext.core.errors import ConfigError
 from hildanext.corruption.noising import NoiseKnobs, noised
 from hildanext.data.batch import Batch
-from hildanext.diffusion import View, targets
+from hildanext.diffusion import NoisedBatch, targets
 
 REAL = torch.arange(3, 61)
 
@@ -22,7 +22,7 @@ def packed(rows: int = 32, seed: int = 0) -> Batch:
     return Batch(tokens, document, position, maskable)
 
 
-def views(alignment: str, block_size: int, seed: int = 0, **knobs: object) -> list[View]:
+def views(alignment: str, block_size: int, seed: int = 0, **knobs: object) -> list[NoisedBatch]:
     card = random_model(alignment=alignment).card
     generator = torch.Generator().manual_seed(seed)
     return noised(packed(), block_size, NoiseKnobs(**knobs), card, REAL, generator)

@@ -4,12 +4,12 @@ import pytest
 
 from hildanext.core.errors import ConfigError
 from hildanext.corruption.schedules import (
+    BlockPhase,
     LearningRate,
     MaskNoise,
-    Rung,
     check_padding,
-    check_rungs,
-    rung_at,
+    check_phases,
+    phase_at,
     spread,
     total_tokens,
 )
@@ -19,15 +19,15 @@ LADDER = (*spread("warmup", [1, 4, 32], 90), *spread("stable", [256], 50), *spre
 
 
 def test_V22_every_rung_divides_and_resume_finds_the_same_rung():
-    check_rungs(LADDER, 256)
-    seen = [rung_at(LADDER, tokens).block_size for tokens in range(total_tokens(LADDER))]
+    check_phases(LADDER, 256)
+    seen = [phase_at(LADDER, tokens).block_size for tokens in range(total_tokens(LADDER))]
     assert seen == [1] * 30 + [4] * 30 + [32] * 30 + [256] * 50 + [64] * 20 + [32] * 21
-    assert rung_at(LADDER, 10**9).block_size == 32
+    assert phase_at(LADDER, 10**9).block_size == 32
 
 
 def test_a_block_size_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match="block size 48 does not divide the sequence length 256"):
-        check_rungs((Rung(phase="warmup", block_size=48, tokens=5),), 256)
+        check_phases((BlockPhase(phase="warmup", block_size=48, tokens=5),), 256)
 
 
 def test_a_document_may_end_inside_a_block_that_is_larger_than_its_padding_and_nowhere_else():
@@ -53,14 +53,14 @@ def test_padding_that_leaves_a_document_inside_a_block_is_refused(
 
 
 def test_phases_out_of_order_are_refused():
-    rungs = (Rung(phase="decay", block_size=4, tokens=5), Rung(phase="warmup", block_size=4, tokens=5))
+    rungs = (BlockPhase(phase="decay", block_size=4, tokens=5), BlockPhase(phase="warmup", block_size=4, tokens=5))
     with pytest.raises(ConfigError, match="out of order"):
-        check_rungs(rungs, 8)
+        check_phases(rungs, 8)
 
 
 def test_no_rungs_are_refused():
     with pytest.raises(ConfigError, match="no rungs"):
-        check_rungs((), 8)
+        check_phases((), 8)
 
 
 def test_learning_rate_warms_up_stays_and_decays():

@@ -39,13 +39,13 @@ from hildanext.engine.base import (
     complete,
     stream,
 )
-from hildanext.engine.dinfer import probe as guards
+from hildanext.engine.dinfer import probe as dinfer_probe
 from hildanext.engine.dinfer.adapter import DInferEngine, DInferKnobs
 from hildanext.engine.dinfer.output import checked
-from hildanext.engine.dinfer.probe import PINNED, Found, why_not_here, why_not_model
+from hildanext.engine.dinfer.probe import PINNED, ProbeResult, why_not_here, why_not_model
 
 TINY = files("hildanext") / "assets" / "tiny" / "diffusion"
-GOOD = Found(
+GOOD = ProbeResult(
     capabilities=((8, 0),),
     vllm=True,
     sglang=True,
@@ -162,14 +162,14 @@ class TestWhetherItCanBeUsed:
         package.mkdir()
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         shutil.copy(fake_dinfer.__file__, package / "__init__.py")
-        found = guards.look(60.0)
+        found = dinfer_probe.probe_in_subprocess(60.0)
         assert found.parameters == GOOD.parameters and not found.vllm and not found.died
         (package / "__init__.py").write_text("import vllm_that_is_absent")
-        assert "ModuleNotFoundError" in guards.look(60.0).errors["parameters"]
+        assert "ModuleNotFoundError" in dinfer_probe.probe_in_subprocess(60.0).errors["parameters"]
         (package / "__init__.py").write_text("import os; os._exit(11)")
-        assert "ended Python with 11" in guards.look(60.0).died
+        assert "ended Python with 11" in dinfer_probe.probe_in_subprocess(60.0).died
         (package / "__init__.py").write_text("import time; time.sleep(60)")
-        assert "more than 4 s" in guards.look(4.0).died
+        assert "more than 4 s" in dinfer_probe.probe_in_subprocess(4.0).died
 
     @pytest.mark.parametrize("kind", ["a distribution without a module", "a module without its parts"])
     def test_an_empty_placeholder_is_recognised_and_never_imported(self, folder, tmp_path, monkeypatch, kind):
@@ -181,10 +181,10 @@ class TestWhetherItCanBeUsed:
             (tmp_path / "dinfer").mkdir()
             (tmp_path / "dinfer" / "__init__.py").write_text("raise AssertionError('imported')")
             words = "the package dinfer that is installed is an empty placeholder"
-        assert guards.placeholder() == ""
+        assert dinfer_probe.placeholder() == ""
         monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.setattr(guards, "_probed", {})
-        assert guards.installed() and words in guards.look(60.0).died
+        monkeypatch.setattr(dinfer_probe, "_probed", {})
+        assert dinfer_probe.installed() and words in dinfer_probe.probe_in_subprocess(60.0).died
         assert words in choose({}, str(folder))[1] and choose({}, str(folder))[0] == "transformers"
         finding = doctor.examine_engines()[-1]
         assert finding.state == "note" and words in finding.value and "github.com/inclusionAI/dInfer" in finding.value
@@ -199,27 +199,27 @@ class TestWhetherItCanBeUsed:
             time.sleep(0.05)
             return GOOD
 
-        monkeypatch.setattr(guards, "_probed", {})
-        monkeypatch.setattr(guards, "look", look)
+        monkeypatch.setattr(dinfer_probe, "_probed", {})
+        monkeypatch.setattr(dinfer_probe, "probe_in_subprocess", look)
         with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(guards.probe, [120.0] * 8)) == [GOOD] * 8
+            assert list(pool.map(dinfer_probe.probe, [120.0] * 8)) == [GOOD] * 8
         assert looked == [120.0]
 
     def test_its_knobs_are_known_without_importing_it(self):
-        assert {field.name for field in dataclasses.fields(DInferKnobs)} == guards.KNOBS
+        assert {field.name for field in dataclasses.fields(DInferKnobs)} == dinfer_probe.KNOBS
 
     def test_doctor_tells_why_without_importing_it_here(self, monkeypatch):
         assert doctor.examine_engines()[-1].value == "not used: it is not installed"
-        monkeypatch.setattr(guards, "installed", lambda: True)
-        monkeypatch.setattr(guards, "probe", lambda: Found(died="importing it took more than 120 s"))
+        monkeypatch.setattr(dinfer_probe, "installed", lambda: True)
+        monkeypatch.setattr(dinfer_probe, "probe", lambda: ProbeResult(died="importing it took more than 120 s"))
         finding = doctor.examine_engines()[-1]
         assert finding.state == "note" and finding.value == "not used: importing it took more than 120 s"
-        monkeypatch.setattr(guards, "probe", lambda: GOOD)
+        monkeypatch.setattr(dinfer_probe, "probe", lambda: GOOD)
         assert doctor.examine_engines()[-1].state == "ok"
         assert "dinfer" not in sys.modules
 
     def test_opening_it_by_name_says_what_stands_against_it(self, folder, monkeypatch):
-        monkeypatch.setattr("hildanext.engine.dinfer.adapter.probe", lambda seconds: Found())
+        monkeypatch.setattr("hildanext.engine.dinfer.adapter.probe", lambda seconds: ProbeResult())
         with pytest.raises(ConfigError, match="no CUDA device"):
             DInferKnobs().open(str(folder), None, "")
         with pytest.raises(ModelError, match="no folder"):
@@ -501,7 +501,7 @@ class TestAgainstItsSource:
 
     def test_it_cannot_be_imported_without_vllm_and_the_probe_says_so(self, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", str(Path(SOURCE) / "python"))
-        found = guards.look(120.0)
+        found = dinfer_probe.probe_in_subprocess(120.0)
         if not found.vllm:
             assert "parameters" in found.errors and not found.died and why_not_here(found, "sglang", None)
 

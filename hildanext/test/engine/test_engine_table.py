@@ -9,17 +9,17 @@ import pytest
 from hildanext.core.errors import ConfigError, ModelError, UnknownChoice
 from hildanext.engine import ENGINES, choose, engine_class, open_engine
 from hildanext.engine.base import EngineFailed
-from hildanext.engine.dinfer import probe as guards
-from hildanext.engine.dinfer.probe import PINNED, Found
+from hildanext.engine.dinfer import probe as dinfer_probe
+from hildanext.engine.dinfer.probe import PINNED, ProbeResult
 
 NOTHING_NAMED = "chosen automatically: no address of a server to ask is given (base_url), and "
 NO_DINFER = NOTHING_NAMED + "dInfer, for LLaDA models on NVIDIA GPUs, cannot answer: "
-USABLE = Found(
+USABLE = ProbeResult(
     capabilities=((8, 0),),
     vllm=True,
     sglang=True,
     commit=PINNED,
-    parameters={name: sorted(parameters) for name, parameters in guards.NEEDED.items()},
+    parameters={name: sorted(parameters) for name, parameters in dinfer_probe.NEEDED.items()},
 )
 
 
@@ -36,10 +36,10 @@ def llada(tmp_path):
 def dinfer(monkeypatch):
     """dInfer is installed, as far as anybody can tell; a test says what its probe finds."""
 
-    def finds(found: Found) -> list[float]:
+    def finds(found: ProbeResult) -> list[float]:
         asked: list[float] = []
-        monkeypatch.setattr(guards, "installed", lambda: True)
-        for place in (guards, sys.modules.get("hildanext.engine.dinfer.adapter", guards)):
+        monkeypatch.setattr(dinfer_probe, "installed", lambda: True)
+        for place in (dinfer_probe, sys.modules.get("hildanext.engine.dinfer.adapter", dinfer_probe)):
             monkeypatch.setattr(place, "probe", lambda seconds=120.0: (asked.append(seconds), found)[1])
         return asked
 
@@ -96,9 +96,9 @@ class TestWhatAutoChooses:
     @pytest.mark.parametrize(
         ("section", "found", "words"),
         [
-            ({}, Found(), "no CUDA device"),
-            ({}, Found(capabilities=((6, 1),)), "a GPU of compute capability 6.1, and vLLM needs 7.0"),
-            ({}, Found(died="importing it took more than 120 s"), "importing it took more than 120 s"),
+            ({}, ProbeResult(), "no CUDA device"),
+            ({}, ProbeResult(capabilities=((6, 1),)), "a GPU of compute capability 6.1, and vLLM needs 7.0"),
+            ({}, ProbeResult(died="importing it took more than 120 s"), "importing it took more than 120 s"),
             ({"slots": 4}, USABLE, "the engine's section sets slots, which it does not know"),
         ],
     )
@@ -125,7 +125,7 @@ class TestByName:
 
     def test_one_whose_guard_refuses_is_an_error_and_no_other_takes_its_place(self, dinfer, llada):
         engine_class("dinfer")  # the module that holds the probe is there
-        dinfer(Found())
+        dinfer(ProbeResult())
         with pytest.raises(ConfigError, match="dinfer cannot be used here: no CUDA device") as caught:
             open_engine({"name": "dinfer"}, llada)
         assert "use the engine transformers" in str(caught.value)

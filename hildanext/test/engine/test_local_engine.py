@@ -27,7 +27,7 @@ from hildanext.engine.base import (
     complete,
     stream,
 )
-from hildanext.engine.local import TransformersEngine, TransformersKnobs
+from hildanext.engine.local import LocalEngine, LocalEngineKnobs
 from hildanext.inference import GenerationKnobs, generate
 
 BLOCK = 4
@@ -40,19 +40,19 @@ WAYS = [
 ]
 
 
-def engine_of(model, parent=None, **settings) -> TransformersEngine:
-    return TransformersEngine(model, StubTokenizer(bos=0), parent, TransformersKnobs(**settings))
+def engine_of(model, parent=None, **settings) -> LocalEngine:
+    return LocalEngine(model, StubTokenizer(bos=0), parent, LocalEngineKnobs(**settings))
 
 
 @pytest.fixture
-def engine() -> Iterator[TransformersEngine]:
+def engine() -> Iterator[LocalEngine]:
     model = random_model("llama", "block", BLOCK)
     engine = engine_of(model, Parent(model.causal_lm, StubTokenizer(bos=0), banned=model.banned), slots=2, queue=2)
     yield engine
     engine.close()
 
 
-def slow_down(engine: TransformersEngine, seconds: float = 0.005) -> None:
+def slow_down(engine: LocalEngine, seconds: float = 0.005) -> None:
     """Let every forward take at least so long, the parent's as well: no machine is too fast for what follows."""
     engine.model.causal_lm.model.register_forward_hook(lambda *_: time.sleep(seconds))
 

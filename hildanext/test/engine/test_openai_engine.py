@@ -27,8 +27,8 @@ from hildanext.engine.base import (
     complete,
     stream,
 )
-from hildanext.engine.local import TransformersKnobs
-from hildanext.engine.remote.dialects import UNTOLD
+from hildanext.engine.local import LocalEngineKnobs
+from hildanext.engine.remote.dialects import UNKNOWN_ID
 from hildanext.engine.remote.http import EventReader, There, address_of, retry_after
 from hildanext.engine.remote.openai import OpenAIEngine, OpenAIKnobs
 from hildanext.serve.settings import ServeKnobs
@@ -62,7 +62,7 @@ class TestAnswers:
             answer = found[-1].answer
             assert [type(one) for one in found] == [Started, Piece, Piece, Piece, Finished]
             assert answer.text == "one two three" and answer.finish_reason == "length"
-            assert answer.tokens == [UNTOLD] * 3 and answer.prompt_tokens == 4
+            assert answer.tokens == [UNKNOWN_ID] * 3 and answer.prompt_tokens == 4
             assert answer.stats.tokens_per_forward == 0.0 and not answer.edits_supported
             path, body, _ = server.asked[0]
             assert path == "/v1/completions" and body["prompt"] == "a" and body["max_tokens"] == 8
@@ -373,7 +373,7 @@ class TestFaults:
 @pytest.fixture(scope="module")
 def ours():
     """Our own service around the embedded pair, the engine that asks it, and the engine inside it."""
-    inside = TransformersKnobs(threads=1, dtype="fp32", keep_prefixes=False).open("tiny", "tiny", "for a test")
+    inside = LocalEngineKnobs(threads=1, dtype="fp32", keep_prefixes=False).open("tiny", "tiny", "for a test")
     set_template(inside.tokenizer, "auto")
     with live(ServeKnobs(port=0, jobs_folder=None), inside) as address:
         engine = open_engine({"base_url": address}, "tiny", "tiny-parent")

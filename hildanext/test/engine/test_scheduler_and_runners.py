@@ -8,17 +8,17 @@ from decoding_stubs import StubTokenizer
 from hildanext.ar import Parent
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.decoding import per_row as mixed
-from hildanext.decoding.detokenizer import Transcript
-from hildanext.decoding.state import BlockSession
+from hildanext.decoding.detokenizer import IncrementalDetokenizer
+from hildanext.decoding.state import DecodeState
 from hildanext.engine.base import Overloaded
-from hildanext.engine.scheduler import Rotation, Turn, Verdict
+from hildanext.engine.scheduler import Admission, Schedulable, Scheduler
 from hildanext.kv_cache import BlockCache
-from hildanext.kv_cache.prefix_cache import PrefixStore
+from hildanext.kv_cache.prefix_cache import PrefixCache
 
 BLOCK = 4
 
 
-def admitted(rotation, judge=lambda item: Verdict.GO):
+def admitted(rotation, judge=lambda item: Admission.GO):
     found = []
     while (item := rotation.admit(judge)) is not None:
         found.append(item)
@@ -26,70 +26,70 @@ def admitted(rotation, judge=lambda item: Verdict.GO):
 
 
 def test_places_are_given_in_order_and_the_queue_is_bounded():
-    rotation: Rotation[Turn] = Rotation(slots=2, queue=1, quantum=3)
-    items = [Turn() for _ in range(4)]
+    rotation: Scheduler[Schedulable] = Scheduler(slots=2, queue=1, quantum=3)
+    items = [Schedulable() for _ in range(4)]
     for item in items[:3]:
-        rotation.offer(item)
+        rotation.enqueue(item)
     with pytest.raises(Overloaded, match="queue holds 1"):
-        rotation.offer(items[3])
+        rotation.enqueue(items[3])
     assert admitted(rotation) == items[:2] and list(rotation.waiting) == [items[2]]
     rotation.remove(items[0])
-    rotation.offer(items[3])
+    rotation.enqueue(items[3])
     assert admitted(rotation) == [items[2]]
 
 
 def test_a_turn_ends_only_where_somebody_waits():
-    rotation: Rotation[Turn] = Rotation(slots=2, queue=9, quantum=3)
-    first, second, third = Turn(), Turn(), Turn()
-    rotation.offer(first), rotation.offer(second)
+    rotation: Scheduler[Schedulable] = Scheduler(slots=2, queue=9, quantum=3)
+    first, second, third = Schedulable(), Schedulable(), Schedulable()
+    rotation.enqueue(first), rotation.enqueue(second)
     admitted(rotation)
     first.blocks, second.blocks = 9, 5
-    assert rotation.expired() == []
-    rotation.offer(third)
-    assert rotation.expired() == [first], "one waits, so one gives its place: the one that had it longest"
+    assert rotation.preempt() == []
+    rotation.enqueue(third)
+    assert rotation.preempt() == [first], "one waits, so one gives its place: the one that had it longest"
     assert admitted(rotation) == [third]
     third.blocks = 2
-    assert rotation.expired() == [second] and admitted(rotation) == [first]
+    assert rotation.preempt() == [second] and admitted(rotation) == [first]
     assert first.blocks == 0, "its next turn is a whole one"
 
 
 def test_who_rests_takes_no_place_in_the_queue():
-    rotation: Rotation[Turn] = Rotation(slots=1, queue=1, quantum=1)
-    first, second = Turn(), Turn()
-    rotation.offer(first)
+    rotation: Scheduler[Schedulable] = Scheduler(slots=1, queue=1, quantum=1)
+    first, second = Schedulable(), Schedulable()
+    rotation.enqueue(first)
     admitted(rotation)
-    rotation.offer(second)
+    rotation.enqueue(second)
     first.blocks = 1
-    rotation.expired()
+    rotation.preempt()
     admitted(rotation)
-    rotation.offer(Turn())
+    rotation.enqueue(Schedulable())
     assert len(rotation.waiting) == 2
 
 
 def test_nobody_passes_a_request_that_waits_for_memory_but_those_that_hold_some():
-    rotation: Rotation[Turn] = Rotation(slots=3, queue=9, quantum=1)
-    rests, large, small = Turn(begun=True), Turn(), Turn()
+    rotation: Scheduler[Schedulable] = Scheduler(slots=3, queue=9, quantum=1)
+    rests, large, small = Schedulable(begun=True), Schedulable(), Schedulable()
     for item in (large, small, rests):
         rotation.waiting.append(item)
-    assert admitted(rotation, lambda item: Verdict.STOP if item is large else Verdict.GO) == [rests]
-    assert admitted(rotation, lambda item: Verdict.LATER if item is large else Verdict.GO) == [small]
+    assert admitted(rotation, lambda item: Admission.STOP if item is large else Admission.GO) == [rests]
+    assert admitted(rotation, lambda item: Admission.LATER if item is large else Admission.GO) == [small]
 
 
 def filled(model, tokens):
     """A cache that holds all of `tokens`, and its boundary."""
-    session = BlockSession(model, [tokens], [len(tokens) + 1], lambda *_: False)
+    session = DecodeState(model, [tokens], [len(tokens) + 1], lambda *_: False)
     with torch.no_grad():
         session.prefill()
     row = session.rows[0]
     assert row.cache is not None
-    return row.cache, row.boundary
+    return row.cache, row.last_clean_hidden
 
 
 def test_the_longest_common_beginning_is_found_and_only_whole_blocks_of_it():
     model = random_model("llama", "block", BLOCK)
-    store = PrefixStore(BLOCK, 1 << 20)
-    cache, boundary = filled(model, list(range(12)))
-    store.keep(cache, boundary, list(range(12)))
+    store = PrefixCache(BLOCK, 1 << 20)
+    cache, last_clean_hidden = filled(model, list(range(12)))
+    store.keep(cache, last_clean_hidden, list(range(12)))
     assert store.find([0, 1, 2]) is None and store.find([9, *range(1, 12)]) is None
     for tokens, length in ((range(12), 12), (range(11), 8), ([*range(7), 50, 8, 9], 4), (range(5), 4)):
         found = store.find(list(tokens))
@@ -101,7 +101,7 @@ def test_a_kept_prefix_holds_no_more_than_what_was_committed_and_the_oldest_goes
     model = random_model("llama", "block", BLOCK)
     documents = [[start, *range(7)] for start in (10, 20, 30)]
     one = 8 * 2 * 3 * 2 * 8 * 8  # tokens, keys and values, layers, heads, head_dim, bytes
-    store = PrefixStore(BLOCK, 2 * one)
+    store = PrefixCache(BLOCK, 2 * one)
     for document in documents[:2]:
         store.keep(*filled(model, document), document)
     assert store.bytes == 2 * one
@@ -115,14 +115,14 @@ def test_a_kept_prefix_holds_no_more_than_what_was_committed_and_the_oldest_goes
 
 def test_a_document_that_lives_lends_its_beginning_until_it_ends():
     model = random_model("llama", "block", BLOCK)
-    store = PrefixStore(BLOCK, 0)
-    cache, boundary = filled(model, list(range(8)))
-    key = store.lend(cache, boundary, list(range(8)))
+    store = PrefixCache(BLOCK, 0)
+    cache, last_clean_hidden = filled(model, list(range(8)))
+    key = store.lend(cache, last_clean_hidden, list(range(8)))
     found = store.find(list(range(9)))
     assert found is not None and found[0].cache is cache and store.bytes == 0
     store.drop(key)
     assert store.find(list(range(9))) is None
-    store.keep(cache, boundary, list(range(8)))
+    store.keep(cache, last_clean_hidden, list(range(8)))
     assert len(store) == 0, "a limit of 0 keeps nothing"
 
 
@@ -142,7 +142,7 @@ def test_rows_with_other_decoders_are_decided_as_if_alone():
         make_decoder(decoder_section("Q_MODE", tau_mask=0.9, tau_edit=0.0)),
     ]
     decoders = [ways[0], ways[1], ways[0]]
-    session = BlockSession(model, [[1, 2], [3], [4, 5, 6]], [12, 12, 12], lambda *_: False)
+    session = DecodeState(model, [[1, 2], [3], [4, 5, 6]], [12, 12, 12], lambda *_: False)
     session.rows[1].tokens[2] = 7
     canvas = session.canvas()
     where = mixed.needs(decoders, canvas)
@@ -173,7 +173,7 @@ def test_the_parent_s_stream_is_its_generation(monkeypatch):
 
 def test_pieces_are_shown_once_and_joined_are_the_text():
     pieces: list[str] = []
-    transcript = Transcript(StubTokenizer(letters=True), frozenset({25}), ("CD",), pieces.append)
+    transcript = IncrementalDetokenizer(StubTokenizer(letters=True), frozenset({25}), ("CD",), pieces.append)
     assert transcript.add([0, 1], full=False) is None and pieces == ["AB"]
     assert transcript.add([0, 1, 2], full=False) is None and pieces == ["AB"], "C may begin a stop string"
     assert transcript.add([0, 1, 2, 4, 5], full=False, held=1) is None and pieces == ["AB", "CE"]

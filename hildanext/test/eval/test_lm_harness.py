@@ -16,7 +16,7 @@ from hildanext.core.registry import make
 from hildanext.decoding import MODES
 from hildanext.eval.lm_harness import HarnessAdapter, adapter_class, from_arguments, subjects
 from hildanext.eval.lm_harness_run import HarnessKnobs, load_tasks, local_files, print_harness, run_harness
-from hildanext.eval.models import Ask, Contestants
+from hildanext.eval.models import GenerationParams, ModelPair
 from hildanext.eval.tasks import TASKS
 from hildanext.likelihood.conditional import Pair, score_parent
 from hildanext.models.start import start_conversion
@@ -32,13 +32,13 @@ def request(*args: object) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def twins() -> Contestants:
+def twins() -> ModelPair:
     """The embedded parent, and its weights as a diffusion model of block size 8 that has not been trained."""
     model, tokenizer = start_conversion("tiny", "parent", 8, torch.float64)
-    return Contestants(model, tokenizer, Parent(model.causal_lm, tokenizer, model.banned))
+    return ModelPair(model, tokenizer, Parent(model.causal_lm, tokenizer, model.banned))
 
 
-def adapter(contestants: Contestants, subject: str = "diffusion", block_size: int | None = None) -> HarnessAdapter:
+def adapter(contestants: ModelPair, subject: str = "diffusion", block_size: int | None = None) -> HarnessAdapter:
     writer, scorer = subjects(contestants, MODES["S_MODE"], block_size, 4)[subject]
     return HarnessAdapter(writer, scorer, batch_size=3, max_gen_toks=12)
 
@@ -58,7 +58,7 @@ def test_texts_are_the_way_s_own_in_the_order_of_the_requests(subject):
         texts, [("Tom", (12, (".",))), (long, (20, (".",))), ("The sun", (12, (".",))), ("Tom", (12, ()))], strict=True
     ):
         want = {}
-        lm.writer.write([lm.writer.encode(prompt)], Ask(*ask), [0], want.__setitem__)
+        lm.writer.write([lm.writer.encode(prompt)], GenerationParams(*ask), [0], want.__setitem__)
         assert text == want[0].text
     assert texts[3].startswith(texts[0]) and "." not in texts[0] + texts[1] + texts[2]
 
@@ -69,7 +69,7 @@ def test_a_context_that_is_too_long_loses_its_beginning():
     (text,) = lm.generate_until([request(words, {})])
     kept = lm.writer.encode(words)[-(1024 - 12) :]
     want = {}
-    lm.writer.write([kept], Ask(12), [0], want.__setitem__)
+    lm.writer.write([kept], GenerationParams(12), [0], want.__setitem__)
     assert text == want[0].text
     ((logp, greedy),) = lm.loglikelihood([request(words, " mat")])
     assert logp < 0 and greedy is False
@@ -87,7 +87,7 @@ def test_sampling_is_off_unless_it_is_asked_for():
     lm = adapter(tiny_pair())
     assert lm._ask({"do_sample": False, "temperature": 1.0}).temperature == 0.0
     asked = lm._ask({"temperature": 0.7, "top_p": 0.9, "until": None, "max_new_tokens": 5})
-    assert asked == Ask(max_new_tokens=5, stops=(), temperature=0.7, top_p=0.9)
+    assert asked == GenerationParams(max_new_tokens=5, stops=(), temperature=0.7, top_p=0.9)
 
 
 def test_before_training_exact_likelihoods_are_the_parent_s(twins):

@@ -14,7 +14,7 @@ from hildanext.core.registry import make
 from hildanext.data.chat_template import Message, encode_chat
 from hildanext.decoding import MODES
 from hildanext.eval.journal import Journal
-from hildanext.eval.models import Ask, Contestants, DiffusionWay, ParentWay
+from hildanext.eval.models import DiffusionEvalModel, GenerationParams, ModelPair, ParentEvalModel
 from hildanext.eval.runner import QualityKnobs, as_taught, run_tasks
 from hildanext.eval.summary import lines as told_lines
 from hildanext.eval.summary import mask_tokens, summarise
@@ -133,9 +133,11 @@ def test_more_items_go_on_where_fewer_ended_and_other_settings_are_refused(secti
     tasks = {"gsm8k": sections["gsm8k"]}
     run_tasks(tiny_pair(), QualityKnobs(tasks=tasks, limit=2), tmp_path / "out", quiet=True)
     asked: list[int] = []
-    write = ParentWay.write
+    write = ParentEvalModel.write
     monkeypatch.setattr(
-        ParentWay, "write", lambda self, prompts, *more: (asked.append(len(prompts)), write(self, prompts, *more))[1]
+        ParentEvalModel,
+        "write",
+        lambda self, prompts, *more: (asked.append(len(prompts)), write(self, prompts, *more))[1],
     )
     runs = run_tasks(tiny_pair(), QualityKnobs(tasks=tasks, limit=4), tmp_path / "out", quiet=True)
     assert asked == [2] and [len(outcome.samples) for outcome in runs[0].outcomes] == [4, 4]
@@ -176,7 +178,7 @@ def twins():
     """The embedded parent, and the same weights as a diffusion model of block size 1."""
     model, tokenizer = start_conversion("tiny", "parent", 1, torch.float64)
     parent = Parent(model.causal_lm, tokenizer, model.banned)
-    return Contestants(model, tokenizer, parent)
+    return ModelPair(model, tokenizer, parent)
 
 
 def test_the_parent_writes_what_its_block_size_1_twin_writes(twins):
@@ -185,7 +187,7 @@ def test_the_parent_writes_what_its_block_size_1_twin_writes(twins):
     prompts = [ours.encode(text) for text in ("Once upon a time", "The end of the story was", "Tom", "She said:")]
     reasons = set()
     for stops in ((), (" the",), (".", "!"), ("\n",)):
-        ask = Ask(max_new_tokens=24, stops=stops)
+        ask = GenerationParams(max_new_tokens=24, stops=stops)
         found: dict[str, dict[int, object]] = {"ours": {}, "theirs": {}}
         ours.write(prompts, ask, [0] * 4, found["ours"].__setitem__)
         theirs.write(prompts, ask, [0] * 4, found["theirs"].__setitem__)
@@ -207,7 +209,7 @@ def test_wall_seconds_add_up_and_leave_out_what_is_done_with_an_answer(twins):
             time.sleep(0.3)
 
         begun = time.perf_counter()
-        way.write([way.encode("Once")] * 3, Ask(max_new_tokens=4), [0] * 3, slow)
+        way.write([way.encode("Once")] * 3, GenerationParams(max_new_tokens=4), [0] * 3, slow)
         whole = time.perf_counter() - begun
         assert sum(answer.wall_seconds for answer in answers) <= whole - 0.85
         assert max(answer.seconds for answer in answers) <= whole - 0.85
@@ -270,10 +272,10 @@ def test_the_table_holds_scores_intervals_and_differences(sections, tmp_path, ca
 
 def test_the_parent_alone_and_the_model_alone_may_be_asked(sections, tmp_path):
     pair, tasks = tiny_pair(), {"gsm8k": sections["gsm8k"], "tinystories": sections["tinystories"]}
-    alone = Contestants(None, pair.tokenizer, pair.parent)
+    alone = ModelPair(None, pair.tokenizer, pair.parent)
     result = summarise(run_tasks(alone, QualityKnobs(tasks=tasks, limit=1), tmp_path / "a", quiet=True))
     assert [[way["name"] for way in task["ways"]] for task in result["tasks"]] == [["AR parent"]] * 2
-    alone = Contestants(pair.model, pair.tokenizer, None)
+    alone = ModelPair(pair.model, pair.tokenizer, None)
     result = summarise(run_tasks(alone, QualityKnobs(tasks=tasks, limit=1), tmp_path / "b", quiet=True))
     assert [len(task["ways"]) for task in result["tasks"]] == [1, 2]
     assert "over_parent" not in result["tasks"][0]["ways"][0]["scores"]["strict"]
@@ -424,7 +426,7 @@ def test_a_journal_keeps_its_sessions(tmp_path):
 def test_a_way_without_a_decoder_does_not_write():
     pair = tiny_pair()
     with pytest.raises(NotImplementedError, match="no decoder"):
-        DiffusionWay(pair.model, pair.tokenizer, "scores").write([[1]], Ask(4), [0], print)
+        DiffusionEvalModel(pair.model, pair.tokenizer, "scores").write([[1]], GenerationParams(4), [0], print)
 
 
 def test_data_that_are_no_gsm8k_rows_are_refused(tmp_path):

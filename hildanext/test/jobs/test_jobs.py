@@ -16,7 +16,7 @@ from hildanext.core.errors import CheckpointError, ConfigError, HildaError, Unkn
 from hildanext.jobs import processes
 from hildanext.jobs.base import ArtefactError, JobConflict, JobsFull, UnknownJob
 from hildanext.jobs.progress import look, progress_mark
-from hildanext.jobs.service import JobRoom
+from hildanext.jobs.service import JobService
 from hildanext.jobs.store import JobStore
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -57,7 +57,7 @@ def refuse(run):
 
 
 def open_room(folder, **more):
-    return JobRoom(
+    return JobService(
         folder, kinds={"count": "", "other": ""}, check=refuse, command=COMMAND, absent={"rl": "later"}, **more
     )
 

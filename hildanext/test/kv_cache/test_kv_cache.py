@@ -5,8 +5,8 @@ import torch
 
 from conftest import random_model
 from hildanext import masks
-from hildanext.corruption.input_layout import Fed
-from hildanext.kv_cache import BlockCache, CachedAttention, Run
+from hildanext.corruption.input_layout import InputLayout
+from hildanext.kv_cache import BlockCache, CachedAttention, Segment
 from hildanext.models.attention.dense import MaskedAttention
 
 FAMILIES = ["llama", "qwen2", "qwen3"]
@@ -37,7 +37,7 @@ def committed(model, tokens, debug=False):
 def readout(position, shift):
     """Where a doubled forward predicts each token."""
     every = torch.arange(position.shape[1])[None]
-    return Fed(every, every, position.shape[1]).readout(position, BLOCK, shift)
+    return InputLayout(every, every, position.shape[1]).prediction_index(position, BLOCK, shift)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -202,13 +202,17 @@ def test_documents_of_different_lengths_share_a_forward():
         caches = [BlockCache.of(model, 16) for _ in rows]
         for cache in caches:
             cache.keys.normal_(), cache.values.normal_()
-        for runs in ([Run(0, 8, 0), Run(0, 4, BLOCK)], [Run(8, 4, BLOCK), Run(4, 0, BLOCK)]):
-            context = CachedAttention(caches, runs)
-            fed = torch.cat([tokens[run.start : run.extent] for tokens, run in zip(rows, runs, strict=True)])[None]
+        for segments in ([Segment(0, 8, 0), Segment(0, 4, BLOCK)], [Segment(8, 4, BLOCK), Segment(4, 0, BLOCK)]):
+            context = CachedAttention(caches, segments)
+            fed = torch.cat(
+                [tokens[segment.start : segment.end] for tokens, segment in zip(rows, segments, strict=True)]
+            )[None]
             with torch.no_grad():
-                hidden = model(model.embed(fed), context.positions, context)[0].split([run.width for run in runs])
-            for cache, run in zip(caches, runs, strict=True):
-                cache.commit(run.start + run.clean)
+                hidden = model(model.embed(fed), context.positions, context)[0].split(
+                    [segment.num_tokens for segment in segments]
+                )
+            for cache, segment in zip(caches, segments, strict=True):
+                cache.commit(segment.start + segment.clean)
         for row, (first, second) in enumerate(((8, 4), (4, 0))):
             alone = BlockCache.of(model, 16)
             feed(model, alone, rows[row][None], first, 0)

@@ -51,10 +51,10 @@ def mean_over_masks(model, pair: Pair) -> float:
 
 def first_step(model, pair: Pair, masked: tuple[int, ...]) -> torch.Tensor:
     """Logits for the continuation's positions when the decode loop sees the others written and nothing behind."""
-    from hildanext.decoding.state import BlockSession
+    from hildanext.decoding.state import DecodeState
 
     known = [token for i, token in enumerate(pair.continuation) if i not in masked]
-    session = BlockSession(model, [list(pair.context)], [len(pair.context) + 4], lambda row, tokens: False)
+    session = DecodeState(model, [list(pair.context)], [len(pair.context) + 4], lambda row, tokens: False)
     session.prefill()
     canvas = session.canvas()
     first = len(pair.context)

@@ -12,9 +12,9 @@ from conftest import random_model
 from hildanext import masks
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import read_metrics
-from hildanext.corruption.input_layout import feed, layout_of
-from hildanext.corruption.schedules import LearningRate, Rung
-from hildanext.diffusion import CausalPairs, View, effect_rates, replace_tokens
+from hildanext.corruption.input_layout import build_layout, layout_of
+from hildanext.corruption.schedules import BlockPhase, LearningRate
+from hildanext.diffusion import CausalPairs, NoisedBatch, effect_rates, replace_tokens
 from hildanext.losses import SupervisedStep, objective
 from hildanext.losses.c2dlm import AttentionToCauses, CausalAttention, _gram, re_attention, row_loss, value_norms
 from hildanext.losses.causal_rows import CausalRows, causal_rows
@@ -25,14 +25,14 @@ from hildanext.models.attention.blockwise import DoubledAttention
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention
 from hildanext.models.lora import LoraKnobs, add_lora
 from hildanext.trainer.knobs import TrainKnobs
-from hildanext.trainer.task import Stage
+from hildanext.trainer.task import TrainingTask
 from hildanext.training import train
 from hildanext.wsd_stage0 import convert
 
 NO_SPECIALS = torch.zeros(64, dtype=torch.bool)
 
 
-def paired(view: View, *pairs: tuple[int, int], masked=(), replaced=(), weights=None) -> View:
+def paired(view: NoisedBatch, *pairs: tuple[int, int], masked=(), replaced=(), weights=None) -> NoisedBatch:
     """The view with these (effect, cause) pairs in its first row, and exactly these tokens masked or wrong."""
     weights = weights if weights is not None else [1.0] * len(pairs)
     rows = [[(effect, cause, weight) for (effect, cause), weight in zip(pairs, weights, strict=True)]]
@@ -45,8 +45,10 @@ def paired(view: View, *pairs: tuple[int, int], masked=(), replaced=(), weights=
     return replace(view, noisy=noisy, masked=hidden, replaced=wrong, pairs=CausalPairs.collate(rows))
 
 
-def rows_of(view: View, shift="none", clean_mask="block_causal", special=NO_SPECIALS, most=64) -> CausalRows | None:
-    fed = feed(view, layout_of(view.block_size, view.clean.shape[1], shift))
+def rows_of(
+    view: NoisedBatch, shift="none", clean_mask="block_causal", special=NO_SPECIALS, most=64
+) -> CausalRows | None:
+    fed = build_layout(view, layout_of(view.block_size, view.clean.shape[1], shift))
     generator = torch.Generator().manual_seed(0)
     return causal_rows(view, fed, shift, clean_mask, view.masked | view.replaced, special, most, generator)
 
@@ -184,7 +186,7 @@ def test_rows_without_any_attention_to_one_side_stay_finite(kind):
         assert math.isfinite(float(loss.detach())) and math.isfinite(float(a.grad))
 
 
-def whole_map(model, view: View, layer: int, inner: AttentionContext) -> tuple[torch.Tensor, torch.Tensor]:
+def whole_map(model, view: NoisedBatch, layer: int, inner: AttentionContext) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax map [batch heads query key] of a layer, and its values, by an onlooker without short cuts."""
     kept = {}
     mask = masks.doubled(view.document, view.position, view.block_size)
@@ -198,7 +200,7 @@ def whole_map(model, view: View, layer: int, inner: AttentionContext) -> tuple[t
                 kept["value"] = value.repeat_interleave(group, 1)
             return inner.attend(number, query, key, value, scale)
 
-    fed = feed(view, "double")
+    fed = build_layout(view, "double")
     tokens, positions = fed.tokens(view), fed.rows(view).position
     with torch.no_grad():
         model(model.embed(tokens), positions, Look())
@@ -213,7 +215,7 @@ def test_the_rows_computed_apart_are_those_of_the_whole_map(family, reattention,
     model, layer = random_model(family), 1
     view = paired(make_view(length=16), (9, 2), (9, 8), (14, 4), replaced=[9, 14])
     mask = masks.doubled(view.document, view.position, 4)
-    inner = attention_for(view, feed(view, "double"), "block_causal", model.head)
+    inner = attention_for(view, build_layout(view, "double"), "block_causal", model.head)
     assert isinstance(inner, DoubledAttention)
     if context is MaskedAttention:
         inner = MaskedAttention(mask)
@@ -309,7 +311,7 @@ def test_a_recomputed_layer_does_not_replace_what_the_first_pass_found():
     model = random_model()
     view = paired(make_view(length=16), (9, 2), replaced=[9])
     rows = rows_of(view)
-    attention = attention_for(view, feed(view, "double"), "block_causal", model.head)
+    attention = attention_for(view, build_layout(view, "double"), "block_causal", model.head)
     watch = AttentionToCauses(attention, CausalAttention(), rows, frozenset({0}), 1.0)
     query, key = torch.randn(2, 4, 32, 8).double(), torch.randn(2, 2, 32, 8).double()
     watch.attend(0, query, key, key, 1.0)
@@ -436,13 +438,13 @@ def trained(folder: Path, losses, accumulate: int = 1, views=None) -> list[dict]
     """Metric lines of a short training of a small model on views with causal pairs."""
     model = random_model(dtype=torch.float32)
 
-    def of(index: int, rung: Rung) -> list[View]:
+    def of(index: int, rung: BlockPhase) -> list[NoisedBatch]:
         view = make_view(length=16, seed=index)
         view = paired(view, (9, 2), (14, 4), masked=[8, 14], replaced=[9])
         return [replace(view, time=view.time.float())]
 
-    stage = Stage(
-        256, lambda tokens: Rung(phase="stable", block_size=4, tokens=256), views if views is not None else of
+    stage = TrainingTask(
+        256, lambda tokens: BlockPhase(phase="stable", block_size=4, tokens=256), views if views is not None else of
     )
     knobs = TrainKnobs(accumulate=accumulate, precision="no", learning_rate=LearningRate(peak=1e-3))
     train(SupervisedStep(model, losses), stage, knobs, folder, quiet=True)
@@ -473,7 +475,7 @@ def test_it_is_averaged_over_the_forwards_and_not_over_the_tokens(tmp_path: Path
     """Two micro-batches, one of which has no graph: half the loss, and the step of half the gradient."""
 
     def views(graphs: list[bool]):
-        def of(index: int, rung: Rung) -> list[View]:
+        def of(index: int, rung: BlockPhase) -> list[NoisedBatch]:
             view = paired(make_view(length=16), (9, 2), replaced=[9])
             view = replace(view, time=view.time.float())
             return [view if graphs[index % len(graphs)] else replace(view, pairs=None)]

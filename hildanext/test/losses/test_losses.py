@@ -13,17 +13,17 @@ from hildanext import masks
 from hildanext.ar import Parent
 from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import make
-from hildanext.corruption.input_layout import Fed, feed, layout_of
+from hildanext.corruption.input_layout import InputLayout, build_layout, layout_of
 from hildanext.diffusion import (
     CausalPairs,
-    View,
+    NoisedBatch,
     block_index,
     block_times,
     complement,
     mask_tokens,
     replace_tokens,
 )
-from hildanext.losses import SUPERVISIONS, SupervisedStep
+from hildanext.losses import LOSSES, SupervisedStep
 from hildanext.losses.autoregressive import Autoregressive
 from hildanext.losses.distillation import ParentDistillation
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
@@ -55,7 +55,7 @@ CASES = [  # every loss, once mild and once harsh
 ]
 
 
-def make_view(length=16, batch=2, block=4, t=None, seed=0, documents=None) -> View:
+def make_view(length=16, batch=2, block=4, t=None, seed=0, documents=None) -> NoisedBatch:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, MASK, (batch, length), generator=generator)
     document = torch.zeros(batch, length, dtype=torch.long)
@@ -73,7 +73,7 @@ def make_view(length=16, batch=2, block=4, t=None, seed=0, documents=None) -> Vi
     return mask_tokens(tokens, document, position, document >= 0, time.double(), block, MASK, generator)
 
 
-def model_input(view: View, fed: Fed) -> tuple[torch.Tensor, torch.Tensor]:
+def model_input(view: NoisedBatch, fed: InputLayout) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and positions of a forward."""
     return fed.tokens(view), fed.rows(view).position
 
@@ -81,7 +81,7 @@ def model_input(view: View, fed: Fed) -> tuple[torch.Tensor, torch.Tensor]:
 def noisy_logits(model, view):
     """Logits of every token's prediction, [batch seq vocab], by the dense mask."""
     layout = layout_of(view.block_size, view.clean.shape[1], model.card.shift)
-    fed = feed(view, layout)
+    fed = build_layout(view, layout)
     tokens, positions = model_input(view, fed)
     if layout == "double":
         mask = masks.doubled(view.document, view.position, view.block_size, model.card.clean_mask)
@@ -90,11 +90,11 @@ def noisy_logits(model, view):
     else:
         mask = masks.clean_only(view.document, view.position, view.block_size, model.card.clean_mask)
     hidden = model(model.embed(tokens), positions, MaskedAttention(mask))
-    index = fed.readout(view.position, view.block_size, model.card.shift)
+    index = fed.prediction_index(view.position, view.block_size, model.card.shift)
     return model.logits(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])))
 
 
-def right_at_the_end(model, view: View) -> View:
+def right_at_the_end(model, view: NoisedBatch) -> NoisedBatch:
     """The view whose truth in the last block, which no prediction sees, is what the model predicts."""
     best = noisy_logits(model, view).argmax(-1)
     last = view.position // view.block_size == view.position.max() // view.block_size
@@ -118,11 +118,11 @@ def test_V2_doubling_at_block_size_one_says_the_same(family):
     model = random_model(family, "parent")
     view = make_view(length=8, block=1, t=1.0)
     short = noisy_logits(model, view)
-    tokens, positions = model_input(view, feed(view, "double"))
+    tokens, positions = model_input(view, build_layout(view, "double"))
     hidden = model(
         model.embed(tokens), positions, MaskedAttention(masks.doubled(view.document, view.position, 1, "token_causal"))
     )
-    index = feed(view, "double").readout(view.position, 1, "left")
+    index = build_layout(view, "double").prediction_index(view.position, 1, "left")
     long = model.logits(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])))
     assert torch.allclose(short[:, 1:, :MASK], long[:, 1:, :MASK], atol=1e-10)
 
@@ -152,7 +152,7 @@ def test_V3_a_constant_cross_entropy_is_its_own_expectation():
 def test_V5_full_sequence_rows_equal_the_single_copy():
     model = random_model()
     view = make_view(length=8, block=8)
-    tokens, positions = model_input(view, feed(view, "double"))
+    tokens, positions = model_input(view, build_layout(view, "double"))
     both = model(model.embed(tokens), positions, MaskedAttention(masks.doubled(view.document, view.position, 8)))
     single = model(model.embed(view.noisy), view.position, MaskedAttention(masks.same_document(view.document)))
     assert torch.allclose(both[:, :8], single, atol=1e-10)
@@ -161,7 +161,7 @@ def test_V5_full_sequence_rows_equal_the_single_copy():
 def test_V5_wrong_positions_change_later_blocks_and_not_the_first():
     model = random_model()
     view = make_view(length=8, block=4)
-    tokens, positions = model_input(view, feed(view, "double"))
+    tokens, positions = model_input(view, build_layout(view, "double"))
     mask = MaskedAttention(masks.doubled(view.document, view.position, 4))
     right = model(model.embed(tokens), positions, mask)
     wrong = model(model.embed(tokens), torch.arange(16).repeat(2, 1), mask)
@@ -439,9 +439,9 @@ def test_attention_by_blocks_equals_the_dense_mask(clean_mask, documents):
     model = random_model("llama")
     view = make_view(documents=documents)
     assert aligned(view.document, view.position, 4)
-    tokens, positions = model_input(view, feed(view, "double"))
+    tokens, positions = model_input(view, build_layout(view, "double"))
     dense = MaskedAttention(masks.doubled(view.document, view.position, 4, clean_mask))
-    blocks = DoubledAttention.build(feed(view, "double").rows(view), 16, 4, clean_mask, torch.float64)
+    blocks = DoubledAttention.build(build_layout(view, "double").rows(view), 16, 4, clean_mask, torch.float64)
     here = torch.cat([view.document, view.document], 1) >= 0
     a, b = (model(model.embed(tokens), positions, context)[here] for context in (dense, blocks))
     assert torch.allclose(a, b, atol=1e-10)
@@ -496,7 +496,7 @@ def test_which_kept_tokens_carry_the_loss_depends_on_the_generator_alone():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_loss_gives_finite_gradients(case):
     model = random_model(alignment="parent")
-    loss = make("loss", SUPERVISIONS, case)
+    loss = make("loss", LOSSES, case)
     pairs = CausalPairs.collate([[(i, i - 3, 1.0) for i in range(3, 16)]] * 2)
     view = replace(make_view(t=0.5), replaced=~make_view(t=0.5).masked, pairs=pairs)
     view = right_at_the_end(model, view)  # or a random model would never be right, which is what cap is about
@@ -509,11 +509,11 @@ def test_every_loss_gives_finite_gradients(case):
 
 
 def test_every_loss_has_a_case_and_a_misspelt_one_is_refused():
-    assert {case["name"] for case in CASES} == set(SUPERVISIONS)
+    assert {case["name"] for case in CASES} == set(LOSSES)
     with pytest.raises(UnknownChoice, match="did you mean 'm2t'"):
-        make("loss", SUPERVISIONS, {"name": "m2"})
+        make("loss", LOSSES, {"name": "m2"})
     with pytest.raises(ConfigError, match="unknown key 'wieght', did you mean 'weight'"):
-        make("loss", SUPERVISIONS, {"name": "m2t", "wieght": 1})
+        make("loss", LOSSES, {"name": "m2t", "wieght": 1})
 
 
 def test_masked_mean_is_the_mean_over_masked_tokens_and_nothing_without_any():
@@ -553,7 +553,7 @@ def test_V9_expected_losses_of_the_toy(weighting, band, expected):
         for masks_, loss in losses.items():
             masked = torch.tensor([[0 in masks_, 1 in masks_]])
             noisy, time = clean.masked_fill(masked, MASK), torch.full((1, 2), t, dtype=torch.float64)
-            view = View(clean, noisy, zeros, torch.arange(2)[None], ~zeros.bool(), masked, zeros.bool(), time, 2)
+            view = NoisedBatch(clean, noisy, zeros, torch.arange(2)[None], ~zeros.bool(), masked, zeros.bool(), time, 2)
             weight = MaskToToken(weighting=weighting).weights(view, view.maskable).cross_entropy
             probability = share / 2 * t ** len(masks_) * (1 - t) ** (2 - len(masks_))
             total += probability * float((weight * torch.tensor([loss])).sum())

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hildanext.cli import main
 from hildanext.core.config import read_json
 from hildanext.core.errors import ConfigError, ModelError
-from hildanext.corruption.input_layout import feed
+from hildanext.corruption.input_layout import build_layout
 from hildanext.losses.objective import attention_for
 from hildanext.memory_plan.architecture import Architecture, find_architecture, read_architecture
 from hildanext.memory_plan.layer import FLOAT, Feed, Learning, kept_after, kept_attention, kept_before, kept_casts
@@ -63,7 +63,7 @@ def kept(model: DiffusionModel, batch: int, length: int, layout: str, narrow: in
         return tensor
 
     view = make_view(length=length, batch=batch, block=8 if layout == "double" else length, documents=[0] * length)
-    fed = feed(view, layout)
+    fed = build_layout(view, layout)
     with (
         torch.autocast("cpu", torch.bfloat16, enabled=narrow < FLOAT),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),

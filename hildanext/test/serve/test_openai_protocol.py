@@ -12,7 +12,7 @@ import openai
 from hildanext.api import create_app
 from hildanext.data.chat_template import Message, set_template
 from hildanext.engine.base import EngineFailed, Failed, Piece, Request, Started, Stepped, complete
-from hildanext.engine.local import TransformersKnobs
+from hildanext.engine.local import LocalEngineKnobs
 from hildanext.serve.settings import ServeKnobs
 from serving import ToldEngine, ask, at_once, events, live
 
@@ -22,7 +22,7 @@ MESSAGES = [{"role": "system", "content": "Tell stories."}, {"role": "user", "co
 
 @pytest.fixture(scope="module")
 def engine():
-    opened = TransformersKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
+    opened = LocalEngineKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
     set_template(opened.tokenizer, "auto")
     return opened  # closed by its server
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi import checks as openapi
 
 from hildanext.data.chat_template import set_template
-from hildanext.engine.local import TransformersKnobs
+from hildanext.engine.local import LocalEngineKnobs
 from hildanext.serve.settings import ServeKnobs
 from hildanext.stages.submission import open_jobs
 from serving import live
@@ -32,7 +32,7 @@ CHECKS = [
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the fuzzer's own making
 def test_two_thousand_cases_find_no_fault_and_no_answer_outside_the_document(tmp_path):
-    engine = TransformersKnobs(threads=1).open("tiny", "tiny", "for a test")
+    engine = LocalEngineKnobs(threads=1).open("tiny", "tiny", "for a test")
     set_template(engine.tokenizer, "auto")
     with open_jobs(tmp_path) as room:
         room.start = lambda: None  # jobs are submitted and cancelled; nobody runs hundreds of them

@@ -14,7 +14,7 @@ from hildanext.cli import main
 from hildanext.commands import serve as verb
 from hildanext.core.errors import ConfigError
 from hildanext.engine.base import Finished, Overloaded, Piece, Started
-from hildanext.engine.local import TransformersKnobs
+from hildanext.engine.local import LocalEngineKnobs
 from hildanext.serve.server import AddressError, bind
 from hildanext.serve.settings import ServeKnobs
 from hildanext.stages.submission import open_jobs
@@ -289,7 +289,7 @@ class TestTheEnd:
         assert got == ["late"] and engine.closed_with[0] == 1.0
 
     def test_texts_that_take_longer_are_told_why_they_end(self):
-        engine = TransformersKnobs(threads=1, dtype="fp32").open("tiny", None, "for a test")
+        engine = LocalEngineKnobs(threads=1, dtype="fp32").open("tiny", None, "for a test")
         got = []
         with live(ServeKnobs(**{**QUICK, "shutdown_seconds": 0.2}), engine) as address:
             body = {"prompt": "Once", "max_new_tokens": 1000, "ignore_eos": True}

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.engine.local import TransformersKnobs
+from hildanext.engine.local import LocalEngineKnobs
 from hildanext.inference import GenerationKnobs, generate
 from hildanext.serve.settings import ServeKnobs
 from hildanext.tokenization import encode_prompt
@@ -25,7 +25,7 @@ PROMPTS = ["Once upon a time", "Tom and Mia went to the park. They", "The big re
 WAYS = [{"mode": "S_MODE"}, {"mode": "Q_MODE"}, {"mode": "S_MODE", "tau_edit": None}]
 
 
-def wanted(engine) -> dict[tuple[int, int, int], str]:
+def decoding_params(engine) -> dict[tuple[int, int, int], str]:
     """What the bare loop writes for each prompt, way and length."""
     found = {}
     for p, prompt in enumerate(PROMPTS):
@@ -98,8 +98,8 @@ async def quiet(engine) -> None:
 
 
 def test_a_thousand_requests_leave_nothing_behind():
-    engine = TransformersKnobs(threads=1, dtype="fp32", slots=6, queue=12, cache_mib=64).open("tiny", None, "a test")
-    right = wanted(engine)
+    engine = LocalEngineKnobs(threads=1, dtype="fp32", slots=6, queue=12, cache_mib=64).open("tiny", None, "a test")
+    right = decoding_params(engine)
     process = psutil.Process()
     with live(ServeKnobs(port=0, jobs_folder=None), engine) as address:
         ended = asyncio.run(load(address, range(0, REQUESTS // 4), right))

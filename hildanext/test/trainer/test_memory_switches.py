@@ -21,7 +21,7 @@ from hildanext.models.lora import LoraKnobs, add_lora
 from hildanext.models.quantize import place
 from hildanext.trainer import optimizer as optimizers
 from hildanext.trainer.knobs import TrainKnobs, ready_device
-from hildanext.trainer.optimizer import RestingStates, build_optimizer, check_device
+from hildanext.trainer.optimizer import OffloadedStates, build_optimizer, check_device
 from hildanext.training import make_optimizer
 from hildanext.wsd_stage0 import check, convert
 from test_training import change, sections  # noqa: F401 (a fixture)
@@ -185,11 +185,11 @@ def test_resting_states_change_no_number_and_are_pinned_once(monkeypatch: pytest
         torch.manual_seed(0)
         weight, small = nn.Parameter(torch.randn(64, 64)), nn.Parameter(torch.randn(8))
         optimizer = torch.optim.AdamW([weight, small], lr=0.1)
-        resting = RestingStates(optimizer, CPU)
+        resting = OffloadedStates(optimizer, CPU)
         for _ in range(3):
             (weight.sum() * small.sum()).backward()
             if rests:
-                with resting.awake():
+                with resting.onload():
                     working = optimizer.state[weight]["exp_avg"] if optimizer.state[weight] else None
                     optimizer.step()
                 assert working is None or optimizer.state[weight]["exp_avg"] is resting.beds[id(weight), "exp_avg"]

@@ -10,7 +10,7 @@ from hildanext.ar import Parent
 from hildanext.core.errors import DataError
 from hildanext.data.batch import Batch
 from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
-from hildanext.diffusion import View
+from hildanext.diffusion import NoisedBatch
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.trainer.validation import EditCheck, Validation, first_batches
@@ -32,9 +32,9 @@ def held_out(dataset: PackedDataset, rows: int = 8) -> list[Batch]:
 class Watched(SupervisedStep):
     """Keeps the views that a validation scores."""
 
-    seen: list[View] = []
+    seen: list[NoisedBatch] = []
 
-    def forward(self, view: View, *rest: object) -> object:
+    def forward(self, view: NoisedBatch, *rest: object) -> object:
         Watched.seen.append(view)
         return super().forward(view, *rest)
 
@@ -91,7 +91,7 @@ def test_masked_accuracy_is_the_share_of_masks_filled_right(tmp_path: Path, monk
 class Oracle(SupervisedStep):
     """Drafts the truth at every second place and one fixed token elsewhere."""
 
-    def forward(self, view: View, *rest: object, **more: object) -> object:
+    def forward(self, view: NoisedBatch, *rest: object, **more: object) -> object:
         truth = torch.arange(view.clean.shape[1]) % 2 == 0
         outcome = super().forward(view, *rest, **more)
         return outcome.__class__(

@@ -19,11 +19,11 @@ from starlette.middleware.cors import CORSMiddleware
 from hildanext import __version__
 from hildanext.core.errors import ConfigError
 from hildanext.engine.base import Engine
-from hildanext.jobs.service import JobRoom
+from hildanext.jobs.service import JobService
 from hildanext.serve import errors
 from hildanext.serve.document import document
-from hildanext.serve.metrics import Measures
-from hildanext.serve.middleware import Bodies, Guarded, Identified
+from hildanext.serve.metrics import Metrics
+from hildanext.serve.middleware import Auth, BodyLimit, RequestId
 from hildanext.serve.routers import chat, completions, generate, health, jobs, models, page
 from hildanext.serve.service import Service
 from hildanext.serve.settings import ServeKnobs
@@ -31,13 +31,13 @@ from hildanext.serve.settings import ServeKnobs
 ROUTERS = (health.router, generate.router, models.router, chat.router, completions.router, jobs.router, page.router)
 
 
-def create_app(settings: ServeKnobs, engine: Engine, room: JobRoom | None = None) -> FastAPI:
+def create_app(settings: ServeKnobs, engine: Engine, room: JobService | None = None) -> FastAPI:
     """The service around an engine, which it closes when it ends, and jobs, which it supervises while it runs.
 
     Raises `ConfigError` where the key is to come from an environment variable that holds none.
     """
     key = read_key(settings)
-    measures = Measures(engine, room)
+    measures = Metrics(engine, room)
     app = FastAPI(
         title="HILDA",
         version=__version__,
@@ -67,9 +67,9 @@ def read_key(settings: ServeKnobs) -> str | None:
     return key
 
 
-def _middleware(settings: ServeKnobs, key: str | None, measures: Measures) -> list[Middleware]:
+def _middleware(settings: ServeKnobs, key: str | None, measures: Metrics) -> list[Middleware]:
     """Outermost first."""
-    stack = [Middleware(Identified, measures=measures)]
+    stack = [Middleware(RequestId, measures=measures)]
     if settings.cors:
         allowed = ["Authorization", "Content-Type", "Last-Event-ID", "X-Request-ID"]
         stack.append(
@@ -81,7 +81,7 @@ def _middleware(settings: ServeKnobs, key: str | None, measures: Measures) -> li
                 expose_headers=["X-Request-ID", "Retry-After"],
             )
         )
-    return [*stack, Middleware(Guarded, settings=settings, key=key), Middleware(Bodies, settings=settings)]
+    return [*stack, Middleware(Auth, settings=settings, key=key), Middleware(BodyLimit, settings=settings)]
 
 
 @asynccontextmanager

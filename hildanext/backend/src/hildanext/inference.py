@@ -17,8 +17,8 @@ from hildanext.ar import Parent
 from hildanext.core.config import knobs
 from hildanext.core.errors import PromptError
 from hildanext.decoding.base import Decoder
-from hildanext.decoding.detokenizer import FinishReason, Transcript
-from hildanext.decoding.state import BlockSession, Commit, Row, Step
+from hildanext.decoding.detokenizer import FinishReason, IncrementalDetokenizer
+from hildanext.decoding.state import Commit, DecodeState, SequenceState, Step
 from hildanext.models.bidirectional import DiffusionModel
 
 DEFAULT_NEW_TOKENS = 256
@@ -59,7 +59,7 @@ class DecodeStats:
     prefill_seconds: float
 
     @classmethod
-    def of(cls, row: Row, tokens: int, seconds: float, prefill_seconds: float) -> "DecodeStats":
+    def of(cls, row: SequenceState, tokens: int, seconds: float, prefill_seconds: float) -> "DecodeStats":
         """What `row` counted, of which `tokens` were kept."""
         return cls(
             prefill_forwards=row.prefill,
@@ -164,7 +164,7 @@ class _Run:
         self.on_event, self.batch, self.seeds, self.on_completion = on_event, batch, seeds, on_completion
         eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
-        self.transcripts = [Transcript(tokenizer, eos, settings.stop, self._teller(i)) for i in batch]
+        self.transcripts = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._teller(i)) for i in batch]
         self.done: dict[int, Completion] = {}
         self.began = self.prefilled = 0.0
 
@@ -172,7 +172,7 @@ class _Run:
     def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Completion]:
         watching = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
-        session = BlockSession(
+        session = DecodeState(
             self.model,
             prompts,
             limits,
@@ -201,7 +201,7 @@ class _Run:
         """What hears of the new text of a row."""
         return None if self.on_event is None else lambda text: self._tell(Event(row, "text", text=text))
 
-    def _ended(self, row: Row, tokens: list[int]) -> bool:
+    def _ended(self, row: SequenceState, tokens: list[int]) -> bool:
         held = self.decoder.window * self.model.card.block_size
         new = tokens[row.prompt : row.limit]
         ending = self.transcripts[row.index].add(new, row.start >= row.limit, held)

@@ -16,22 +16,22 @@ from hildanext.core.metrics_log import read_metrics
 from hildanext.core.plots import training_plots
 from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
-from hildanext.corruption.noised_batches import Views
-from hildanext.corruption.schedules import Rung
+from hildanext.corruption.noised_batches import NoisedBatches
+from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, chat_identity, prepare_chat
 from hildanext.data.chat_template import set_template
-from hildanext.losses import SupervisedStep, Supervision, make_losses
+from hildanext.losses import SupervisedStep, TokenLoss, make_losses
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.start import start_hash, start_tuning
 from hildanext.tokenization import real_ids
-from hildanext.trainer.best_checkpoints import Best
+from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.knobs import comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
 from hildanext.trainer.sample_generations import SampleAnswers
 from hildanext.trainer.sft_config import SftKnobs, check
 from hildanext.trainer.state import check_resumes
-from hildanext.trainer.task import Stage
+from hildanext.trainer.task import TrainingTask
 from hildanext.trainer.teacher import reader, teacher_for
 from hildanext.trainer.validation import EditCheck, Validation, drawn_batches, measure_start
 from hildanext.training import METRICS, train
@@ -81,7 +81,7 @@ def sft(
     real = real_ids(model.card, tokenizer)
     head, special = teacher.head if teacher else None, ~real.to(model.device)
     step = SupervisedStep(model, losses, head, knobs_.train.chunk, special, knobs_.train.layout)
-    best = Best(run, model, tokenizer, int(knobs_.keep == "best"), knobs_.select, knobs_.select != "bound")
+    best = BestCheckpoints(run, model, tokenizer, int(knobs_.keep == "best"), knobs_.select, knobs_.select != "bound")
     stage = _stage(knobs_, data, run, step, tokenizer, real.nonzero()[:, 0], best)
     stage.teacher = reader(teacher, model)
     on_main(accelerator, lambda: measure_start(run / METRICS, stage, step))
@@ -120,7 +120,7 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"profile": record["config"].get("profile"), "sft": section, **start, "data": chat}
 
 
-def _losses(knobs_: SftKnobs, manifest: Mapping[str, Any]) -> dict[str, Supervision]:
+def _losses(knobs_: SftKnobs, manifest: Mapping[str, Any]) -> dict[str, TokenLoss]:
     losses = make_losses(knobs_.losses, "sft.losses")
     without = [name for name, loss in losses.items() if loss.needs_graphs]
     if without and not manifest["parts"]["train"]["graphs"]:
@@ -138,8 +138,8 @@ def _stage(
     step: SupervisedStep,
     tokenizer: Any,
     real: torch.Tensor,
-    best: Best,
-) -> Stage:
+    best: BestCheckpoints,
+) -> TrainingTask:
     model, eos = step.model, int(tokenizer.eos_token_id)
     block_size, batch_size = model.card.block_size, knobs_.train.batch_size
     dataset, valid = (
@@ -149,28 +149,28 @@ def _stage(
     held_out = drawn_batches(valid, knobs_.valid_rows, batch_size, model.device)
     bound, edits = Validation(held_out, eos, model.card), EditCheck(held_out, model.card, real)
     total = max(1, round(knobs_.epochs * dataset.tokens))
-    return Stage(
+    return TrainingTask(
         total_tokens=total,
-        rung=lambda tokens: Rung(phase="stable", block_size=block_size, tokens=total),
-        views=Views(dataset, batch_size, knobs_, model.card, real, model.device, knobs_.seed, dataset.pairs),
+        rung=lambda tokens: BlockPhase(phase="stable", block_size=block_size, tokens=total),
+        views=NoisedBatches(dataset, batch_size, knobs_, model.card, real, model.device, knobs_.seed, dataset.pairs),
         validate=lambda step, number: {**bound(step, number), **edits(step, number)},
         turns=knobs_.turns,
         seed=knobs_.seed,
         on_evaluation=best,
-        on_saved=best.tidy,
+        on_saved=best.prune,
         samples=SampleAnswers(valid, model, tokenizer, knobs_.samples),
-        finished=lambda: best.stuck(knobs_.patience),
+        finished=lambda: best.plateaued(knobs_.patience),
         pad_id=eos,
-        counters=best.found,
+        counters=best.state,
     )
 
 
 def _finish(
     run: Path,
     counters: Mapping[str, Any],
-    stage: Stage,
+    stage: TrainingTask,
     step: SupervisedStep,
-    best: Best,
+    best: BestCheckpoints,
     tokenizer: Any,
     manifest: Mapping[str, Any],
 ) -> dict[str, Any]:

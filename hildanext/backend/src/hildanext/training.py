@@ -1,6 +1,6 @@
 """The supervised loop, used by every stage: accumulate, clip, guard, log, checkpoint, resume.
 
-A stage hands in a `Stage`: which block size now, which views for a micro-batch, what to validate. Views are
+A stage hands in a `TrainingTask`: which block size now, which views for a micro-batch, what to validate. Views are
 a pure function of the micro-batch's global index, so a resumed run, and a run on two processes with half the
 accumulation, see the same data and the same noise.
 """
@@ -25,18 +25,18 @@ from hildanext.core.metrics_log import MetricLog
 from hildanext.core.run_dir import read_run, recover_folder
 from hildanext.core.runtime import keep_freed_memory, make_generator
 from hildanext.core.tracking import Tracker, open_trackers, scalars
-from hildanext.corruption.schedules import Rung
-from hildanext.diffusion import View, next_turn, targets
+from hildanext.corruption.schedules import BlockPhase
+from hildanext.diffusion import NoisedBatch, next_turn, targets
 from hildanext.losses import Outcome, SupervisedStep
 from hildanext.trainer.guard import Guard
 from hildanext.trainer.interrupt import between_steps
 from hildanext.trainer.knobs import TrainKnobs
-from hildanext.trainer.optimizer import RestingStates, build_optimizer
+from hildanext.trainer.optimizer import OffloadedStates, build_optimizer
 from hildanext.trainer.processes import any_process, check_agreement, on_main, open_accelerator, summed
 from hildanext.trainer.progress import TrainingProgress
 from hildanext.trainer.sharded import Shards, clip_gradients, open_shards
 from hildanext.trainer.state import STATE, Held, gather_state, load_state, save_state, trainable
-from hildanext.trainer.task import Stage
+from hildanext.trainer.task import TrainingTask
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def real_tokens(
 
 def train(
     step_module: SupervisedStep,
-    stage: Stage,
+    stage: TrainingTask,
     knobs: TrainKnobs,
     run: Path,
     quiet: bool = False,
@@ -127,8 +127,8 @@ def train(
         stage.samples = None  # the whole model rests on a CPU, where writing would take for ever
         logger.warning("a sharded run writes no samples while it trains")
     if knobs.offload is not None:
-        loop.resting = RestingStates(loop.bare_optimizer, accelerator.device)
-        loop.resting.rest()
+        loop.resting = OffloadedStates(loop.bare_optimizer, accelerator.device)
+        loop.resting.offload()
     loop.run_to_end(quiet)
     if shards is not None:
         shards.end()
@@ -146,7 +146,7 @@ class _Loop:
         module: Any,
         step_module: SupervisedStep,
         optimizer: Any,
-        stage: Stage,
+        stage: TrainingTask,
         knobs: TrainKnobs,
         run: Path,
         guard: Guard,
@@ -160,7 +160,7 @@ class _Loop:
         self.owes_save = False
         self.metrics: MetricLog | None = None
         self.trackers: list[Tracker] = []
-        self.resting: RestingStates | None = None
+        self.resting: OffloadedStates | None = None
         self.bare_optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     def run_to_end(self, quiet: bool) -> None:
@@ -239,7 +239,7 @@ class _Loop:
         sums = self._reduced(window)
         loss = sums.pop("total") / normaliser
         self.guard.check(counters["step"] + 1, rung.block_size, loss, norm)
-        with self.resting.awake() if self.resting is not None else nullcontext():
+        with self.resting.onload() if self.resting is not None else nullcontext():
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
@@ -255,11 +255,11 @@ class _Loop:
             "gradient_norm": norm, "tokens_per_second": positions / seconds, "seconds": seconds,
         }  # fmt: skip
 
-    def _window_views(self, rung: Rung) -> tuple[list[tuple[int, int, View]], int, int]:
+    def _window_views(self, rung: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], int, int]:
         """This process's views of the step, each after its global micro-batch and its number in there; the positions
         and the real tokens of the data in them."""
         accelerator, knobs = self.accelerator, self.knobs
-        views: list[tuple[int, int, View]] = []
+        views: list[tuple[int, int, NoisedBatch]] = []
         positions, real = 0, 0
         for micro in range(knobs.accumulate):
             window = self.counters["step"] * knobs.accumulate + micro
@@ -271,7 +271,7 @@ class _Loop:
             views.extend((index, number, view) for number, view in enumerate(found))
         return views, positions, real
 
-    def _forward_backward(self, views: list[tuple[int, int, View]], normaliser: int, progress: float) -> _Window:
+    def _forward_backward(self, views: list[tuple[int, int, NoisedBatch]], normaliser: int, progress: float) -> _Window:
         accelerator, window, mask_noise = self.accelerator, _Window(), self.knobs.mask_noise.at(progress)
         forwards = [(*place, turn) for place in views for turn in range(self.stage.turns)]
         view = views[0][2]

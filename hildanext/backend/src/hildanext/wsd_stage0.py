@@ -16,22 +16,22 @@ from hildanext.core.metrics_log import read_metrics
 from hildanext.core.plots import training_plots
 from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
-from hildanext.corruption.noised_batches import Views
+from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseKnobs
-from hildanext.corruption.schedules import Rung, check_padding, check_rungs, rung_at, total_tokens
+from hildanext.corruption.schedules import BlockPhase, check_padding, check_phases, phase_at, total_tokens
 from hildanext.datasets import PackedDataset, Packing
-from hildanext.losses import SupervisedStep, Supervision, make_losses
+from hildanext.losses import SupervisedStep, TokenLoss, make_losses
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
 from hildanext.models.lora import LoraKnobs, add_lora
 from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.models.start import adopt_edges, start_conversion
 from hildanext.tokenization import real_ids
-from hildanext.trainer.best_checkpoints import Best
+from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.knobs import TrainKnobs, comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
 from hildanext.trainer.state import check_resumes
-from hildanext.trainer.task import Stage
+from hildanext.trainer.task import TrainingTask
 from hildanext.trainer.teacher import reader, teacher_for
 from hildanext.trainer.validation import Validation, first_batches
 from hildanext.training import METRICS, train
@@ -58,7 +58,7 @@ class ConvertKnobs(NoiseKnobs):
     alignment: Alignment = "block"
     block_size: int = Field(default=32, ge=1)
     """The block size the checkpoint is meant to decode with; validation measures the bound at it."""
-    wsd: tuple[Rung, ...]
+    wsd: tuple[BlockPhase, ...]
     losses: tuple[dict[str, Any], ...] = (
         {"name": "m2t", "weight": 0.5},
         {"name": "kl", "weight": 0.5},
@@ -117,19 +117,19 @@ def convert(
     )
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
     held_out = first_batches(valid, knobs_.valid_rows, knobs_.train.batch_size, device)
-    best = Best(run, model, tokenizer, knobs_.merge_top_k if knobs_.merge_top_k > 1 else 0)
-    stage = Stage(
+    best = BestCheckpoints(run, model, tokenizer, knobs_.merge_top_k if knobs_.merge_top_k > 1 else 0)
+    stage = TrainingTask(
         total_tokens=total_tokens(knobs_.wsd),
-        rung=lambda tokens: rung_at(knobs_.wsd, tokens),
-        views=Views(dataset, knobs_.train.batch_size, knobs_, model.card, real, device, knobs_.seed),
+        rung=lambda tokens: phase_at(knobs_.wsd, tokens),
+        views=NoisedBatches(dataset, knobs_.train.batch_size, knobs_, model.card, real, device, knobs_.seed),
         validate=Validation(held_out, valid.pad_id, model.card),
         teacher=reader(teacher, model),
         turns=knobs_.turns,
         seed=knobs_.seed,
         on_evaluation=best,
-        on_saved=best.tidy,
+        on_saved=best.prune,
         pad_id=valid.pad_id,
-        counters=best.found,
+        counters=best.state,
     )
     config = {"profile": profile, "convert": plain(knobs_), "data": plain(data)}
     hashes = {name: _shards(part) for name, part in (("train", dataset), ("valid", valid))}
@@ -143,7 +143,7 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
     """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
     knobs_ = build(ConvertKnobs, convert_section, "convert")
     data = build(DataKnobs, data_section, "data")
-    check_rungs(knobs_.wsd, data.sequence_length)
+    check_phases(knobs_.wsd, data.sequence_length)
     if data.sequence_length % knobs_.block_size:
         raise ConfigError(
             f"block size {knobs_.block_size} does not divide the sequence length {data.sequence_length}",
@@ -160,7 +160,7 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
     return knobs_, data
 
 
-def _losses(knobs_: ConvertKnobs) -> dict[str, Supervision]:
+def _losses(knobs_: ConvertKnobs) -> dict[str, TokenLoss]:
     losses = make_losses(knobs_.losses, "convert.losses")
     without = [name for name, loss in losses.items() if loss.needs_graphs]
     if without:
@@ -199,7 +199,12 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(
-    run: Path, counters: dict[str, Any], stage: Stage, step: SupervisedStep, best: Best, tokenizer: Any
+    run: Path,
+    counters: dict[str, Any],
+    stage: TrainingTask,
+    step: SupervisedStep,
+    best: BestCheckpoints,
+    tokenizer: Any,
 ) -> dict[str, Any]:
     """Merge where asked, write the checkpoint and the plots."""
     whole = counters["tokens"] >= stage.total_tokens

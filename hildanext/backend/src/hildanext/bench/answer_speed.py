@@ -22,12 +22,12 @@ from hildanext.bench.train_speed import Seconds, medians
 from hildanext.core.config import build, knobs, plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import accelerates_bf16, machine, make_generator
-from hildanext.corruption.input_layout import LayoutChoice, choose
-from hildanext.corruption.noised_batches import Views
-from hildanext.corruption.schedules import Rung
+from hildanext.corruption.input_layout import LayoutChoice, choose_layout
+from hildanext.corruption.noised_batches import NoisedBatches
+from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
-from hildanext.diffusion import View, next_turn
+from hildanext.diffusion import NoisedBatch, next_turn
 from hildanext.losses import SupervisedStep, make_losses
 from hildanext.models import DiffusionModel
 from hildanext.tokenization import real_ids
@@ -101,19 +101,23 @@ def _micro_batches(
     recipe: SftKnobs,
     settings: AnswerSpeedKnobs,
     folder: Path,
-) -> Callable[[int], list[View]]:
+) -> Callable[[int], list[NoisedBatch]]:
     """Number of a micro-batch -> its noised views."""
     block, eos = model.card.block_size, int(tokenizer.eos_token_id)
     prepare_chat(folder / "data", data, tokenizer, block)
     dataset = ChatDataset(folder / "data", "train", data.sequence_length, block, eos, data.packing)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
-    views = Views(dataset, settings.batch_size, recipe, model.card, real, model.device, settings.seed)
-    rung = Rung(phase="stable", block_size=block, tokens=1)
+    views = NoisedBatches(dataset, settings.batch_size, recipe, model.card, real, model.device, settings.seed)
+    rung = BlockPhase(phase="stable", block_size=block, tokens=1)
     return lambda number: views(number, rung)
 
 
 def _step(
-    step: SupervisedStep, optimizer: torch.optim.Optimizer, window: Sequence[Sequence[View]], turns: int, autocast: Any
+    step: SupervisedStep,
+    optimizer: torch.optim.Optimizer,
+    window: Sequence[Sequence[NoisedBatch]],
+    turns: int,
+    autocast: Any,
 ) -> float:
     """One optimiser step over the views of a window, each `turns` times; returns the loss."""
     total, normaliser = 0.0, sum(int(view.maskable.sum()) for views in window for view in views) * turns
@@ -133,12 +137,12 @@ def _step(
     return total
 
 
-def _count(counts: dict[str, list[int]], window: Sequence[Sequence[View]], model: DiffusionModel) -> None:
+def _count(counts: dict[str, list[int]], window: Sequence[Sequence[NoisedBatch]], model: DiffusionModel) -> None:
     firsts = [views[0] for views in window]
     counts["tokens"].append(sum(int((view.document >= 0).sum()) for view in firsts))
     counts["answers"].append(sum(int(view.maskable.sum()) for view in firsts))
     for layout in LAYOUTS:
-        fed = (choose(view, model.card.shift, choice=layout) for view in firsts)
+        fed = (choose_layout(view, model.card.shift, choice=layout) for view in firsts)
         counts[layout].append(sum(columns.token.numel() for columns in fed))
 
 

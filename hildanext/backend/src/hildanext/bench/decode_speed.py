@@ -24,7 +24,7 @@ from hildanext.core.config import knobs, plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, StepDecoder, make_decoder
-from hildanext.decoding.state import BlockSession
+from hildanext.decoding.state import DecodeState
 from hildanext.eval.generation import GenerationBenchKnobs, compare, label
 from hildanext.models import DiffusionModel
 
@@ -133,7 +133,7 @@ def loop_against_bare(
     if not isinstance(decoder, StepDecoder):
         raise ConfigError(f"decoder {section['name']!r} has no steps to time", "choose a step decoder")
     bare = BareForward(model)
-    session = BlockSession(model, [prompt], [len(prompt) + settings.new_tokens], lambda row, tokens: False)
+    session = DecodeState(model, [prompt], [len(prompt) + settings.new_tokens], lambda row, tokens: False)
     session.prefill()
     while True:
         finish(model.device)

@@ -24,9 +24,9 @@ from hildanext.core.config import knobs, plain
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
 from hildanext.engine.base import Answer, EngineEvent, Failed, Finished, Request
-from hildanext.engine.local import TransformersEngine, TransformersKnobs
+from hildanext.engine.local import LocalEngine, LocalEngineKnobs
 from hildanext.inference import GenerationKnobs, generate
-from hildanext.kv_cache import CachedAttention, Run
+from hildanext.kv_cache import CachedAttention, Segment
 from hildanext.models import DiffusionModel
 
 
@@ -46,7 +46,7 @@ class EngineSpeedKnobs:
 class Pair:
     """A forward, and what the network alone takes for the same."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[Segment, ...]
     network: float
     pause: float
     """Seconds that measuring has held up the one whose forward this is."""
@@ -71,9 +71,9 @@ def beside(model: DiffusionModel) -> Iterator[list[Pair]]:
             return
         attention = arguments[2]
         assert isinstance(attention, CachedAttention)
-        runs = tuple(attention.runs)
-        fed = sum(run.width for run in runs)
-        extent = round(sum(run.width * run.extent for run in runs) / fed)
+        runs = tuple(attention.segments)
+        fed = sum(run.num_tokens for run in runs)
+        extent = round(sum(run.num_tokens * run.end for run in runs) / fed)
         pairs.append(Pair(runs, *follow(lambda: bare.backbone(fed, extent)[0])))
 
     def on_head(_: Any, arguments: tuple[Any, ...], __: Any) -> None:
@@ -99,7 +99,7 @@ def _sums(pairs: Sequence[Pair]) -> tuple[float, float]:
     return sum(pair.network for pair in pairs), sum(pair.pause for pair in pairs)
 
 
-def together(engine: TransformersEngine, requests: Sequence[Request]) -> tuple[list[Answer], float]:
+def together(engine: LocalEngine, requests: Sequence[Request]) -> tuple[list[Answer], float]:
     """All requests at once; their answers and the seconds until the last."""
     answers: dict[int, Answer] = {}
     failures: list[Failed] = []
@@ -134,8 +134,8 @@ def measure(
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Every repeat: bare loop, engine alone, engine full, each beside the network alone; the parent both ways."""
-    engine = TransformersEngine(
-        model, tokenizer, None, TransformersKnobs(slots=settings.concurrency, keep_prefixes=False), "bench"
+    engine = LocalEngine(
+        model, tokenizer, None, LocalEngineKnobs(slots=settings.concurrency, keep_prefixes=False), "bench"
     )
     draw = torch.Generator().manual_seed(settings.seed)
     repeats = []
@@ -163,7 +163,7 @@ def measure(
 
 
 def _repeat(
-    engine: TransformersEngine, parent: Parent | None, settings: EngineSpeedKnobs, draw: torch.Generator
+    engine: LocalEngine, parent: Parent | None, settings: EngineSpeedKnobs, draw: torch.Generator
 ) -> dict[str, Any]:
     model = engine.model
     prompts = torch.randint(model.card.vocab_real - 1, (settings.concurrency, settings.prompt_tokens), generator=draw)
@@ -210,7 +210,7 @@ def _first_block_done(pair: Pair, settings: EngineSpeedKnobs, model: DiffusionMo
     )
 
 
-def _loop(engine: TransformersEngine, request: Request, settings: EngineSpeedKnobs) -> float:
+def _loop(engine: LocalEngine, request: Request, settings: EngineSpeedKnobs) -> float:
     """Seconds of the decode loop without an engine, texts included, over those of the network alone."""
     how = GenerationKnobs(max_new_tokens=settings.new_tokens, ignore_eos=True)
     prompt = request.tokens if request.tokens is not None else ()

@@ -192,16 +192,16 @@ def probe_optional(name: str) -> Finding:
 
 def examine_engines() -> list[Finding]:
     """What `serve` can answer with, and why not. Another process imports dInfer: it may crash or hang."""
-    from hildanext.engine.dinfer import probe as guards
+    from hildanext.engine.dinfer import probe as dinfer_probe
 
     findings = [
         Finding("ok", "engine transformers", "runs converted models here; auto takes it unless another fits"),
         Finding("ok", "engine openai", "asks any OpenAI-compatible server: engine.base_url names it"),
     ]
     advice = OPTIONAL["dinfer"][2]
-    if not guards.installed():
+    if not dinfer_probe.installed():
         return [*findings, Finding("note", "engine dinfer", "not used: it is not installed", f"optional: {advice}")]
-    why_not = guards.why_not_here(guards.probe(), "sglang", guards.PINNED)
+    why_not = dinfer_probe.why_not_here(dinfer_probe.probe(), "sglang", dinfer_probe.PINNED)
     if why_not:
         return [*findings, Finding("note", "engine dinfer", f"not used: {why_not}", f"optional: {advice}")]
     return [*findings, Finding("ok", "engine dinfer", "usable for LLaDA models")]

@@ -17,7 +17,7 @@ from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hildanext.eval.evaluation import EvalKnobs
-    from hildanext.eval.models import Contestants
+    from hildanext.eval.models import ModelPair
     from hildanext.eval.runner import QualityKnobs
 
 EPILOG = """commands to paste:
@@ -162,7 +162,7 @@ def _prepared(text: str, model: str, scratch: str) -> str:
     return out
 
 
-def _likelihood(settings: "EvalKnobs", contestants: "Contestants", options: argparse.Namespace) -> None:
+def _likelihood(settings: "EvalKnobs", contestants: "ModelPair", options: argparse.Namespace) -> None:
     from hildanext.datasets import PackedDataset
     from hildanext.eval.evaluation import evaluate, print_result, save_result
 
@@ -176,7 +176,7 @@ def _likelihood(settings: "EvalKnobs", contestants: "Contestants", options: argp
 
 
 def _tasks(
-    quality: "QualityKnobs", contestants: "Contestants", told: Mapping[str, Any], options: argparse.Namespace
+    quality: "QualityKnobs", contestants: "ModelPair", told: Mapping[str, Any], options: argparse.Namespace
 ) -> bool:
     """Run the tasks and print them; True where a mask token was emitted, which must not be."""
     from hildanext.eval.summary import mask_tokens
@@ -189,7 +189,7 @@ def _tasks(
     return mask_tokens(result) > 0
 
 
-def _harness(contestants: "Contestants", told: Mapping[str, Any], options: argparse.Namespace) -> None:
+def _harness(contestants: "ModelPair", told: Mapping[str, Any], options: argparse.Namespace) -> None:
     from hildanext.core.config import build
     from hildanext.decoding import decoder_section
     from hildanext.eval.lm_harness_run import HarnessKnobs, print_harness, run_harness

@@ -19,7 +19,7 @@ from hildanext.commands import add_run_flags, load_run
 
 if TYPE_CHECKING:
     from hildanext.jobs.base import Job, JobEvent
-    from hildanext.jobs.service import JobRoom
+    from hildanext.jobs.service import JobService
 
 EPILOG = """what there is:
   submit KIND     queue a stage (its sections from --config and --set), or `run`: a whole recipe
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _submit(room: "JobRoom", options: argparse.Namespace) -> None:
+def _submit(room: "JobService", options: argparse.Namespace) -> None:
     job = room.submit(options.kind, load_run(options))
     if options.json:
         print(json.dumps(job.as_json()))
@@ -92,7 +92,7 @@ def _submit(room: "JobRoom", options: argparse.Namespace) -> None:
         print(f"nothing takes jobs there yet: hildanext jobs work --folder {options.folder}", file=sys.stderr)
 
 
-def _list(room: "JobRoom", options: argparse.Namespace) -> None:
+def _list(room: "JobService", options: argparse.Namespace) -> None:
     jobs = room.list(options.limit, options.before, options.state)
     if options.json:
         print(json.dumps([job.as_json() for job in jobs]))
@@ -108,7 +108,7 @@ def _list(room: "JobRoom", options: argparse.Namespace) -> None:
     console.print(table if jobs else f"no jobs in {options.folder}")
 
 
-def _show(room: "JobRoom", options: argparse.Namespace) -> None:
+def _show(room: "JobService", options: argparse.Namespace) -> None:
     job = room.get(options.id)
     outcomes = room.outcomes(options.id)
     if options.json:
@@ -136,31 +136,31 @@ def _show(room: "JobRoom", options: argparse.Namespace) -> None:
             print(f"{name:<{width}}  {value}")
 
 
-def _cancel(room: "JobRoom", options: argparse.Namespace) -> None:
+def _cancel(room: "JobService", options: argparse.Namespace) -> None:
     job = room.cancel(options.id)
     said = f"{job.id} is cancelled" if job.state == "cancelled" else f"{job.id} is stopping; a training saves first"
     print(json.dumps(job.as_json()) if options.json else said)
 
 
-def _events(room: "JobRoom", options: argparse.Namespace) -> None:
+def _events(room: "JobService", options: argparse.Namespace) -> None:
     found = room.follow(options.id, options.after) if options.follow else _all_events(room, options)
     for event in found:
         print(json.dumps(event.as_json()) if options.json else event_line(event), flush=True)
 
 
-def _all_events(room: "JobRoom", options: argparse.Namespace) -> "list[JobEvent]":
+def _all_events(room: "JobService", options: argparse.Namespace) -> "list[JobEvent]":
     found: list[JobEvent] = []
     while page := room.events(options.id, found[-1].id if found else options.after):
         found += page
     return found
 
 
-def _log(room: "JobRoom", options: argparse.Namespace) -> None:
+def _log(room: "JobService", options: argparse.Namespace) -> None:
     text = room.log(options.id, 1 << 20)
     print(json.dumps({"log": text}) if options.json else text, end="\n" if options.json else "")
 
 
-def _artefacts(room: "JobRoom", options: argparse.Namespace) -> None:
+def _artefacts(room: "JobService", options: argparse.Namespace) -> None:
     found = room.artefacts(options.id)
     if options.json:
         print(json.dumps([one.as_json() for one in found]))
@@ -169,7 +169,7 @@ def _artefacts(room: "JobRoom", options: argparse.Namespace) -> None:
         print(f"{one.size:>14,}  {_time(one.modified)}  {one.path}")
 
 
-def _work(room: "JobRoom", options: argparse.Namespace) -> None:
+def _work(room: "JobService", options: argparse.Namespace) -> None:
     from hildanext.core.metrics_log import configure_logging
 
     configure_logging("info")

@@ -137,9 +137,9 @@ class _Shown:
         if not self.watches:
             return
         from hildanext.decoding.trace import TerminalView
-        from hildanext.engine.remote.server_tokenizer import ToldTokens
+        from hildanext.engine.remote.server_tokenizer import ServerTokenizer
 
-        self.names = ToldTokens()
+        self.names = ServerTokenizer()
         self.names.learn((cell.token, cell.text) for cell in started.prompt)
         self.view = TerminalView([cell.token for cell in started.prompt], self.names)
         self.view.__enter__()

@@ -94,10 +94,10 @@ def _open_engine(settings: "ServeKnobs") -> "Engine":
     """Raises `UnknownChoice`, `ConfigError`, and what opening a model raises."""
     from hildanext.data.chat_template import set_template
     from hildanext.engine import open_engine
-    from hildanext.engine.local import TransformersEngine
+    from hildanext.engine.local import LocalEngine
 
     engine = open_engine(settings.engine, settings.model, settings.parent)
-    if settings.chat_template == "plain" and isinstance(engine, TransformersEngine):
+    if settings.chat_template == "plain" and isinstance(engine, LocalEngine):
         set_template(engine.tokenizer, "auto")
     return engine
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hildanext import masks
-from hildanext.diffusion import Shift, View, block_index
+from hildanext.diffusion import NoisedBatch, Shift, block_index
 
 Layout = Literal["double", "response", "single", "clean"]
 LayoutChoice = Literal["auto", "double", "response"]
@@ -30,7 +30,7 @@ WORTH_WHILE = 0.9
 
 
 @dataclass(frozen=True)
-class Fed:
+class InputLayout:
     """The columns of a forward, as indices of the view's tokens; the noisy copies come first.
 
     Rows that need fewer columns than others are filled up with copies of further tokens, which nothing reads.
@@ -65,14 +65,16 @@ class Fed:
         columns = torch.arange(first, first + token.shape[1], device=token.device).expand_as(token)
         return torch.full((len(token), self.seq), -1, device=token.device).scatter(1, token, columns)
 
-    def tokens(self, view: View) -> Int[Tensor, "batch fed"]:
+    def tokens(self, view: NoisedBatch) -> Int[Tensor, "batch fed"]:
         return torch.cat([view.noisy.gather(1, self.noisy), view.clean.gather(1, self.clean)], -1)
 
-    def rows(self, view: View) -> masks.Rows:
+    def rows(self, view: NoisedBatch) -> masks.Rows:
         """Document, position and kind of each column: what the mask rule, and the model, need to know."""
         return masks.Rows(view.document.gather(1, self.token), view.position.gather(1, self.token), self.is_noisy)
 
-    def readout(self, position: Int[Tensor, "batch seq"], block_size: int, shift: Shift) -> Int[Tensor, "batch seq"]:
+    def prediction_index(
+        self, position: Int[Tensor, "batch seq"], block_size: int, shift: Shift
+    ) -> Int[Tensor, "batch seq"]:
         """Column of the hidden state that predicts each token; -1 where it is not fed.
 
         Under the left shift the first token of a block is read from the clean half, because at inference
@@ -88,7 +90,7 @@ class Fed:
             return clean
         return torch.where(position % block_size == 0, clean, self.noisy_column.gather(1, before))
 
-    def clean_readout(self, position: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    def clean_prediction_index(self, position: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
         """Column of the clean hidden state at the token before (the autoregressive reading of the clean half)."""
         return self.clean_column.gather(1, self._before(position))
 
@@ -107,28 +109,30 @@ def layout_of(block_size: int, seq: int, shift: Shift, reads_clean: bool = False
     return "single" if block_size >= seq and not reads_clean else "double"
 
 
-def feed(view: View, layout: Layout, reads_clean: bool = False) -> Fed:
+def build_layout(view: NoisedBatch, layout: Layout, reads_clean: bool = False) -> InputLayout:
     """The columns of a layout. With `reads_clean`, `response` keeps every clean copy."""
     seq = view.clean.shape[1]
     every = torch.arange(seq, device=view.clean.device).expand_as(view.clean)
     if layout == "response":
         answering, seen = _needed(view)
         least = min(view.block_size, seq)  # so that neither half is ever empty
-        return Fed(_chosen(answering, least), every if reads_clean else _chosen(seen, least), seq)
-    return Fed(every[:, :0] if layout == "clean" else every, every[:, :0] if layout == "single" else every, seq)
+        return InputLayout(_chosen(answering, least), every if reads_clean else _chosen(seen, least), seq)
+    return InputLayout(every[:, :0] if layout == "clean" else every, every[:, :0] if layout == "single" else every, seq)
 
 
-def choose(view: View, shift: Shift, reads_clean: bool = False, choice: LayoutChoice = "auto") -> Fed:
+def choose_layout(
+    view: NoisedBatch, shift: Shift, reads_clean: bool = False, choice: LayoutChoice = "auto"
+) -> InputLayout:
     """The columns that a forward is to be given. A `choice` other than `auto` is about views that must be doubled."""
     layout = layout_of(view.block_size, view.clean.shape[1], shift, reads_clean)
     if layout != "double" or choice == "double":
-        return feed(view, layout)
-    response = feed(view, "response", reads_clean)
+        return build_layout(view, layout)
+    response = build_layout(view, "response", reads_clean)
     few = response.token.shape[1] <= WORTH_WHILE * 2 * response.seq
-    return response if few or choice == "response" else feed(view, layout)
+    return response if few or choice == "response" else build_layout(view, layout)
 
 
-def _needed(view: View) -> tuple[Bool[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
+def _needed(view: NoisedBatch) -> tuple[Bool[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
     """Tokens of blocks that hold a maskable token, and tokens that a later such block of their document sees."""
     block = block_index(view.document, view.position, view.block_size)
     document = block_index(view.document, view.position, view.clean.shape[1])  # one block each

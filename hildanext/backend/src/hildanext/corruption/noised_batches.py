@@ -8,16 +8,16 @@ from torch import Tensor
 
 from hildanext.core.runtime import make_generator
 from hildanext.corruption.noising import NoiseKnobs, noised
-from hildanext.corruption.schedules import Rung
+from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.batch import Rows
 from hildanext.data.packing.rows import RowOrder
-from hildanext.diffusion import CausalPairs, View
+from hildanext.diffusion import CausalPairs, NoisedBatch
 from hildanext.models.card import Card
 
 PairsOf = Callable[[Sequence[int]], CausalPairs | None]
 
 
-class Views:
+class NoisedBatches:
     """Micro-batch index and rung -> noised views; a pure function of both, so that any process can begin anywhere.
 
     `real` lists the ids that a replaced token may become; `pairs` gives the causes and effects of rows, where the data
@@ -38,7 +38,7 @@ class Views:
         self.dataset, self.order, self.noise = dataset, RowOrder(len(dataset), batch_size, seed), noise
         self.card, self.real, self.device, self.seed, self.pairs = card, real, device, seed, pairs
 
-    def __call__(self, index: int, rung: Rung) -> list[View]:
+    def __call__(self, index: int, rung: BlockPhase) -> list[NoisedBatch]:
         rows = self.order.batch(index)
         batch = self.dataset.batch(rows).to(self.device)
         pairs = self.pairs(rows) if self.pairs is not None else None

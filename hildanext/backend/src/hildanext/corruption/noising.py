@@ -12,7 +12,7 @@ from hildanext.core.errors import ConfigError
 from hildanext.data.batch import Batch
 from hildanext.diffusion import (
     CausalPairs,
-    View,
+    NoisedBatch,
     block_index,
     block_times,
     complement,
@@ -50,7 +50,7 @@ def noised(
     real: Int[Tensor, " real"],
     generator: torch.Generator,
     pairs: CausalPairs | None = None,
-) -> list[View]:
+) -> list[NoisedBatch]:
     """One view, or a complementary pair. At block size 1 every token is masked: there is nothing else to see.
 
     Tokens that the card's alignment cannot predict (`diffusion.targets`) stay as they are, as at inference.

@@ -10,7 +10,7 @@ FinishReason = Literal["eos", "stop", "length"]
 
 
 @dataclass(frozen=True)
-class Ending:
+class Stop:
     """Why and where a text ends. `tokens` hold the end-of-text token that ended it, `text` does not."""
 
     tokens: list[int]
@@ -18,7 +18,7 @@ class Ending:
     reason: FinishReason
 
 
-class Transcript:
+class IncrementalDetokenizer:
     """Turns the final tokens of one row into pieces of text, each shown once and never taken back.
 
     Without a tokenizer there is no text. Half a character and what may become a stop string are held back.
@@ -34,7 +34,7 @@ class Transcript:
         self.tokenizer, self.eos, self.stop, self.show = tokenizer, eos, tuple(stop), show
         self._shown = ""
 
-    def add(self, tokens: list[int], full: bool, held: int = 0) -> Ending | None:
+    def add(self, tokens: list[int], full: bool, held: int = 0) -> Stop | None:
         """Look at all new tokens that are final so far; `full` where no more can follow.
 
         The last `held` of them may still be edited: they end a text, but are not shown.
@@ -46,16 +46,16 @@ class Transcript:
             self._say(ending.text, final=True)
         return ending
 
-    def _ending(self, tokens: list[int], full: bool) -> Ending | None:
+    def _ending(self, tokens: list[int], full: bool) -> Stop | None:
         end = next((i for i, token in enumerate(tokens) if token in self.eos), None)
         kept = tokens if end is None else tokens[: end + 1]
         text = self._text(kept if end is None else kept[:-1])
         stop = min((at for at in (text.find(word) for word in self.stop) if at >= 0), default=None)
         if stop is not None:
-            return Ending(self._cut(kept, text, stop), text[:stop], "stop")
+            return Stop(self._cut(kept, text, stop), text[:stop], "stop")
         if end is not None:
-            return Ending(kept, text, "eos")
-        return Ending(kept, text, "length") if full else None
+            return Stop(kept, text, "eos")
+        return Stop(kept, text, "length") if full else None
 
     def _cut(self, tokens: list[int], text: str, stop: int) -> list[int]:
         """The shortest beginning of `tokens` whose text holds the stop string whole."""

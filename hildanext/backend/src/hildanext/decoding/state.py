@@ -4,7 +4,7 @@ Rows advance independently, join (`join`) and leave whenever they like; a forwar
 behind another, unpadded. A finished block enters its row's cache as clean rows of
 the next forward ("fused"), of a forward of its own ("separate"), or with no work at all where the block-causal
 rule makes its last, unchanged forward the same thing ("auto", fused otherwise). `parent` alignment reads the first
-token of a block from the clean hidden state before it, kept in `boundary`.
+token of a block from the clean hidden state before it, kept in `last_clean_hidden`.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 from hildanext import masks
 from hildanext.decoding.base import Canvas, Edit, EditRule
 from hildanext.decoding.sampling import uniforms
-from hildanext.kv_cache import BlockCache, CachedAttention, Run, positions_of, rows_of
+from hildanext.kv_cache import BlockCache, CachedAttention, Segment, positions_of, rows_of
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention
 from hildanext.models.bidirectional import DiffusionModel
 
@@ -30,7 +30,7 @@ PREFILL_TOKENS = 1024
 
 
 @dataclass(eq=False)
-class Row:
+class SequenceState:
     """One document. Forwards are counted for the row: those in which it took part."""
 
     index: int
@@ -44,7 +44,7 @@ class Row:
     tokens: Int[Tensor, " capacity"]
     """The document in whole blocks, masks where nothing is written yet."""
     uniform: Float[Tensor, " capacity"]
-    boundary: Float[Tensor, "blocks hidden"]
+    last_clean_hidden: Float[Tensor, "blocks hidden"]
     """Clean hidden state before each block; zeros before the first."""
     cache: BlockCache | None
     """None runs every forward from position 0 on."""
@@ -79,7 +79,7 @@ class Step:
     """True where the block was finished by this step."""
 
 
-class BlockSession:
+class DecodeState:
     """A `Denoiser` for `model`. `ended(row, tokens)` is asked whenever a block of a row is final.
 
     `observe` gets a `Step` for each row and forward; without it nothing is read back but a few flags per row.
@@ -90,7 +90,7 @@ class BlockSession:
         model: DiffusionModel,
         prompts: Sequence[Sequence[int]],
         limits: Sequence[int],
-        ended: Callable[[Row, list[int]], bool],
+        ended: Callable[[SequenceState, list[int]], bool],
         *,
         seeds: Sequence[int] | None = None,
         commit: Commit = "auto",
@@ -102,27 +102,27 @@ class BlockSession:
         self.block = model.card.block_size
         self.commit_mode, self.observe, self.ended = commit, observe, ended
         self.cached, self.debug = cached, debug
-        self.rows: list[Row] = []
+        self.rows: list[SequenceState] = []
         """Those that denoise: the rows of the canvas, in its order."""
-        self.joining: list[Row] = []
+        self.joining: list[SequenceState] = []
         """Those whose prompts are not in their caches yet."""
         self.prefill_budget: int | None = None
         """With every forward, feed at most so many tokens of joining prompts; None: only `prefill` feeds them."""
         # Under the left shift a block of one token is predicted by the clean token before it alone.
         self.noisy = 0 if self.card.shift == "left" and self.block == 1 else self.block
         self._offset = torch.arange(self.block, device=model.device)[None, :]
-        self._finished: list[Row] = []
+        self._finished: list[SequenceState] = []
         seeds = seeds if seeds is not None else range(len(prompts))
         for index, (prompt, limit, seed) in enumerate(zip(prompts, limits, seeds, strict=True)):
-            self.join(self.row(prompt, limit, seed, index))
+            self.add(self.row(prompt, limit, seed, index))
 
-    def row(self, prompt: Sequence[int], limit: int, seed: int, index: int) -> Row:
+    def row(self, prompt: Sequence[int], limit: int, seed: int, index: int) -> SequenceState:
         """A document that is to have `limit` tokens; its cache is allocated here."""
         model, capacity = self.model, -(-limit // self.block) * self.block
         tokens = torch.full((capacity,), self.card.mask_id)
         tokens[: len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
         hidden = model.causal_lm.config.hidden_size
-        return Row(
+        return SequenceState(
             index,
             len(prompt),
             limit,
@@ -133,11 +133,11 @@ class BlockSession:
             BlockCache.of(model, capacity, self.debug) if self.cached else None,
         )
 
-    def join(self, row: Row) -> None:
+    def add(self, row: SequenceState) -> None:
         """Let a row take part from the next canvas on, or from when its prompt is fed."""
         (self.joining if self._unfed(row) > 0 else self.rows).append(row)
 
-    def leave(self, row: Row) -> None:
+    def remove(self, row: SequenceState) -> None:
         """Let a row rest between two steps. It keeps all it has, and goes on where it was once it joins again."""
         for rows in (self.rows, self.joining, self._finished):
             if row in rows:
@@ -151,9 +151,9 @@ class BlockSession:
     def prefill_step(self, budget: int) -> None:
         """One forward that feeds at most about `budget` tokens of joining prompts, first come first served."""
         self._forward(self._prefills(budget))
-        self.settle()
+        self.retire_finished()
 
-    def settle(self) -> list[Row]:
+    def retire_finished(self) -> list[SequenceState]:
         """Ask of rows with a finished block whether they have ended, and let those go; rows whose prompt is fed begin.
 
         Returns those that have ended.
@@ -167,7 +167,7 @@ class BlockSession:
         return ended
 
     def canvas(self) -> Canvas | None:
-        self.settle()
+        self.retire_finished()
         if not self.rows:
             return None
         spans = [slice(row.start, row.start + self.block) for row in self.rows]
@@ -183,16 +183,16 @@ class BlockSession:
     def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
         pending = [row.start - row.cached for row in self.rows]
         if self.commit_mode == "separate" and self.cached and max(pending) > 0:
-            self._forward([(row, Run(row.cached, new, 0)) for row, new in zip(self.rows, pending, strict=True)])
+            self._forward([(row, Segment(row.cached, new, 0)) for row, new in zip(self.rows, pending, strict=True)])
             for row, fed in zip(self.rows, pending, strict=True):
                 row.commit += fed > 0
             pending = [0] * len(pending)
-        runs = [Run(row.cached, new, self.noisy) for row, new in zip(self.rows, pending, strict=True)]
-        feeds = list(zip(self.rows, runs, strict=True))
+        segments = [Segment(row.cached, new, self.noisy) for row, new in zip(self.rows, pending, strict=True)]
+        feeds = list(zip(self.rows, segments, strict=True))
         prompts = self._prefills(self.prefill_budget) if self.prefill_budget is not None else []
         hidden = self._forward(feeds + prompts)
-        for row, run in feeds:
-            row.denoise += run.width > 0
+        for row, segment in feeds:
+            row.denoise += segment.num_tokens > 0
         return self._read(hidden, feeds, where)
 
     def write(self, edit: Edit) -> None:
@@ -215,22 +215,24 @@ class BlockSession:
             if same and row.cache is not None and self.commit_mode == "auto":
                 row.cache.commit(row.start, row.tokens)
 
-    def revise(self, window: int, edit: EditRule, row: Row | None = None) -> None:
+    def revise(self, window: int, edit: EditRule, row: SequenceState | None = None) -> None:
         """As `Denoiser.revise`; `row` offers the blocks of one row alone."""
         for one in self._finished if row is None else [row]:
             first = max(one.prompt // self.block * self.block, one.start - (window + 1) * self.block)
             if first < one.start - self.block:
                 self._revise_row(one, first, edit)
 
-    def finished(self, row: Row) -> bool:
+    def finished(self, row: SequenceState) -> bool:
         """Whether the row's last step ended a block."""
         return row in self._finished
 
-    def _revise_row(self, row: Row, first: int, edit: EditRule) -> None:
-        """Read finished blocks from `first` on as one noisy block, edit all but the newest, run again what changed."""
-        run = Run(first, 0, row.start - first) if row.cache is not None else Run(0, first, row.start - first)
+    def _revise_row(self, row: SequenceState, first: int, edit: EditRule) -> None:
+        """Read finished blocks from `first` on as one noisy block, edit all but the newest; what changed runs again."""
+        segment = (
+            Segment(first, 0, row.start - first) if row.cache is not None else Segment(0, first, row.start - first)
+        )
         kept = None if row.cache is None else row.cache.snapshot(first, row.cache.length)
-        hidden = self._forward([(row, run)])
+        hidden = self._forward([(row, segment)])
         if row.cache is not None and kept is not None:
             row.cache.restore(first, kept)
         row.revise += 1
@@ -240,7 +242,7 @@ class BlockSession:
         nothing = torch.zeros_like(fixed)
         uniform = row.uniform[None, first : row.start]
         canvas = Canvas(tokens, nothing, fixed, uniform, torch.zeros(1, dtype=torch.int64, device=tokens.device))
-        change = edit(self._read(hidden, [(row, run)], canvas.editable), canvas.editable, canvas)
+        change = edit(self._read(hidden, [(row, segment)], canvas.editable), canvas.editable, canvas)
         if self.observe is not None:
             self.observe(steps([row], canvas, change, places, "revise")[0])
         changed = change.write[0].nonzero()[:, 0].tolist()
@@ -251,72 +253,77 @@ class BlockSession:
         if row.cache is not None:
             row.cache.truncate(min(row.cache.length, (first + changed[0]) // self.block * self.block))
 
-    def _unfed(self, row: Row) -> int:
+    def _unfed(self, row: SequenceState) -> int:
         """Tokens of the prompt's whole blocks that are still to be prefilled."""
         return row.start - row.cached if self.cached and row.start <= row.prompt else 0
 
-    def _prefills(self, budget: int) -> list[tuple[Row, Run]]:
+    def _prefills(self, budget: int) -> list[tuple[SequenceState, Segment]]:
         """What joining rows feed within a budget of tokens: whole blocks, one at least."""
-        feeds: list[tuple[Row, Run]] = []
+        feeds: list[tuple[SequenceState, Segment]] = []
         for row in self.joining:
             chunk = max(min(budget, PREFILL_TOKENS) // self.block, not feeds) * self.block
             if chunk == 0:
                 break
-            run = Run(row.cached, min(chunk, self._unfed(row)), 0)
-            feeds.append((row, run))
+            segment = Segment(row.cached, min(chunk, self._unfed(row)), 0)
+            feeds.append((row, segment))
             row.prefill += 1
-            budget -= run.width
+            budget -= segment.num_tokens
         return feeds
 
-    def _forward(self, feeds: Sequence[tuple[Row, Run]]) -> Float[Tensor, "fed hidden"]:
-        """Hidden states of the fed tokens, the rows' runs one behind another; commits the clean ones."""
-        feeds = [(row, run) for row, run in feeds if run.width > 0]
+    def _forward(self, feeds: Sequence[tuple[SequenceState, Segment]]) -> Float[Tensor, "fed hidden"]:
+        """Hidden states of the fed tokens, the rows' segments one behind another; commits the clean ones."""
+        feeds = [(row, segment) for row, segment in feeds if segment.num_tokens > 0]
         if not feeds:
             return torch.zeros(0, self.model.causal_lm.config.hidden_size, dtype=self.model.dtype)
-        runs = [run for _, run in feeds]
-        tokens = torch.cat([row.tokens[run.start : run.extent] for row, run in feeds])[None]
+        segments = [segment for _, segment in feeds]
+        tokens = torch.cat([row.tokens[segment.start : segment.end] for row, segment in feeds])[None]
         caches = [row.cache for row, _ in feeds if row.cache is not None]
         if caches:
             for row, _ in feeds:
                 assert row.cache is not None
                 row.cache.verify(row.tokens)
-            context = CachedAttention(caches, runs)
+            context = CachedAttention(caches, segments)
             attention: AttentionContext = context
             positions = context.positions
         else:
-            positions = positions_of(runs, tokens.device)
-            attention = MaskedAttention(masks.among(rows_of(runs, tokens.device), self.block, self.card.clean_mask))
+            positions = positions_of(segments, tokens.device)
+            attention = MaskedAttention(masks.among(rows_of(segments, tokens.device), self.block, self.card.clean_mask))
         hidden = self.model(self.model.embed(tokens), positions, attention)[0]
         begin = 0
-        for row, run in feeds:
-            if run.clean > 0:
-                block = run.start // self.block + 1
-                lasts = hidden[begin + self.block - 1 : begin + run.clean : self.block]
-                row.boundary[block : block + len(lasts)] = lasts
+        for row, segment in feeds:
+            if segment.clean > 0:
+                block = segment.start // self.block + 1
+                lasts = hidden[begin + self.block - 1 : begin + segment.clean : self.block]
+                row.last_clean_hidden[block : block + len(lasts)] = lasts
                 if row.cache is not None:
-                    row.cache.commit(run.start + run.clean, row.tokens)
-            begin += run.width
+                    row.cache.commit(segment.start + segment.clean, row.tokens)
+            begin += segment.num_tokens
         return hidden
 
     def _read(
-        self, hidden: Float[Tensor, "fed hidden"], feeds: Sequence[tuple[Row, Run]], where: Bool[Tensor, "batch block"]
+        self,
+        hidden: Float[Tensor, "fed hidden"],
+        feeds: Sequence[tuple[SequenceState, Segment]],
+        where: Bool[Tensor, "batch block"],
     ) -> Float[Tensor, "rows vocab"]:
-        """Logits that predict the positions at `where` of the noisy runs, from the forward that fed `feeds` first."""
+        """Logits that predict the positions at `where` of the noisy segments; `feeds` came first in their forward."""
         begins, begin = [], 0
-        for _, run in feeds:
-            begins.append(begin + run.clean)
-            begin += run.width
+        for _, segment in feeds:
+            begins.append(begin + segment.clean)
+            begin += segment.num_tokens
         row, place = where.nonzero(as_tuple=True)
         index = torch.tensor(begins, device=hidden.device)[row] + place
         if self.card.shift == "left":  # one state further left; where nothing clean was fed, the boundary
-            before = torch.stack([one.boundary[(run.start + run.clean) // self.block] for one, run in feeds])
+            before = torch.stack(
+                [one.last_clean_hidden[(segment.start + segment.clean) // self.block] for one, segment in feeds]
+            )
             index = torch.where(place == 0, row, index + len(before) - 1)
             hidden = torch.cat([before, hidden])
         return self.model.logits(hidden[index])
 
 
 def steps(
-    rows: Sequence[Row], canvas: Canvas, edit: Edit, places: Int[Tensor, "batch block"], kind: Kind
+    rows: Sequence[SequenceState], canvas: Canvas, edit: Edit, places: Int[Tensor, "batch block"], kind: Kind
 ) -> list[Step]:
     """What an edit does to each row, in plain numbers."""
     fields: tuple[Any, ...] = (places, canvas.tokens, canvas.masked, edit.write, edit.tokens, edit.confidence)

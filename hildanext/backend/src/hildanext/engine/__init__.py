@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import make
-from hildanext.engine.dinfer import probe as guards
+from hildanext.engine.dinfer import probe as dinfer_probe
 
 if TYPE_CHECKING:
     from hildanext.engine.base import Engine
@@ -60,7 +60,7 @@ def choose(section: Mapping[str, Any], model: str) -> tuple[str, str]:
     if "base_url" in section:
         return "openai", "chosen automatically: base_url gives the address of a server to ask"
     here = "chosen automatically: no address of a server to ask is given (base_url), and"
-    why_not = guards.against(section, model)
+    why_not = dinfer_probe.why_unavailable(section, model)
     if why_not:
         return "transformers", f"{here} dInfer, for LLaDA models on NVIDIA GPUs, cannot answer: {why_not}"
     return "dinfer", f"{here} dInfer is installed, runs this model and passes its checks"

@@ -40,22 +40,22 @@ from hildanext.engine.base import (
     Sink,
     Started,
 )
-from hildanext.engine.runners import DiffusionLane, ParentLane, Totals, Work, step_all
-from hildanext.engine.scheduler import Rotation, Verdict
+from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Totals, step_all
+from hildanext.engine.scheduler import Admission, Scheduler
 from hildanext.inference import checked_prompt, context_length, length_limit
 from hildanext.kv_cache import bytes_per_token
-from hildanext.kv_cache.prefix_cache import PrefixStore
+from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.tokenization import encode_prompt
 
 logger = logging.getLogger(__name__)
 
-_open: "weakref.WeakSet[TransformersEngine]" = weakref.WeakSet()
+_open: "weakref.WeakSet[LocalEngine]" = weakref.WeakSet()
 """Engines whose threads live: a forward that goes on while the interpreter ends would abort the program."""
 
 
 @knobs
-class TransformersKnobs:
+class LocalEngineKnobs:
     """How many requests at a time, and how much memory they may take."""
 
     slots: int = Field(default=8, ge=1)
@@ -84,10 +84,10 @@ class TransformersKnobs:
         dtype = choose_dtype(self.dtype, device)
         loaded, tokenizer = load_diffusion(model, dtype, device)
         beside = Parent(*load_parent(parent, dtype, device)) if parent is not None else None
-        return TransformersEngine(loaded, tokenizer, beside, self, model, parent, reason, threads)
+        return LocalEngine(loaded, tokenizer, beside, self, model, parent, reason, threads)
 
 
-class TransformersEngine(Engine):
+class LocalEngine(Engine):
     """See the module. `close` it; a program that forgets closes it at its end."""
 
     def __init__(
@@ -95,21 +95,21 @@ class TransformersEngine(Engine):
         model: DiffusionModel,
         tokenizer: Any,
         parent: Parent | None = None,
-        settings: TransformersKnobs | None = None,
+        settings: LocalEngineKnobs | None = None,
         name: str = "",
         parent_name: str | None = None,
         reason: str = "chosen by hand",
         threads: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.parent = model, tokenizer, parent
-        self.settings = settings = settings if settings is not None else TransformersKnobs()
+        self.settings = settings = settings if settings is not None else LocalEngineKnobs()
         self.token_bytes = bytes_per_token(model)
         self.limit_bytes = _cache_limit(settings, model.device)
         self.totals = Totals()
         kept = self.limit_bytes if settings.keep_prefixes else 0
-        self.prefixes = PrefixStore(model.card.block_size, kept)
-        self.diffusion = DiffusionLane(model, tokenizer, self.prefixes, settings.prefill_tokens, self.totals)
-        self.autoregressive = None if parent is None else ParentLane(parent, model.card.block_size, self.totals)
+        self.prefixes = PrefixCache(model.card.block_size, kept)
+        self.diffusion = DiffusionRunner(model, tokenizer, self.prefixes, settings.prefill_tokens, self.totals)
+        self.autoregressive = None if parent is None else ARRunner(parent, model.card.block_size, self.totals)
         self._facts = EngineFacts(
             engine="transformers",
             reason=reason,
@@ -127,11 +127,11 @@ class TransformersEngine(Engine):
             chat_template=tokenizer.chat_template is not None,
             special_tokens=frozenset(tokenizer.all_special_ids),
         )
-        self._rotation: Rotation[Work] = Rotation(settings.slots, settings.queue, settings.quantum)
+        self._rotation: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)
         self._ids = itertools.count()
         self._encoding = threading.Lock()
         self._changed = threading.Condition()
-        self._live: dict[int, Work] = {}
+        self._live: dict[int, RequestState] = {}
         self._closing = False
         self._give_up = float("inf")
         self._counts: dict[str, int] = dict.fromkeys(("eos", "stop", "length", "cancelled", "deadline", "error"), 0)
@@ -175,7 +175,7 @@ class TransformersEngine(Engine):
                 f"{limit} tokens take {size >> 20} MiB of keys and values, the limit is {self.limit_bytes >> 20}",
                 "ask for fewer new tokens, or raise engine.cache_mib",
             )
-        work = Work(
+        work = RequestState(
             id=next(self._ids),
             request=request,
             sink=sink,
@@ -188,7 +188,7 @@ class TransformersEngine(Engine):
         with self._changed:
             if self._closing or not self._thread.is_alive():
                 raise Overloaded("the engine is closing", "ask another server, or this one after its restart", 5.0)
-            self._rotation.offer(work)
+            self._rotation.enqueue(work)
             self._live[work.id] = work
             self._changed.notify_all()
         return EngineTicket(self, work)
@@ -201,7 +201,7 @@ class TransformersEngine(Engine):
         self._thread.join()
         _open.discard(self)
 
-    def cancel(self, work: Work) -> None:
+    def cancel(self, work: RequestState) -> None:
         """Called by tickets."""
         with self._changed:
             work.cancelled = True
@@ -268,16 +268,16 @@ class TransformersEngine(Engine):
                 seconds = work.request.deadline_seconds
                 self._fail(work, DeadlineExceeded(f"no whole answer within {seconds} s", "ask for less, or allow more"))
         with self._changed:
-            resting = self._rotation.expired()
+            resting = self._rotation.preempt()
         for work in resting:
-            self._lane(work).rest(work)
+            self._lane(work).pause(work)
         while (started := self._admit()) is not None:
             self._start(started)
-        lanes: list[DiffusionLane | ParentLane] = [self.diffusion]
+        runners: list[DiffusionRunner | ARRunner] = [self.diffusion]
         if self.autoregressive is not None:
-            lanes.append(self.autoregressive)
+            runners.append(self.autoregressive)
         try:
-            ended = step_all(lanes)
+            ended = step_all(runners)
         except torch.cuda.OutOfMemoryError as problem:
             logger.error("out of memory with %d requests: %s", len(self._rotation.running), problem)
             for work in list(self._rotation.running):
@@ -286,34 +286,34 @@ class TransformersEngine(Engine):
         for work in ended:
             self._finish(work)
 
-    def _admit(self) -> Work | None:
+    def _admit(self) -> RequestState | None:
         with self._changed:
             return self._rotation.admit(self._judge)
 
-    def _judge(self, work: Work) -> Verdict:
+    def _judge(self, work: RequestState) -> Admission:
         """Called under the lock: is there memory for it, and nobody feeding the same prompt already?"""
         taken = self._taken()
         if taken + work.bytes > self.limit_bytes:
-            return Verdict.STOP
+            return Admission.STOP
         if not work.request.parent and self.diffusion.feeds_the_same(work.prompt):
-            return Verdict.LATER
+            return Admission.LATER
         self.prefixes.shrink(self.limit_bytes - taken - work.bytes)
-        return Verdict.GO
+        return Admission.GO
 
     def _taken(self) -> int:
         return sum(work.bytes for work in self._live.values() if work.begun)
 
-    def _lane(self, work: Work) -> DiffusionLane | ParentLane:
+    def _lane(self, work: RequestState) -> DiffusionRunner | ARRunner:
         if work.request.parent:
             assert self.autoregressive is not None
             return self.autoregressive
         return self.diffusion
 
-    def _start(self, work: Work) -> None:
+    def _start(self, work: RequestState) -> None:
         first = not work.started
         if first:
             work.started = time.perf_counter()
-        self._lane(work).enter(work)
+        self._lane(work).resume(work)
         if not first:
             return
         with self._changed:
@@ -323,7 +323,7 @@ class TransformersEngine(Engine):
         cells = [Cell(at, token, self.tokenizer.decode([token])) for at, token in enumerate(shown)]
         work.sink(Started(len(work.prompt), work.cached, work.started - work.submitted, cells))
 
-    def _finish(self, work: Work) -> None:
+    def _finish(self, work: RequestState) -> None:
         assert work.ending is not None
         now = time.perf_counter()
         answer = Answer(
@@ -343,12 +343,12 @@ class TransformersEngine(Engine):
             self._tokens["edits"] += answer.stats.edits
         work.sink(Finished(answer))
 
-    def _fail(self, work: Work, error: HildaError) -> None:
+    def _fail(self, work: RequestState, error: HildaError) -> None:
         kinds: Mapping[type, str] = {Cancelled: "cancelled", DeadlineExceeded: "deadline"}
         self._let_go(work, kinds.get(type(error), "error"))
         work.sink(Failed(error))
 
-    def _let_go(self, work: Work, reason: str) -> None:
+    def _let_go(self, work: RequestState, reason: str) -> None:
         self._lane(work).end(work)
         with self._changed:
             self._rotation.remove(work)
@@ -359,7 +359,7 @@ class TransformersEngine(Engine):
 class EngineTicket:
     """A request in our engine."""
 
-    def __init__(self, engine: TransformersEngine, work: Work) -> None:
+    def __init__(self, engine: LocalEngine, work: RequestState) -> None:
         self._engine, self._work = engine, work
 
     def cancel(self) -> None:
@@ -385,7 +385,7 @@ def _check_text(text: str) -> None:
         ) from None
 
 
-def _cache_limit(settings: TransformersKnobs, device: torch.device) -> int:
+def _cache_limit(settings: LocalEngineKnobs, device: torch.device) -> int:
     """Bytes for keys and values."""
     if settings.cache_mib is not None:
         return settings.cache_mib * 2**20

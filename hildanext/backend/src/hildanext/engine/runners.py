@@ -12,19 +12,19 @@ import torch
 from hildanext.ar import Parent
 from hildanext.decoding import per_row as mixed
 from hildanext.decoding.base import StepDecoder
-from hildanext.decoding.detokenizer import Ending, Transcript
-from hildanext.decoding.state import BlockSession, Row, Step
+from hildanext.decoding.detokenizer import IncrementalDetokenizer, Stop
+from hildanext.decoding.state import DecodeState, SequenceState, Step
 from hildanext.decoding.threshold_edit import ThresholdEdit
 from hildanext.decoding.trace import step_record
 from hildanext.engine.base import Piece, Request, Sink, Stepped
-from hildanext.engine.scheduler import Turn
+from hildanext.engine.scheduler import Schedulable
 from hildanext.inference import DecodeStats, eos_ids
-from hildanext.kv_cache.prefix_cache import PrefixStore
+from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
 
 
 @dataclass(eq=False, kw_only=True)
-class Work(Turn):
+class RequestState(Schedulable):
     """A request inside the engine, from submission to its end."""
 
     id: int
@@ -42,7 +42,7 @@ class Work(Turn):
     first_piece: float = 0.0
     cached: int = 0
     cancelled: bool = False
-    row: Row | None = None
+    row: SequenceState | None = None
     lent: int | None = None
     """Its key in the prefix store while it lives."""
     tokens: Iterator[int | None] | None = None
@@ -50,8 +50,8 @@ class Work(Turn):
     drawn: list[int] = field(default_factory=list)
     prompt_forwards: int = 0
     """Forwards of the parent that were fed a piece of the prompt and drew nothing."""
-    transcript: Transcript | None = None
-    ending: Ending | None = None
+    transcript: IncrementalDetokenizer | None = None
+    ending: Stop | None = None
 
     @property
     def deadline(self) -> float:
@@ -82,43 +82,43 @@ class Totals:
     blocks: int = 0
 
 
-class DiffusionLane:
+class DiffusionRunner:
     """Rows of the diffusion model: one forward moves all of them, whatever block, decoder and length each has."""
 
     def __init__(
-        self, model: DiffusionModel, tokenizer: object, prefixes: PrefixStore, prefill_budget: int, totals: Totals
+        self, model: DiffusionModel, tokenizer: object, prefixes: PrefixCache, prefill_budget: int, totals: Totals
     ) -> None:
         self.model, self.tokenizer, self.prefixes, self.totals = model, tokenizer, prefixes, totals
-        self.session = BlockSession(model, [], [], self._ended)
+        self.session = DecodeState(model, [], [], self._ended)
         self.session.prefill_budget = self.prefill_budget = max(prefill_budget, model.card.block_size)
-        self._works: dict[int, Work] = {}
+        self._works: dict[int, RequestState] = {}
 
-    def enter(self, work: Work) -> None:
+    def resume(self, work: RequestState) -> None:
         """A request's turn begins: for the first time, or again."""
         if work.row is None:
             work.row = self.session.row(work.prompt, work.limit, work.request.seed, work.id)
             eos = frozenset() if work.request.ignore_eos else eos_ids(self.model, self.tokenizer)  # type: ignore[arg-type]
-            work.transcript = Transcript(self.tokenizer, eos, work.request.stop, work.show)  # type: ignore[arg-type]
+            work.transcript = IncrementalDetokenizer(self.tokenizer, eos, work.request.stop, work.show)  # type: ignore[arg-type]
             self._adopt(work, work.row)
         self._works[work.id] = work
-        self.session.join(work.row)
+        self.session.add(work.row)
         self._watch()
 
-    def rest(self, work: Work) -> None:
+    def pause(self, work: RequestState) -> None:
         """Its turn is over, or it is given up: it keeps what it has."""
         if work.row is not None and self._works.pop(work.id, None) is not None:
-            self.session.leave(work.row)
+            self.session.remove(work.row)
             self._watch()
 
-    def end(self, work: Work) -> None:
+    def end(self, work: RequestState) -> None:
         """It will not come again: what its cache holds may serve others."""
-        self.rest(work)
+        self.pause(work)
         if work.lent is not None:
             self.prefixes.drop(work.lent)
             work.lent = None
         if work.row is not None and work.row.cache is not None:
             cache, row = work.row.cache, work.row
-            self.prefixes.keep(cache, row.boundary, row.tokens[: cache.length].tolist())
+            self.prefixes.keep(cache, row.last_clean_hidden, row.tokens[: cache.length].tolist())
             row.cache = None
 
     def feeds_the_same(self, prompt: list[int]) -> bool:
@@ -132,7 +132,7 @@ class DiffusionLane:
             self._works[row.index].prompt[: have + size] == prompt[: have + size] for row in self.session.joining
         )
 
-    def step(self) -> list[Work]:
+    def step(self) -> list[RequestState]:
         """One forward. Returns the requests whose text is whole."""
         session = self.session
         joining = list(session.joining)
@@ -148,13 +148,13 @@ class DiffusionLane:
             session.write(mixed.edit(decoders, session.logits(where), where, canvas))
             self._after(works)
         self.totals.forwards += 1
-        session.settle()
+        session.retire_finished()
         for row in joining:
             if row not in session.joining:
                 self._fed(self._works[row.index], row)
         return [work for work in list(self._works.values()) if work.ending is not None]
 
-    def _after(self, works: list[Work]) -> None:
+    def _after(self, works: list[RequestState]) -> None:
         """Count, and offer finished blocks for editing where a decoder asks for it."""
         self.totals.denoising_steps += len(works)
         for work in works:
@@ -166,7 +166,7 @@ class DiffusionLane:
             if isinstance(work.decoder, ThresholdEdit) and work.decoder.window > 0:
                 self.session.revise(work.decoder.window, work.decoder.edit, row)
 
-    def _adopt(self, work: Work, row: Row) -> None:
+    def _adopt(self, work: RequestState, row: SequenceState) -> None:
         """Take over the blocks of the prompt that another request has left or is writing behind."""
         found = self.prefixes.find(work.prompt[: row.start])
         if found is None or row.cache is None:
@@ -174,16 +174,16 @@ class DiffusionLane:
         prefix, length = found
         row.cache.adopt(prefix.cache, length, row.tokens)
         blocks = length // self.model.card.block_size
-        row.boundary[: blocks + 1] = prefix.boundary[: blocks + 1]
+        row.last_clean_hidden[: blocks + 1] = prefix.last_clean_hidden[: blocks + 1]
         work.cached = length
 
-    def _fed(self, work: Work, row: Row) -> None:
+    def _fed(self, work: RequestState, row: SequenceState) -> None:
         """Its prompt is in its cache: from now on others may begin with it."""
         work.prefilled = time.perf_counter()
         if row.cache is not None:
-            work.lent = self.prefixes.lend(row.cache, row.boundary, work.prompt[: row.cache.length])
+            work.lent = self.prefixes.lend(row.cache, row.last_clean_hidden, work.prompt[: row.cache.length])
 
-    def _ended(self, row: Row, tokens: list[int]) -> bool:
+    def _ended(self, row: SequenceState, tokens: list[int]) -> bool:
         work = self._works[row.index]
         assert work.transcript is not None
         held = work.decoder.window * self.model.card.block_size
@@ -200,15 +200,15 @@ class DiffusionLane:
             work.sink(Stepped({**step_record(step, self.tokenizer), "row": 0}))  # type: ignore[arg-type]
 
 
-class ParentLane:
+class ARRunner:
     """The autoregressive parent: each request feeds a piece of its prompt or draws one token a step, between the
     diffusion model's forwards."""
 
     def __init__(self, parent: Parent, block_size: int, totals: Totals) -> None:
         self.parent, self.block_size, self.totals = parent, block_size, totals
-        self._works: dict[int, Work] = {}
+        self._works: dict[int, RequestState] = {}
 
-    def enter(self, work: Work) -> None:
+    def resume(self, work: RequestState) -> None:
         if work.tokens is None:
             sampling = {
                 name: value
@@ -218,17 +218,17 @@ class ParentLane:
             new = work.limit - len(work.prompt)
             work.tokens = self.parent.stream(work.prompt, new, seed=work.request.seed, **sampling)
             eos = frozenset() if work.request.ignore_eos else eos_ids(self.parent, self.parent.tokenizer)
-            work.transcript = Transcript(self.parent.tokenizer, eos, work.request.stop, work.show)
+            work.transcript = IncrementalDetokenizer(self.parent.tokenizer, eos, work.request.stop, work.show)
         self._works[work.id] = work
 
-    def rest(self, work: Work) -> None:
+    def pause(self, work: RequestState) -> None:
         self._works.pop(work.id, None)
 
-    def end(self, work: Work) -> None:
-        self.rest(work)
+    def end(self, work: RequestState) -> None:
+        self.pause(work)
         work.tokens = None
 
-    def step(self) -> list[Work]:
+    def step(self) -> list[RequestState]:
         """One forward for each request. Returns the requests whose text is whole."""
         for work in list(self._works.values()):
             assert work.tokens is not None and work.transcript is not None
@@ -246,6 +246,6 @@ class ParentLane:
 
 
 @torch.inference_mode()
-def step_all(lanes: list[DiffusionLane | ParentLane]) -> list[Work]:
+def step_all(runners: list[DiffusionRunner | ARRunner]) -> list[RequestState]:
     """One step of every lane; the requests that have ended with it."""
-    return [work for lane in lanes for work in lane.step()]
+    return [work for runner in runners for work in runner.step()]

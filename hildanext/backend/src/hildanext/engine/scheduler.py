@@ -2,7 +2,7 @@
 
 First come, first served; a request that has had its turn while others wait goes to the end of the queue with all it
 has written, and goes on where it was when its turn comes again. So a long one cannot starve short ones, nor many short
-ones a long one. Knows no model: of a request it asks only what `Turn` holds.
+ones a long one. Knows no model: of a request it asks only what `Schedulable` holds.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from hildanext.engine.base import Overloaded
 
 
-class Verdict(Enum):
+class Admission(Enum):
     """What may be done with the next request in the queue."""
 
     GO = "go"
@@ -25,7 +25,7 @@ class Verdict(Enum):
 
 
 @dataclass(eq=False)
-class Turn:
+class Schedulable:
     """A request as the rotation sees it."""
 
     blocks: int = 0
@@ -34,11 +34,11 @@ class Turn:
     """It had a turn before: it holds memory, and its place in the queue is not counted."""
 
 
-Item = TypeVar("Item", bound=Turn)
+Item = TypeVar("Item", bound=Schedulable)
 
 
 @dataclass
-class Rotation(Generic[Item]):
+class Scheduler(Generic[Item]):
     """`slots` requests at a time, `queue` more that wait; `quantum` blocks a turn."""
 
     slots: int
@@ -47,7 +47,7 @@ class Rotation(Generic[Item]):
     waiting: deque[Item] = field(default_factory=deque)
     running: list[Item] = field(default_factory=list)
 
-    def offer(self, item: Item) -> None:
+    def enqueue(self, item: Item) -> None:
         """Queue a new request. Raises `Overloaded` where the queue is full."""
         fresh = sum(not one.begun for one in self.waiting)
         free = self.slots - len(self.running) - (len(self.waiting) - fresh)
@@ -57,7 +57,7 @@ class Rotation(Generic[Item]):
             )
         self.waiting.append(item)
 
-    def expired(self) -> list[Item]:
+    def preempt(self) -> list[Item]:
         """Running requests whose turn is over, as many as others wait for; they go to the end of the queue."""
         free = self.slots - len(self.running)
         over = [item for item in self.running if item.blocks >= self.quantum]
@@ -67,16 +67,16 @@ class Rotation(Generic[Item]):
             self.waiting.append(item)
         return over
 
-    def admit(self, judge: Callable[[Item], Verdict]) -> Item | None:
+    def admit(self, judge: Callable[[Item], Admission]) -> Item | None:
         """The next request whose turn begins; None where there is no place or nobody may have it."""
         if len(self.running) >= self.slots:
             return None
         stopped = False
         for item in self.waiting:
             # What began already needs no more memory, and frees some when it ends.
-            verdict = Verdict.GO if item.begun else Verdict.STOP if stopped else judge(item)
-            stopped = stopped or verdict is Verdict.STOP
-            if verdict is Verdict.GO:
+            verdict = Admission.GO if item.begun else Admission.STOP if stopped else judge(item)
+            stopped = stopped or verdict is Admission.STOP
+            if verdict is Admission.GO:
                 self.waiting.remove(item)
                 item.blocks, item.begun = 0, True
                 self.running.append(item)

@@ -20,7 +20,7 @@ import torch
 from hildanext.core.errors import ConfigError, HildaError, UnknownChoice
 from hildanext.core.runtime import choose_device, choose_dtype, set_threads
 from hildanext.decoding import decoder_section
-from hildanext.eval.models import Answer, Ask, Contestants, DiffusionWay, Way
+from hildanext.eval.models import Answer, DiffusionEvalModel, EvalModel, GenerationParams, ModelPair
 from hildanext.eval.tasks.base import split_at
 from hildanext.likelihood.conditional import Pair
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class HarnessAdapter:
-    """The harness's three requests, answered by a `Way` that writes and one that scores.
+    """The harness's three requests, answered by a `EvalModel` that writes and one that scores.
 
     `is_greedy` is always reported False, as other diffusion adapters do: finding out takes a forward per token.
     Contexts that are too long lose their beginning, as the harness's own models do it.
@@ -42,7 +42,9 @@ class HarnessAdapter:
 
     cache_hook: Any = None
 
-    def __init__(self, writer: Way, scorer: Way, batch_size: int = 8, max_gen_toks: int = 256, seed: int = 0) -> None:
+    def __init__(
+        self, writer: EvalModel, scorer: EvalModel, batch_size: int = 8, max_gen_toks: int = 256, seed: int = 0
+    ) -> None:
         self.writer, self.scorer = writer, scorer
         self.tokenizer = writer.tokenizer
         self.batch_size, self.max_gen_toks, self.seed = batch_size, max_gen_toks, seed
@@ -175,7 +177,7 @@ class HarnessAdapter:
 
     # ------------------------------------------------------------------ details
 
-    def _ask(self, given: Mapping[str, Any]) -> Ask:
+    def _ask(self, given: Mapping[str, Any]) -> GenerationParams:
         """A task's generation settings. Raises `ConfigError` for one that decoding does not have."""
         left = dict(given)
         lengths = [left.pop(name) for name in LENGTH_NAMES if name in left]
@@ -187,7 +189,7 @@ class HarnessAdapter:
         if left:
             known = ", ".join(("until", "do_sample", "temperature", "top_p", *LENGTH_NAMES))
             raise ConfigError(f"the task asks for {', '.join(sorted(left))}", f"known generation settings: {known}")
-        return Ask(
+        return GenerationParams(
             max_new_tokens=lengths[0] if lengths else self.max_gen_toks,
             stops=(until,) if isinstance(until, str) else tuple(stop for stop in until if stop),
             temperature=0.0 if sampled is False else temperature,
@@ -216,9 +218,9 @@ def together() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def network_of(way: Way) -> Any:
+def network_of(way: EvalModel) -> Any:
     """The weights behind a way."""
-    return way.model.causal_lm if isinstance(way, DiffusionWay) else way.parent.causal_lm  # type: ignore[attr-defined]
+    return way.model.causal_lm if isinstance(way, DiffusionEvalModel) else way.parent.causal_lm  # type: ignore[attr-defined]
 
 
 def adapter_class() -> type:
@@ -297,10 +299,10 @@ def _usual_device(device: str | None) -> str:
 
 
 def subjects(
-    contestants: Contestants, decoder: Mapping[str, Any], block_size: int | None, draws: int
-) -> dict[str, tuple[Way, Way]]:
+    contestants: ModelPair, decoder: Mapping[str, Any], block_size: int | None, draws: int
+) -> dict[str, tuple[EvalModel, EvalModel]]:
     """Who can be asked: a way to write and a way to score for the parent and the diffusion model."""
-    found: dict[str, tuple[Way, Way]] = {}
+    found: dict[str, tuple[EvalModel, EvalModel]] = {}
     for way in contestants.parent_way():
         found["parent"] = (way, way)
     if contestants.model is not None:

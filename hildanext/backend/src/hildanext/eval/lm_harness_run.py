@@ -22,7 +22,7 @@ from hildanext.core.runtime import machine
 from hildanext.decoding import MODES
 from hildanext.eval.evaluation import wide_console
 from hildanext.eval.lm_harness import adapter_class, network_of, subjects, together
-from hildanext.eval.models import Contestants
+from hildanext.eval.models import ModelPair
 
 HARNESS = "harness.json"
 SPLITS = ("train", "validation", "dev", "test")
@@ -53,7 +53,7 @@ class HarnessKnobs:
     """Resamples behind standard errors that have no formula."""
 
 
-def run_harness(contestants: Contestants, settings: HarnessKnobs, out: str | Path) -> dict[str, Any]:
+def run_harness(contestants: ModelPair, settings: HarnessKnobs, out: str | Path) -> dict[str, Any]:
     """Run the harness's tasks for the parent and the diffusion model; writes `harness.json` and every sample.
 
     Of several processes (started by torch's launcher) each answers its share, and the first one returns the numbers.
@@ -139,7 +139,7 @@ def local_files(folder: Path, task: str) -> dict[str, Any]:
     return {"dataset_path": builders.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}}
 
 
-def _join_processes(contestants: Contestants) -> None:
+def _join_processes(contestants: ModelPair) -> None:
     """Under torch's launcher the processes meet here; alone there is nothing to do."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not together():
         side = contestants.model if contestants.model is not None else contestants.parent

@@ -40,7 +40,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Ask:
+class GenerationParams:
     """What does not depend on the prompt."""
 
     max_new_tokens: int
@@ -49,11 +49,11 @@ class Ask:
     top_p: float | None = None
 
 
-Hand = Callable[[int, Answer], None]
+OnAnswer = Callable[[int, Answer], None]
 """Called with the prompt's number and its answer."""
 
 
-class Way:
+class EvalModel:
     """One row of the results: a model and how it is used."""
 
     name: str
@@ -66,7 +66,9 @@ class Way:
         """Ids of a document's beginning: BOS where the tokenizer has one."""
         return encode_prompt(self.tokenizer, text)
 
-    def write(self, prompts: Sequence[Sequence[int]], ask: Ask, seeds: Sequence[int], hand: Hand) -> None:
+    def write(
+        self, prompts: Sequence[Sequence[int]], ask: GenerationParams, seeds: Sequence[int], hand: OnAnswer
+    ) -> None:
         """Answer every prompt, as one batch."""
         raise NotImplementedError
 
@@ -94,7 +96,7 @@ class _Clock:
         self.last = now
 
 
-class DiffusionWay(Way):
+class DiffusionEvalModel(EvalModel):
     """A diffusion model: writes with one decoder, scores at one block size."""
 
     def __init__(
@@ -119,7 +121,9 @@ class DiffusionWay(Way):
             how |= {"scored_at": self.block_size, "draws": draws if self.block_size > 1 else 1}
         self.settings = how
 
-    def write(self, prompts: Sequence[Sequence[int]], ask: Ask, seeds: Sequence[int], hand: Hand) -> None:
+    def write(
+        self, prompts: Sequence[Sequence[int]], ask: GenerationParams, seeds: Sequence[int], hand: OnAnswer
+    ) -> None:
         if self.decoder is None:
             raise NotImplementedError(f"{self.name} has no decoder")
         section = dict(self.decoder)
@@ -152,7 +156,7 @@ class DiffusionWay(Way):
         return score_diffusion(self.model, pairs, self.block_size, self.draws, batch_size)
 
 
-class ParentWay(Way):
+class ParentEvalModel(EvalModel):
     """The autoregressive parent, with its own key-value cache."""
 
     name = PARENT
@@ -162,7 +166,9 @@ class ParentWay(Way):
         self.context = int(parent.causal_lm.config.max_position_embeddings)
         self.settings = {"decoder": {"name": "autoregressive"}}
 
-    def write(self, prompts: Sequence[Sequence[int]], ask: Ask, seeds: Sequence[int], hand: Hand) -> None:
+    def write(
+        self, prompts: Sequence[Sequence[int]], ask: GenerationParams, seeds: Sequence[int], hand: OnAnswer
+    ) -> None:
         clock = _Clock()
         longest = max((len(stop.encode()) for stop in ask.stops), default=0)
 
@@ -207,33 +213,35 @@ class ParentWay(Way):
 
 
 @dataclass(frozen=True)
-class Contestants:
+class ModelPair:
     """The models that are compared; either may be absent."""
 
     model: DiffusionModel | None
     tokenizer: PreTrainedTokenizerBase
     parent: Parent | None
 
-    def parent_way(self) -> list[Way]:
+    def parent_way(self) -> list[EvalModel]:
         if self.parent is None:
             return []
-        return [ParentWay(self.parent, self.tokenizer, sorted(eos_ids(self.parent, self.tokenizer)))]
+        return [ParentEvalModel(self.parent, self.tokenizer, sorted(eos_ids(self.parent, self.tokenizer)))]
 
-    def writing(self, decoders: Mapping[str, Mapping[str, Any]]) -> list[Way]:
+    def writing(self, decoders: Mapping[str, Mapping[str, Any]]) -> list[EvalModel]:
         """The parent, then the diffusion model under each decoder."""
         found = self.parent_way()
         if self.model is not None:
-            found += [DiffusionWay(self.model, self.tokenizer, label(name), how) for name, how in decoders.items()]
+            found += [
+                DiffusionEvalModel(self.model, self.tokenizer, label(name), how) for name, how in decoders.items()
+            ]
         return found
 
-    def scoring(self, block_sizes: Sequence[int | None], draws: int) -> list[Way]:
+    def scoring(self, block_sizes: Sequence[int | None], draws: int) -> list[EvalModel]:
         """The parent, then the diffusion model at each block size."""
         found = self.parent_way()
         if self.model is not None:
             own = self.model.card.block_size
             for size in dict.fromkeys(size if size is not None else own for size in block_sizes):
                 name = f"diffusion, block {size}, {'exact' if size == 1 else 'bound'}"
-                found.append(DiffusionWay(self.model, self.tokenizer, name, None, size, draws))
+                found.append(DiffusionEvalModel(self.model, self.tokenizer, name, None, size, draws))
         return found
 
 

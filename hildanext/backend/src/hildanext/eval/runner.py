@@ -18,7 +18,7 @@ from hildanext.core.runtime import machine
 from hildanext.data.chat_template import Message, chat_text
 from hildanext.decoding import MODES, make_decoder
 from hildanext.eval.journal import Journal, Sample
-from hildanext.eval.models import Answer, Ask, Contestants, DiffusionWay, Way
+from hildanext.eval.models import Answer, DiffusionEvalModel, EvalModel, GenerationParams, ModelPair
 from hildanext.eval.progress import TaskProgress
 from hildanext.eval.tasks import TASKS
 from hildanext.eval.tasks.base import Item, ScoringTask, Task, WritingTask
@@ -57,7 +57,7 @@ class QualityKnobs:
 class Outcome:
     """All samples of one way on one task, and the sessions in which they were made."""
 
-    way: Way
+    way: EvalModel
     samples: list[Sample]
     sessions: list[dict[str, Any]]
 
@@ -71,15 +71,13 @@ class TaskRun:
     outcomes: list[Outcome]
 
 
-def run_tasks(
-    contestants: Contestants, settings: QualityKnobs, folder: str | Path, quiet: bool = False
-) -> list[TaskRun]:
+def run_tasks(contestants: ModelPair, settings: QualityKnobs, folder: str | Path, quiet: bool = False) -> list[TaskRun]:
     """Answer every task in every way. Samples go to `folder`; those that are there already are not made again.
 
     Raises `DataError` for data that cannot be had, `PromptError` for prompts that do not fit (before anything is
     answered), `ConfigError` where the folder holds samples of other settings.
     """
-    runs: list[tuple[str, Task, list[Item], list[Way]]] = []
+    runs: list[tuple[str, Task, list[Item], list[EvalModel]]] = []
     for key, task in settings.build().items():
         ways = _ways(contestants, task, settings)
         runs.append((key, task, task.items(settings.limit), ways))
@@ -100,7 +98,7 @@ def run_tasks(
     return found
 
 
-def as_taught(settings: QualityKnobs, contestants: Contestants) -> QualityKnobs:
+def as_taught(settings: QualityKnobs, contestants: ModelPair) -> QualityKnobs:
     """The same tasks, asked as the diffusion model was taught: one that was fine-tuned on conversations gets the bare
     question in its chat template wherever a task that writes names neither `chat` nor worked examples."""
     if contestants.model is None or not contestants.model.card.chat:
@@ -119,7 +117,7 @@ class _Prompt:
     shots: int
 
 
-def _ways(contestants: Contestants, task: Task, settings: QualityKnobs) -> list[Way]:
+def _ways(contestants: ModelPair, task: Task, settings: QualityKnobs) -> list[EvalModel]:
     if isinstance(task, ScoringTask):
         return contestants.scoring(task.block_sizes, task.draws)
     return contestants.writing(settings.decoders)
@@ -129,7 +127,7 @@ def _repeats(task: Task) -> int:
     return task.repeats if isinstance(task, WritingTask) else 1
 
 
-def _prompts(task: Task, items: Sequence[Item], ways: Sequence[Way]) -> list[_Prompt]:
+def _prompts(task: Task, items: Sequence[Item], ways: Sequence[EvalModel]) -> list[_Prompt]:
     """One string per item, the same for every way: the way with the least room decides what fits."""
     if isinstance(task, ScoringTask):
         return [_Prompt(item, task.prompt(item), 0) for item in items]
@@ -153,7 +151,7 @@ def _prompts(task: Task, items: Sequence[Item], ways: Sequence[Way]) -> list[_Pr
     return found
 
 
-def _dressed(task: WritingTask, text: str, way: Way) -> str:
+def _dressed(task: WritingTask, text: str, way: EvalModel) -> str:
     if not task.chat:
         return text
     return chat_text(way.tokenizer, [Message("user", text)])
@@ -161,7 +159,7 @@ def _dressed(task: WritingTask, text: str, way: Way) -> str:
 
 def _answer(
     task: Task,
-    way: Way,
+    way: EvalModel,
     prompts: Sequence[_Prompt],
     journal: Journal,
     settings: QualityKnobs,
@@ -182,13 +180,13 @@ def _answer(
 
 def _write(
     task: WritingTask,
-    way: Way,
+    way: EvalModel,
     batch: Sequence[tuple[_Prompt, int]],
     journal: Journal,
     settings: QualityKnobs,
     progress: TaskProgress,
 ) -> None:
-    ask = Ask(task.max_new_tokens, task.stops, task.temperature, task.top_p)
+    ask = GenerationParams(task.max_new_tokens, task.stops, task.temperature, task.top_p)
     seeds = [_seed(settings.seed, prompt.item.index, repeat) for prompt, repeat in batch]
 
     def hand(index: int, answer: Answer) -> None:
@@ -205,7 +203,7 @@ def _write(
 
 def _score(
     task: ScoringTask,
-    way: Way,
+    way: EvalModel,
     batch: Sequence[_Prompt],
     journal: Journal,
     settings: QualityKnobs,
@@ -236,7 +234,9 @@ def _seed(seed: int, index: int, repeat: int) -> int:
     return (seed * 1_000_003 + index) * 1009 + repeat
 
 
-def _identity(key: str, task: Task, way: Way, settings: QualityKnobs, weights: Mapping[int, str]) -> dict[str, Any]:
+def _identity(
+    key: str, task: Task, way: EvalModel, settings: QualityKnobs, weights: Mapping[int, str]
+) -> dict[str, Any]:
     """What a sample depends on. Data count by what they say, weights by their values: neither by where they lie."""
     network = _network_of(way)
     chosen = {name: value for name, value in plain(task).items() if name not in ("data", "few_shot_data")}
@@ -255,19 +255,19 @@ def _identity(key: str, task: Task, way: Way, settings: QualityKnobs, weights: M
     return found
 
 
-def _session(way: Way, settings: QualityKnobs) -> dict[str, Any]:
+def _session(way: EvalModel, settings: QualityKnobs) -> dict[str, Any]:
     network = _network_of(way)
     found = machine(network.device, network.dtype)
     kept = ("device", "device_name", "dtype", "threads")
     return {**{name: found[name] for name in kept}, "batch_size": settings.batch_size}
 
 
-def _network_of(way: Way) -> PreTrainedModel:
-    model = way.model if isinstance(way, DiffusionWay) else way.parent  # type: ignore[attr-defined]
+def _network_of(way: EvalModel) -> PreTrainedModel:
+    model = way.model if isinstance(way, DiffusionEvalModel) else way.parent  # type: ignore[attr-defined]
     return model.causal_lm
 
 
-def _networks(contestants: Contestants) -> list[PreTrainedModel]:
+def _networks(contestants: ModelPair) -> list[PreTrainedModel]:
     return [side.causal_lm for side in (contestants.model, contestants.parent) if side is not None]
 
 

@@ -15,7 +15,7 @@ from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError
 from hildanext.eval import summary
 from hildanext.eval.evaluation import load_baseline, wide_console
-from hildanext.eval.models import Contestants
+from hildanext.eval.models import ModelPair
 from hildanext.eval.runner import QualityKnobs, as_taught, run_tasks
 from hildanext.models.loading.load import load_diffusion, load_parent
 
@@ -25,7 +25,7 @@ WIDTH = 160
 
 def load_contestants(
     model: str | None, parent: str | None, dtype: torch.dtype, device: torch.device
-) -> tuple[Contestants, dict[str, Any]]:
+) -> tuple[ModelPair, dict[str, Any]]:
     """The models that are named ("" or None: none), and what the results say about them.
 
     `parent` None is the one that the model's card names. Raises `ConfigError` where nobody takes part.
@@ -34,7 +34,7 @@ def load_contestants(
         if not parent:
             raise ConfigError("neither a model nor a parent takes part", "give --model, --parent or both")
         causal_lm, tokenizer = load_parent(parent, dtype, device)
-        return Contestants(None, tokenizer, Parent(causal_lm, tokenizer)), {
+        return ModelPair(None, tokenizer, Parent(causal_lm, tokenizer)), {
             "model": None,
             "parent": parent,
             "card": None,
@@ -43,11 +43,11 @@ def load_contestants(
     name = parent if parent is not None else diffusion.card.parent
     baseline = load_baseline(name, diffusion) if name else None
     told = {"model": model, "parent": name or None, "card": plain(diffusion.card)}
-    return Contestants(diffusion, tokenizer, baseline), told
+    return ModelPair(diffusion, tokenizer, baseline), told
 
 
 def run_session(
-    contestants: Contestants,
+    contestants: ModelPair,
     told: Mapping[str, Any],
     settings: QualityKnobs,
     out: str | Path,

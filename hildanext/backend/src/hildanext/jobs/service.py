@@ -27,7 +27,7 @@ Artefacts = list[Artefact]
 Names = list[str]
 
 
-class JobRoom:
+class JobService:
     """The jobs of one folder.
 
     `kinds` are the stages that may be submitted, each alone; `run` takes a whole recipe. `check` is given the recipe
@@ -171,7 +171,7 @@ class JobRoom:
     def _choices(self) -> Names:
         return [WHOLE, *self.kinds]
 
-    def __enter__(self) -> "JobRoom":
+    def __enter__(self) -> "JobService":
         return self
 
     def __exit__(

@@ -204,12 +204,12 @@ class JobStore:
         rows = self._read("SELECT * FROM events WHERE job = ? AND id > ? ORDER BY id LIMIT ?", (name, after, limit))
         return [JobEvent(row["id"], row["job"], row["time"], row["kind"], json.loads(row["data"])) for row in rows]
 
-    def enlist(self, pid: int, born: str | None) -> None:
+    def register_supervisor(self, pid: int, born: str | None) -> None:
         """Note that this process supervises."""
         with self.writing() as base:
             base.execute("INSERT OR IGNORE INTO supervisors VALUES (?, ?)", (pid, born))
 
-    def dismiss(self, pid: int, born: str | None) -> None:
+    def unregister_supervisor(self, pid: int, born: str | None) -> None:
         with self.writing() as base:
             base.execute("DELETE FROM supervisors WHERE pid = ? AND born IS ?", (pid, born))
 

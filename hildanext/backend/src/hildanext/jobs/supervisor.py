@@ -47,7 +47,7 @@ class Supervisor:
         """Supervise in a thread of this process. A second call does nothing."""
         if self._thread is None:
             self._over.clear()
-            self.store.enlist(*self.me)
+            self.store.register_supervisor(*self.me)
             self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
             self._thread.start()
 
@@ -57,7 +57,7 @@ class Supervisor:
             self._over.set()
             self._thread.join()
             self._thread = None
-            self.store.dismiss(*self.me)
+            self.store.unregister_supervisor(*self.me)
 
     @property
     def running(self) -> bool:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from hildanext.kv_cache.segments import Run, positions_of
+from hildanext.kv_cache.segments import Segment, positions_of
 from hildanext.masks import CleanMask, Rows, may_attend
 from hildanext.models.bidirectional import DiffusionModel
 
@@ -74,7 +74,7 @@ class BlockCache:
 
         `start` defaults to the committed length.
         """
-        return CachedAttention([self], [Run(self.length if start is None else start, clean, noisy)])
+        return CachedAttention([self], [Segment(self.length if start is None else start, clean, noisy)])
 
     def commit(self, length: int, tokens: Int[Tensor, " seq"] | None = None) -> None:
         """Declare the first `length` tokens final; their keys and values have been written.
@@ -158,33 +158,35 @@ class _Part:
 
 
 class CachedAttention:
-    """One forward of runs of several documents, one behind another: writes each run's keys and values at its
-    slots, attends to the document's prefix and to the run itself.
+    """One forward of segments of several documents, one behind another: writes each segment's keys and values at its
+    slots, attends to the document's prefix and to the segment itself.
 
     Clean tokens see the prefix and each other by the clean rule, noisy ones see everything of their document; so
     no mask is needed but for more than one block of clean tokens (or of token-causal ones). Whatever does not
     depend on the layer is made once, here.
     """
 
-    def __init__(self, caches: Sequence[BlockCache], runs: Sequence[Run]) -> None:
-        for cache, run in zip(caches, runs, strict=True):
-            assert run.extent <= cache.capacity, "the cache is too small for this run"
-        self.runs = list(runs)
+    def __init__(self, caches: Sequence[BlockCache], segments: Sequence[Segment]) -> None:
+        for cache, segment in zip(caches, segments, strict=True):
+            assert segment.end <= cache.capacity, "the cache is too small for this segment"
+        self.segments = list(segments)
         device = caches[0].keys.device
-        self.positions = positions_of(runs, device)
-        self._widths = [run.width for run in runs]
+        self.positions = positions_of(segments, device)
+        self._widths = [segment.num_tokens for segment in segments]
         # Slices of all layers at once: one for each layer and row would take a tenth of the attention's time.
         self._slots = [
-            (cache.keys[:, :, run.start : run.extent], cache.values[:, :, run.start : run.extent])
-            for cache, run in zip(caches, runs, strict=True)
+            (cache.keys[:, :, segment.start : segment.end], cache.values[:, :, segment.start : segment.end])
+            for cache, segment in zip(caches, segments, strict=True)
         ]
-        """Where each run writes."""
+        """Where each segment writes."""
         self._parts: list[_Part] = []
-        for cache, run in zip(caches, runs, strict=True):
-            if run.clean > 0:
-                self._parts.append(_Part.of(cache, run.clean, run.start + run.clean, _clean_mask(cache, run)))
-            if run.noisy > 0:
-                self._parts.append(_Part.of(cache, run.noisy, run.extent, None))
+        for cache, segment in zip(caches, segments, strict=True):
+            if segment.clean > 0:
+                self._parts.append(
+                    _Part.of(cache, segment.clean, segment.start + segment.clean, _clean_mask(cache, segment))
+                )
+            if segment.noisy > 0:
+                self._parts.append(_Part.of(cache, segment.noisy, segment.end, None))
         self._counts = [part.count for part in self._parts]
         self._masks: dict[int, Tensor] = {}
 
@@ -222,15 +224,15 @@ class CachedAttention:
         return self._masks[part]
 
 
-def _clean_mask(cache: BlockCache, run: Run) -> Float[Tensor, "query key"] | None:
+def _clean_mask(cache: BlockCache, segment: Segment) -> Float[Tensor, "query key"] | None:
     """What clean tokens see of the prefix and of each other: 0 or -inf, or None where they see all of it."""
-    one_block = run.clean <= cache.block_size and run.start % cache.block_size == 0
-    if (one_block and cache.clean_mask == "block_causal") or run.clean == 1:
+    one_block = segment.clean <= cache.block_size and segment.start % cache.block_size == 0
+    if (one_block and cache.clean_mask == "block_causal") or segment.clean == 1:
         return None
     device = cache.keys.device
-    every = torch.arange(run.start + run.clean, device=device)[None]
+    every = torch.arange(segment.start + segment.clean, device=device)[None]
     document, clean = torch.zeros_like(every), torch.zeros_like(every, dtype=torch.bool)
     keys = Rows(document, every, clean)
-    queries = Rows(*(part[:, run.start :] for part in keys))
+    queries = Rows(*(part[:, segment.start :] for part in keys))
     allowed: Bool[Tensor, "query key"] = may_attend(queries, keys, cache.block_size, cache.clean_mask)[0]
     return torch.zeros(allowed.shape, dtype=cache.keys.dtype, device=device).masked_fill_(~allowed, float("-inf"))

@@ -21,7 +21,7 @@ class Prefix:
     """Committed blocks of a document that lives, or of one that has ended and was kept."""
 
     cache: BlockCache
-    boundary: Float[Tensor, "blocks hidden"]
+    last_clean_hidden: Float[Tensor, "blocks hidden"]
     """Clean hidden state before each block, as `parent` alignment needs it."""
     chain: list[bytes]
     """Hash of the document up to the end of each block."""
@@ -29,7 +29,7 @@ class Prefix:
     """0 for a document that lives: its cache is counted with it."""
 
 
-class PrefixStore:
+class PrefixCache:
     """At most `limit_bytes` of kept prefixes; 0 keeps none, and finds only those of documents that live."""
 
     def __init__(self, block_size: int, limit_bytes: int) -> None:
@@ -53,11 +53,11 @@ class PrefixStore:
                 return self._prefixes[keys[-1]], blocks * self.block_size
         return None
 
-    def lend(self, cache: BlockCache, boundary: Tensor, tokens: Sequence[int]) -> int:
+    def lend(self, cache: BlockCache, last_clean_hidden: Tensor, tokens: Sequence[int]) -> int:
         """Offer the committed beginning of a document that lives; `drop` the returned key when it ends."""
-        return self._add(Prefix(cache, boundary, self.chain(tokens[: cache.length]), 0))
+        return self._add(Prefix(cache, last_clean_hidden, self.chain(tokens[: cache.length]), 0))
 
-    def keep(self, cache: BlockCache, boundary: Tensor, tokens: Sequence[int]) -> None:
+    def keep(self, cache: BlockCache, last_clean_hidden: Tensor, tokens: Sequence[int]) -> None:
         """Keep what a document that has ended leaves: a copy without the room that it did not use."""
         chain = self.chain(tokens[: cache.length])
         size = _bytes(cache) * cache.length // max(cache.capacity, 1)
@@ -76,7 +76,7 @@ class PrefixStore:
             device=cache.keys.device,
         )
         copy.adopt(cache, cache.length)
-        self._add(Prefix(copy, boundary[: len(chain) + 1].clone(), chain, size))
+        self._add(Prefix(copy, last_clean_hidden[: len(chain) + 1].clone(), chain, size))
 
     def shrink(self, limit_bytes: int) -> None:
         """Drop kept prefixes, those used longest ago first, until at most so many bytes are left."""

@@ -1,6 +1,6 @@
-"""What one forward holds: for each document a run of clean tokens, then a run of noisy ones, one run behind another.
+"""What one forward holds: of each document a segment, first its clean tokens, then its noisy ones; one behind another.
 
-Positions are absolute in the document. Runs have any lengths; nothing is padded.
+Positions are absolute in the document. Segments have any lengths; nothing is padded.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from hildanext.masks import Rows
 
 
 @dataclass(frozen=True)
-class Run:
+class Segment:
     """A document's part of a forward: it feeds positions `start .. start + clean + noisy`."""
 
     start: int
@@ -25,29 +25,29 @@ class Run:
     """Tokens of the active block that follow them (of several blocks, where finished ones are revised)."""
 
     @property
-    def width(self) -> int:
+    def num_tokens(self) -> int:
         return self.clean + self.noisy
 
     @property
-    def extent(self) -> int:
-        """Slots of the cache that the run may look at."""
-        return self.start + self.width
+    def end(self) -> int:
+        """Slots of the cache that the segment may look at."""
+        return self.start + self.num_tokens
 
 
-def positions_of(runs: Sequence[Run], device: torch.device) -> Int[Tensor, "one fed"]:
+def positions_of(segments: Sequence[Segment], device: torch.device) -> Int[Tensor, "one fed"]:
     """Position of each fed token."""
-    return torch.cat([torch.arange(run.start, run.extent, device=device) for run in runs])[None]
+    return torch.cat([torch.arange(segment.start, segment.end, device=device) for segment in segments])[None]
 
 
-def rows_of(runs: Sequence[Run], device: torch.device) -> Rows:
-    """The fed tokens as the rule of `hildanext.masks` sees them, each run a document.
+def rows_of(segments: Sequence[Segment], device: torch.device) -> Rows:
+    """The fed tokens as the rule of `hildanext.masks` sees them, each segment a document.
 
-    The noisy run counts as one block behind every clean one, which it is in plain decoding, and which a revision
+    The noisy segment counts as one block behind every clean one, which it is in plain decoding, and which a revision
     of several blocks makes of it.
     """
-    widths = torch.tensor([run.width for run in runs], device=device)
-    document = torch.repeat_interleave(torch.arange(len(runs), device=device), widths)[None]
-    position = positions_of(runs, device)
-    first = torch.tensor([run.start + run.clean for run in runs], device=device)[document]
+    widths = torch.tensor([segment.num_tokens for segment in segments], device=device)
+    document = torch.repeat_interleave(torch.arange(len(segments), device=device), widths)[None]
+    position = positions_of(segments, device)
+    first = torch.tensor([segment.start + segment.clean for segment in segments], device=device)[document]
     noisy = position >= first
     return Rows(document, position.masked_fill(noisy, torch.iinfo(torch.int32).max), noisy)

@@ -21,8 +21,8 @@ from torch.nn.functional import cross_entropy
 
 from hildanext.ar import Parent
 from hildanext.core.errors import PromptError
-from hildanext.corruption.input_layout import choose
-from hildanext.diffusion import View
+from hildanext.corruption.input_layout import choose_layout
+from hildanext.diffusion import NoisedBatch
 from hildanext.inference import context_length
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
 from hildanext.losses.objective import attention_for
@@ -190,10 +190,10 @@ def _losses(
 ) -> Iterator[tuple[int, int, int, float]]:
     """(pair, draw, block, weighted loss) of every scored token of one forward."""
     view = _view(units, size, model.card.mask_id, model.device)
-    fed = choose(view, model.card.shift)
+    fed = choose_layout(view, model.card.shift)
     embeddings = model.embed(fed.tokens(view))
     hidden = model(embeddings, fed.rows(view).position, attention_for(view, fed, model.card.clean_mask, embeddings))
-    readout = fed.readout(view.position, size, model.card.shift).cpu()
+    readout = fed.prediction_index(view.position, size, model.card.shift).cpu()
     rows, columns, labels, marks = [], [], [], []
     for row, unit in enumerate(units):
         first = len(unit.context)
@@ -215,7 +215,7 @@ def _losses(
         yield index, draw, block, weight * loss
 
 
-def _view(units: Sequence[_Unit], size: int, mask_id: int, device: torch.device) -> View:
+def _view(units: Sequence[_Unit], size: int, mask_id: int, device: torch.device) -> NoisedBatch:
     tokens, document, position = _rows([(*unit.context, *unit.continuation) for unit in units], size)
     noisy, masked = tokens.clone(), torch.zeros_like(tokens, dtype=torch.bool)
     for row, unit in enumerate(units):
@@ -223,7 +223,7 @@ def _view(units: Sequence[_Unit], size: int, mask_id: int, device: torch.device)
         scored = torch.tensor(unit.offsets, dtype=torch.long) + len(unit.context)
         noisy[row, scored] = mask_id
         masked[row, scored] = True
-    return View(
+    return NoisedBatch(
         clean=tokens.to(device),
         noisy=noisy.to(device),
         document=document.to(device),

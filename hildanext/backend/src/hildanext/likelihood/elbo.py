@@ -22,9 +22,9 @@ from torch import Tensor
 
 from hildanext.ar import Parent
 from hildanext.core.config import knobs
-from hildanext.corruption.input_layout import choose
+from hildanext.corruption.input_layout import choose_layout
 from hildanext.data.batch import Batch
-from hildanext.diffusion import View, block_index
+from hildanext.diffusion import NoisedBatch, block_index
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
 from hildanext.losses.objective import attention_for
 from hildanext.models import DiffusionModel
@@ -116,15 +116,15 @@ def padding_tokens(batch: Batch, pad_id: int) -> Bool[Tensor, "batch seq"]:
 
 
 @torch.no_grad()
-def masked_nll(model: DiffusionModel, view: View, chunk: int = 128) -> Float[Tensor, "batch seq"]:
+def masked_nll(model: DiffusionModel, view: NoisedBatch, chunk: int = 128) -> Float[Tensor, "batch seq"]:
     """-log p(token | what the view shows) at masked tokens, 0 elsewhere; logits exist for `chunk` of them at a time."""
     card = model.card
     batch, seq = view.clean.shape
-    fed = choose(view, card.shift)
+    fed = choose_layout(view, card.shift)
     embeddings = model.embed(fed.tokens(view))
     hidden = model(embeddings, fed.rows(view).position, attention_for(view, fed, card.clean_mask, embeddings))
     where = view.masked.nonzero(as_tuple=True)
-    readout = fed.readout(view.position, view.block_size, card.shift)
+    readout = fed.prediction_index(view.position, view.block_size, card.shift)
     rows = hidden[where[0], readout[where]]
     weight = torch.ones(len(rows), device=rows.device)
     losses = linear_cross_entropy(
@@ -241,8 +241,8 @@ def _rank_in_block(scored: Tensor, blocks: Tensor, generator: torch.Generator) -
     return result
 
 
-def _view(batch: Batch, masked: Tensor, weight: Tensor, block_size: int, mask_id: int) -> View:
-    return View(
+def _view(batch: Batch, masked: Tensor, weight: Tensor, block_size: int, mask_id: int) -> NoisedBatch:
+    return NoisedBatch(
         clean=batch.tokens,
         noisy=batch.tokens.masked_fill(masked, mask_id),
         document=batch.document,

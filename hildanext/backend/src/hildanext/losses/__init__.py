@@ -6,7 +6,7 @@ from typing import Any
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import make
 from hildanext.losses.autoregressive import Autoregressive
-from hildanext.losses.base import Supervision, Weights
+from hildanext.losses.base import TokenLoss, Weights
 from hildanext.losses.c2dlm import CausalAttention
 from hildanext.losses.confidence import ConfidenceAware
 from hildanext.losses.distillation import ParentDistillation
@@ -15,7 +15,7 @@ from hildanext.losses.objective import Outcome, SupervisedStep
 from hildanext.losses.representation import RepresentationAlignment
 from hildanext.losses.token_to_token import TokenToToken
 
-SUPERVISIONS: dict[str, type[Supervision]] = {
+LOSSES: dict[str, type[TokenLoss]] = {
     "m2t": MaskToToken,
     "t2t": TokenToToken,
     "ar": Autoregressive,
@@ -26,12 +26,12 @@ SUPERVISIONS: dict[str, type[Supervision]] = {
 }
 
 
-def make_losses(sections: Sequence[Mapping[str, Any]], where: str) -> dict[str, Supervision]:
+def make_losses(sections: Sequence[Mapping[str, Any]], where: str) -> dict[str, TokenLoss]:
     """The losses of a stage by name. Raises `ConfigError` for none, two of a name, or a wrong knob."""
-    losses = {str(section.get("name")): make("loss", SUPERVISIONS, section) for section in sections}
+    losses = {str(section.get("name")): make("loss", LOSSES, section) for section in sections}
     if len(losses) != len(sections) or not losses:
         raise ConfigError(where, "list at least one loss, each name once")
     return losses
 
 
-__all__ = ["SUPERVISIONS", "Outcome", "Supervision", "SupervisedStep", "Weights", "make_losses"]
+__all__ = ["LOSSES", "Outcome", "TokenLoss", "SupervisedStep", "Weights", "make_losses"]

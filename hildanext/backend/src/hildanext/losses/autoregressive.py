@@ -6,13 +6,13 @@ from torch import Tensor
 
 from hildanext.core.config import knobs
 from hildanext.core.errors import ConfigError
-from hildanext.diffusion import View
-from hildanext.losses.base import Supervision, Weights
+from hildanext.diffusion import NoisedBatch
+from hildanext.losses.base import TokenLoss, Weights
 from hildanext.models.card import Card
 
 
 @knobs
-class Autoregressive(Supervision):
+class Autoregressive(TokenLoss):
     """Cross-entropy of each token given the clean tokens before it.
 
     Only a token-causal clean half allows it: on a block-causal one the label would be visible (a leak).
@@ -29,5 +29,5 @@ class Autoregressive(Supervision):
                 "use alignment 'parent', or remove the autoregressive loss",
             )
 
-    def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
+    def weights(self, view: NoisedBatch, targets: Bool[Tensor, "batch seq"]) -> Weights:
         return Weights(cross_entropy=self.weight * targets.float() * (view.position > 0), stream="clean")

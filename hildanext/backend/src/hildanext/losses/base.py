@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hildanext.corruption.input_layout import Fed
-from hildanext.diffusion import View
+from hildanext.corruption.input_layout import InputLayout
+from hildanext.diffusion import NoisedBatch
 from hildanext.models.attention.dense import AttentionContext
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Card
@@ -20,7 +20,7 @@ Stream = Literal["noisy", "clean"]
 class Weights:
     """Weights of one loss over the tokens of a view, shape [batch seq]; zero where it has nothing to say.
 
-    `stream` tells where the prediction of a token is read: the noisy reading of `Fed.readout`,
+    `stream` tells where the prediction of a token is read: the noisy reading of `InputLayout.prediction_index`,
     or the autoregressive reading of the clean half.
     """
 
@@ -36,17 +36,17 @@ class Weights:
         return self.cross_entropy, self.divergence, self.alignment, self.entropy
 
     @property
-    def speaks(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the loss has any part in the predictions' losses."""
         return any(part is not None for part in self.parts)
 
 
 @dataclass(frozen=True)
-class Scene:
+class ForwardContext:
     """What a loss on the forward itself may see before it happens."""
 
-    view: View
-    fed: Fed
+    view: NoisedBatch
+    fed: InputLayout
     """The columns of the forward."""
     targets: Bool[Tensor, "batch seq"]
     """The tokens that may be predicted at all."""
@@ -60,14 +60,14 @@ class Scene:
     generator: torch.Generator | None
 
 
-class Watch(AttentionContext, Protocol):
+class AttentionLoss(AttentionContext, Protocol):
     """An attention context that looks on while a forward runs through it, and has a loss to say afterwards."""
 
     def loss(self) -> Float[Tensor, ""]:
         """Averaged over the rows it looked at, its own weight included."""
 
 
-class Supervision:
+class TokenLoss:
     """A supervised loss. Members are frozen knobs; the common case is one method."""
 
     needs_parent: bool = False
@@ -82,11 +82,11 @@ class Supervision:
     def check_model(self, model: DiffusionModel) -> None:
         """Raise `ConfigError` where this loss asks for what the backbone does not have."""
 
-    def auxiliary(self, scene: Scene) -> Watch | None:
+    def auxiliary(self, scene: ForwardContext) -> AttentionLoss | None:
         """A loss on the coming forward, or None where it has nothing to look at: nothing is drawn or computed then."""
         return None
 
-    def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
+    def weights(self, view: NoisedBatch, targets: Bool[Tensor, "batch seq"]) -> Weights:
         """Token weights for a view; `targets` are the tokens that may be predicted at all."""
         raise NotImplementedError
 

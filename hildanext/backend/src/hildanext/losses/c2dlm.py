@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hildanext.core.config import knobs
 from hildanext.core.errors import ConfigError
-from hildanext.diffusion import View
-from hildanext.losses.base import Scene, Supervision, Weights
+from hildanext.diffusion import NoisedBatch
+from hildanext.losses.base import ForwardContext, TokenLoss, Weights
 from hildanext.losses.causal_rows import CausalRows, causal_rows
 from hildanext.models.attention.dense import AttentionContext
 from hildanext.models.bidirectional import DiffusionModel
@@ -22,7 +22,7 @@ RowLoss = Literal["log_hinge", "cat_hinge", "cat_nll", "cat_div", "cat_div2", "m
 
 
 @knobs
-class CausalAttention(Supervision):
+class CausalAttention(TokenLoss):
     """At effect tokens that have to be predicted, attention to the causes should exceed attention to the rest.
 
     With Re = A * |v| normalised over the visible columns (see `reattention`), averaged over `layers` and `heads`,
@@ -71,7 +71,7 @@ class CausalAttention(Supervision):
                     f"c2dlm.{name} {list(numbers)}", f"this model has {count}: give some of 0 to {count - 1}"
                 )
 
-    def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
+    def weights(self, view: NoisedBatch, targets: Bool[Tensor, "batch seq"]) -> Weights:
         return Weights()
 
     def weight_at(self, progress: float) -> float:
@@ -80,7 +80,7 @@ class CausalAttention(Supervision):
             return self.lambda_c
         return self.lambda_c * max(0.0, (1.0 - progress) / (1.0 - self.decay_from))
 
-    def auxiliary(self, scene: Scene) -> "AttentionToCauses | None":
+    def auxiliary(self, scene: ForwardContext) -> "AttentionToCauses | None":
         weight, view = self.weight_at(scene.progress), scene.view
         if self.apply == "off" or weight == 0.0:
             return None
@@ -100,7 +100,7 @@ class CausalAttention(Supervision):
         grams = {layer: _gram(scene.model, layer) for layer in layers} if self.reattention == "v_out_norm" else None
         return AttentionToCauses(scene.attention, self, rows, frozenset(layers), weight, grams)
 
-    def _wanted(self, view: View) -> Bool[Tensor, "batch seq"]:
+    def _wanted(self, view: NoisedBatch) -> Bool[Tensor, "batch seq"]:
         if self.apply == "both":
             return view.masked | view.replaced
         return view.masked if self.apply == "m2t" else view.replaced

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hildanext import masks
-from hildanext.corruption.input_layout import Fed
-from hildanext.diffusion import CausalPairs, Shift, View
+from hildanext.corruption.input_layout import InputLayout
+from hildanext.diffusion import CausalPairs, NoisedBatch, Shift
 from hildanext.masks import CleanMask
 
 
@@ -33,8 +33,8 @@ class CausalRows:
 
 
 def causal_rows(
-    view: View,
-    fed: Fed,
+    view: NoisedBatch,
+    fed: InputLayout,
     shift: Shift,
     clean_mask: CleanMask,
     wanted: Bool[Tensor, "batch seq"],
@@ -55,7 +55,7 @@ def causal_rows(
     effects, group = torch.unique(pairs.row * seq + pairs.effect, return_inverse=True)
     row, effect = effects // seq, effects % seq
     keys = fed.rows(view)
-    query = fed.readout(view.position, view.block_size, shift)[row, effect]
+    query = fed.prediction_index(view.position, view.block_size, shift)[row, effect]
     asking = masks.Rows(*(part[row, query][:, None] for part in keys))
     visible = masks.may_attend(asking, masks.Rows(*(part[row] for part in keys)), view.block_size, clean_mask)[:, 0]
 

@@ -5,12 +5,12 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.core.config import knobs
-from hildanext.diffusion import View
-from hildanext.losses.base import Supervision, Weights, mean_over
+from hildanext.diffusion import NoisedBatch
+from hildanext.losses.base import TokenLoss, Weights, mean_over
 
 
 @knobs
-class ConfidenceAware(Supervision):
+class ConfidenceAware(TokenLoss):
     """Entropy of the prediction at masked tokens whose most probable id is the truth, beside a loss that teaches it.
 
     Confident predictions pass tau_mask together, so that a forward of decoding writes more tokens.
@@ -23,5 +23,5 @@ class ConfidenceAware(Supervision):
 
     weight: float = Field(default=2.0, ge=0)
 
-    def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
+    def weights(self, view: NoisedBatch, targets: Bool[Tensor, "batch seq"]) -> Weights:
         return Weights(entropy=self.weight * mean_over(view.masked, targets))

@@ -6,12 +6,12 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.core.config import knobs
-from hildanext.diffusion import View, elbo_weight
-from hildanext.losses.base import Supervision, Weights
+from hildanext.diffusion import NoisedBatch, elbo_weight
+from hildanext.losses.base import TokenLoss, Weights
 
 
 @knobs
-class ParentDistillation(Supervision):
+class ParentDistillation(TokenLoss):
     """KL(parent || student) at masked tokens; the parent reads the clean text before them.
 
     Paper: OPDLM, arXiv:2606.06712 (forward KL, full vocabulary at 0.6B and 1.7B).
@@ -23,7 +23,7 @@ class ParentDistillation(Supervision):
     elbo: bool = True
     """Weigh by 1/t like the elbo, or every masked token alike."""
 
-    def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
+    def weights(self, view: NoisedBatch, targets: Bool[Tensor, "batch seq"]) -> Weights:
         weight = elbo_weight(view) if self.elbo else view.masked.float()
         return Weights(
             divergence=torch.where(targets & (view.position > 0), self.weight * weight, torch.zeros_like(weight))

@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.core.config import knobs
-from hildanext.diffusion import View, elbo_weight
-from hildanext.losses.base import Supervision, Weights, mean_over
+from hildanext.diffusion import NoisedBatch, elbo_weight
+from hildanext.losses.base import TokenLoss, Weights, mean_over
 
 
 @knobs
-class MaskToToken(Supervision):
+class MaskToToken(TokenLoss):
     """Cross-entropy at masked tokens.
 
     `elbo` weighs 1/t, so that the sum over a document bounds its -log p. `masked_mean` is the plain mean over a
@@ -29,7 +29,7 @@ class MaskToToken(Supervision):
     weight: float = Field(default=1.0, ge=0)
     weighting: Literal["elbo", "uniform", "masked_mean"] = "elbo"
 
-    def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
+    def weights(self, view: NoisedBatch, targets: Bool[Tensor, "batch seq"]) -> Weights:
         if self.weighting == "masked_mean":
             weight = mean_over(view.masked, targets)
         else:

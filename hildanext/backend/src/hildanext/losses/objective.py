@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from hildanext.core.errors import NumericsError
-from hildanext.corruption.input_layout import Fed, LayoutChoice, choose
-from hildanext.diffusion import View, targets
-from hildanext.losses.base import Scene, Supervision, Watch, Weights
+from hildanext.corruption.input_layout import InputLayout, LayoutChoice, choose_layout
+from hildanext.diffusion import NoisedBatch, targets
+from hildanext.losses.base import AttentionLoss, ForwardContext, TokenLoss, Weights
 from hildanext.losses.linear_cross_entropy import RowLosses, linear_cross_entropy
 from hildanext.masks import CleanMask
 from hildanext.models.attention.blockwise import doubled_attention
@@ -61,7 +61,7 @@ class SupervisedStep(nn.Module):
     def __init__(
         self,
         model: DiffusionModel,
-        losses: Mapping[str, Supervision],
+        losses: Mapping[str, TokenLoss],
         teacher_head: Tensor | None = None,
         chunk: int = 128,
         special: Tensor | None = None,
@@ -81,7 +81,7 @@ class SupervisedStep(nn.Module):
 
     def forward(
         self,
-        view: View,
+        view: NoisedBatch,
         mask_noise: float = 0.0,
         generator: torch.Generator | None = None,
         teacher_hidden: Tensor | None = None,
@@ -92,18 +92,21 @@ class SupervisedStep(nn.Module):
         card = self.model.card
         may_predict = targets(view.maskable, view.position, card.shift)
         weights = {name: loss.weights(view, may_predict) for name, loss in self.losses.items()}
-        fed = choose(view, card.shift, _read_clean(weights.values()), self.layout)
+        fed = choose_layout(view, card.shift, _read_clean(weights.values()), self.layout)
         embeddings = self.model.embed(fed.tokens(view), mask_noise, generator, fed.token, fed.seq)
         attention = attention_for(view, fed, card.clean_mask, embeddings)
-        attention, watches = self._watched(view, fed, may_predict, attention, progress, generator)
+        attention, watches = self._wrap_attention(view, fed, may_predict, attention, progress, generator)
         with self.model.dropout_from(generator):
             hidden = self.model(embeddings, fed.rows(view).position, attention)
         total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         sums: dict[str, Tensor] = {}
         counts, draft = _no_counts(hidden.device), None
-        readouts = fed.readout(view.position, view.block_size, card.shift), fed.clean_readout(view.position)
+        readouts = (
+            fed.prediction_index(view.position, view.block_size, card.shift),
+            fed.clean_prediction_index(view.position),
+        )
         for stream, readout in zip(("noisy", "clean"), readouts, strict=True):
-            members = {name: weight for name, weight in weights.items() if weight.stream == stream and weight.speaks}
+            members = {name: weight for name, weight in weights.items() if weight.stream == stream and weight.is_active}
             drafting = wants_draft and stream == "noisy"
             rows = _rows(members, readout, hidden.shape[1], may_predict if drafting else None)
             if rows is None:
@@ -126,7 +129,7 @@ class SupervisedStep(nn.Module):
                 self.chunk,
                 rows.entropy,
             )
-            apart = _apart(states, teacher) if rows.alignment is not None and teacher is not None else None
+            apart = _cosine_distance(states, teacher) if rows.alignment is not None and teacher is not None else None
             total = total + losses.total
             if apart is not None and rows.alignment is not None:
                 total = total + (rows.alignment * apart).sum()
@@ -138,27 +141,29 @@ class SupervisedStep(nn.Module):
                 draft = _draft(view, rows.where, losses.predicted, losses.confidence, generator)
         # Every parameter must take part in every backward, or data-parallel training waits for ever.
         total = total + 0.0 * hidden.sum()
-        return Outcome(total, sums, *counts, draft, *self._said(watches, total))
+        return Outcome(total, sums, *counts, draft, *self._aux_losses(watches, total))
 
-    def _watched(
+    def _wrap_attention(
         self,
-        view: View,
-        fed: Fed,
+        view: NoisedBatch,
+        fed: InputLayout,
         may_predict: Tensor,
         attention: AttentionContext,
         progress: float,
         generator: torch.Generator | None,
-    ) -> tuple[AttentionContext, dict[str, Watch]]:
+    ) -> tuple[AttentionContext, dict[str, AttentionLoss]]:
         """The attention with everything that looks on wrapped around it, and the onlookers by name."""
-        watches: dict[str, Watch] = {}
+        watches: dict[str, AttentionLoss] = {}
         for name, loss in self.losses.items():
-            scene = Scene(view, fed, may_predict, self.model, attention, self.special, progress, generator)
+            scene = ForwardContext(view, fed, may_predict, self.model, attention, self.special, progress, generator)
             watch = loss.auxiliary(scene)
             if watch is not None:
                 watches[name] = attention = watch
         return attention, watches
 
-    def _said(self, watches: Mapping[str, Watch], total: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def _aux_losses(
+        self, watches: Mapping[str, AttentionLoss], total: Tensor
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The sum of the onlookers' losses (None without any), and each detached, absent ones as 0."""
         losses = {name: watch.loss().to(total.dtype) for name, watch in watches.items()}
         averages = {name: total.new_zeros(()) for name, loss in self.losses.items() if loss.watches}
@@ -166,7 +171,7 @@ class SupervisedStep(nn.Module):
         return _sum(losses.values()), averages
 
 
-def attention_for(view: View, fed: Fed, clean_mask: CleanMask, embeddings: Tensor) -> AttentionContext:
+def attention_for(view: NoisedBatch, fed: InputLayout, clean_mask: CleanMask, embeddings: Tensor) -> AttentionContext:
     """The attention context of a training forward; `embeddings` tells the compute dtype."""
     device = embeddings.device.type
     autocast = torch.is_autocast_enabled(device)
@@ -204,14 +209,18 @@ def _rows(members: Mapping[str, Weights], readout: Tensor, fed: int, also: Tenso
     )
 
 
-def _apart(states: Tensor, teacher: Tensor) -> Tensor:
+def _cosine_distance(states: Tensor, teacher: Tensor) -> Tensor:
     """1 - cosine of each pair of states, in at least fp32."""
     wide = torch.float64 if states.dtype == torch.float64 else torch.float32
     return 1.0 - cosine_similarity(states.to(wide), teacher.to(wide), dim=-1)
 
 
 def _draft(
-    view: View, where: tuple[Tensor, ...], predicted: Tensor, confidence: Tensor, generator: torch.Generator | None
+    view: NoisedBatch,
+    where: tuple[Tensor, ...],
+    predicted: Tensor,
+    confidence: Tensor,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """One decoding step with a drawn tau_mask and tau_edit = 0: the next turn's noisy tokens.
 
@@ -243,7 +252,7 @@ def _no_counts(device: torch.device) -> tuple[Tensor, Tensor]:
     return zeros, zeros.clone()
 
 
-def _accuracy(view: View, where: tuple[Tensor, ...], correct: Tensor) -> tuple[Tensor, Tensor]:
+def _accuracy(view: NoisedBatch, where: tuple[Tensor, ...], correct: Tensor) -> tuple[Tensor, Tensor]:
     masked = view.masked[where]
     bucket = (view.time[where] * TIME_BUCKETS).long().clamp(0, TIME_BUCKETS - 1)
     right = torch.bincount(bucket[masked & correct], minlength=TIME_BUCKETS)

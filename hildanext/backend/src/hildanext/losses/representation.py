@@ -6,12 +6,12 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.core.config import knobs
-from hildanext.diffusion import View
-from hildanext.losses.base import Supervision, Weights
+from hildanext.diffusion import NoisedBatch
+from hildanext.losses.base import TokenLoss, Weights
 
 
 @knobs
-class RepresentationAlignment(Supervision):
+class RepresentationAlignment(TokenLoss):
     """1 - cosine between the state that predicts a masked token and the frozen parent's state before that token.
 
     The parent reads the clean text causally.
@@ -23,6 +23,6 @@ class RepresentationAlignment(Supervision):
     needs_parent = True
     weight: float = Field(default=1.0, ge=0)
 
-    def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
+    def weights(self, view: NoisedBatch, targets: Bool[Tensor, "batch seq"]) -> Weights:
         weight = self.weight * view.masked.float()
         return Weights(alignment=torch.where(targets & (view.position > 0), weight, torch.zeros_like(weight)))

@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.core.config import knobs
-from hildanext.diffusion import View
-from hildanext.losses.base import Supervision, Weights, mean_over
+from hildanext.diffusion import NoisedBatch
+from hildanext.losses.base import TokenLoss, Weights, mean_over
 
 
 @knobs
-class TokenToToken(Supervision):
+class TokenToToken(TokenLoss):
     """Cross-entropy at replaced tokens, and (with `keep`) at a share of the visible right ones.
 
     `sum` adds them up over the tokens that could have been replaced, so that few errors weigh little; `mean` is the
@@ -29,7 +29,7 @@ class TokenToToken(Supervision):
     keep_share: float = Field(default=0.25, gt=0, le=1)
     weighting: Literal["sum", "mean"] = "sum"
 
-    def weights(self, view: View, targets: Bool[Tensor, "batch seq"]) -> Weights:
+    def weights(self, view: NoisedBatch, targets: Bool[Tensor, "batch seq"]) -> Weights:
         mean = self.weighting == "mean"
         weight = self.weight * (mean_over(view.replaced, targets) if mean else view.replaced.float())
         if self.keep > 0:

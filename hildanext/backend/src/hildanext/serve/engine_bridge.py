@@ -14,7 +14,7 @@ from hildanext.engine.base import Cancelled, Engine, EngineEvent, Failed, Finish
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
-class Asked:
+class EngineCall:
     """Requests of one call, and all their events, each with its request's index.
 
     with await Asked.of(engine, receive, requests) as asked: ...      whatever has not ended then is cancelled
@@ -31,7 +31,7 @@ class Asked:
         self._watch = asyncio.create_task(self._until_gone(receive))
 
     @classmethod
-    async def of(cls, engine: Engine, receive: Receive, requests: Sequence[Request]) -> "Asked":
+    async def of(cls, engine: Engine, receive: Receive, requests: Sequence[Request]) -> "EngineCall":
         """Give the requests to the engine. Raises the engine's errors; then none of them goes on."""
         asked = cls(engine, receive)
         with ExitStack() as undo:
@@ -63,7 +63,7 @@ class Asked:
         for ticket in left:
             ticket.cancel()
 
-    def __enter__(self) -> "Asked":
+    def __enter__(self) -> "EngineCall":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,16 +8,16 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from hildanext.engine.base import Answer, Engine
-from hildanext.jobs.service import JobRoom
+from hildanext.jobs.service import JobService
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 PER_FORWARD = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 
 
-class Measures:
+class Metrics:
     """Histograms of what was answered, counts of requests, and the engine's own totals when they are asked for."""
 
-    def __init__(self, engine: Engine, jobs: JobRoom | None) -> None:
+    def __init__(self, engine: Engine, jobs: JobService | None) -> None:
         self.registry = into = CollectorRegistry()
         by = ["by"]
         self.first_block = Histogram(
@@ -54,7 +54,7 @@ class Measures:
 class _EngineTotals(Collector):
     """Read from the engine and the table of jobs at the moment of asking."""
 
-    def __init__(self, engine: Engine, jobs: JobRoom | None) -> None:
+    def __init__(self, engine: Engine, jobs: JobService | None) -> None:
         self.engine, self.jobs = engine, jobs
 
     def describe(self) -> list[Metric]:
@@ -95,7 +95,7 @@ class _EngineTotals(Collector):
             yield _states(self.jobs)
 
 
-def _states(jobs: JobRoom) -> Metric:
+def _states(jobs: JobService) -> Metric:
     found = GaugeMetricFamily("hilda_jobs", "Jobs by state", labels=["state"])
     for state, count in jobs.counts().items():
         found.add_metric([state], count)

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hildanext.core.errors import HildaError
 from hildanext.serve.errors import Refused, answer
-from hildanext.serve.metrics import Measures
+from hildanext.serve.metrics import Metrics
 from hildanext.serve.settings import ServeKnobs
 
 access = logging.getLogger("hildanext.access")
@@ -42,10 +42,10 @@ HEADERS: list[tuple[bytes, bytes]] = [
 """On every answer that does not have its own: nothing is loaded from elsewhere, nor shown inside another page."""
 
 
-class Identified:
+class RequestId:
     """Gives every request an id, logs it as one JSON line when it is over, and counts it."""
 
-    def __init__(self, app: ASGIApp, measures: Measures) -> None:
+    def __init__(self, app: ASGIApp, measures: Metrics) -> None:
         self.app, self.measures = app, measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +93,7 @@ class Identified:
             access.info(json.dumps(line))
 
 
-class Guarded:
+class Auth:
     """Refuses requests for another host's name, and those without the key where there is one."""
 
     def __init__(self, app: ASGIApp, settings: ServeKnobs, key: str | None) -> None:
@@ -128,7 +128,7 @@ class Guarded:
             raise Refused(what, "send it as Authorization: Bearer KEY", 401, "invalid_api_key")
 
 
-class Bodies:
+class BodyLimit:
     """Reads a body whole before anything else runs: so long, so large, and JSON, or a clear refusal."""
 
     def __init__(self, app: ASGIApp, settings: ServeKnobs) -> None:

@@ -10,9 +10,9 @@ from fastapi import Request as HttpRequest
 
 from hildanext.engine.base import Answer, EngineEvent, Failed, Finished, Piece, Request, Started, Stepped
 from hildanext.serve.canvas import Canvas, Glyph
-from hildanext.serve.engine_bridge import Asked
+from hildanext.serve.engine_bridge import EngineCall
 from hildanext.serve.errors import Refused, shape_of
-from hildanext.serve.options import wanted
+from hildanext.serve.options import decoding_params
 from hildanext.serve.requests import OpenAIBody
 from hildanext.serve.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 from hildanext.serve.service import Service
@@ -69,15 +69,15 @@ class Call:
         self.logprobs = logprobs
         self.facts = service.engine.facts
         self._check(len(prompts))
-        how = wanted(body, self.facts, service.settings, tokens, effort)
+        how = decoding_params(body, self.facts, service.settings, tokens, effort)
         steps = logprobs or body.diffusing or body.stream_denoising
         each = [prompt for prompt in prompts for _ in range(self.n)]
         self.requests: list[Request] = [how.request(one, i, steps, self.parent) for i, one in enumerate(each)]
         self.choices = [Choice() for _ in each]
         self.id, self.created = f"{dialect.prefix}-{secrets.token_hex(12)}", int(time.time())
 
-    async def ask(self, http: HttpRequest) -> Asked:
-        return await Asked.of(self.service.engine, http.receive, self.requests)
+    async def ask(self, http: HttpRequest) -> EngineCall:
+        return await EngineCall.of(self.service.engine, http.receive, self.requests)
 
     async def answer(self, http: HttpRequest) -> dict[str, Any]:
         """All of it but the choices, which are filled then."""
@@ -91,7 +91,7 @@ class Call:
                     raise event_.error
         return {"id": self.id, "created": self.created, "model": self.body.model, "usage": self.usage()}
 
-    async def chunks(self, asked: Asked) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, asked: EngineCall) -> AsyncGenerator[bytes, None]:
         """Server-sent events of `chunk` objects, and the literal end."""
         opening = self.dialect.opening()
         if opening is not None:

@@ -20,7 +20,7 @@ LONGEST_STOP = 1000
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DecodingParams:
     """What a body says of how its texts are written; the prompts come on top."""
 
     decoder: Mapping[str, Any]
@@ -45,9 +45,9 @@ class Wanted:
         )
 
 
-def wanted(
+def decoding_params(
     body: Decoding, facts: EngineFacts, settings: ServeKnobs, tokens: int | None, effort: str | None = None
-) -> Wanted:
+) -> DecodingParams:
     """Check everything but the prompt. `tokens` is the length asked for, `effort` what stands in for the body's own.
 
     Raises `Refused`, and the decoder's `ConfigError` or `UnknownChoice`.
@@ -63,7 +63,7 @@ def wanted(
             f"this service gives {settings.request_seconds:g} s at most",
             param="deadline_seconds",
         )
-    return Wanted(
+    return DecodingParams(
         decoder=_decoder(body, facts, effort),
         max_new_tokens=tokens if tokens is not None else _unasked(settings),
         seed=body.seed if body.seed is not None else 0,

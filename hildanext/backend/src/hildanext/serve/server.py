@@ -98,8 +98,8 @@ class GracefulServer(uvicorn.Server):
             yield
             return
         names = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last one is Windows'
-        wanted = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        before = {one: signal.signal(one, self.handle_exit) for one in wanted}
+        decoding_params = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        before = {one: signal.signal(one, self.handle_exit) for one in decoding_params}
         try:
             yield
         finally:

@@ -8,9 +8,9 @@ from pathlib import PurePath
 from fastapi import Request
 
 from hildanext.engine.base import Engine
-from hildanext.jobs.service import JobRoom
+from hildanext.jobs.service import JobService
 from hildanext.serve.errors import Refused
-from hildanext.serve.metrics import Measures
+from hildanext.serve.metrics import Metrics
 from hildanext.serve.settings import ServeKnobs
 
 
@@ -20,8 +20,8 @@ class Service:
 
     settings: ServeKnobs
     engine: Engine
-    jobs: JobRoom | None
-    measures: Measures
+    jobs: JobService | None
+    measures: Metrics
     since: float = field(default_factory=time.time)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the service was told to end: streams that would never end by themselves end then."""
@@ -48,7 +48,7 @@ class Service:
         there = " and ".join(repr(known) for known in (self.model, self.parent) if known is not None)
         raise Refused(f"no model {name[:80]!r}", f"there is {there}", 404, "model_not_found", "model")
 
-    def the_jobs(self) -> JobRoom:
+    def the_jobs(self) -> JobService:
         """Raises `Refused` (404) where the service has none."""
         if self.jobs is None:
             raise Refused("this service takes no jobs", "start it with --jobs-folder", 404, "no_jobs")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hildanext.core.errors import ConfigError
-from hildanext.jobs.service import JobRoom
+from hildanext.jobs.service import JobService
 from hildanext.stages import STAGES
 
 FOLDER = "runs/jobs"
@@ -30,9 +30,9 @@ NEEDS: Mapping[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
 """By stage: one of these values of the section, or one of these stages before it."""
 
 
-def open_jobs(folder: str | Path = FOLDER, limit: int = 1) -> JobRoom:
+def open_jobs(folder: str | Path = FOLDER, limit: int = 1) -> JobService:
     """The jobs of a folder, which is made where it is missing; `limit` of them run at a time."""
-    return JobRoom(folder, kinds=STAGES, check=check_submission, command=COMMAND, absent=ABSENT, limit=limit)
+    return JobService(folder, kinds=STAGES, check=check_submission, command=COMMAND, absent=ABSENT, limit=limit)
 
 
 def check_submission(run: Mapping[str, Any]) -> None:

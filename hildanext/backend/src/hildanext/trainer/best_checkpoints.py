@@ -9,7 +9,7 @@ from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
 
 
-class Best:
+class BestCheckpoints:
     """Keeps the k checkpoints with the lowest `measure` (or the highest, where more is better); 0 keeps none.
 
     One that falls out of the k stays on disk until a state that does not name it is saved (`tidy`), so that a run
@@ -21,27 +21,27 @@ class Best:
     ) -> None:
         self.run, self.model, self.tokenizer, self.k = run, model, tokenizer, k
         self.measure, self.sign = measure, -1.0 if highest else 1.0
-        self.found: dict[str, Any] = {"best": [], "since": 0}
+        self.state: dict[str, Any] = {"best": [], "since": 0}
 
     def __call__(self, step: int, measured: dict[str, Any]) -> None:
         """Save the weights of `step` where they belong to the best."""
         this = [self.sign * measured[self.measure], step]
-        lowest = self.found.get("lowest")
-        self.found["since"] = 0 if lowest is None or this[0] < lowest else self.found["since"] + 1
-        self.found["lowest"] = this[0] if lowest is None else min(lowest, this[0])
-        others = [entry for entry in self.found["best"] if entry[1] != step and self.folder(entry[1]).is_dir()]
+        lowest = self.state.get("lowest")
+        self.state["since"] = 0 if lowest is None or this[0] < lowest else self.state["since"] + 1
+        self.state["lowest"] = this[0] if lowest is None else min(lowest, this[0])
+        others = [entry for entry in self.state["best"] if entry[1] != step and self.folder(entry[1]).is_dir()]
         kept = sorted([*others, this])[: self.k]
         if this in kept:
             save_diffusion(self.folder(step), self.model, self.tokenizer)
-        self.found["best"] = kept
+        self.state["best"] = kept
 
-    def stuck(self, patience: int | None) -> bool:
+    def plateaued(self, patience: int | None) -> bool:
         """Whether the last `patience` validations brought nothing better; never without a patience."""
-        return patience is not None and self.found["since"] >= patience
+        return patience is not None and self.state["since"] >= patience
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, best first; one that was lost is left out."""
-        return [step for _, step in self.found["best"] if self.folder(step).is_dir()]
+        return [step for _, step in self.state["best"] if self.folder(step).is_dir()]
 
     def folders(self) -> list[Path]:
         """Where they are."""
@@ -56,7 +56,7 @@ class Best:
 
         save_folder_atomically(folder, write)
 
-    def tidy(self) -> None:
+    def prune(self) -> None:
         """Remove the checkpoints that the state does not name."""
         named = set(self.folders())
         for folder in self.run.glob("best/step-*"):

@@ -61,7 +61,7 @@ def check_device(name: OptimizerName, offload: Offload | None, device: torch.dev
         bitsandbytes_on(device)
 
 
-class RestingStates:
+class OffloadedStates:
     """Optimiser states that lie in the computer's memory between steps, and on the GPU during one.
 
     A step then has states but no activations on the card, a forward and backward the other way round. Every step
@@ -74,14 +74,14 @@ class RestingStates:
         """Pinned memory, kept: pinning anew for every step would cost more than the copy."""
 
     @contextlib.contextmanager
-    def awake(self) -> Iterator[None]:
+    def onload(self) -> Iterator[None]:
         """Within the context (a step) the states are on the GPU."""
         for _, slots, name, value in self._states():
             slots[name] = value.to(self.device, non_blocking=True)
         yield
-        self.rest()
+        self.offload()
 
-    def rest(self) -> None:
+    def offload(self) -> None:
         """Put the states to pinned memory."""
         for number, slots, name, value in self._states():
             if (number, name) not in self.beds:

@@ -6,22 +6,22 @@ from typing import Any
 
 from torch import Tensor
 
-from hildanext.corruption.schedules import Rung
-from hildanext.diffusion import View
+from hildanext.corruption.schedules import BlockPhase
+from hildanext.diffusion import NoisedBatch
 from hildanext.losses import SupervisedStep
 
 
 @dataclass
-class Stage:
+class TrainingTask:
     """What a stage brings to the loop."""
 
     total_tokens: int
-    rung: Callable[[int], Rung]
+    rung: Callable[[int], BlockPhase]
     """Tokens seen (positions, see `train`) -> phase and block size."""
-    views: Callable[[int, Rung], list[View]]
+    views: Callable[[int, BlockPhase], list[NoisedBatch]]
     """Global micro-batch index -> its noised views (two for a complementary pair)."""
     validate: Callable[[SupervisedStep, int], dict[str, Any]] | None = None
-    teacher: Callable[[View], Tensor] | None = None
+    teacher: Callable[[NoisedBatch], Tensor] | None = None
     turns: int = 1
     seed: int = 0
     on_evaluation: Callable[[int, dict[str, Any]], None] | None = None

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from hildanext.ar import Parent
 from hildanext.core.runtime import accelerates_bf16
-from hildanext.diffusion import View
-from hildanext.losses import Supervision
+from hildanext.diffusion import NoisedBatch
+from hildanext.losses import TokenLoss
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.lora import without_lora
 from hildanext.models.start import start_conversion
 
 
 def teacher_for(
-    losses: Iterable[Supervision],
+    losses: Iterable[TokenLoss],
     model: DiffusionModel,
     name: str | Path,
     precision: str,
@@ -46,12 +46,12 @@ def frozen_parent(name: str | Path, model: DiffusionModel, precision: str, trust
     return Parent(frozen.causal_lm, tokenizer, frozen.banned)
 
 
-def reader(teacher: Parent | None, model: DiffusionModel) -> Callable[[View], Tensor] | None:
+def reader(teacher: Parent | None, model: DiffusionModel) -> Callable[[NoisedBatch], Tensor] | None:
     """View -> the parent's hidden states of its clean tokens, for `Stage.teacher`."""
     if teacher is None:
         return None
 
-    def read(view: View) -> Tensor:
+    def read(view: NoisedBatch) -> Tensor:
         if teacher.causal_lm is not model.causal_lm:
             return teacher.hidden(view.clean, view.document, view.position)
         with without_lora(model):

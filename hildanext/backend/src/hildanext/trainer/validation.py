@@ -13,11 +13,11 @@ from hildanext.core.metrics_log import MetricLog, read_metrics
 from hildanext.core.runtime import make_generator
 from hildanext.data.batch import Batch, Rows
 from hildanext.data.packing.rows import row_order
-from hildanext.diffusion import View, block_index, block_times, hide_tokens, mask_tokens, replace_tokens, targets
+from hildanext.diffusion import NoisedBatch, block_index, block_times, hide_tokens, mask_tokens, replace_tokens, targets
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.card import Card
-from hildanext.trainer.task import Stage
+from hildanext.trainer.task import TrainingTask
 
 
 def first_batches(dataset: Rows, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
@@ -33,7 +33,7 @@ def drawn_batches(dataset: Rows, rows: int, batch_size: int, device: torch.devic
     return [dataset.batch(drawn[at : at + batch_size]).to(device) for at in range(0, len(drawn), batch_size)]
 
 
-def measure_start(metrics: Path, stage: Stage, step: SupervisedStep) -> None:
+def measure_start(metrics: Path, stage: TrainingTask, step: SupervisedStep) -> None:
     """Validate what is about to be trained, once in a run, so that it can say what it learned: the line of step 0."""
     if stage.validate is None or any(line["kind"] == "eval" for line in read_metrics(metrics)):
         return
@@ -102,7 +102,7 @@ class EditCheck:
     def __init__(self, batches: Sequence[Batch], card: Card, real: Int[Tensor, " real"], rate: float = 0.1) -> None:
         self.views = [self._wrong(batch, card, real, rate, index) for index, batch in enumerate(batches)]
 
-    def _wrong(self, batch: Batch, card: Card, real: Tensor, rate: float, index: int) -> View:
+    def _wrong(self, batch: Batch, card: Card, real: Tensor, rate: float, index: int) -> NoisedBatch:
         generator = make_generator(0, 4, index)
         may = targets(batch.maskable, batch.position, card.shift)
         nothing = torch.zeros(batch.tokens.shape, device=batch.tokens.device)

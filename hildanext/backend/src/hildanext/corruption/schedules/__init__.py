@@ -2,6 +2,15 @@
 
 from hildanext.corruption.schedules.learning_rate import LearningRate
 from hildanext.corruption.schedules.noise import MaskNoise
-from hildanext.corruption.schedules.wsd import Rung, check_padding, check_rungs, rung_at, spread, total_tokens
+from hildanext.corruption.schedules.wsd import BlockPhase, check_padding, check_phases, phase_at, spread, total_tokens
 
-__all__ = ["LearningRate", "MaskNoise", "Rung", "check_padding", "check_rungs", "rung_at", "spread", "total_tokens"]
+__all__ = [
+    "LearningRate",
+    "MaskNoise",
+    "BlockPhase",
+    "check_padding",
+    "check_phases",
+    "phase_at",
+    "spread",
+    "total_tokens",
+]

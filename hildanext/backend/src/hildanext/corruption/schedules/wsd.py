@@ -16,7 +16,7 @@ Phase = Literal["warmup", "stable", "decay"]
 
 
 @knobs
-class Rung:
+class BlockPhase:
     """Train at one block size for a number of tokens (data tokens, counted once however often they are fed)."""
 
     phase: Phase
@@ -24,7 +24,7 @@ class Rung:
     tokens: int = Field(ge=1)
 
 
-def check_rungs(rungs: tuple[Rung, ...], sequence_length: int) -> None:
+def check_phases(rungs: tuple[BlockPhase, ...], sequence_length: int) -> None:
     """Raises `ConfigError` for an empty ladder, a block size that does not divide, or phases out of order."""
     if not rungs:
         raise ConfigError("wsd has no rungs", 'list at least one {"phase", "block_size", "tokens"}')
@@ -40,7 +40,7 @@ def check_rungs(rungs: tuple[Rung, ...], sequence_length: int) -> None:
         raise ConfigError("the phases of wsd are out of order", "warmup rungs first, then stable, then decay")
 
 
-def check_padding(rungs: tuple[Rung, ...], block_size: int, pad_to_block: int | None) -> None:
+def check_padding(rungs: tuple[BlockPhase, ...], block_size: int, pad_to_block: int | None) -> None:
     """Raises `ConfigError` where documents packed in multiples of `pad_to_block` (None: of 1) end inside a block.
 
     The model would see where they end, which no decoder shows it, so at the block size that is decoded this is
@@ -61,7 +61,7 @@ def check_padding(rungs: tuple[Rung, ...], block_size: int, pad_to_block: int | 
             )
 
 
-def rung_at(rungs: tuple[Rung, ...], tokens_seen: int) -> Rung:
+def phase_at(rungs: tuple[BlockPhase, ...], tokens_seen: int) -> BlockPhase:
     """The rung a run is on after `tokens_seen` data tokens; past the end, the last one."""
     for rung in rungs:
         if tokens_seen < rung.tokens:
@@ -70,15 +70,15 @@ def rung_at(rungs: tuple[Rung, ...], tokens_seen: int) -> Rung:
     return rungs[-1]
 
 
-def total_tokens(rungs: tuple[Rung, ...]) -> int:
+def total_tokens(rungs: tuple[BlockPhase, ...]) -> int:
     return sum(rung.tokens for rung in rungs)
 
 
-def spread(phase: Phase, block_sizes: list[int], tokens: int) -> tuple[Rung, ...]:
+def spread(phase: Phase, block_sizes: list[int], tokens: int) -> tuple[BlockPhase, ...]:
     """A ladder: `tokens` divided evenly over `block_sizes`, the remainder on the last rung."""
     each = tokens // len(block_sizes)
     last = tokens - each * (len(block_sizes) - 1)
     return tuple(
-        Rung(phase=phase, block_size=size, tokens=last if i == len(block_sizes) - 1 else each)
+        BlockPhase(phase=phase, block_size=size, tokens=last if i == len(block_sizes) - 1 else each)
         for i, size in enumerate(block_sizes)
     )

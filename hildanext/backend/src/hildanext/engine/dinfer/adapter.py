@@ -18,7 +18,7 @@ from hildanext.core.config import knobs, plain
 from hildanext.core.errors import ConfigError, HildaError, ModelError, PromptError
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import MODES, make_decoder, mode_name
-from hildanext.decoding.detokenizer import Ending, Transcript
+from hildanext.decoding.detokenizer import IncrementalDetokenizer, Stop
 from hildanext.engine.base import (
     Answer,
     Cancelled,
@@ -87,7 +87,7 @@ class DInferKnobs:
 
 
 @dataclass(eq=False)
-class Work:
+class RequestState:
     """A request of ours."""
 
     request: Request
@@ -110,7 +110,7 @@ class Work:
 class Got:
     """What the thread that asks has found out."""
 
-    ending: Ending | None = None
+    ending: Stop | None = None
     error: HildaError | None = None
     forwards: int = 0
     first: float | None = None
@@ -150,8 +150,8 @@ class DInferEngine(Engine):
             supports_steps=False,
         )
         self._changed = threading.Condition()
-        self._waiting: deque[Work] = deque()
-        self._current: Work | None = None
+        self._waiting: deque[RequestState] = deque()
+        self._current: RequestState | None = None
         self._closing = False
         self._dead = ""
         self._forwards = 0
@@ -184,7 +184,7 @@ class DInferEngine(Engine):
 
     def submit(self, request: Request, sink: Sink) -> Ticket:
         self._check(request)
-        work = Work(request, sink, self._encode(request), time.perf_counter())
+        work = RequestState(request, sink, self._encode(request), time.perf_counter())
         if (length := self._whole(work)) > self.settings.max_length:
             size = f"prompt and text take {length} tokens in whole blocks of {self.settings.block_length}"
             raise PromptError(f"{size}, and there is room for {self.settings.max_length}", "ask for fewer new tokens")
@@ -197,7 +197,7 @@ class DInferEngine(Engine):
             self._changed.notify_all()
         return DInferTicket(self, work)
 
-    def fail(self, work: Work, error: HildaError) -> None:
+    def fail(self, work: RequestState, error: HildaError) -> None:
         """End a request for whoever asked. dInfer cannot be interrupted: it goes on, and its text is thrown away."""
         with self._changed:
             if work in self._waiting:
@@ -264,7 +264,7 @@ class DInferEngine(Engine):
         for work in left:
             self.fail(work, EngineFailed(f"dinfer has stopped: {self._dead or 'closing'}", "see the server's log"))
 
-    def _answer(self, work: Work) -> None:
+    def _answer(self, work: RequestState) -> None:
         started = time.perf_counter()
         if (late := work.late()) is not None:
             self.fail(work, late)
@@ -285,14 +285,14 @@ class DInferEngine(Engine):
         elif got.ending is not None:
             self._tell(work, Finished(self._whole_answer(work, got, got.ending, started)))
 
-    def _fail_the_late(self, current: Work) -> None:
+    def _fail_the_late(self, current: RequestState) -> None:
         with self._changed:
             here = [current, *self._waiting]
         for work in here:
             if (late := work.late()) is not None:
                 self.fail(work, late)
 
-    def _call(self, work: Work, got: Got) -> None:
+    def _call(self, work: RequestState, got: Got) -> None:
         """In a thread of its own, as it may never return."""
         try:
             got.ending = self._write(work, got)
@@ -301,14 +301,14 @@ class DInferEngine(Engine):
         except TROUBLES as problem:
             got.error = EngineFailed(f"dinfer failed ({type(problem).__name__}: {problem})", "see the server's log")
 
-    def _write(self, work: Work, got: Got) -> Ending | None:
+    def _write(self, work: RequestState, got: Got) -> Stop | None:
         """Ask for blocks until the text ends; None where whoever asked has left."""
 
         def show(text: str) -> None:
             got.first = got.first if got.first is not None else time.perf_counter()
             self._tell(work, Piece(text))
 
-        transcript = Transcript(self.tokenizer, frozenset({self.eos_id}), work.request.stop, show)
+        transcript = IncrementalDetokenizer(self.tokenizer, frozenset({self.eos_id}), work.request.stop, show)
         row, size, last = list(work.prompt), self.settings.block_length, self._whole(work)
         while not work.ended:
             before = self._server.forwards
@@ -320,7 +320,7 @@ class DInferEngine(Engine):
                 return ending
         return None
 
-    def _whole(self, work: Work) -> int:
+    def _whole(self, work: RequestState) -> int:
         """Length of prompt and text, rounded up to whole blocks: what is fed at last."""
         size = self.settings.block_length
         return -(-(len(work.prompt) + _new_tokens(work.request)) // size) * size
@@ -331,7 +331,7 @@ class DInferEngine(Engine):
             return f"a text took more than {self.settings.request_seconds:g} s"
         return self._server.trouble()
 
-    def _give_up(self, work: Work, against: str) -> None:
+    def _give_up(self, work: RequestState, against: str) -> None:
         if against:
             logger.error("dinfer is stopped: %s", against)
             with self._changed:
@@ -339,7 +339,7 @@ class DInferEngine(Engine):
         self._server.stop()
         self.fail(work, EngineFailed(f"dinfer was stopped: {against}", "serve the model with another engine"))
 
-    def _whole_answer(self, work: Work, got: Got, ending: Ending, started: float) -> Answer:
+    def _whole_answer(self, work: RequestState, got: Got, ending: Stop, started: float) -> Answer:
         now = time.perf_counter()
         first = got.first if got.first is not None else now
         return Answer(
@@ -355,7 +355,7 @@ class DInferEngine(Engine):
             edits_supported=False,
         )
 
-    def _tell(self, work: Work, event: EngineEvent) -> bool:
+    def _tell(self, work: RequestState, event: EngineEvent) -> bool:
         """Whether the sink heard it: nothing reaches one behind the end of its request."""
         with work.lock:
             if work.ended:
@@ -385,7 +385,7 @@ def _new_tokens(request: Request) -> int:
 class DInferTicket:
     """A request to dInfer."""
 
-    def __init__(self, engine: DInferEngine, work: Work) -> None:
+    def __init__(self, engine: DInferEngine, work: RequestState) -> None:
         self._engine, self._work = engine, work
 
     def cancel(self) -> None:

@@ -60,7 +60,7 @@ NEEDED = {
 
 
 @dataclass(frozen=True)
-class Found:
+class ProbeResult:
     """What a probe came back with. `died` says why it did not."""
 
     capabilities: tuple[tuple[int, int], ...] = ()
@@ -97,35 +97,35 @@ def placeholder() -> str:
 
 
 _probing = threading.Lock()
-_probed: dict[float, Found] = {}
+_probed: dict[float, ProbeResult] = {}
 
 
-def probe(seconds: float = 120.0) -> Found:
-    """What `look` finds, which happens once in this process, however many ask at the same time."""
+def probe(seconds: float = 120.0) -> ProbeResult:
+    """What `probe_in_subprocess` finds, which happens once in this process, however many ask at the same time."""
     with _probing:
         if seconds not in _probed:
-            _probed[seconds] = look(seconds)
+            _probed[seconds] = probe_in_subprocess(seconds)
         return _probed[seconds]
 
 
-def look(seconds: float = 120.0) -> Found:
+def probe_in_subprocess(seconds: float = 120.0) -> ProbeResult:
     """Import dInfer in a Python of its own, which is killed after so many seconds; a placeholder is not imported."""
     if instead := placeholder():
-        return Found(died=instead)
+        return ProbeResult(died=instead)
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        return Found(died=f"importing it took more than {seconds:g} s")
+        return ProbeResult(died=f"importing it took more than {seconds:g} s")
     except OSError as problem:
-        return Found(died=f"no Python could be started to import it ({problem})")
+        return ProbeResult(died=f"no Python could be started to import it ({problem})")
     line = next((line for line in done.stdout.splitlines() if line.startswith("PROBE ")), None)
     if line is None:
         last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
-        return Found(died=f"importing it ended Python with {done.returncode} ({last[:200]})")
+        return ProbeResult(died=f"importing it ended Python with {done.returncode} ({last[:200]})")
     told = json.loads(line.removeprefix("PROBE "))
-    return Found(
+    return ProbeResult(
         capabilities=tuple((int(major), int(minor)) for major, minor in told.get("capabilities", [])),
         vllm=bool(told.get("vllm")),
         sglang=bool(told.get("sglang")),
@@ -135,7 +135,7 @@ def look(seconds: float = 120.0) -> Found:
     )
 
 
-def why_not_here(found: Found, backend: str, commit: str | None) -> str:
+def why_not_here(found: ProbeResult, backend: str, commit: str | None) -> str:
     """What stands against dInfer on this machine; empty where nothing does. `commit` None takes any."""
     if found.died:
         return found.died
@@ -193,7 +193,7 @@ KNOBS = {"mode", "backend", "block_length", "call_blocks", "max_length", "num_gp
 """Knobs of the engine's section; a test holds them to it."""
 
 
-def against(section: Mapping[str, Any], model: str) -> str:
+def why_unavailable(section: Mapping[str, Any], model: str) -> str:
     """Why `auto` does not take dInfer for a model, cheapest question first; empty where it does."""
     if not installed():
         return "it is not installed"

@@ -16,14 +16,14 @@ from hildanext.engine.base import Answer, Cell, EngineEvent, EngineFailed, Piece
 from hildanext.engine.remote.http import ServerEvent, failure, parsed
 from hildanext.inference import DEFAULT_NEW_TOKENS, DecodeStats
 
-UNTOLD = -1
+UNKNOWN_ID = -1
 """In place of a token's id where the server tells only how many there are."""
 
 SAMPLING = ("name", "temperature", "top_p", "top_k")
 FINISH: Mapping[str, Literal["eos", "stop", "length"]] = {"stop": "eos", "eos": "eos", "length": "length"}
 
 
-class UntoldStats(DecodeStats):
+class UnknownStats(DecodeStats):
     """Counts of a server that tells tokens only."""
 
     @property
@@ -208,11 +208,11 @@ class Published(Conversation):
         details = details if isinstance(details, dict) else {}
         cached = self.usage.get("prompt_tokens_details")
         forwards, tokens = _count(details, "forward_passes"), told["completion_tokens"]
-        kind = DecodeStats if forwards else UntoldStats
+        kind = DecodeStats if forwards else UnknownStats
         seconds = time.perf_counter() - self.times.started
         stats = kind(0, forwards, 0, 0, tokens, _count(details, "edited_tokens"), seconds, 0.0)
         known = _count(cached, "cached_tokens") if isinstance(cached, dict) else 0
-        self.finish([UNTOLD] * tokens, reason, told["prompt_tokens"], known, stats, edits=False)
+        self.finish([UNKNOWN_ID] * tokens, reason, told["prompt_tokens"], known, stats, edits=False)
 
 
 def extras_of(request: Request) -> dict[str, Any]:

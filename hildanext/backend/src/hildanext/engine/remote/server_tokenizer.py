@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 
-class ToldTokens(PreTrainedTokenizerBase):
+class ServerTokenizer(PreTrainedTokenizerBase):
     """Knows the text of each token that it was told of, and nothing else of a tokenizer's."""
 
     def __init__(self) -> None:

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
 from hildanext.engine.base import Answer, EngineFailed, Failed, Finished, Piece, Request, Started, Stepped
-from hildanext.serve.engine_bridge import Asked
+from hildanext.serve.engine_bridge import EngineCall
 from hildanext.serve.errors import Refused, responses, shape_of
-from hildanext.serve.options import Wanted, check_length, conversation, wanted
+from hildanext.serve.options import DecodingParams, check_length, conversation, decoding_params
 from hildanext.serve.requests import GenerateBody
 from hildanext.serve.responses import GenerateAnswer, GenerateUsage, StartEvent, Timing
 from hildanext.serve.service import Service, service_of
@@ -24,7 +24,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Telling:
+class GenerateCall:
     """One call: what was asked, and what is told of it."""
 
     def __init__(self, service: Service, body: GenerateBody) -> None:
@@ -32,14 +32,14 @@ class Telling:
         self.facts = service.engine.facts
         self.id = f"gen-{secrets.token_hex(12)}"
         self.arrived = time.perf_counter()
-        self.wanted: Wanted = wanted(body, self.facts, service.settings, body.max_new_tokens)
+        self.decoding_params: DecodingParams = decoding_params(body, self.facts, service.settings, body.max_new_tokens)
         name = service.parent if body.parent else service.model
         if name is None:
             raise Refused("this service has no autoregressive parent", "start it with --parent", param="parent")
         self.model = name
 
     def request(self, frames: bool) -> Request:
-        return self.wanted.request(prompt_of(self.body, self.service), 0, frames, self.body.parent)
+        return self.decoding_params.request(prompt_of(self.body, self.service), 0, frames, self.body.parent)
 
     def started(self, started: Started) -> dict[str, Any]:
         return StartEvent(
@@ -47,13 +47,13 @@ class Telling:
             model=self.model,
             engine=self.facts.engine,
             parent=self.body.parent,
-            seed=self.wanted.seed,
+            seed=self.decoding_params.seed,
             block_size=None if self.body.parent else self.facts.block_size,
             prompt_tokens=started.prompt_tokens,
             cached_tokens=started.cached_tokens,
             queue_seconds=started.queue_seconds,
             prompt=[cell.__dict__ for cell in started.prompt],  # type: ignore[misc]
-            decoder=dict(self.wanted.decoder),
+            decoder=dict(self.decoding_params.decoder),
         ).model_dump()
 
     def frame(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +71,8 @@ class Telling:
             text=answer.text,
             tokens=answer.tokens,
             finish_reason=answer.finish_reason,
-            seed=self.wanted.seed,
-            decoder=dict(self.wanted.decoder),
+            seed=self.decoding_params.seed,
+            decoder=dict(self.decoding_params.decoder),
             edits_supported=answer.edits_supported and not self.body.parent,
             usage=GenerateUsage(
                 prompt_tokens=answer.prompt_tokens,
@@ -117,10 +117,10 @@ async def generate(
     body: GenerateBody, http: HttpRequest, service: Annotated[Service, Depends(service_of)]
 ) -> GenerateAnswer:
     """Write one text."""
-    telling = Telling(service, body)
+    telling = GenerateCall(service, body)
     frames: list[dict[str, Any]] | None = [] if body.frames else None
     requests = [telling.request(bool(body.frames))]
-    with await Asked.of(service.engine, http.receive, requests) as asked:
+    with await EngineCall.of(service.engine, http.receive, requests) as asked:
         while (found := await asked.next()) is not None:
             match found[1]:
                 case Stepped(record) if frames is not None:
@@ -142,12 +142,12 @@ async def generate_stream(
     body: GenerateBody, http: HttpRequest, service: Annotated[Service, Depends(service_of)]
 ) -> EventStream:
     """Write one text, and tell every forward of it."""
-    telling = Telling(service, body)
-    asked = await Asked.of(service.engine, http.receive, [telling.request(body.frames is not False)])
+    telling = GenerateCall(service, body)
+    asked = await EngineCall.of(service.engine, http.receive, [telling.request(body.frames is not False)])
     return EventStream(_events(telling, asked, service.settings.keep_alive_seconds), asked.close)
 
 
-async def _events(telling: Telling, asked: Asked, patience: float) -> AsyncGenerator[bytes, None]:
+async def _events(telling: GenerateCall, asked: EngineCall, patience: float) -> AsyncGenerator[bytes, None]:
     pieces = 0
     while True:
         found = await asked.next(patience)

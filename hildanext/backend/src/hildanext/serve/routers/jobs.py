@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import FileResponse, PlainTextResponse
 
 from hildanext.jobs.base import Job, State
-from hildanext.jobs.service import JobRoom
+from hildanext.jobs.service import JobService
 from hildanext.serve.errors import responses
 from hildanext.serve.requests import JobBody
 from hildanext.serve.responses import ArtefactAnswer, ArtefactList, JobAnswer, JobList
@@ -99,7 +99,7 @@ async def events(
 
 
 async def _events(
-    room: JobRoom, id: str, after: int, follow: bool, service: Service, http: HttpRequest
+    room: JobService, id: str, after: int, follow: bool, service: Service, http: HttpRequest
 ) -> AsyncGenerator[bytes, None]:
     silent = 0.0
     while not await http.is_disconnected():
