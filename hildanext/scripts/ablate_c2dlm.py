@@ -25,12 +25,12 @@ from hildanext.core.errors import HildaError
 from hildanext.core.plots import PALETTE, save
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine, make_generator, set_threads
-from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.diffusion import CausalPairs, NoisedBatch, mask_tokens, targets
 from hildanext.grading.gsm8k import strict
-from hildanext.inference import GenerationKnobs, generate
+from hildanext.inference import GenerationConfig, generate
 from hildanext.losses import SupervisedStep
 from hildanext.losses.c2dlm import CausalAttention
 from hildanext.losses.mask_to_token import MaskToToken
@@ -133,7 +133,7 @@ def _measured(file: Path, checkpoint: Path, options: argparse.Namespace) -> dict
     model, tokenizer = load_diffusion(str(checkpoint), torch.float32, "cpu")
     model.eval()
     set_template(tokenizer)
-    data = ChatDataKnobs(**_data(round(options.held_out / HELD_OUT), 10_000))
+    data = ChatDataConfig(**_data(round(options.held_out / HELD_OUT), 10_000))
     folder = file.parent / "held-out"
     prepare_chat(folder, data, tokenizer, model.card.block_size)
     valid = ChatDataset(folder, "valid", LENGTH, model.card.block_size, int(tokenizer.eos_token_id), packing=False)
@@ -149,7 +149,7 @@ def _measured(file: Path, checkpoint: Path, options: argparse.Namespace) -> dict
 def _exact(valid: ChatDataset, model: DiffusionModel, tokenizer: Any) -> float:
     """Per cent of held-out answers whose number after `####` is the right one."""
     asked = [valid.conversation(number) for number in range(valid.conversations)]
-    how = GenerationKnobs(max_new_tokens=32, batch_size=50)
+    how = GenerationConfig(max_new_tokens=32, batch_size=50)
     decoder = make_decoder(decoder_section("S_MODE"))
     done = generate(model, tokenizer, [one.prompt for one in asked], decoder, how)
     wanted = [str(tokenizer.decode(one.answer, skip_special_tokens=True)) for one in asked]

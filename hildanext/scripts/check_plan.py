@@ -30,11 +30,11 @@ QLORA = {**ADAPTERS, "quantize": "nf4"}
 
 
 def case(parent: str, length: int, batch: int, convert: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
-    rung = {"phase": "stable", "block_size": 32, "tokens": 10**9}
+    phase = {"phase": "stable", "block_size": 32, "tokens": 10**9}
     return {
         "data": {"sequence_length": length, "pad_to_block": 32},
         "convert": {
-            "parent": parent, "alignment": "parent", "block_size": 32, "wsd": [rung], "losses": LOSSES, "valid_rows": 1,
+            "parent": parent, "alignment": "parent", "block_size": 32, "wsd": [phase], "losses": LOSSES, "valid_rows": 1,
             "device": "cpu", **(convert or {}), "train": {"batch_size": batch, "stop_after": STEPS, **train},
         },
     }  # fmt: skip
@@ -179,7 +179,7 @@ def warm_up(asked: dict[str, Any]) -> None:
     from hildanext.core.runtime import accelerates_bf16, make_generator
     from hildanext.diffusion import block_index, block_times, mask_tokens
     from hildanext.losses import SupervisedStep, make_losses
-    from hildanext.models.lora import LoraKnobs, add_lora
+    from hildanext.models.lora import LoraConfig, add_lora
     from hildanext.models.start import start_conversion
     from hildanext.trainer.optimizer import build_optimizer
 
@@ -187,7 +187,7 @@ def warm_up(asked: dict[str, Any]) -> None:
     lora, quantize = convert.get("lora"), convert.get("quantize")
     model, _ = start_conversion("tiny", "parent", 32, mask_delta=lora is not None, quantize=quantize)
     if lora is not None:
-        add_lora(model, LoraKnobs(rank=4))
+        add_lora(model, LoraConfig(rank=4))
     if convert["train"].get("gradient_checkpointing"):
         model.recompute_layers()
     step = SupervisedStep(model, make_losses(LOSSES, "losses")).train()
@@ -245,13 +245,13 @@ def make_data(parent: Path, work: Path, length: int) -> dict[str, str]:
     """Shards of random documents, each of them a whole row (one place is the end of text's)."""
     import random
 
-    from hildanext.datasets import PrepareKnobs, prepare
+    from hildanext.datasets import PrepareConfig, prepare
     from hildanext.tokenization import load_tokenizer
 
     folder, draw = work / f"data-{length}", random.Random(0)
     if not folder.is_dir():
         rows = [[draw.randrange(2, 500) for _ in range(length - 2)] for _ in range(32)]
-        prepare(PrepareKnobs(source={"name": "list"}, out=str(folder)), load_tokenizer(parent), documents=rows)
+        prepare(PrepareConfig(source={"name": "list"}, out=str(folder)), load_tokenizer(parent), documents=rows)
     return {"train": str(folder), "valid": str(folder)}
 
 

@@ -19,10 +19,10 @@ import torch
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import accelerates_bf16, keep_freed_memory, machine, make_generator
 from hildanext.corruption.input_layout import build_layout, layout_of
-from hildanext.corruption.noising import NoiseKnobs, noised
+from hildanext.corruption.noising import NoiseConfig, noised
 from hildanext.data.causal_graphs import EXTRACTORS
 from hildanext.data.causal_graphs.corpus import write_graphs
-from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.diffusion import NoisedBatch
 from hildanext.losses import SupervisedStep
@@ -78,10 +78,10 @@ def _views(folder: Path, options: argparse.Namespace, model: DiffusionModel, tok
         lines = [line for line, _ in zip(file, range(40 * options.passes * options.rows), strict=False)]
     (folder / "some.jsonl").write_text("".join(lines), encoding="utf-8")
     statistics_ = write_graphs(str(folder / "some.jsonl"), EXTRACTORS["rule:gsm8k"](), folder)
-    data = ChatDataKnobs(train={"name": "files", "path": statistics_["file"]}, sequence_length=options.length)
+    data = ChatDataConfig(train={"name": "files", "path": statistics_["file"]}, sequence_length=options.length)
     prepare_chat(folder / "data", data, tokenizer, options.block_size)
     rows = ChatDataset(folder / "data", "train", options.length, options.block_size, int(tokenizer.eos_token_id))
-    noise, real = NoiseKnobs(t_range=(0.3, 0.8), replace_rate=0.2), real_ids(model.card, tokenizer).nonzero()[:, 0]
+    noise, real = NoiseConfig(t_range=(0.3, 0.8), replace_rate=0.2), real_ids(model.card, tokenizer).nonzero()[:, 0]
     views = []
     for number in range(options.passes):
         chosen = list(range(number * options.rows, (number + 1) * options.rows))
@@ -104,11 +104,11 @@ def _step(step: SupervisedStep, view: NoisedBatch) -> float:
 
 def _looked_at(view: NoisedBatch, apply: str, model: DiffusionModel) -> int:
     """Rows of all sequences that the loss computes a second time."""
-    knobs = CausalAttention(apply=apply)
+    config = CausalAttention(apply=apply)
     fed = build_layout(view, layout_of(view.block_size, view.clean.shape[1], model.card.shift))
     wanted = view.replaced if apply == "t2t" else view.replaced | view.masked
     rows = causal_rows(
-        view, fed, model.card.shift, model.card.clean_mask, wanted, model.banned, knobs.max_rows, make_generator(1)
+        view, fed, model.card.shift, model.card.clean_mask, wanted, model.banned, config.max_rows, make_generator(1)
     )
     return 0 if rows is None else int(rows.real.sum())
 

@@ -27,7 +27,7 @@ from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.plots import PALETTE, new_figure, save
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine, make_generator, set_threads
-from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.decoding import Decoder, decoder_section, make_decoder
 from hildanext.decoding.state import DecodeState
@@ -140,7 +140,7 @@ def _cases(model: DiffusionModel, tokenizer: Any, options: argparse.Namespace) -
     card, eos, length = model.card, int(tokenizer.eos_token_id), options.sequence_length
     set_template(tokenizer)
     source = {"name": "files", "path": options.data}
-    data = ChatDataKnobs(train=source, valid=source, sequence_length=length, packing=False, too_long="skip")
+    data = ChatDataConfig(train=source, valid=source, sequence_length=length, packing=False, too_long="skip")
     with tempfile.TemporaryDirectory() as folder:
         prepare_chat(Path(folder) / "data", data, tokenizer, card.block_size)
         held_out = ChatDataset(Path(folder) / "data", "valid", length, card.block_size, eos, packing=False)

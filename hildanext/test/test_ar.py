@@ -8,7 +8,7 @@ import torch
 from hildanext.ar import Parent, sample, sample_documents
 from hildanext.core.errors import PromptError
 from hildanext.models.loading.load import load_parent
-from hildanext.models.lora import LoraKnobs, add_lora, without_lora
+from hildanext.models.lora import LoraConfig, add_lora, without_lora
 from hildanext.models.start import start_conversion
 from small_models import FAMILIES, small_causal, small_parent, small_tokenizer
 
@@ -31,7 +31,7 @@ def test_logits_are_the_causal_models_own(family):  # V21
 def test_the_teacher_is_the_model_with_its_adapters_off(tmp_path):  # V21
     folder = small_parent(tmp_path / "parent")
     model, tokenizer = start_conversion(folder, "parent", 1, mask_delta=True)
-    add_lora(model, LoraKnobs(rank=2))
+    add_lora(model, LoraConfig(rank=2))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -11,7 +11,7 @@ from hildanext.ar import Parent
 from hildanext.core.errors import PromptError
 from hildanext.decoding import ThresholdEdit
 from hildanext.decoding.state import DecodeState
-from hildanext.inference import GenerationKnobs, context_length, generate
+from hildanext.inference import GenerationConfig, context_length, generate
 from small_models import small_tokenizer
 
 FAMILIES = ["llama", "qwen2", "qwen3"]
@@ -29,7 +29,7 @@ def run(model, prompts, knobs, **settings):
     """Completions and the closest call of any decision."""
     decoder = Watched(ThresholdEdit(**knobs))
     settings = {"max_new_tokens": BLOCK * BLOCKS, "debug": True} | settings
-    return generate(model, None, prompts, decoder, GenerationKnobs(**settings)), decoder
+    return generate(model, None, prompts, decoder, GenerationConfig(**settings)), decoder
 
 
 @cache
@@ -162,7 +162,7 @@ def test_shown_text_is_not_revised():
     model = random_model("llama", "block", BLOCK, seed=4, layers=2)
     seen = []
     decoder = ThresholdEdit(tau_mask=0.3, tau_edit=0.2, max_post=2, window=1)
-    settings = GenerationKnobs(max_new_tokens=20)
+    settings = GenerationConfig(max_new_tokens=20)
     done = generate(model, StubTokenizer(letters=True), [[1, 2, 3, 4]], decoder, settings, seen.append)[0]
     assert "".join(event.text for event in seen if event.kind == "text") == done.text
 
@@ -222,7 +222,7 @@ def test_the_prompt_survives_a_model_that_disagrees_everywhere():
     session.prefill()
     ThresholdEdit(tau_mask=0.5, tau_edit=0.0).decode(session)
     assert finals[-1][:33] == prompt and finals[-1][33:] == [30] * 31
-    done = generate(model, None, [prompt], ThresholdEdit(), GenerationKnobs(max_new_tokens=20))[0]
+    done = generate(model, None, [prompt], ThresholdEdit(), GenerationConfig(max_new_tokens=20))[0]
     assert done.tokens == [30] * 20 and done.finish_reason == "length"
 
 
@@ -298,14 +298,14 @@ def test_prompts_that_cannot_be_answered():
     ]
     for prompt, settings, hint in wrong:
         with pytest.raises(PromptError, match=hint):
-            generate(model, None, [prompt], ThresholdEdit(), GenerationKnobs(**settings))
-    done = generate(model, None, [[1] * 510], ThresholdEdit(tau_edit=None), GenerationKnobs())[0]
+            generate(model, None, [prompt], ThresholdEdit(), GenerationConfig(**settings))
+    done = generate(model, None, [[1] * 510], ThresholdEdit(tau_edit=None), GenerationConfig())[0]
     assert len(done.tokens) == 2
 
 
 def test_an_empty_prompt_starts_from_the_beginning_of_text():
     model = random_model("llama", "parent", BLOCK)
-    knobs = GenerationKnobs(max_new_tokens=6)
+    knobs = GenerationConfig(max_new_tokens=6)
     empty, explicit = generate(model, StubTokenizer(bos=5), [[], [5]], ThresholdEdit(), knobs)
     assert empty.tokens == explicit.tokens and len(empty.tokens) == 6
 
@@ -315,9 +315,9 @@ def test_a_completion_is_handed_over_when_its_row_ends_and_seeds_may_be_given():
     prompts, seeds = [prompt_of(5, 0), prompt_of(3, 1), prompt_of(6, 2)], [7, 70, 700]
     decoder = ThresholdEdit(tau_mask=0.5, temperature=1.0)
     told: dict[int, object] = {}
-    settings = GenerationKnobs(max_new_tokens=8, batch_size=2)
+    settings = GenerationConfig(max_new_tokens=8, batch_size=2)
     done = generate(model, None, prompts, decoder, settings, None, told.__setitem__, seeds)
     assert sorted(told) == [0, 1, 2] and all(told[row] is completion for row, completion in enumerate(done))
     for prompt, seed, completion in zip(prompts, seeds, done, strict=True):
-        alone = generate(model, None, [prompt], decoder, GenerationKnobs(max_new_tokens=8, seed=seed))[0]
+        alone = generate(model, None, [prompt], decoder, GenerationConfig(max_new_tokens=8, seed=seed))[0]
         assert alone.tokens == completion.tokens

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from hildanext.core.config import build, check_profile, full_methods, knobs
+from hildanext.core.config import check_profile, config, full_methods, validate
 from hildanext.core.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
 from hildanext.recipe import check, execute, read_run
 
 
-@knobs
-class CookKnobs:
+@config
+class CookConfig:
     minutes: int = Field(default=3, ge=0)
     fail: bool = False
 
@@ -36,7 +36,7 @@ def kitchen(monkeypatch):
         return {"meal": str(context.room / "meal")}
 
     module.stage = stage
-    module.check = lambda section, context: build(CookKnobs, section, context.key)
+    module.check = lambda section, context: validate(CookConfig, section, context.key)
     monkeypatch.setitem(sys.modules, "kitchen", module)
     return module
 

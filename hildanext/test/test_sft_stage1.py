@@ -18,12 +18,12 @@ from hildanext.cli import main
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import read_metrics
 from hildanext.corruption.noised_batches import NoisedBatches
-from hildanext.corruption.noising import NoiseKnobs
+from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.chat_template import Message, encode_chat
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.diffusion import NoisedBatch
-from hildanext.inference import GenerationKnobs, generate
+from hildanext.inference import GenerationConfig, generate
 from hildanext.losses import SupervisedStep
 from hildanext.models.loading import tiny
 from hildanext.models.loading.load import load_diffusion
@@ -121,7 +121,7 @@ def test_it_leaves_a_checkpoint_that_answers_in_its_own_template(section, tmp_pa
     assert model.card.block_size == 8 and model.card.chat and "Assistant" in tokenizer.chat_template
     prompt = encode_chat(tokenizer, [Message("user", "Lily has 5 apples. How many?")])
     decoder = make_decoder(decoder_section("S_MODE"))
-    [done] = generate(model, tokenizer, [prompt], decoder, GenerationKnobs(max_new_tokens=8))
+    [done] = generate(model, tokenizer, [prompt], decoder, GenerationConfig(max_new_tokens=8))
     assert len(done.tokens) <= 8
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     first, *_ = (line for line in lines if line["kind"] == "eval")
@@ -211,17 +211,17 @@ def test_views_are_a_function_of_their_number_and_differ_between_numbers(section
     prepare_data(section, CHAT, tmp_path / "run")
     dataset = ChatDataset(tmp_path / "run" / "data", "train", 96, 8, 0)
     card = random_model().card
-    rung, cpu = BlockPhase(phase="stable", block_size=8, tokens=1), torch.device("cpu")
+    block_phase, cpu = BlockPhase(phase="stable", block_size=8, tokens=1), torch.device("cpu")
 
     def make(seed: int) -> NoisedBatches:
-        return NoisedBatches(dataset, 2, NoiseKnobs(), card, torch.arange(9), cpu, seed, dataset.pairs)
+        return NoisedBatches(dataset, 2, NoiseConfig(), card, torch.arange(9), cpu, seed, dataset.pairs)
 
     one, again, other = make(0), make(0), make(1)
     for number in (7, 0, 3):
-        [view], [same], [unlike] = one(number, rung), again(number, rung), other(number, rung)
+        [view], [same], [unlike] = one(number, block_phase), again(number, block_phase), other(number, block_phase)
         assert torch.equal(view.noisy, same.noisy) and view.pairs is not None
         assert view.noisy.shape != unlike.noisy.shape or not torch.equal(view.noisy, unlike.noisy)
-    assert one(0, rung)[0].time.flatten()[0] != one(1, rung)[0].time.flatten()[0]
+    assert one(0, block_phase)[0].time.flatten()[0] != one(1, block_phase)[0].time.flatten()[0]
 
 
 def test_causal_supervision_takes_the_graphs_of_the_examples(section, tmp_path: Path):

@@ -22,19 +22,19 @@ from hildanext.core.errors import CheckpointError, ConfigError, TrainingStopped
 from hildanext.core.metrics_log import MetricLog, read_metrics
 from hildanext.core.runtime import make_generator
 from hildanext.corruption.schedules import BlockPhase, LearningRate
-from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
+from hildanext.datasets import PackedDataset, PrepareConfig, prepare
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.loading.load import load_diffusion
-from hildanext.trainer.guard import Guard, GuardKnobs
-from hildanext.trainer.knobs import TrainKnobs
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.guard import Guard, GuardConfig
 from hildanext.trainer.state import STATE
 from hildanext.trainer.task import TrainingTask
 from hildanext.training import real_tokens, train
 from hildanext.wsd_stage0 import Validation, convert
 from small_models import small_parent, small_tokenizer
 
-RUNGS = [
+PHASES = [
     {"phase": "warmup", "block_size": 1, "tokens": 256},
     {"phase": "warmup", "block_size": 4, "tokens": 256},
     {"phase": "stable", "block_size": 32, "tokens": 256},
@@ -45,7 +45,7 @@ RUNGS = [
 def corpus(folder: Path, documents: int = 40, seed: int = 0) -> Path:
     numbers = np.random.default_rng(seed)
     texts = [numbers.integers(3, 60, int(numbers.integers(4, 40))).tolist() for _ in range(documents)]
-    prepare(PrepareKnobs(source={"name": "list"}, out=str(folder)), small_tokenizer(), documents=texts)
+    prepare(PrepareConfig(source={"name": "list"}, out=str(folder)), small_tokenizer(), documents=texts)
     return folder
 
 
@@ -57,7 +57,7 @@ def sections(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "parent": str(small_parent(tmp_path / "parent")),
         "alignment": "parent",
         "block_size": 8,
-        "wsd": RUNGS,
+        "wsd": PHASES,
         "valid_rows": 4,
         "train": {
             "batch_size": 2,
@@ -104,8 +104,8 @@ def test_V22_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(sections
 @pytest.mark.parametrize("alignment", ["block", "parent"])
 def test_the_loss_falls(sections, tmp_path: Path, alignment: str):
     conversion, data = sections
-    rungs = [{"phase": "decay", "block_size": 8, "tokens": 4000}]
-    conversion = {**conversion, "alignment": alignment, "wsd": rungs, "replace_rate": 0.0, "losses": [{"name": "m2t"}]}
+    phases = [{"phase": "decay", "block_size": 8, "tokens": 4000}]
+    conversion = {**conversion, "alignment": alignment, "wsd": phases, "replace_rate": 0.0, "losses": [{"name": "m2t"}]}
     convert(change(conversion, learning_rate={"peak": 1e-2}), data, tmp_path / "run", quiet=True)
     found = losses(tmp_path / "run")
     assert sum(found[-10:]) / 10 < sum(found[:10]) / 10 - 0.5
@@ -182,8 +182,8 @@ def test_a_best_checkpoint_that_is_gone_is_ignored(sections, tmp_path: Path, mon
 def fixed_stage(views: list[list[Any]], tokens: int) -> TrainingTask:
     return TrainingTask(
         total_tokens=tokens,
-        rung=lambda seen: BlockPhase(phase="decay", block_size=4, tokens=tokens),
-        views=lambda index, rung: views[index],
+        block_phase=lambda seen: BlockPhase(phase="decay", block_size=4, tokens=tokens),
+        views=lambda index, block_phase: views[index],
     )
 
 
@@ -197,7 +197,7 @@ def test_accumulation_divides_by_the_window_and_not_by_the_micro_batch(tmp_path:
     found = []
     for accumulate, order in ((2, halves), (2, halves[::-1])):
         model = random_model(seed=1)
-        knobs = TrainKnobs(accumulate=accumulate, precision="no", learning_rate=LearningRate(peak=1e-2))
+        knobs = TrainConfig(accumulate=accumulate, precision="no", learning_rate=LearningRate(peak=1e-2))
         step = SupervisedStep(model, {"m2t": MaskToToken()})
         expected = sum(step(view).total.item() for [view] in halves) / (32 + 10)
         run = tmp_path / f"{len(found)}"
@@ -211,11 +211,11 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Pa
     from test_losses import make_view
 
     model = random_model(seed=1)
-    knobs = TrainKnobs(precision="no", checkpoint_every=1, learning_rate=LearningRate(peak=1e-3))
+    knobs = TrainConfig(precision="no", checkpoint_every=1, learning_rate=LearningRate(peak=1e-3))
     views = [[make_view(seed=index)] for index in range(6)]
     stage = fixed_stage(views, 32 * 6)
 
-    def poisoned(index: int, rung: BlockPhase) -> list[Any]:
+    def poisoned(index: int, block_phase: BlockPhase) -> list[Any]:
         if index == 3:
             with torch.no_grad():
                 next(model.parameters()).fill_(float("nan"))
@@ -237,9 +237,9 @@ def test_no_state_is_saved_while_the_loss_spikes(tmp_path: Path, monkeypatch, la
     views = [[other if step in (6, 7) else easy] for step in range(1, 10)]
     found, save = [], hildanext.training.save_state
     monkeypatch.setattr(hildanext.training, "save_state", lambda *args: (found.append(args[-1]["step"]), save(*args)))
-    guard = GuardKnobs(spike_factor=1.5, patience=9)
+    guard = GuardConfig(spike_factor=1.5, patience=9)
     rate = LearningRate(peak=1e-2, warmup=0.0)
-    knobs = TrainKnobs(precision="no", checkpoint_every=3, learning_rate=rate, guard=guard, stop_after=last)
+    knobs = TrainConfig(precision="no", checkpoint_every=3, learning_rate=rate, guard=guard, stop_after=last)
     train(
         SupervisedStep(random_model(seed=1), {"m2t": MaskToToken()}), fixed_stage(views, 32 * 99), knobs, tmp_path, True
     )
@@ -247,7 +247,7 @@ def test_no_state_is_saved_while_the_loss_spikes(tmp_path: Path, monkeypatch, la
 
 
 def test_spikes_stop_a_run_only_when_they_stay():
-    guard = Guard(GuardKnobs(spike_factor=2.0, patience=3, window=10))
+    guard = Guard(GuardConfig(spike_factor=2.0, patience=3, window=10))
     for step in range(10):
         guard.check(step, 4, 1.0, 1.0)
     guard.check(10, 4, 5.0, 1.0)
@@ -261,7 +261,7 @@ def test_spikes_stop_a_run_only_when_they_stay():
 def test_a_state_of_another_model_is_refused(tmp_path: Path):
     from test_losses import make_view
 
-    knobs = TrainKnobs(precision="no", learning_rate=LearningRate(peak=1e-3))
+    knobs = TrainConfig(precision="no", learning_rate=LearningRate(peak=1e-3))
     for layers, words in ((3, ""), (2, "of another model")):
         step = SupervisedStep(random_model(layers=layers), {"m2t": MaskToToken()})
         stage = fixed_stage([[make_view(seed=0)]], 32)
@@ -359,7 +359,7 @@ def test_draws_depend_on_the_place_in_the_run_and_not_on_how_steps_are_cut(tmp_p
         asked.clear()
         stage = fixed_stage([[make_view(seed=index), make_view(seed=9)] for index in range(4)], 4 * 32)
         stage.turns, stage.seed = 2, 7
-        knobs = TrainKnobs(precision="no", accumulate=accumulate, learning_rate=LearningRate(peak=1e-3))
+        knobs = TrainConfig(precision="no", accumulate=accumulate, learning_rate=LearningRate(peak=1e-3))
         step = SupervisedStep(random_model(seed=1), {"m2t": MaskToToken()})
         train(step, stage, knobs, tmp_path / str(accumulate), quiet=True)
         found.append(list(asked))
@@ -420,7 +420,7 @@ def wait_for_steps(run: Path, count: int, process: subprocess.Popen[bytes]) -> N
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_losses(sections, tmp_path: Path):
     conversion, data = sections
-    conversion = {**conversion, "wsd": [{**rung, "tokens": rung["tokens"] * 8} for rung in RUNGS]}
+    conversion = {**conversion, "wsd": [{**block_phase, "tokens": block_phase["tokens"] * 8} for block_phase in PHASES]}
     convert(conversion, data, tmp_path / "whole", quiet=True)
     config, run = write_config((conversion, data), tmp_path), tmp_path / "killed"
     chance = random.Random(0)

@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from hildanext.ar import Parent
 from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
 from hildanext.cli import main
-from hildanext.core.config import build
+from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import finite
 from hildanext.diffusion import targets
 from hildanext.eval.generation import (
     ONE_PER_STEP,
     PARENT,
-    GenerationBenchKnobs,
+    GenerationBenchConfig,
     compare,
     distinct,
     generative_nats,
@@ -66,7 +66,7 @@ def test_generative_nats_score_the_completion_alone(make_model):
 @pytest.mark.parametrize("alignment", ["block", "parent"])
 def test_every_way_writes_on_the_same_prompts_and_forwards_are_counted(make_model, alignment):
     model = make_model("qwen3", alignment)
-    ways = compare(model, None, parent_of(model), PROMPTS, GenerationBenchKnobs(new_tokens=8))
+    ways = compare(model, None, parent_of(model), PROMPTS, GenerationBenchConfig(new_tokens=8))
     assert [way.name for way in ways] == ["S_MODE", "Q_MODE", "one per step", PARENT]
     for way in ways:
         found = way.plain()
@@ -79,7 +79,7 @@ def test_every_way_writes_on_the_same_prompts_and_forwards_are_counted(make_mode
 
 
 def test_without_a_parent_there_is_no_perplexity(make_model):
-    ways = compare(make_model(), None, None, PROMPTS[:1], GenerationBenchKnobs(new_tokens=4))
+    ways = compare(make_model(), None, None, PROMPTS[:1], GenerationBenchConfig(new_tokens=4))
     assert PARENT not in [way.name for way in ways]
     assert finite(ways[0].plain())["generative_perplexity"] is None
 
@@ -92,7 +92,7 @@ def test_a_report_holds_no_number_that_json_lacks():
 @pytest.mark.parametrize("alignment", ["block", "parent"])
 def test_decode_steps_are_paired_with_bare_forwards(make_model, alignment):
     model = make_model("llama", alignment, dtype=torch.float32)
-    settings = decode_speed.DecodeSpeedKnobs(
+    settings = decode_speed.DecodeSpeedConfig(
         prompt_tokens=4, new_tokens=8, repeats=1, decoders={"one": dict(ONE_PER_STEP)}
     )
     found = decode_speed.measure(model, parent_of(model), settings)
@@ -110,7 +110,7 @@ def test_each_forward_of_the_engine_is_followed_by_one_of_the_same_size(make_mod
     fed: list[int] = []
     handle = model.register_forward_hook(lambda _, arguments, __: fed.append(arguments[0].shape[1]))
     few = {"name": "threshold_edit", "tau_mask": 0.1, "tau_edit": None}
-    settings = engine_speed.EngineSpeedKnobs(prompt_tokens=9, new_tokens=7, concurrency=3, repeats=2, decoder=few)
+    settings = engine_speed.EngineSpeedConfig(prompt_tokens=9, new_tokens=7, concurrency=3, repeats=2, decoder=few)
     found = engine_speed.measure(model, words_tokenizer(), parent_of(model), settings)
     handle.remove()
     assert fed and fed[::2] == fed[1::2]
@@ -129,7 +129,7 @@ def test_what_measuring_takes_is_not_counted_as_the_engine_s(make_model, monkeyp
 
     monkeypatch.setattr(decode_speed.BareForward, "backbone", slow)
     fast = {"name": "threshold_edit", "tau_mask": 0.0, "tau_edit": None}
-    settings = engine_speed.EngineSpeedKnobs(prompt_tokens=9, new_tokens=3, concurrency=1, repeats=1, decoder=fast)
+    settings = engine_speed.EngineSpeedConfig(prompt_tokens=9, new_tokens=3, concurrency=1, repeats=1, decoder=fast)
     found = engine_speed.measure(model, words_tokenizer(), None, settings)["medians"]
     assert found["first_block_seconds"] < 0.3 and 3 / found["alone_tokens_per_second"] < 0.3
 
@@ -137,7 +137,7 @@ def test_what_measuring_takes_is_not_counted_as_the_engine_s(make_model, monkeyp
 @pytest.mark.parametrize("alignment", ["block", "parent"])
 def test_the_plain_training_step_has_the_fast_ones_loss_and_gradient(make_model, alignment):
     model = make_model("qwen3", alignment)
-    view = train_speed._view(model, train_speed.TrainSpeedKnobs(sequence_length=16, block_size=4), 0)
+    view = train_speed._view(model, train_speed.TrainSpeedConfig(sequence_length=16, block_size=4), 0)
     step = SupervisedStep(model, {"m2t": MaskToToken()})
     fast = step(view).total
     fast.backward()
@@ -154,7 +154,7 @@ def test_flop_by_hand(make_model):
     """L 16, B 4, no documents: 4^2 * (16 + 4) = 320 pairs; 4 heads of 8; 3 layers. Body: q 32x32, k, v 16x32, o 32x32,
     gate, up 48x32, down 32x48 = 7680 a layer."""
     model = make_model("llama", "block")
-    view = train_speed._view(model, train_speed.TrainSpeedKnobs(sequence_length=16, block_size=4, batch_size=1), 0)
+    view = train_speed._view(model, train_speed.TrainSpeedConfig(sequence_length=16, block_size=4, batch_size=1), 0)
     flop = train_speed.model_flop(model, view)
     assert flop["attention"] == 12 * 320 * 4 * 8 * 3
     assert flop["body"] == 6 * (3 * 7680) * 32
@@ -164,7 +164,7 @@ def test_flop_by_hand(make_model):
 
 def test_training_speed_reports_both_ways_and_the_products(make_model):
     model = make_model("llama", "block", dtype=torch.float32)
-    settings = train_speed.TrainSpeedKnobs(sequence_length=16, block_size=4, repeats=1, precision="no")
+    settings = train_speed.TrainSpeedConfig(sequence_length=16, block_size=4, repeats=1, precision="no")
     found = train_speed.measure(model, settings)
     assert set(found["ways"]) == {"fast", "plain"} and found["speedup"] > 0
     assert found["product_flop_per_second"] > 0
@@ -186,7 +186,7 @@ def test_steps_of_fine_tuning_are_the_same_steps_under_both_layouts(make_model, 
     model = make_model("llama", alignment, dtype=torch.float64)
     before = [parameter.clone() for parameter in model.parameters()]
     data = {"train": conversations(tmp_path), "sequence_length": 64}
-    settings = answer_speed.AnswerSpeedKnobs(data=data, repeats=1, accumulate=1, precision="no", batch_size=2)
+    settings = answer_speed.AnswerSpeedConfig(data=data, repeats=1, accumulate=1, precision="no", batch_size=2)
     found = answer_speed.measure(model, words_tokenizer(), settings)
     double, response = found["ways"]["double"], found["ways"]["response"]
     assert double["losses"] == pytest.approx(response["losses"], rel=1e-6) and len(set(double["losses"])) == 2
@@ -205,4 +205,4 @@ def test_conversations_are_not_for_decoding(capsys):
 @pytest.mark.parametrize("section", [{"block_size": 5}, {"precision": "fp8"}, {"repeat": 3}])
 def test_a_wrong_knob_of_a_benchmark_is_refused(section):
     with pytest.raises(ConfigError):
-        build(train_speed.TrainSpeedKnobs, section, where="bench")
+        validate(train_speed.TrainSpeedConfig, section, where="bench")

@@ -11,39 +11,39 @@ pytest.importorskip("fastapi")
 
 from hildanext.bench import serve_figure as serve_picture
 from hildanext.bench.own_server import ServerFailed, own_server
-from hildanext.bench.serve_load import CANCELLED, Outcome, ServeLoadKnobs, measure, plans, summary, tables
+from hildanext.bench.serve_load import CANCELLED, Outcome, ServeLoadConfig, measure, plans, summary, tables
 from hildanext.cli import main
-from hildanext.core.config import build
+from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError, ModelError
 from hildanext.engine.base import Answer
-from hildanext.engine.local import LocalEngineKnobs
+from hildanext.engine.local import LocalEngineConfig
 from hildanext.inference import DecodeStats
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 from misbehaving import chunk, misbehaving, tells
 from serving import live
 
 
 @pytest.fixture(scope="module")
 def address():
-    inside = LocalEngineKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
-    with live(ServeKnobs(port=0, jobs_folder=None), inside) as found:
+    inside = LocalEngineConfig(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
+    with live(ServeConfig(port=0, jobs_folder=None), inside) as found:
         yield found
 
 
 def load(url, parent=None, **settings):
-    knobs = build(ServeLoadKnobs, {"warmup": 0, "max_new_tokens": 12, **settings}, "bench")
+    knobs = validate(ServeLoadConfig, {"warmup": 0, "max_new_tokens": 12, **settings}, "bench")
     found = measure(url, [knobs], None, parent)
     return {**found, **found["loads"][0]}
 
 
 def test_the_same_seed_is_the_same_load_and_another_is_another():
     settings = {"requests": 50, "rate": 4.0, "cancel_rate": 0.5}
-    one, two, other = (list(plans(ServeLoadKnobs(seed=seed, **settings))) for seed in (1, 1, 2))
+    one, two, other = (list(plans(ServeLoadConfig(seed=seed, **settings))) for seed in (1, 1, 2))
     assert one == two != other and len({plan.prompt.text for plan in one}) == 52
 
 
 def test_arrivals_are_poisson_and_as_many_leave_as_asked():
-    found = list(plans(ServeLoadKnobs(requests=4000, warmup=0, rate=5.0, cancel_rate=0.25, cancel_seconds=2.0)))
+    found = list(plans(ServeLoadConfig(requests=4000, warmup=0, rate=5.0, cancel_rate=0.25, cancel_seconds=2.0)))
     gaps = [after.arrival - before.arrival for before, after in zip(found, found[1:], strict=False)]
     mean = sum(gaps) / len(gaps)
     spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
@@ -54,7 +54,7 @@ def test_arrivals_are_poisson_and_as_many_leave_as_asked():
 
 def test_prompts_have_as_many_words_as_asked_and_begin_alike():
     found = [
-        plan.prompt.text.split() for plan in plans(ServeLoadKnobs(requests=200, prompt_words=(3, 5), shared_words=4))
+        plan.prompt.text.split() for plan in plans(ServeLoadConfig(requests=200, prompt_words=(3, 5), shared_words=4))
     ]
     assert {len(words) for words in found} == {7, 8, 9} and len({tuple(words[:4]) for words in found}) == 1
 
@@ -159,9 +159,9 @@ def test_wishes_that_only_our_service_knows_are_refused_elsewhere():
         with pytest.raises(ConfigError, match="not a HILDA server"):
             load(server.url, ignore_eos=True)
         with pytest.raises(ModelError, match="has no model 'x'"):
-            measure(server.url, [ServeLoadKnobs()], "x")
+            measure(server.url, [ServeLoadConfig()], "x")
         with pytest.raises(ConfigError, match="fewest and the most"):
-            ServeLoadKnobs(prompt_words=(5, 2))
+            ServeLoadConfig(prompt_words=(5, 2))
 
 
 class TestOwnServer:

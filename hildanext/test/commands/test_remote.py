@@ -8,8 +8,8 @@ pytest.importorskip("fastapi")
 
 from hildanext.cli import main
 from hildanext.data.chat_template import set_template
-from hildanext.engine.local import LocalEngineKnobs
-from hildanext.serve.settings import ServeKnobs
+from hildanext.engine.local import LocalEngineConfig
+from hildanext.serve.settings import ServeConfig
 from misbehaving import chunk, misbehaving, tells
 from serving import live
 
@@ -18,9 +18,9 @@ PROMPT = ["--prompt", "Once upon a time", "--max-new-tokens", "20"]
 
 @pytest.fixture(scope="module")
 def address():
-    inside = LocalEngineKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
+    inside = LocalEngineConfig(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
     set_template(inside.tokenizer, "auto")
-    with live(ServeKnobs(port=0, jobs_folder=None), inside) as found:
+    with live(ServeConfig(port=0, jobs_folder=None), inside) as found:
         yield found
 
 
@@ -130,8 +130,8 @@ def test_a_stream_that_breaks_is_one_line_after_the_text(capsys):
 def test_a_wrong_key_says_where_keys_come_from(capsys, monkeypatch):
     monkeypatch.setenv("HILDA_API_KEY", "guess")
     monkeypatch.setenv("OTHER", "right")
-    inside = LocalEngineKnobs(threads=1, dtype="fp32").open("tiny", None, "for a test")
-    with live(ServeKnobs(port=0, jobs_folder=None, api_key_env="OTHER"), inside) as url:
+    inside = LocalEngineConfig(threads=1, dtype="fp32").open("tiny", None, "for a test")
+    with live(ServeConfig(port=0, jobs_folder=None, api_key_env="OTHER"), inside) as url:
         code, _, err = ask(capsys, url, *PROMPT)
         assert code == 2 and "refuses the key" in err and "guess" not in err
         monkeypatch.setenv("HILDA_API_KEY", "right")

@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 
 from hildanext.core import run_dir as runfolder
-from hildanext.core.config import build, knobs, merge, override, plain, read_json
+from hildanext.core.config import config, merge, override, plain, read_json, validate
 from hildanext.core.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
 from hildanext.core.metrics_log import MetricLog, configure_logging, read_metrics
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.core.runtime import (
     capability_is_covered,
     choose_device,
@@ -26,7 +26,7 @@ from hildanext.core.runtime import (
 )
 
 
-@knobs
+@config
 class Soup:
     salt: float = Field(default=0.5, ge=0.0)
     portions: int = 2
@@ -46,25 +46,25 @@ class TestErrors:
 
 class TestChoice:
     def test_makes_a_member_with_its_knobs(self):
-        assert make("dish", TABLE, {"name": "soup", "portions": 3}) == Soup(portions=3)
+        assert build("dish", TABLE, {"name": "soup", "portions": 3}) == Soup(portions=3)
 
     def test_refuses_a_name_outside_the_table(self):
         with pytest.raises(UnknownChoice, match="did you mean 'soup'"):
-            make("dish", TABLE, {"name": "soop"})
+            build("dish", TABLE, {"name": "soop"})
 
     def test_refuses_a_section_without_a_name(self):
         with pytest.raises(ConfigError, match="dish has no name"):
-            make("dish", TABLE, {"salt": 1.0})
+            build("dish", TABLE, {"salt": 1.0})
 
 
 class TestConfig:
     def test_a_misspelt_knob_is_refused_with_a_guess(self):
         with pytest.raises(ConfigError, match="unknown key 'sal', did you mean 'salt'"):
-            build(Soup, {"sal": 1.0}, "soup")
+            validate(Soup, {"sal": 1.0}, "soup")
 
     def test_all_mistakes_are_told_at_once(self):
         with pytest.raises(ConfigError) as caught:
-            build(Soup, {"salt": -1.0, "portions": "many", "spoon": 1}, "soup")
+            validate(Soup, {"salt": -1.0, "portions": "many", "spoon": 1}, "soup")
         assert all(name in str(caught.value) for name in ("salt", "portions", "spoon"))
 
     def test_knobs_are_frozen(self):
@@ -72,7 +72,7 @@ class TestConfig:
             Soup().salt = 1.0
 
     def test_the_section_of_an_object_builds_it_again(self):
-        assert build(Soup, plain(Soup(salt=0.25)), "soup") == Soup(salt=0.25)
+        assert validate(Soup, plain(Soup(salt=0.25)), "soup") == Soup(salt=0.25)
 
     def test_overrides_read_json_and_fall_back_to_text(self):
         run = override({"a": {"b": 1}}, ["a.b=2", "a.c=word", "d.e.f=[1,2]", "x=null"])

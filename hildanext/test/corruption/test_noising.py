@@ -5,7 +5,7 @@ import torch
 
 from conftest import random_model
 from hildanext.core.errors import ConfigError
-from hildanext.corruption.noising import NoiseKnobs, noised
+from hildanext.corruption.noising import NoiseConfig, noised
 from hildanext.data.batch import Batch
 from hildanext.diffusion import NoisedBatch, targets
 
@@ -25,7 +25,7 @@ def packed(rows: int = 32, seed: int = 0) -> Batch:
 def views(alignment: str, block_size: int, seed: int = 0, **knobs: object) -> list[NoisedBatch]:
     card = random_model(alignment=alignment).card
     generator = torch.Generator().manual_seed(seed)
-    return noised(packed(), block_size, NoiseKnobs(**knobs), card, REAL, generator)
+    return noised(packed(), block_size, NoiseConfig(**knobs), card, REAL, generator)
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 16])
@@ -60,4 +60,4 @@ def test_the_generator_alone_decides():
 @pytest.mark.parametrize("t_range", [(0.9, 0.1), (0.0, 1.0), (0.5, 1.5)])
 def test_a_range_of_noise_levels_that_is_none_is_refused(t_range: tuple[float, float]):
     with pytest.raises(ConfigError, match=rf"t_range {t_range[0]}, {t_range[1]}: give 0 < low < high <= 1"):
-        NoiseKnobs(t_range=t_range)
+        NoiseConfig(t_range=t_range)

@@ -53,13 +53,13 @@ def test_padding_that_leaves_a_document_inside_a_block_is_refused(
 
 
 def test_phases_out_of_order_are_refused():
-    rungs = (BlockPhase(phase="decay", block_size=4, tokens=5), BlockPhase(phase="warmup", block_size=4, tokens=5))
+    phases = (BlockPhase(phase="decay", block_size=4, tokens=5), BlockPhase(phase="warmup", block_size=4, tokens=5))
     with pytest.raises(ConfigError, match="out of order"):
-        check_phases(rungs, 8)
+        check_phases(phases, 8)
 
 
 def test_no_rungs_are_refused():
-    with pytest.raises(ConfigError, match="no rungs"):
+    with pytest.raises(ConfigError, match="no phases"):
         check_phases((), 8)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hildanext.cli import main
 from hildanext.core.errors import ConfigError, DataError, UnknownChoice
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.data.causal_graphs import EXTRACTORS, read_graph
 from hildanext.data.causal_graphs.corpus import GRAPHS, GraphExample, find_example, read_example, write_graphs
 from hildanext.data.causal_graphs.equations import without_annotations
@@ -360,7 +360,7 @@ def test_truncated_and_packed_examples_keep_the_pairs_whose_tokens_are_both_ther
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_extractor_makes_graphs_that_hold(case):
-    extractor = make("extractor", EXTRACTORS, case)
+    extractor = build("extractor", EXTRACTORS, case)
     record = {**NATALIA, extractor.field: {"72": ["24"]}} if case["name"] == "json:teacher" else NATALIA
     found = extractor.extract(record)
     fields = {"prompt": found.prompt, "response": found.response}
@@ -374,7 +374,7 @@ def test_every_extractor_makes_graphs_that_hold(case):
 @given(text=st.text("0123456789.,+-*/x=()<># $%\n ab", max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_no_text_breaks_an_extractor(case, text):
-    extractor = make("extractor", EXTRACTORS, case)
+    extractor = build("extractor", EXTRACTORS, case)
     found = extractor.extract(
         {"prompt": text[:20], "response": text[20:], "important": {text[:2]: [text[1:3], text[9:]]}}
     )
@@ -385,9 +385,9 @@ def test_no_text_breaks_an_extractor(case, text):
 def test_every_extractor_has_a_case_and_a_misspelt_one_is_refused():
     assert {case["name"] for case in CASES} == set(EXTRACTORS)
     with pytest.raises(UnknownChoice, match="did you mean 'rule:gsm8k'"):
-        make("extractor", EXTRACTORS, {"name": "rule:gsm"})
+        build("extractor", EXTRACTORS, {"name": "rule:gsm"})
     with pytest.raises(ConfigError, match="unknown key 'strikt', did you mean 'strict'"):
-        make("extractor", EXTRACTORS, {"name": "rule:gsm8k", "strikt": True})
+        build("extractor", EXTRACTORS, {"name": "rule:gsm8k", "strikt": True})
     with pytest.raises(DataError, match="'answer' is no string"):
         EXTRACTORS["rule:gsm8k"]().extract({"question": "?", "answer": None})
     with pytest.raises(DataError, match="no texts"):

@@ -10,11 +10,11 @@ import torch
 
 from conftest import random_model
 from corpus import write_jsonl
-from hildanext.core.config import build
+from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError, DataError
-from hildanext.corruption.noising import NoiseKnobs, noised
+from hildanext.corruption.noising import NoiseConfig, noised
 from hildanext.data.batch import Batch
-from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, held_out, open_sources, prepare_chat
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, held_out, open_sources, prepare_chat
 from hildanext.data.chat_template import Message, encode_chat, set_template
 from hildanext.data.packing.rows import RowOrder, best_fit, row_order
 from hildanext.datasets import batches
@@ -32,15 +32,15 @@ def tokenizer() -> Any:
     return found
 
 
-def knobs_of(train: dict[str, Any], **more: Any) -> ChatDataKnobs:
-    return build(ChatDataKnobs, {"train": train, "sequence_length": 128, **more}, "data")
+def knobs_of(train: dict[str, Any], **more: Any) -> ChatDataConfig:
+    return validate(ChatDataConfig, {"train": train, "sequence_length": 128, **more}, "data")
 
 
-def sums(count: int = 60, **more: Any) -> ChatDataKnobs:
+def sums(count: int = 60, **more: Any) -> ChatDataConfig:
     return knobs_of({"name": "arithmetic", "count": count}, valid_share=0.2, **more)
 
 
-def written(folder: Path, records: list[Any], **more: Any) -> ChatDataKnobs:
+def written(folder: Path, records: list[Any], **more: Any) -> ChatDataConfig:
     """All records in the train part, and one of their own in the held-out part."""
     write_jsonl(folder / "train.jsonl", records)
     write_jsonl(folder / "valid.jsonl", [{"prompt": "Hi", "response": "Hello"}])
@@ -53,7 +53,7 @@ def chat(*turns: str) -> dict[str, Any]:
     return {"messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]}
 
 
-def opened(folder: Path, data: ChatDataKnobs, tokenizer: Any, part: str = "train", block: int = BLOCK) -> ChatDataset:
+def opened(folder: Path, data: ChatDataConfig, tokenizer: Any, part: str = "train", block: int = BLOCK) -> ChatDataset:
     prepare_chat(folder / "chat", data, tokenizer, block)
     length, pad = data.sequence_length, tokenizer.eos_token_id
     return ChatDataset(folder / "chat", part, length, block, pad, data.packing)
@@ -81,7 +81,7 @@ def test_noise_touches_answers_only_and_a_pair_masks_each_of_their_tokens_once(t
     batch = dataset.batch(range(4))
     generator = torch.Generator().manual_seed(0)
     real = torch.arange(3, 60)
-    first, second = noised(batch, BLOCK, NoiseKnobs(complementary=True, replace_rate=0.5), card, real, generator)
+    first, second = noised(batch, BLOCK, NoiseConfig(complementary=True, replace_rate=0.5), card, real, generator)
     assert torch.equal(first.masked ^ second.masked, batch.maskable) and not (first.masked & second.masked).any()
     for view in (first, second):
         assert torch.equal(view.noisy[~batch.maskable], batch.tokens[~batch.maskable])
@@ -103,7 +103,7 @@ def test_the_next_question_in_the_block_of_an_answer_is_shown_as_masks_and_not_l
     assert batch.maskable[0].nonzero()[:, 0].tolist() == learnt
     assert batch.tokens[0, : len(prompts[1])].tolist() == prompts[1]
     card = random_model(block_size=BLOCK).card
-    for view in noised(batch, BLOCK, NoiseKnobs(complementary=True), card, torch.arange(9), torch.Generator()):
+    for view in noised(batch, BLOCK, NoiseConfig(complementary=True), card, torch.arange(9), torch.Generator()):
         assert (view.noisy[batch.hidden] == card.mask_id).all() and not (view.masked & batch.hidden).any()
         assert torch.equal(view.clean, batch.tokens)
 
@@ -115,7 +115,7 @@ def test_a_response_of_no_tokens_is_neither_masked_nor_replaced_nor_an_error():
     batch = Batch(tokens, document, tokens, nothing)
     card = random_model(block_size=4).card
     for view in noised(
-        batch, 4, NoiseKnobs(complementary=True, replace_rate=1.0), card, torch.arange(9), torch.Generator()
+        batch, 4, NoiseConfig(complementary=True, replace_rate=1.0), card, torch.arange(9), torch.Generator()
     ):
         assert torch.equal(view.noisy, tokens) and not view.masked.any() and not view.replaced.any()
     time = torch.full((1, 16), 0.5)
@@ -297,6 +297,6 @@ def test_what_was_prepared_is_kept_until_something_that_decides_it_changes(tmp_p
 )
 def test_bad_settings_are_one_line(tmp_path: Path, tokenizer, section: dict[str, Any], error: type, words: str):
     with pytest.raises(error, match=words):
-        data = build(ChatDataKnobs, section, "data")
+        data = validate(ChatDataConfig, section, "data")
         open_sources(data)
         prepare_chat(tmp_path / "chat", data, tokenizer, BLOCK)

@@ -9,7 +9,7 @@ import pytest
 
 from corpus import write_jsonl
 from hildanext.core.errors import ConfigError, DataError, UnknownChoice
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.data.chat_template import Example
 from hildanext.data.sources.base import CHUNK, Report
 from hildanext.data.sources.chat import CHATS, SHAPES, StrictReport
@@ -45,7 +45,7 @@ RECORDS: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
 
 
 def read(section: dict[str, Any], report: Report | None = None) -> list[Example]:
-    source = make("chat source", CHATS, section)
+    source = build("chat source", CHATS, section)
     return [example for example, _ in source.examples(report if report is not None else Report())]
 
 

@@ -21,11 +21,11 @@ from hildanext.cli import main
 from hildanext.core.errors import CheckpointError, DataError
 from hildanext.data.packing.folder import sha256
 from hildanext.data.packing.shards import locked
-from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
+from hildanext.datasets import PackedDataset, PrepareConfig, prepare
 
 
-def knobs(source: dict[str, Any], out: Path, **others: Any) -> PrepareKnobs:
-    return PrepareKnobs(source=source, out=str(out), **others)
+def knobs(source: dict[str, Any], out: Path, **others: Any) -> PrepareConfig:
+    return PrepareConfig(source=source, out=str(out), **others)
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ import sys
 import hildanext.datasets
 from corpus import small_tokenizer
 hildanext.datasets.BATCH_CHARACTERS = 20_000
-settings = hildanext.datasets.PrepareKnobs(
+settings = hildanext.datasets.PrepareConfig(
     source={"name": "tinystories", "path": sys.argv[1]}, out=sys.argv[2], shard_tokens=4000
 )
 print("ready", flush=True)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from corpus import dolma, story, write_jsonl, write_stories
 from hildanext.core.errors import ConfigError, DataError, UnknownChoice
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.data.sources import SOURCES, Cursor, Report, Source
 
 COUNT = 23
 
 
-def build(name: str, folder: Path, **knobs: Any) -> Source:
+def open_source(name: str, folder: Path, **knobs: Any) -> Source:
     """A source of each kind over the same stories, in one file or (eager) in many."""
     stories = [story(number) for number in range(COUNT)]
     rows = [{"text": one, "id": str(number)} for number, one in enumerate(stories)]
@@ -38,7 +38,7 @@ def build(name: str, folder: Path, **knobs: Any) -> Source:
     else:
         write_jsonl(folder / "a.jsonl", rows)
         place = {"dataset": "json", "data_files": str(folder / "a.jsonl")}
-    return make("source", SOURCES, {"name": name, **place, **knobs})
+    return build("source", SOURCES, {"name": name, **place, **knobs})
 
 
 CASES = [  # every source, once with one part and once with more parts than some have files
@@ -60,7 +60,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.filterwarnings("ignore")  # the Hugging Face library's own
 def test_parts_are_disjoint_and_together_the_whole(case: tuple[str, int], tmp_path: Path) -> None:
     name, parts = case
-    source = build(name, tmp_path)
+    source = open_source(name, tmp_path)
     texts = [document.text for part in range(parts) for document in source.documents(part, parts)]
     assert sorted(texts) == sorted(story(number) for number in range(COUNT))
 
@@ -68,7 +68,7 @@ def test_parts_are_disjoint_and_together_the_whole(case: tuple[str, int], tmp_pa
 @pytest.mark.filterwarnings("ignore")
 def test_reading_goes_on_exactly_after_any_cursor(case: tuple[str, int], tmp_path: Path) -> None:
     name, parts = case
-    source = build(name, tmp_path)
+    source = open_source(name, tmp_path)
     for part in range(parts):
         whole = list(source.read(Report(), part, parts))
         for index in range(0, len(whole), 3):
@@ -79,16 +79,16 @@ def test_reading_goes_on_exactly_after_any_cursor(case: tuple[str, int], tmp_pat
 
 def test_a_misspelt_source_or_knob_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownChoice, match="did you mean 'tinystories'"):
-        make("source", SOURCES, {"name": "tinystory", "path": "x"})
+        build("source", SOURCES, {"name": "tinystory", "path": "x"})
     with pytest.raises(ConfigError, match="did you mean 'text_field'"):
-        make("source", SOURCES, {"name": "jsonl", "path": "x", "textfield": "body"})
+        build("source", SOURCES, {"name": "jsonl", "path": "x", "textfield": "body"})
 
 
 def test_a_missing_path_and_an_empty_folder_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
-        list(make("source", SOURCES, {"name": "text", "path": str(tmp_path / "absent")}).documents())
+        list(build("source", SOURCES, {"name": "text", "path": str(tmp_path / "absent")}).documents())
     with pytest.raises(DataError, match="ending in .json.gz"):
-        list(make("source", SOURCES, {"name": "dolma", "path": str(tmp_path)}).documents())
+        list(build("source", SOURCES, {"name": "dolma", "path": str(tmp_path)}).documents())
 
 
 BAD_LINES = {
@@ -107,7 +107,7 @@ def test_bad_lines_are_counted_once_and_never_fatal(tmp_path: Path, parts: int) 
     rows: list[Any] = [{"text": story(0)}, *BAD_LINES, "", {"text": story(1)}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     path.write_bytes(path.read_bytes() + b'{"text": "\xff\xfe"}\n{"text": "last, without a newline"}')
-    source = make("source", SOURCES, {"name": "jsonl", "path": str(path), "max_line_bytes": 250_000})
+    source = build("source", SOURCES, {"name": "jsonl", "path": str(path), "max_line_bytes": 250_000})
     counts: dict[str, int] = {}
     texts = []
     for part in range(parts):
@@ -122,13 +122,13 @@ def test_bad_lines_are_counted_once_and_never_fatal(tmp_path: Path, parts: int) 
 def test_the_report_names_the_place_of_the_first_bad_line(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "good"}, "{"])
     report = Report()
-    list(make("source", SOURCES, {"name": "jsonl", "path": str(path)}).documents(report=report))
+    list(build("source", SOURCES, {"name": "jsonl", "path": str(path)}).documents(report=report))
     assert report.summary() == "1 broken JSON (first: a.jsonl record 2: broken JSON)"
 
 
 def test_a_text_field_may_lie_deeper(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"message": {"content": "hello"}}, {"message": "flat"}])
-    source = make("source", SOURCES, {"name": "jsonl", "path": str(path), "text_field": "message.content"})
+    source = build("source", SOURCES, {"name": "jsonl", "path": str(path), "text_field": "message.content"})
     assert [document.text for document in source.documents()] == ["hello"]
 
 
@@ -155,14 +155,14 @@ def test_what_precedes_a_break_in_a_gzip_is_kept_and_the_break_is_counted(tmp_pa
 
 
 def make_dolma(folder: Path) -> Source:
-    return make("source", SOURCES, {"name": "dolma", "path": str(folder / "*.json.gz")})
+    return build("source", SOURCES, {"name": "dolma", "path": str(folder / "*.json.gz")})
 
 
 def test_a_binary_file_is_counted_and_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 10)
     (tmp_path / "b.txt").write_text("a text")
     report = Report()
-    source = make("source", SOURCES, {"name": "text", "path": str(tmp_path)})
+    source = build("source", SOURCES, {"name": "text", "path": str(tmp_path)})
     assert [document.text for document in source.documents(report=report)] == ["a text"]
     assert report.counts == {"binary file": 1}
 
@@ -175,7 +175,7 @@ def test_a_line_of_fifty_megabytes_is_counted_and_costs_no_memory(tmp_path: Path
             stream.write(b"x" * (1 << 20))
         stream.write(b'\n{"text": "last"}\n')
     report = Report()
-    source = make("source", SOURCES, {"name": "jsonl", "path": str(path), "max_line_bytes": 1 << 20})
+    source = build("source", SOURCES, {"name": "jsonl", "path": str(path), "max_line_bytes": 1 << 20})
     tracemalloc.start()
     texts = [document.text for document in source.documents(report=report)]
     peak = tracemalloc.get_traced_memory()[1]
@@ -189,7 +189,7 @@ def test_a_long_gzip_line_costs_no_memory_either(tmp_path: Path) -> None:
     path = tmp_path / "a.json.gz"
     path.write_bytes(gzip.compress(b"x" * (50 << 20) + b'\n{"text": "last"}\n', 1))
     report = Report()
-    source = make("source", SOURCES, {"name": "dolma", "path": str(path), "max_line_bytes": 1 << 20})
+    source = build("source", SOURCES, {"name": "dolma", "path": str(path), "max_line_bytes": 1 << 20})
     tracemalloc.start()
     texts = [document.text for document in source.documents(report=report)]
     peak = tracemalloc.get_traced_memory()[1]
@@ -204,14 +204,14 @@ def test_a_long_gzip_line_costs_no_memory_either(tmp_path: Path) -> None:
 )
 def test_text_is_a_document_per_file_paragraph_or_line(tmp_path: Path, kind: str, wanted: list[str]) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n")
-    source = make("source", SOURCES, {"name": "text", "path": str(tmp_path), "document": kind})
+    source = build("source", SOURCES, {"name": "text", "path": str(tmp_path), "document": kind})
     assert [document.text for document in source.documents()] == wanted
 
 
 def test_a_long_text_file_is_cut_between_lines_and_loses_nothing(tmp_path: Path) -> None:
     lines = [story(number) for number in range(200)]
     (tmp_path / "a.txt").write_text("\n".join(lines))
-    source = make("source", SOURCES, {"name": "text", "path": str(tmp_path), "max_line_bytes": 1000})
+    source = build("source", SOURCES, {"name": "text", "path": str(tmp_path), "max_line_bytes": 1000})
     texts = [document.text for document in source.documents()]
     assert len(texts) > 10 and max(map(len, texts)) <= 1000
     assert "\n".join(texts).split("\n") == lines
@@ -219,7 +219,7 @@ def test_a_long_text_file_is_cut_between_lines_and_loses_nothing(tmp_path: Path)
 
 def test_a_separator_inside_a_line_ends_a_story_and_a_cursor_may_stand_there(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one<|endoftext|>two\nmore<|endoftext|><|endoftext|>\nthree<|endoftext|>four")
-    source = make("source", SOURCES, {"name": "tinystories", "path": str(tmp_path / "a.txt")})
+    source = build("source", SOURCES, {"name": "tinystories", "path": str(tmp_path / "a.txt")})
     whole = list(source.read(Report()))
     assert [document.text for document, _ in whole] == ["one", "two\nmore", "three", "four"]
     for index, (_, cursor) in enumerate(whole):
@@ -239,7 +239,7 @@ def test_a_story_that_is_too_long_is_skipped_to_its_end(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.txt").write_text("\n".join(lines))
     report = Report()
-    source = make("source", SOURCES, {"name": "tinystories", "path": str(tmp_path / "a.txt"), "max_line_bytes": 200})
+    source = build("source", SOURCES, {"name": "tinystories", "path": str(tmp_path / "a.txt"), "max_line_bytes": 200})
     assert [document.text for document in source.documents(report=report)] == ["short", "short again"]
     assert report.counts == {"longer than 200 bytes": 1}
 
@@ -250,7 +250,7 @@ def test_stories_are_what_splitting_the_whole_text_gives(tmp_path: Path, pieces:
     text = "".join(pieces)
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
-    source = make("source", SOURCES, {"name": "tinystories", "path": str(path), "max_line_bytes": 100_000})
+    source = build("source", SOURCES, {"name": "tinystories", "path": str(path), "max_line_bytes": 100_000})
     wanted = [one.replace("\r\n", "\n").strip() for one in text.split("<|endoftext|>")]
     whole = list(source.read(Report()))
     assert [document.text for document, _ in whole] == [one for one in wanted if one]
@@ -268,14 +268,14 @@ def test_thousands_of_dolma_shards_are_read_in_order(tmp_path: Path) -> None:
 def test_real_dolma_files_are_read(real_data: Path) -> None:
     report = Report()
     documents = list(
-        make("source", SOURCES, {"name": "dolma", "path": str(real_data / "dolma")}).documents(report=report)
+        build("source", SOURCES, {"name": "dolma", "path": str(real_data / "dolma")}).documents(report=report)
     )
     assert len(documents) > 20 and all(document.text and document.id for document in documents)
 
 
 def test_real_tinystories_are_read(real_data: Path) -> None:
     path = str(real_data / "tinystories" / "valid.txt")
-    documents = list(make("source", SOURCES, {"name": "tinystories", "path": path}).documents())
+    documents = list(build("source", SOURCES, {"name": "tinystories", "path": path}).documents())
     assert len(documents) == 116
     assert not any("<|endoftext|>" in document.text for document in documents)
 
@@ -284,7 +284,7 @@ def test_real_tinystories_are_read(real_data: Path) -> None:
 def test_a_data_set_that_cannot_be_had_says_what_to_do(tmp_path: Path) -> None:
     absent = {"name": "huggingface", "dataset": "json", "data_files": str(tmp_path / "absent.jsonl")}
     with pytest.raises(DataError, match="cannot open the data set 'json'.*absent.jsonl.*a local folder works too"):
-        list(make("source", SOURCES, absent).documents())
+        list(build("source", SOURCES, absent).documents())
 
 
 def test_a_stream_that_breaks_off_says_where_and_that_it_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_a_stream_that_breaks_off_says_where_and_that_it_can_go_on(monkeypatch: 
         raise ConnectionError("the hub went away")
 
     monkeypatch.setattr(SOURCES["huggingface"], "_open", rows)
-    source = make("source", SOURCES, {"name": "huggingface", "dataset": "far/away"})
+    source = build("source", SOURCES, {"name": "huggingface", "dataset": "far/away"})
     with pytest.raises(DataError, match="broke off after 3 rows .the hub went away.*run the same command again"):
         list(source.documents())
     assert next(source.documents()).text == story(0)
@@ -311,7 +311,7 @@ def test_a_cursor_and_a_report_survive_json() -> None:
 def test_a_split_may_name_some_of_its_rows_and_be_resumed_among_them(tmp_path, split, first, end):
     write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {number}", "id": str(number)} for number in range(9)])
     files = str(tmp_path / "a.jsonl")
-    source = make("source", SOURCES, {"name": "huggingface", "dataset": "json", "data_files": files, "split": split})
+    source = build("source", SOURCES, {"name": "huggingface", "dataset": "json", "data_files": files, "split": split})
     whole = list(source.read(Report()))
     assert [document.id for document, _ in whole] == [str(number) for number in range(first, end)]
     again = list(source.read(Report(), start=whole[1][1]))
@@ -321,4 +321,4 @@ def test_a_split_may_name_some_of_its_rows_and_be_resumed_among_them(tmp_path, s
 @pytest.mark.parametrize("split", ["train[10%:]", "train[:5", "train[a:b]"])
 def test_a_split_that_cannot_be_read_is_refused(split):
     with pytest.raises(ConfigError, match="split"):
-        make("source", SOURCES, {"name": "huggingface", "dataset": "json", "split": split})
+        build("source", SOURCES, {"name": "huggingface", "dataset": "json", "split": split})

@@ -8,7 +8,7 @@ import torch
 
 from decoding_stubs import MASK, VOCAB, ScriptedModel, StubTokenizer
 from hildanext.core.errors import ConfigError, HildaError, UnknownChoice
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.decoding import (
     DECODERS,
     EFFORTS,
@@ -21,7 +21,7 @@ from hildanext.decoding import (
 )
 from hildanext.decoding.sampling import candidates, uniforms
 from hildanext.decoding.trace import trace_record
-from hildanext.inference import GenerationKnobs, generate
+from hildanext.inference import GenerationConfig, generate
 
 A, B, C, D, X, P, Q, R, S, EOS = range(1, 11)
 PROMPT = [20, 21, 22, 23]
@@ -53,7 +53,7 @@ def oscillator(tokens, position):
 def decode(script, decoder, blocks=1, prompt=PROMPT, **settings):
     """One completion of `blocks` whole blocks."""
     settings = {"max_new_tokens": 4 * blocks, "trace": True} | settings
-    return generate(ScriptedModel(script), None, [prompt], decoder, GenerationKnobs(**settings))[0]
+    return generate(ScriptedModel(script), None, [prompt], decoder, GenerationConfig(**settings))[0]
 
 
 def pictures(completion):
@@ -190,7 +190,7 @@ def test_end_of_text_counts_only_when_everything_before_it_is_final():
 
 def generate_with_eos(model, decoder, **settings):
     settings = {"max_new_tokens": 12, "trace": True} | settings
-    return generate(model, StubTokenizer(eos=EOS), [PROMPT], decoder, GenerationKnobs(**settings))[0]
+    return generate(model, StubTokenizer(eos=EOS), [PROMPT], decoder, GenerationConfig(**settings))[0]
 
 
 def test_end_of_text_can_be_ignored():
@@ -201,7 +201,7 @@ def test_end_of_text_can_be_ignored():
 def test_stop_strings_cut_the_text_and_what_streams():
     """The text ends before the stop string, the tokens with the one that completes it; nothing of it is streamed."""
     seen = []
-    settings = GenerationKnobs(max_new_tokens=12, stop=("3 4 1", "zzz"))
+    settings = GenerationConfig(max_new_tokens=12, stop=("3 4 1", "zzz"))
     done = generate(
         ScriptedModel(toy_a),
         StubTokenizer(eos=EOS),
@@ -223,7 +223,7 @@ def test_streamed_text_adds_up():
         StubTokenizer(eos=EOS),
         [PROMPT],
         ThresholdEdit(),
-        GenerationKnobs(max_new_tokens=9),
+        GenerationConfig(max_new_tokens=9),
         seen.append,
     )[0]
     assert "".join(event.text for event in seen if event.kind == "text") == done.text == "1 2 3 4 1 2 3 4 1"
@@ -241,7 +241,7 @@ def test_a_trace_is_json_with_probabilities():
 @pytest.mark.parametrize("case", CASES, ids=json.dumps)
 def test_every_decoder_fills_every_mask_and_leaves_the_prompt(case):
     """Contract of the table: runs to the end, writes no mask, keeps the prompt's part of a block."""
-    done = decode(toy_a, make("decoder", DECODERS, case), blocks=3, prompt=[20, 21, 22, 23, 24, 25], max_new_tokens=10)
+    done = decode(toy_a, build("decoder", DECODERS, case), blocks=3, prompt=[20, 21, 22, 23, 24, 25], max_new_tokens=10)
     assert len(done.tokens) == 10 and MASK not in done.tokens
     assert all(at >= 6 for step in done.trace for at, *_ in [*step.drafts, *step.edits])
 

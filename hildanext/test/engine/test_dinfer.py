@@ -40,7 +40,7 @@ from hildanext.engine.base import (
     stream,
 )
 from hildanext.engine.dinfer import probe as dinfer_probe
-from hildanext.engine.dinfer.adapter import DInferEngine, DInferKnobs
+from hildanext.engine.dinfer.adapter import DInferConfig, DInferEngine
 from hildanext.engine.dinfer.output import checked
 from hildanext.engine.dinfer.probe import PINNED, ProbeResult, why_not_here, why_not_model
 
@@ -91,7 +91,7 @@ def start(fake, folder):
     def engine(**settings) -> DInferEngine:
         known = {"block_length": 8, "max_length": 256, "mask_id": 3, **settings}
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        opened.append(DInferEngine(DInferKnobs(**known), str(folder), tokenizer, "for a test"))
+        opened.append(DInferEngine(DInferConfig(**known), str(folder), tokenizer, "for a test"))
         return opened[-1]
 
     yield engine
@@ -189,7 +189,7 @@ class TestWhetherItCanBeUsed:
         finding = doctor.examine_engines()[-1]
         assert finding.state == "note" and words in finding.value and "github.com/inclusionAI/dInfer" in finding.value
         with pytest.raises(ConfigError, match=words):
-            DInferKnobs().open(str(folder), None, "")
+            DInferConfig().open(str(folder), None, "")
 
     def test_many_that_ask_at_once_are_answered_by_one_probe(self, monkeypatch):
         looked = []
@@ -206,7 +206,7 @@ class TestWhetherItCanBeUsed:
         assert looked == [120.0]
 
     def test_its_knobs_are_known_without_importing_it(self):
-        assert {field.name for field in dataclasses.fields(DInferKnobs)} == dinfer_probe.KNOBS
+        assert {field.name for field in dataclasses.fields(DInferConfig)} == dinfer_probe.KNOBS
 
     def test_doctor_tells_why_without_importing_it_here(self, monkeypatch):
         assert doctor.examine_engines()[-1].value == "not used: it is not installed"
@@ -221,11 +221,11 @@ class TestWhetherItCanBeUsed:
     def test_opening_it_by_name_says_what_stands_against_it(self, folder, monkeypatch):
         monkeypatch.setattr("hildanext.engine.dinfer.adapter.probe", lambda seconds: ProbeResult())
         with pytest.raises(ConfigError, match="no CUDA device"):
-            DInferKnobs().open(str(folder), None, "")
+            DInferConfig().open(str(folder), None, "")
         with pytest.raises(ModelError, match="no folder"):
-            DInferKnobs().open("tiny", None, "")
+            DInferConfig().open("tiny", None, "")
         with pytest.raises(ConfigError, match="no autoregressive parent"):
-            DInferKnobs().open(str(folder), "tiny", "")
+            DInferConfig().open(str(folder), "tiny", "")
 
 
 class TestAnswers:

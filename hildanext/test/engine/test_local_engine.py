@@ -27,8 +27,8 @@ from hildanext.engine.base import (
     complete,
     stream,
 )
-from hildanext.engine.local import LocalEngine, LocalEngineKnobs
-from hildanext.inference import GenerationKnobs, generate
+from hildanext.engine.local import LocalEngine, LocalEngineConfig
+from hildanext.inference import GenerationConfig, generate
 
 BLOCK = 4
 WAYS = [
@@ -41,7 +41,7 @@ WAYS = [
 
 
 def engine_of(model, parent=None, **settings) -> LocalEngine:
-    return LocalEngine(model, StubTokenizer(bos=0), parent, LocalEngineKnobs(**settings))
+    return LocalEngine(model, StubTokenizer(bos=0), parent, LocalEngineConfig(**settings))
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def requests(seed: int, count: int) -> list[Request]:
 
 
 def alone(model, request: Request) -> list[int]:
-    settings = GenerationKnobs(max_new_tokens=request.max_new_tokens, seed=request.seed, cached=False)
+    settings = GenerationConfig(max_new_tokens=request.max_new_tokens, seed=request.seed, cached=False)
     decoder = make_decoder(dict(request.decoder))
     return generate(model, StubTokenizer(bos=0), [request.tokens], decoder, settings)[0].tokens
 

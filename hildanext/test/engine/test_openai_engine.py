@@ -27,11 +27,11 @@ from hildanext.engine.base import (
     complete,
     stream,
 )
-from hildanext.engine.local import LocalEngineKnobs
+from hildanext.engine.local import LocalEngineConfig
 from hildanext.engine.remote.dialects import UNKNOWN_ID
 from hildanext.engine.remote.http import EventReader, There, address_of, retry_after
-from hildanext.engine.remote.openai import OpenAIEngine, OpenAIKnobs
-from hildanext.serve.settings import ServeKnobs
+from hildanext.engine.remote.openai import OpenAIConfig, OpenAIEngine
+from hildanext.serve.settings import ServeConfig
 from misbehaving import chunk, misbehaving, tells
 from serving import ToldEngine, live, never
 
@@ -101,7 +101,7 @@ class TestAnswers:
             complete(engine, ASK)
             assert server.asked[0][2]["Authorization"] == "Bearer abc"
         with pytest.raises(ConfigError, match="'NO_KEY' holds no key"):
-            OpenAIKnobs(base_url="http://x", api_key_env="NO_KEY").open("small", None, "")
+            OpenAIConfig(base_url="http://x", api_key_env="NO_KEY").open("small", None, "")
 
     def test_many_at_once_are_bounded(self):
         most, now, lock = [0], [0], threading.Lock()
@@ -279,7 +279,7 @@ class TestFaults:
                 one.setblocking(False)
                 one.connect_ex(listening.getsockname())
             engine = OpenAIEngine(
-                OpenAIKnobs(base_url=address, connect_seconds=30.0), address, {}, There("m", None, None)
+                OpenAIConfig(base_url=address, connect_seconds=30.0), address, {}, There("m", None, None)
             )
             begun = time.perf_counter()
             with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s"):
@@ -359,12 +359,12 @@ class TestFaults:
     def test_opening_says_what_is_wrong(self):
         with misbehaving(tells) as server:
             with pytest.raises(ModelError, match="has no model 'large': it has other, small"):
-                OpenAIKnobs(base_url=server.url + "/v1/").open("large", None, "")
+                OpenAIConfig(base_url=server.url + "/v1/").open("large", None, "")
             server.routes = {"/v1/models": {"data": 5}}
             with pytest.raises(EngineFailed, match="lists no models"):
-                OpenAIKnobs(base_url=server.url).open("small", None, "")
+                OpenAIConfig(base_url=server.url).open("small", None, "")
         with pytest.raises(EngineFailed, match="no server answers at"):
-            OpenAIKnobs(base_url=server.url).open("small", None, "")
+            OpenAIConfig(base_url=server.url).open("small", None, "")
         for url in ("ftp://x", "nonsense", "http://", "http://h:99999", "http://h/?a=1"):
             with pytest.raises(ConfigError, match="no address"):
                 address_of(url)
@@ -373,9 +373,9 @@ class TestFaults:
 @pytest.fixture(scope="module")
 def ours():
     """Our own service around the embedded pair, the engine that asks it, and the engine inside it."""
-    inside = LocalEngineKnobs(threads=1, dtype="fp32", keep_prefixes=False).open("tiny", "tiny", "for a test")
+    inside = LocalEngineConfig(threads=1, dtype="fp32", keep_prefixes=False).open("tiny", "tiny", "for a test")
     set_template(inside.tokenizer, "auto")
-    with live(ServeKnobs(port=0, jobs_folder=None), inside) as address:
+    with live(ServeConfig(port=0, jobs_folder=None), inside) as address:
         engine = open_engine({"base_url": address}, "tiny", "tiny-parent")
         yield engine, inside
         engine.close()
@@ -421,8 +421,8 @@ class TestAgainstOurOwnService:
 
     def test_cancelling_from_afar_cancels_inside(self):
         told = ToldEngine(never)
-        with live(ServeKnobs(port=0, jobs_folder=None), told) as address:
-            engine = OpenAIKnobs(base_url=address).open("told", None, "")
+        with live(ServeConfig(port=0, jobs_folder=None), told) as address:
+            engine = OpenAIConfig(base_url=address).open("told", None, "")
             ended = threading.Event()
             events: list[object] = []
 

@@ -12,10 +12,10 @@ import torch
 from hildanext.ar import Parent
 from hildanext.cli import main
 from hildanext.core.errors import ConfigError, DataError, HildaError
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.decoding import MODES
 from hildanext.eval.lm_harness import HarnessAdapter, adapter_class, from_arguments, subjects
-from hildanext.eval.lm_harness_run import HarnessKnobs, load_tasks, local_files, print_harness, run_harness
+from hildanext.eval.lm_harness_run import HarnessConfig, load_tasks, local_files, print_harness, run_harness
 from hildanext.eval.models import GenerationParams, ModelPair
 from hildanext.eval.tasks import TASKS
 from hildanext.likelihood.conditional import Pair, score_parent
@@ -193,7 +193,7 @@ class TestWithTheHarness:
         (task,) = load_tasks(["gsm8k"], folder)
         task.set_fewshot_seed(1234)
         task.build_all_requests(limit=None, rank=0, world_size=1)
-        ours = make("task", TASKS, {"name": "gsm8k", "data": folder})
+        ours = build("task", TASKS, {"name": "gsm8k", "data": folder})
         assert len(task.instances) == 5
         for item, instance in zip(ours.items(), task.instances, strict=True):
             prompt, settings = instance.args
@@ -207,10 +207,10 @@ class TestWithTheHarness:
         answers = ["#### 7", "so 24.", "#### 1000", "#### 5", "nothing"]
         monkeypatch.setattr(HarnessAdapter, "generate_until", lambda self, requests: answers[: len(requests)])
         folder = gsm8k_folder(offline / "gsm8k")
-        settings = HarnessKnobs(tasks=("gsm8k",), data=folder, num_fewshot=2)
+        settings = HarnessConfig(tasks=("gsm8k",), data=folder, num_fewshot=2)
         result = run_harness(tiny_pair(), settings, offline / "out")
         values = {(row["subject"], row["filter"]): row["value"] for row in result["results"]}
-        task = make("task", TASKS, {"name": "gsm8k", "data": folder})
+        task = build("task", TASKS, {"name": "gsm8k", "data": folder})
         judged = [task.judge(item, text).scores for item, text in zip(task.items(), answers, strict=True)]
         for name, own in (("strict-match", "strict"), ("flexible-extract", "flexible")):
             want = sum(scores[own] for scores in judged) / 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hildanext.core.errors import ConfigError, DataError
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.eval.statistics import (
     Values,
     bootstrap,
@@ -165,14 +165,14 @@ class TestMath:
 
     def test_prompts(self, tmp_path):
         place = lines(tmp_path / "test.jsonl", [{"problem": "What is $1+1$?", "answer": "2", "unique_id": "a/1.json"}])
-        few = make("task", TASKS, {"name": "math500", "data": place})
+        few = build("task", TASKS, {"name": "math500", "data": place})
         (item,) = few.items()
         prompt = few.prompt(item, 4)
         assert item.id == "a/1.json" and prompt.count("Problem:\n") == 5
         assert prompt.startswith("Problem:\nFind the domain") and prompt.endswith(
             "\n\nProblem:\nWhat is $1+1$?\n\nSolution:"
         )
-        none = make("task", TASKS, {"name": "math500", "data": place, "few_shot": 0})
+        none = build("task", TASKS, {"name": "math500", "data": place, "few_shot": 0})
         assert none.prompt(item, 0).startswith("What is $1+1$?\nPlease reason") and "\\boxed{}" in none.prompt(item, 0)
         judged = few.judge(item, "It is \\boxed{2.0}.")
         assert judged.scores == {"official": 0.0, "canonical": 1.0} and judged.extraction["answer"] == "2.0"
@@ -182,12 +182,12 @@ class TestMath:
     def test_a_row_without_an_answer_is_refused(self, tmp_path):
         place = lines(tmp_path / "test.jsonl", [{"problem": "?", "solution": "no box"}])
         with pytest.raises(DataError, match="neither 'answer' nor a boxed solution"):
-            make("task", TASKS, {"name": "math500", "data": place}).items()
+            build("task", TASKS, {"name": "math500", "data": place}).items()
 
 
 class TestGsm8k:
     def test_the_prompt_and_the_four_rules(self, tmp_path):
-        task = make("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 2})
+        task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 2})
         items = task.items()
         prompt = task.prompt(items[0], 2)
         assert prompt.endswith(f"\n\nQuestion: {QUESTIONS[0][0]}\nAnswer:") and prompt.count("\nAnswer: It is ") == 2
@@ -198,17 +198,17 @@ class TestGsm8k:
 
     def test_the_examples_are_those_that_the_harness_draws(self, tmp_path):
         """Its generator (seed 1234) drew [6, 3], [0, 6], [0, 4] of seven examples; compared with it in test_harness."""
-        task = make("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 2})
+        task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 2})
         for item, (first, second) in zip(task.items(), [(6, 3), (0, 6), (0, 4)], strict=False):
             told = [f"Question: What is {n}+1?\nAnswer: It is {n + 1}.\n#### {n + 1}" for n in (first, second)]
             assert task.prompt(item, 2) == "\n\n".join([*told, f"Question: {item.row['question']}\nAnswer:"])
 
     def test_as_a_chat_the_bare_question_is_asked(self, tmp_path):
-        task = make("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 0, "chat": True})
+        task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 0, "chat": True})
         assert task.prompt(task.items()[0], 0) == QUESTIONS[0][0]
 
     def test_too_few_examples_are_refused(self, tmp_path):
-        task = make("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 9})
+        task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 9})
         with pytest.raises(ConfigError, match="9 worked examples of 7"):
             task.prompt(task.items()[0], 9)
 
@@ -219,7 +219,7 @@ def scored(*nats: float) -> list[Scored]:
 
 class TestMultipleChoice:
     def task(self, place: str, **knobs: object) -> Task:
-        return make("task", TASKS, {"name": "multiple_choice", "data": place, **knobs})
+        return build("task", TASKS, {"name": "multiple_choice", "data": place, **knobs})
 
     def test_the_lowest_number_wins_and_per_byte_a_longer_option_may(self, tmp_path):
         task = self.task(lines(tmp_path / "test.jsonl", CHOICES), style="text")
@@ -272,7 +272,7 @@ class TestMultipleChoice:
 
 class TestTinyStories:
     def test_a_story_is_scored_from_its_beginning_and_cut(self, tmp_path):
-        task = make("task", TASKS, {"name": "tinystories", "data": stories_file(tmp_path / "a.txt"), "max_tokens": 5})
+        task = build("task", TASKS, {"name": "tinystories", "data": stories_file(tmp_path / "a.txt"), "max_tokens": 5})
         items = task.items()
         assert [item.row["text"] for item in items] == STORIES
         way = tiny_pair().parent_way()[0]
@@ -281,7 +281,7 @@ class TestTinyStories:
         assert list(pair.context + pair.continuation) == way.encode(STORIES[0])[:6]
 
     def test_items_are_weighted_by_their_tokens(self, tmp_path):
-        task = make("task", TASKS, {"name": "tinystories", "data": lines(tmp_path / "a.jsonl", [{"text": "Hi"}])})
+        task = build("task", TASKS, {"name": "tinystories", "data": lines(tmp_path / "a.jsonl", [{"text": "Hi"}])})
         sample = {"scores": {"nats": 12.0}, "extraction": {"tokens": 4, "mask_se": 0.5}}
         assert set(task.values([sample]).values()) == {(12.0, 4.0)}
         assert task.details([sample, sample])["se_of_masks_in_nats"] == pytest.approx(math.sqrt(0.5) / 8)
@@ -326,7 +326,7 @@ class TestRows:
 
         monkeypatch.setattr(datasets, "load_dataset", unreachable)
         with pytest.raises(DataError, match="cannot open the data set 'openai/gsm8k'") as caught:
-            make("task", TASKS, {"name": "gsm8k"}).items()
+            build("task", TASKS, {"name": "gsm8k"}).items()
         assert "local file" in caught.value.hint
         with pytest.raises(DataError, match="no benchmark data"):
             read_rows("no/such/file.jsonl", "test")

@@ -10,12 +10,12 @@ from hildanext.ar import Parent
 from hildanext.cli import main
 from hildanext.core.errors import ConfigError, DataError, HildaError, PromptError
 from hildanext.core.metrics_log import read_metrics
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.data.chat_template import Message, encode_chat
 from hildanext.decoding import MODES
 from hildanext.eval.journal import Journal
 from hildanext.eval.models import DiffusionEvalModel, GenerationParams, ModelPair, ParentEvalModel
-from hildanext.eval.runner import QualityKnobs, as_taught, run_tasks
+from hildanext.eval.runner import QualityConfig, as_taught, run_tasks
 from hildanext.eval.summary import lines as told_lines
 from hildanext.eval.summary import mask_tokens, summarise
 from hildanext.eval.task_session import print_tasks, run_session
@@ -70,7 +70,7 @@ def same(one, other) -> None:
 
 
 def test_every_way_sees_the_same_string_and_every_sample_is_kept(sections, tmp_path):
-    runs = run_tasks(tiny_pair(), QualityKnobs(tasks=sections), tmp_path / "out", quiet=True)
+    runs = run_tasks(tiny_pair(), QualityConfig(tasks=sections), tmp_path / "out", quiet=True)
     assert [run.key for run in runs] == list(sections)
     for run in runs:
         names = [outcome.way.name for outcome in run.outcomes]
@@ -92,8 +92,8 @@ def test_every_way_sees_the_same_string_and_every_sample_is_kept(sections, tmp_p
 
 def test_a_score_does_not_depend_on_the_batch(sections, tmp_path):
     sections["gsm8k"] |= {"temperature": 0.7, "repeats": 2}
-    alone = run_tasks(tiny_pair(), QualityKnobs(tasks=sections, batch_size=1), tmp_path / "alone", quiet=True)
-    together = run_tasks(tiny_pair(), QualityKnobs(tasks=sections, batch_size=4), tmp_path / "together", quiet=True)
+    alone = run_tasks(tiny_pair(), QualityConfig(tasks=sections, batch_size=1), tmp_path / "alone", quiet=True)
+    together = run_tasks(tiny_pair(), QualityConfig(tasks=sections, batch_size=4), tmp_path / "together", quiet=True)
     ours, theirs = samples_of(alone), samples_of(together)
     assert len(ours) == 2 * 5 * 2 + 2 * 2 + 3 * 3 + 3 * 3
     same(ours, theirs)
@@ -103,7 +103,7 @@ def test_a_score_does_not_depend_on_the_batch(sections, tmp_path):
 
 def test_a_kill_loses_only_what_was_in_flight(sections, tmp_path, monkeypatch):
     tasks = {"gsm8k": sections["gsm8k"]}
-    settings = QualityKnobs(tasks=tasks, batch_size=2)
+    settings = QualityConfig(tasks=tasks, batch_size=2)
     whole = samples_of(run_tasks(tiny_pair(), settings, tmp_path / "whole", quiet=True))
     kind, judged = TASKS["gsm8k"], []
     judge = kind.judge
@@ -131,7 +131,7 @@ def test_a_kill_loses_only_what_was_in_flight(sections, tmp_path, monkeypatch):
 
 def test_more_items_go_on_where_fewer_ended_and_other_settings_are_refused(sections, tmp_path, monkeypatch):
     tasks = {"gsm8k": sections["gsm8k"]}
-    run_tasks(tiny_pair(), QualityKnobs(tasks=tasks, limit=2), tmp_path / "out", quiet=True)
+    run_tasks(tiny_pair(), QualityConfig(tasks=tasks, limit=2), tmp_path / "out", quiet=True)
     asked: list[int] = []
     write = ParentEvalModel.write
     monkeypatch.setattr(
@@ -139,35 +139,35 @@ def test_more_items_go_on_where_fewer_ended_and_other_settings_are_refused(secti
         "write",
         lambda self, prompts, *more: (asked.append(len(prompts)), write(self, prompts, *more))[1],
     )
-    runs = run_tasks(tiny_pair(), QualityKnobs(tasks=tasks, limit=4), tmp_path / "out", quiet=True)
+    runs = run_tasks(tiny_pair(), QualityConfig(tasks=tasks, limit=4), tmp_path / "out", quiet=True)
     assert asked == [2] and [len(outcome.samples) for outcome in runs[0].outcomes] == [4, 4]
-    fewer = run_tasks(tiny_pair(), QualityKnobs(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
+    fewer = run_tasks(tiny_pair(), QualityConfig(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
     assert asked == [2] and [len(outcome.samples) for outcome in fewer[0].outcomes] == [1, 1]
     changed = {"gsm8k": {**tasks["gsm8k"], "max_new_tokens": 11}}
     with pytest.raises(ConfigError, match="max_new_tokens was 10, is 11") as caught:
-        run_tasks(tiny_pair(), QualityKnobs(tasks=changed, limit=4), tmp_path / "out", quiet=True)
+        run_tasks(tiny_pair(), QualityConfig(tasks=changed, limit=4), tmp_path / "out", quiet=True)
     assert "--out" in caught.value.hint
     decoders = {"S_MODE": {**MODES["S_MODE"], "tau_mask": 0.4}}
     with pytest.raises(ConfigError, match="tau_mask was 0.5, is 0.4"):
-        run_tasks(tiny_pair(), QualityKnobs(tasks=tasks, decoders=decoders), tmp_path / "out", quiet=True)
+        run_tasks(tiny_pair(), QualityConfig(tasks=tasks, decoders=decoders), tmp_path / "out", quiet=True)
     rows = [{"question": "Other?", "answer": "#### 1"}] * 5
     lines(tmp_path / "gsm8k" / "test.jsonl", rows)
     with pytest.raises(ConfigError, match="data was"):
-        run_tasks(tiny_pair(), QualityKnobs(tasks=tasks), tmp_path / "out", quiet=True)
+        run_tasks(tiny_pair(), QualityConfig(tasks=tasks), tmp_path / "out", quiet=True)
 
 
 def test_the_same_data_elsewhere_are_the_same_data_and_other_weights_are_not(sections, tmp_path):
     tasks = {"gsm8k": sections["gsm8k"]}
-    run_tasks(tiny_pair(), QualityKnobs(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
+    run_tasks(tiny_pair(), QualityConfig(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
     moved = {"gsm8k": {**tasks["gsm8k"], "data": gsm8k_folder(tmp_path / "moved")}}
-    run_tasks(tiny_pair(), QualityKnobs(tasks=moved, limit=1), tmp_path / "out", quiet=True)
+    run_tasks(tiny_pair(), QualityConfig(tasks=moved, limit=1), tmp_path / "out", quiet=True)
     pair = tiny_pair()
     weight = pair.parent.causal_lm.model.norm.weight
     with torch.no_grad():
         weight += 0.5
     try:
         with pytest.raises(ConfigError, match="weights was"):
-            run_tasks(pair, QualityKnobs(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
+            run_tasks(pair, QualityConfig(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
     finally:
         with torch.no_grad():
             weight -= 0.5
@@ -226,7 +226,7 @@ def test_a_mask_token_in_an_answer_is_counted_and_fails_the_verb(sections, tmp_p
             on_completion(row, Completion([5, mask_id, 6], "x", "length", stats))
 
     monkeypatch.setattr(ways, "generate", broken)
-    settings = QualityKnobs(tasks={"gsm8k": sections["gsm8k"]}, limit=2)
+    settings = QualityConfig(tasks={"gsm8k": sections["gsm8k"]}, limit=2)
     result, _ = run_session(tiny_pair(), {}, settings, tmp_path / "out", quiet=True)
     assert mask_tokens(result) == 2
     print_tasks(result)
@@ -238,7 +238,7 @@ def test_a_mask_token_in_an_answer_is_counted_and_fails_the_verb(sections, tmp_p
 
 
 def test_the_table_holds_scores_intervals_and_differences(sections, tmp_path, capsys):
-    settings = QualityKnobs(tasks=sections, limit=3)
+    settings = QualityConfig(tasks=sections, limit=3)
     result, files = run_session(tiny_pair(), {"model": "tiny"}, settings, tmp_path / "out", quiet=True)
     told = json.loads(files["json"].read_text())
     assert [task["key"] for task in told["tasks"]] == list(sections)
@@ -273,10 +273,10 @@ def test_the_table_holds_scores_intervals_and_differences(sections, tmp_path, ca
 def test_the_parent_alone_and_the_model_alone_may_be_asked(sections, tmp_path):
     pair, tasks = tiny_pair(), {"gsm8k": sections["gsm8k"], "tinystories": sections["tinystories"]}
     alone = ModelPair(None, pair.tokenizer, pair.parent)
-    result = summarise(run_tasks(alone, QualityKnobs(tasks=tasks, limit=1), tmp_path / "a", quiet=True))
+    result = summarise(run_tasks(alone, QualityConfig(tasks=tasks, limit=1), tmp_path / "a", quiet=True))
     assert [[way["name"] for way in task["ways"]] for task in result["tasks"]] == [["AR parent"]] * 2
     alone = ModelPair(pair.model, pair.tokenizer, None)
-    result = summarise(run_tasks(alone, QualityKnobs(tasks=tasks, limit=1), tmp_path / "b", quiet=True))
+    result = summarise(run_tasks(alone, QualityConfig(tasks=tasks, limit=1), tmp_path / "b", quiet=True))
     assert [len(task["ways"]) for task in result["tasks"]] == [1, 2]
     assert "over_parent" not in result["tasks"][0]["ways"][0]["scores"]["strict"]
 
@@ -284,11 +284,11 @@ def test_the_parent_alone_and_the_model_alone_may_be_asked(sections, tmp_path):
 def test_a_prompt_that_does_not_fit_is_refused_or_loses_examples_for_all_alike(sections, tmp_path):
     long = {**sections["gsm8k"], "few_shot": 5, "max_new_tokens": 890}
     with pytest.raises(PromptError, match="gsm8k-test-.*exceed the context of 1024"):
-        run_tasks(tiny_pair(), QualityKnobs(tasks={"gsm8k": long}), tmp_path / "out", quiet=True)
+        run_tasks(tiny_pair(), QualityConfig(tasks={"gsm8k": long}), tmp_path / "out", quiet=True)
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
     from hildanext.eval.runner import _prompts
 
-    task = make("task", TASKS, {"name": "gsm8k", **long, "overlong": "fewer_shots"})
+    task = build("task", TASKS, {"name": "gsm8k", **long, "overlong": "fewer_shots"})
     ways = tiny_pair().writing(MODES)
     fitted = _prompts(task, task.items(), ways)
     assert all(0 < prompt.shots < 5 for prompt in fitted)
@@ -297,7 +297,7 @@ def test_a_prompt_that_does_not_fit_is_refused_or_loses_examples_for_all_alike(s
         assert prompt.text.count("Question: ") == prompt.shots + 1
 
 
-class TestKnobs:
+class TestConfig:
     @pytest.mark.parametrize(
         "tasks, word",
         [
@@ -314,10 +314,10 @@ class TestKnobs:
     )
     def test_what_is_wrong_is_named(self, tasks, word):
         with pytest.raises(HildaError, match=word):
-            QualityKnobs(tasks=tasks)
+            QualityConfig(tasks=tasks)
 
     def test_a_task_may_run_twice_under_two_keys(self):
-        built = QualityKnobs(tasks={"a": {"name": "gsm8k", "few_shot": 0}, "gsm8k": {}}).build()
+        built = QualityConfig(tasks={"a": {"name": "gsm8k", "few_shot": 0}, "gsm8k": {}}).build()
         assert [task.few_shot for task in built.values()] == [0, 5]
 
 
@@ -374,7 +374,7 @@ def test_a_recipe_s_stage_runs_tasks_without_held_out_data(sections, tmp_path):
 def test_as_a_chat_the_question_goes_through_the_template(sections, tmp_path):
     pair = tiny_pair()
     section = {**sections["gsm8k"], "few_shot": 0, "chat": True, "max_new_tokens": 4}
-    settings = QualityKnobs(tasks={"gsm8k": section}, limit=1)
+    settings = QualityConfig(tasks={"gsm8k": section}, limit=1)
     with pytest.raises(ConfigError, match="no chat template"):
         run_tasks(pair, settings, tmp_path / "out", quiet=True)
     pair.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}<a>"
@@ -398,9 +398,9 @@ def test_a_checkpoint_of_fine_tuning_is_asked_in_its_template_unless_told_otherw
     tasks = {"bare": bare, "shown": {**bare, "few_shot": 2}, "told": {**bare, "few_shot": 0, "chat": False}}
     tasks = {key: {**section, "name": "gsm8k", "max_new_tokens": 2} for key, section in tasks.items()}
     try:
-        assert as_taught(QualityKnobs(tasks=tasks), pair).tasks == tasks, "a converted model is asked as its parent is"
+        assert as_taught(QualityConfig(tasks=tasks), pair).tasks == tasks, "a converted model is asked as its parent is"
         pair.model.card = replace(before, chat=True)
-        found, _ = run_session(pair, {}, QualityKnobs(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
+        found, _ = run_session(pair, {}, QualityConfig(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
     finally:
         pair.model.card, pair.tokenizer.chat_template = before, None
     knobs = {task["key"]: (task["knobs"]["chat"], task["knobs"]["few_shot"]) for task in found["tasks"]}
@@ -432,4 +432,4 @@ def test_a_way_without_a_decoder_does_not_write():
 def test_data_that_are_no_gsm8k_rows_are_refused(tmp_path):
     place = lines(tmp_path / "test.jsonl", [{"question": QUESTIONS[0][0], "answer": "seven"}])
     with pytest.raises(DataError, match="no '#### N'"):
-        make("task", TASKS, {"name": "gsm8k", "data": place}).items()
+        build("task", TASKS, {"name": "gsm8k", "data": place}).items()

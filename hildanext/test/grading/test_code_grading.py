@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from hildanext.core.config import build
+from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError, DataError, SandboxError
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.eval.statistics import pass_at_k
 from hildanext.eval.tasks.humaneval import HumanEval, score_program
 from hildanext.grading import REWARDS
@@ -85,7 +85,7 @@ class TestAssembly:
 @isolated
 class TestReward:
     def test_rewards_what_passes_and_nothing_else(self):
-        reward = make("reward", REWARDS, {"name": "code", "limits": {"seconds": 20}, "workers": 2})
+        reward = build("reward", REWARDS, {"name": "code", "limits": {"seconds": 20}, "workers": 2})
         completions = [
             RIGHT,
             "    return [4 * x for x in values]\n",
@@ -115,11 +115,11 @@ class TestReward:
     def test_it_refuses_without_isolation(self, monkeypatch):
         monkeypatch.setattr(run, "probe", lambda without=(): Isolation((), {"seccomp": "none here"}))
         with pytest.raises(SandboxError, match="none here"):
-            make("reward", REWARDS, {"name": "code"}).score([PROBLEM], [RIGHT])
+            build("reward", REWARDS, {"name": "code"}).score([PROBLEM], [RIGHT])
 
     def test_knobs_are_strict(self):
         with pytest.raises(ConfigError, match="did you mean 'workers'"):
-            make("reward", REWARDS, {"name": "code", "worker": 2})
+            build("reward", REWARDS, {"name": "code", "worker": 2})
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def rows(file):
 @isolated
 class TestHumanEval:
     def task(self, file, **knobs):
-        return build(HumanEval, {"data": str(file), "limits": {"seconds": 20}, **knobs}, where="task")
+        return validate(HumanEval, {"data": str(file), "limits": {"seconds": 20}, **knobs}, where="task")
 
     def test_helpers_of_the_prompt_run_with_the_tests(self, humaneval):
         """Three tests call helpers that only the prompt defines, one calls the function by its name."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError, DataError, UnknownChoice
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.grading import REWARDS
 from hildanext.grading.gsm8k import RULES, canonical, cut, gold_answer, official
 
@@ -209,23 +209,23 @@ class TestReward:
         ],
     )
     def test_rewards_the_number_and_a_little_the_form(self, completion, score):
-        reward = make("reward", REWARDS, {"name": "gsm8k"})
+        reward = build("reward", REWARDS, {"name": "gsm8k"})
         assert reward.score([self.problem], [completion]) == [pytest.approx(score)]
         assert 0 <= score <= reward.highest
 
     def test_other_rules_and_no_form(self):
-        reward = make("reward", REWARDS, {"name": "gsm8k", "rule": "official", "format_weight": 0.0})
+        reward = build("reward", REWARDS, {"name": "gsm8k", "rule": "official", "format_weight": 0.0})
         assert reward.score([self.problem] * 2, ["#### 18.0", "#### 18"]) == [0.0, 1.0]
         assert plain(reward)["rule"] == "official"
 
     def test_the_last_number_anywhere_is_no_reward(self):
         with pytest.raises(ConfigError, match="bare number"):
-            make("reward", REWARDS, {"name": "gsm8k", "rule": "flexible"})
+            build("reward", REWARDS, {"name": "gsm8k", "rule": "flexible"})
 
     def test_bad_knobs_and_rows_are_named(self):
         with pytest.raises(UnknownChoice, match="did you mean 'canonical'"):
-            make("reward", REWARDS, {"name": "gsm8k", "rule": "cannonical"})
+            build("reward", REWARDS, {"name": "gsm8k", "rule": "cannonical"})
         with pytest.raises(ConfigError, match="format_weight"):
-            make("reward", REWARDS, {"name": "gsm8k", "format_weight": 0.3})
+            build("reward", REWARDS, {"name": "gsm8k", "format_weight": 0.3})
         with pytest.raises(DataError, match="'answer'"):
-            make("reward", REWARDS, {"name": "gsm8k"}).score([{"question": "?"}], ["18"])
+            build("reward", REWARDS, {"name": "gsm8k"}).score([{"question": "?"}], ["18"])

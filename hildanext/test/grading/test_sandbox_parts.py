@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hildanext.commands import doctor
-from hildanext.core.config import build
+from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError, SandboxError
 from hildanext.grading.sandbox import levels, run, seccomp
 from hildanext.grading.sandbox.channel import HEADER, BadFrame, Channel, Closed
@@ -300,9 +300,9 @@ class TestRefusal:
 
     def test_limits_are_strict(self):
         with pytest.raises(ConfigError, match="did you mean 'seconds'"):
-            build(Limits, {"second": 3}, where="limits")
+            validate(Limits, {"second": 3}, where="limits")
         with pytest.raises(ConfigError, match="seconds"):
-            build(Limits, {"seconds": 0}, where="limits")
+            validate(Limits, {"seconds": 0}, where="limits")
 
 
 class TestDoctor:

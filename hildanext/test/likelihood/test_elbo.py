@@ -12,7 +12,7 @@ from hildanext import masks
 from hildanext.data.batch import Batch
 from hildanext.diffusion import block_index, elbo_weight, mask_tokens
 from hildanext.likelihood.elbo import (
-    LikelihoodKnobs,
+    LikelihoodConfig,
     bound,
     exact,
     masked_nll,
@@ -121,7 +121,7 @@ def test_the_bound_is_the_average_over_orders(make_model, alignment, estimator):
     documents = [text(4, 5), text(6, 6)]
     wanted = sum(average_over_orders(model, ids, 4) for ids in documents) / 8
     copies = batch_of([documents] * 48, 10)
-    found = bound(model, [copies], 4, EOS, LikelihoodKnobs(estimator=estimator, draws=24, seed=1))
+    found = bound(model, [copies], 4, EOS, LikelihoodConfig(estimator=estimator, draws=24, seed=1))
     assert found.kind == "bound" and found.se > 0
     assert abs(found.nats - wanted) < 4 * found.se
     assert found.se < 0.06 * wanted
@@ -131,14 +131,14 @@ def test_the_bound_is_the_average_over_orders(make_model, alignment, estimator):
 def test_the_standard_error_is_the_spread_of_repeated_estimates(make_model, batch, alignment):
     """Over sixty seeds; the formula takes stratified draws for independent ones."""
     model = make_model("llama", alignment, layers=1)
-    found = [bound(model, [batch], 4, EOS, LikelihoodKnobs(draws=4, seed=seed)) for seed in range(60)]
+    found = [bound(model, [batch], 4, EOS, LikelihoodConfig(draws=4, seed=seed)) for seed in range(60)]
     nats = torch.tensor([one.nats for one in found])
     claimed = sum(one.se for one in found) / len(found)
     assert 0.6 * claimed < float(nats.std()) < 1.15 * claimed
 
 
 def test_one_draw_has_a_standard_error_too(make_model, batch):
-    found = bound(make_model(), [batch], 4, EOS, LikelihoodKnobs(draws=1))
+    found = bound(make_model(), [batch], 4, EOS, LikelihoodConfig(draws=1))
     assert found.se > 0
 
 
@@ -157,7 +157,7 @@ def test_more_than_one_batch_is_one_text(make_model, batch):
 def test_every_model_is_asked_about_the_same_tokens(make_model, alignment, block_size):
     """Documents without a BOS: position 0 is given, never scored, in any alignment and at any block size."""
     without_bos = batch_of([[text(8, 1), text(6, 2)]], 16, bos=False)
-    found = bound(make_model("qwen3", alignment), [without_bos], block_size, EOS, LikelihoodKnobs(draws=2))
+    found = bound(make_model("qwen3", alignment), [without_bos], block_size, EOS, LikelihoodConfig(draws=2))
     assert found.tokens == 7 + 5
 
 
@@ -169,7 +169,7 @@ def test_padding_is_in_the_sum_of_a_bound_but_not_in_its_count(make_model):
     with_padding, without = exact(model, [padded], EOS), exact(model, [bare], EOS)
     assert with_padding.tokens == without.tokens == 6
     assert with_padding.padding > 0 and with_padding.nats == pytest.approx(without.nats, abs=1e-10)
-    blocks = bound(model, [padded], 4, EOS, LikelihoodKnobs())
+    blocks = bound(model, [padded], 4, EOS, LikelihoodConfig())
     assert blocks.tokens == 6 and blocks.nats == pytest.approx((blocks.real + blocks.padding) / 6)
     assert blocks.nats > blocks.nats_without_padding
 
@@ -247,14 +247,14 @@ def inconsistent(place: int, seen: int) -> list[float]:
 def test_with_exact_conditionals_the_bound_is_tight(pair, nll, estimator):
     """V9 and V10: NELBO(x) = -log p(x); here per token, two tokens."""
     copies = batch_of([[[BOS, *pair]]] * 4000, 3)
-    found = bound(Toy(from_joint), [copies], 4, EOS + 9, LikelihoodKnobs(estimator=estimator, draws=4, seed=3))
+    found = bound(Toy(from_joint), [copies], 4, EOS + 9, LikelihoodConfig(estimator=estimator, draws=4, seed=3))
     assert abs(2 * found.nats - nll) < 8 * found.se
     assert found.se < 0.02
 
 
 def test_an_inconsistent_model_gets_the_looser_bound():
     copies = batch_of([[[BOS, 0, 0]]] * 4000, 3)
-    found = bound(Toy(inconsistent), [copies], 4, EOS + 9, LikelihoodKnobs(draws=4))
+    found = bound(Toy(inconsistent), [copies], 4, EOS + 9, LikelihoodConfig(draws=4))
     assert abs(2 * found.nats - 0.916291) < 8 * found.se
 
 

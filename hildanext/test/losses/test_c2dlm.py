@@ -23,8 +23,8 @@ from hildanext.losses.objective import attention_for
 from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.attention.blockwise import DoubledAttention
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention
-from hildanext.models.lora import LoraKnobs, add_lora
-from hildanext.trainer.knobs import TrainKnobs
+from hildanext.models.lora import LoraConfig, add_lora
+from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.task import TrainingTask
 from hildanext.training import train
 from hildanext.wsd_stage0 import convert
@@ -268,7 +268,7 @@ def checkpointed(model) -> None:
 def test_V17_the_gradient_reaches_queries_and_keys_of_the_chosen_layer(checkpointing, grad_through_v):
     """Nothing reaches later layers, nor the values of the layer itself unless asked for."""
     model = random_model()
-    add_lora(model, LoraKnobs(rank=2, alpha=4))
+    add_lora(model, LoraConfig(rank=2, alpha=4))
     model.double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -385,7 +385,7 @@ def test_layers_and_heads_that_are_not_there_are_refused(knobs, said):
 
 def test_the_norm_behind_the_output_projection_knows_adapters():
     model = random_model("qwen2")
-    add_lora(model, LoraKnobs(rank=2, alpha=4, dropout=0.5))
+    add_lora(model, LoraConfig(rank=2, alpha=4, dropout=0.5))
     model.double().train()
     view = paired(make_view(length=16), (9, 2), replaced=[9])
     knobs = CausalAttention(reattention="v_out_norm", layers=(1,))
@@ -438,7 +438,7 @@ def trained(folder: Path, losses, accumulate: int = 1, views=None) -> list[dict]
     """Metric lines of a short training of a small model on views with causal pairs."""
     model = random_model(dtype=torch.float32)
 
-    def of(index: int, rung: BlockPhase) -> list[NoisedBatch]:
+    def of(index: int, block_phase: BlockPhase) -> list[NoisedBatch]:
         view = make_view(length=16, seed=index)
         view = paired(view, (9, 2), (14, 4), masked=[8, 14], replaced=[9])
         return [replace(view, time=view.time.float())]
@@ -446,7 +446,7 @@ def trained(folder: Path, losses, accumulate: int = 1, views=None) -> list[dict]
     stage = TrainingTask(
         256, lambda tokens: BlockPhase(phase="stable", block_size=4, tokens=256), views if views is not None else of
     )
-    knobs = TrainKnobs(accumulate=accumulate, precision="no", learning_rate=LearningRate(peak=1e-3))
+    knobs = TrainConfig(accumulate=accumulate, precision="no", learning_rate=LearningRate(peak=1e-3))
     train(SupervisedStep(model, losses), stage, knobs, folder, quiet=True)
     return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "train"]
 
@@ -475,7 +475,7 @@ def test_it_is_averaged_over_the_forwards_and_not_over_the_tokens(tmp_path: Path
     """Two micro-batches, one of which has no graph: half the loss, and the step of half the gradient."""
 
     def views(graphs: list[bool]):
-        def of(index: int, rung: BlockPhase) -> list[NoisedBatch]:
+        def of(index: int, block_phase: BlockPhase) -> list[NoisedBatch]:
             view = paired(make_view(length=16), (9, 2), replaced=[9])
             view = replace(view, time=view.time.float())
             return [view if graphs[index % len(graphs)] else replace(view, pairs=None)]
@@ -498,8 +498,8 @@ def test_SAFE_refuses_it_by_name_before_anything_is_loaded(tmp_path: Path):
 
 
 def test_a_conversion_has_no_graphs_and_says_so(tmp_path: Path):
-    rungs = [{"phase": "stable", "block_size": 8, "tokens": 8}]
-    section = {"parent": "nowhere", "block_size": 8, "wsd": rungs, "losses": [{"name": "m2t"}, {"name": "c2dlm"}]}
+    phases = [{"phase": "stable", "block_size": 8, "tokens": 8}]
+    section = {"parent": "nowhere", "block_size": 8, "wsd": phases, "losses": [{"name": "m2t"}, {"name": "c2dlm"}]}
     data = {"train": "a", "valid": "b", "sequence_length": 16, "pad_to_block": 8}
     with pytest.raises(ConfigError, match="'c2dlm' needs causal graphs"):
         convert(section, data, tmp_path, profile="FULL")

@@ -118,10 +118,10 @@ def test_cap_makes_the_model_surer_of_what_it_has_right():
 
 
 def test_a_negative_weight_of_cap_is_refused():
-    from hildanext.core.config import build
+    from hildanext.core.config import validate
 
     with pytest.raises(ConfigError, match="weight"):
-        build(ConfidenceAware, {"weight": -1.0}, where="loss")
+        validate(ConfidenceAware, {"weight": -1.0}, where="loss")
 
 
 class LargestLogits(TorchDispatchMode):

@@ -12,7 +12,7 @@ from conftest import random_model
 from hildanext import masks
 from hildanext.ar import Parent
 from hildanext.core.errors import ConfigError, UnknownChoice
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.corruption.input_layout import InputLayout, build_layout, layout_of
 from hildanext.diffusion import (
     CausalPairs,
@@ -32,7 +32,7 @@ from hildanext.losses.representation import RepresentationAlignment
 from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.attention.blockwise import DoubledAttention, aligned
 from hildanext.models.attention.dense import MaskedAttention
-from hildanext.models.lora import LoraKnobs, add_lora, without_lora
+from hildanext.models.lora import LoraConfig, add_lora, without_lora
 
 MASK = 61
 CASES = [  # every loss, once mild and once harsh
@@ -362,7 +362,7 @@ def test_V21_with_adapters_off_the_teacher_is_the_parent_and_kl_starts_at_zero()
     model = random_model(alignment="parent")
     view = make_view(block=1, t=1.0)
     before = Parent(model.causal_lm, None).hidden(view.clean, view.document, view.position)
-    add_lora(model, LoraKnobs(rank=4, alpha=8))
+    add_lora(model, LoraConfig(rank=4, alpha=8))
     model.double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -384,7 +384,7 @@ def test_V21_with_adapters_off_the_teacher_is_the_parent_and_kl_starts_at_zero()
 def lora_model(dropout):
     """A model in training, whose adapters say something."""
     model = random_model(alignment="parent")
-    add_lora(model, LoraKnobs(rank=4, alpha=8, dropout=dropout))
+    add_lora(model, LoraConfig(rank=4, alpha=8, dropout=dropout))
     model.double()
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -496,7 +496,7 @@ def test_which_kept_tokens_carry_the_loss_depends_on_the_generator_alone():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_loss_gives_finite_gradients(case):
     model = random_model(alignment="parent")
-    loss = make("loss", LOSSES, case)
+    loss = build("loss", LOSSES, case)
     pairs = CausalPairs.collate([[(i, i - 3, 1.0) for i in range(3, 16)]] * 2)
     view = replace(make_view(t=0.5), replaced=~make_view(t=0.5).masked, pairs=pairs)
     view = right_at_the_end(model, view)  # or a random model would never be right, which is what cap is about
@@ -511,9 +511,9 @@ def test_every_loss_gives_finite_gradients(case):
 def test_every_loss_has_a_case_and_a_misspelt_one_is_refused():
     assert {case["name"] for case in CASES} == set(LOSSES)
     with pytest.raises(UnknownChoice, match="did you mean 'm2t'"):
-        make("loss", LOSSES, {"name": "m2"})
+        build("loss", LOSSES, {"name": "m2"})
     with pytest.raises(ConfigError, match="unknown key 'wieght', did you mean 'weight'"):
-        make("loss", LOSSES, {"name": "m2t", "wieght": 1})
+        build("loss", LOSSES, {"name": "m2t", "wieght": 1})
 
 
 def test_masked_mean_is_the_mean_over_masked_tokens_and_nothing_without_any():

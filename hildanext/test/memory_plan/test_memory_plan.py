@@ -27,13 +27,13 @@ from hildanext.memory_plan.switches import SWITCHES, advice, longest_context, sw
 from hildanext.models import Card, DiffusionModel
 from hildanext.models.attention.dense import install_seam
 from hildanext.models.card import alignment_fields
-from hildanext.models.lora import LoraKnobs, add_lora
+from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.models.quantize import place
 
 CONFIGS = Path(__file__).parents[2] / "runs" / "configs"
 MIB = 2**20
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
-TARGETS = LoraKnobs().targets
+TARGETS = LoraConfig().targets
 PASCAL = MACHINES["pascal"]
 
 
@@ -90,7 +90,7 @@ def test_a_layer_keeps_what_the_formula_says(family: str, rank: int | None, pack
         if packed:
             place(model.causal_lm, torch.float32, "cpu", "nf4")
         if rank is not None:
-            add_lora(model, LoraKnobs(rank=rank))
+            add_lora(model, LoraConfig(rank=rank))
         models.append(model)
     shape = read_architecture(models[0].causal_lm.config.to_dict(), family)
     how_many = product((1, 2), (32, 64), ("double", "single"), (2, 4))
@@ -133,7 +133,7 @@ def test_a_step_s_tensors_are_within_a_tenth_of_the_plan(rank: int | None, narro
 
     model = odd_model("qwen3", 4)
     if rank is not None:
-        add_lora(model, LoraKnobs(rank=rank))
+        add_lora(model, LoraConfig(rank=rank))
     if recompute:
         model.recompute_layers()
     step = SupervisedStep(model, {"m2t": MaskToToken()}, chunk=64).train()
@@ -207,7 +207,7 @@ def find_config(name: str) -> str:
 
 
 def step_of(
-    name: str = "qwen3-0.6b", length: int = 1024, lora: LoraKnobs | None = None, packed: bool = False, **more: Any
+    name: str = "qwen3-0.6b", length: int = 1024, lora: LoraConfig | None = None, packed: bool = False, **more: Any
 ) -> Case:
     shape = find_architecture(name)
     fed = Feed(more.pop("batch", 1), length, length, 32, True)
@@ -233,7 +233,7 @@ class TestFormulas:
 
     def test_one_chunk_of_logits_and_two_of_their_type_under_autocast(self):
         """256 x 151,936 in fp32 are 148 MiB; autocast holds the narrow ones too, 222."""
-        lora = LoraKnobs(rank=16)
+        lora = LoraConfig(rank=16)
         for narrow, expected in ((4, 148), (2, 223)):
             case = step_of(lora=lora, recompute=True, narrow=narrow)
             moments = training_peak(case, 0)
@@ -245,7 +245,7 @@ class TestFormulas:
 
     @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
     def test_no_switch_takes_more(self, switch):
-        start = step_of("smollm2-135m", 512, batch=4, lora=LoraKnobs() if "nf4" in switch.name else None)
+        start = step_of("smollm2-135m", 512, batch=4, lora=LoraConfig() if "nf4" in switch.name else None)
         changed = switch.on(start)
         assert changed is not None and training_peak(changed, 0).total <= training_peak(start, 0).total
         assert switch.on(changed) is None or "halved" in switch.name
@@ -260,7 +260,7 @@ class TestFormulas:
     def test_the_brief_s_table_for_8_gb(self):
         """Brief 04 4.3 at 2,048 fed tokens with recomputation and fused attention (ours materialises its scores):
         what fits and what does not must come out the same."""
-        rank16, framework, budget = LoraKnobs(rank=16), PASCAL.framework, int(0.9 * 8 * 2**30)
+        rank16, framework, budget = LoraConfig(rank=16), PASCAL.framework, int(0.9 * 8 * 2**30)
         told = {
             ("qwen3-0.6b", "full"): step_of(recompute=True),
             ("qwen3-0.6b", "full 8-bit"): step_of(recompute=True, eight_bit=True),

@@ -14,7 +14,7 @@ from hildanext.models.attention.dense import MaskedAttention
 from hildanext.models.card import read_card
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, plain_state, save_diffusion
 from hildanext.models.loading.load import load_diffusion
-from hildanext.models.lora import LoraKnobs, add_lora
+from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.models.start import start_conversion
 from hildanext.tokenization import is_tied
 from small_models import FAMILIES, edit_json, small_parent
@@ -81,7 +81,7 @@ def test_the_weights_are_readable_by_others_than_their_owner(tmp_path, started):
 
 def test_adapters_and_the_masks_vector_are_merged_on_save(tmp_path):
     model, tokenizer = start_conversion(small_parent(tmp_path / "parent"), "parent", 4, mask_delta=True)
-    add_lora(model, LoraKnobs(rank=2, alpha=4.0))
+    add_lora(model, LoraConfig(rank=2, alpha=4.0))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -11,7 +11,7 @@ from torch import nn
 
 from hildanext.core.errors import ConfigError
 from hildanext.models.checkpoint import load_diffusion, plain_state, save_diffusion
-from hildanext.models.lora import LoraKnobs, add_lora, without_lora
+from hildanext.models.lora import LoraConfig, add_lora, without_lora
 from hildanext.models.quantize import BLOCK, Nf4Linear, bitsandbytes_on, check_quantize, place
 from hildanext.models.start import start_conversion
 from small_models import small_causal, small_parent, small_tokenizer
@@ -114,7 +114,7 @@ def test_only_the_linear_layers_of_the_body_are_packed(family: str):
 
 def qlora(folder: Path):
     model, tokenizer = start_conversion(small_parent(folder), quantize="nf4", mask_delta=True)
-    add_lora(model, LoraKnobs(rank=2, alpha=4))
+    add_lora(model, LoraConfig(rank=2, alpha=4))
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name or name == "mask_delta":

@@ -12,12 +12,12 @@ from test_plots import metrics
 from hildanext.ar import Parent
 from hildanext.cli import main
 from hildanext.core import plots
-from hildanext.core.config import build
+from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import MetricLog
 from hildanext.core.run_dir import open_run
-from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
-from hildanext.eval.evaluation import EvalKnobs, evaluate, print_result, save_result
+from hildanext.datasets import PackedDataset, PrepareConfig, prepare
+from hildanext.eval.evaluation import EvalConfig, evaluate, print_result, save_result
 from hildanext.report import trace_html
 from hildanext.report.html import verdicts_of, write_report
 
@@ -69,9 +69,9 @@ def run(tmp_path, make_model) -> tuple[Path, dict]:
     stories = [" ".join(f"w{3 + (7 * i + j) % 50}" for j in range(9)) for i in range(6)]
     text.write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
     shards = str(tmp_path / "shards")
-    prepare(PrepareKnobs(source={"name": "tinystories", "path": str(text)}, out=shards), tokenizer)
-    settings = build(
-        EvalKnobs,
+    prepare(PrepareConfig(source={"name": "tinystories", "path": str(text)}, out=shards), tokenizer)
+    settings = validate(
+        EvalConfig,
         {
             "model": "m", "data": shards, "sequence_length": 16, "pad_to_block": 4, "rows": 4,
             "likelihood": {"block_sizes": [1, 4], "draws": 2},
@@ -195,7 +195,7 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_two(arguments, hint, c
 
 def test_block_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="does not divide the sequence length"):
-        build(EvalKnobs, {"model": "m", "data": "d", "likelihood": {"block_sizes": [3]}}, where="eval")
+        validate(EvalConfig, {"model": "m", "data": "d", "likelihood": {"block_sizes": [3]}}, where="eval")
     with pytest.raises(ConfigError, match="pad_to_block 12 and the block size 32"):
         section = {"model": "m", "data": "d", "pad_to_block": 12, "likelihood": {"block_sizes": [4, 32]}}
-        build(EvalKnobs, section, where="eval")
+        validate(EvalConfig, section, where="eval")

@@ -12,8 +12,8 @@ import openai
 from hildanext.api import create_app
 from hildanext.data.chat_template import Message, set_template
 from hildanext.engine.base import EngineFailed, Failed, Piece, Request, Started, Stepped, complete
-from hildanext.engine.local import LocalEngineKnobs
-from hildanext.serve.settings import ServeKnobs
+from hildanext.engine.local import LocalEngineConfig
+from hildanext.serve.settings import ServeConfig
 from serving import ToldEngine, ask, at_once, events, live
 
 KEY = "test-key"
@@ -22,7 +22,7 @@ MESSAGES = [{"role": "system", "content": "Tell stories."}, {"role": "user", "co
 
 @pytest.fixture(scope="module")
 def engine():
-    opened = LocalEngineKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
+    opened = LocalEngineConfig(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
     set_template(opened.tokenizer, "auto")
     return opened  # closed by its server
 
@@ -31,7 +31,7 @@ def engine():
 def address(engine):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("A_KEY", KEY)
-        with live(ServeKnobs(port=0, api_key_env="A_KEY"), engine) as address:
+        with live(ServeConfig(port=0, api_key_env="A_KEY"), engine) as address:
             yield address
 
 
@@ -199,7 +199,7 @@ class TestDenoising:
 
         engine = ToldEngine(act)
         engine.facts = replace(ToldEngine.facts, supports_steps=True, special_tokens=frozenset({9}))
-        app = create_app(ServeKnobs(), engine)
+        app = create_app(ServeConfig(), engine)
         body = {"model": "told", "prompt": "x", "max_tokens": 2, "stream": True}
         found = ask(app, "POST", "/v1/completions", json={**body, "diffusing": True})
         assert "well" in found.text and "endoftext" not in found.text
@@ -262,7 +262,7 @@ class TestErrors:
             sink(Piece("well"))
             sink(Failed(EngineFailed("the engine broke", "report it")))
 
-        with live(ServeKnobs(port=0), ToldEngine(act)) as address:
+        with live(ServeConfig(port=0), ToldEngine(act)) as address:
             with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
                 stream = client.completions.create(model="told", prompt="a", stream=True)
                 assert next(stream).choices[0].text == "well"

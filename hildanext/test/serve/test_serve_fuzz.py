@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi import checks as openapi
 
 from hildanext.data.chat_template import set_template
-from hildanext.engine.local import LocalEngineKnobs
-from hildanext.serve.settings import ServeKnobs
+from hildanext.engine.local import LocalEngineConfig
+from hildanext.serve.settings import ServeConfig
 from hildanext.stages.submission import open_jobs
 from serving import live
 
@@ -32,12 +32,12 @@ CHECKS = [
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the fuzzer's own making
 def test_two_thousand_cases_find_no_fault_and_no_answer_outside_the_document(tmp_path):
-    engine = LocalEngineKnobs(threads=1).open("tiny", "tiny", "for a test")
+    engine = LocalEngineConfig(threads=1).open("tiny", "tiny", "for a test")
     set_template(engine.tokenizer, "auto")
     with open_jobs(tmp_path) as room:
         room.start = lambda: None  # jobs are submitted and cancelled; nobody runs hundreds of them
         job = room.submit("generate", {"generate": {"model": "tiny", "prompts": ["Once"]}})
-        bounds = ServeKnobs(port=0, max_new_tokens=32, request_seconds=20, shutdown_seconds=2)
+        bounds = ServeConfig(port=0, max_new_tokens=32, request_seconds=20, shutdown_seconds=2)
         with live(bounds, engine, room) as address:
             schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
             operations = [found.ok() for found in schema.get_all_operations()]

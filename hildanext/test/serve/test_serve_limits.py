@@ -14,9 +14,9 @@ from hildanext.cli import main
 from hildanext.commands import serve as verb
 from hildanext.core.errors import ConfigError
 from hildanext.engine.base import Finished, Overloaded, Piece, Started
-from hildanext.engine.local import LocalEngineKnobs
+from hildanext.engine.local import LocalEngineConfig
 from hildanext.serve.server import AddressError, bind
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 from hildanext.stages.submission import open_jobs
 from serving import ToldEngine, answer, at_once, events, live, never
 
@@ -57,7 +57,7 @@ def until(condition, seconds: float = 5.0) -> bool:
 
 @pytest.fixture(scope="module")
 def quick():
-    with live(ServeKnobs(**QUICK, max_body_bytes=4096, max_connections=40), ToldEngine()) as address:
+    with live(ServeConfig(**QUICK, max_body_bytes=4096, max_connections=40), ToldEngine()) as address:
         yield address
 
 
@@ -103,7 +103,7 @@ class TestSlowClients:
             assert b"404" in everything(connection) and time.monotonic() - begun < 4
 
     def test_two_hundred_of_them_do_not_keep_others_waiting(self):
-        settings = ServeKnobs(**{**QUICK, "header_seconds": 4.0, "body_seconds": 4.0})
+        settings = ServeConfig(**{**QUICK, "header_seconds": 4.0, "body_seconds": 4.0})
         with live(settings, ToldEngine()) as address:
             slow = [connect(address) for _ in range(200)]
             stop = threading.Event()
@@ -134,7 +134,7 @@ class TestSlowClients:
                 sink(Piece("x" * 10_000))
 
         engine = ToldEngine(flood)
-        with live(ServeKnobs(**{**QUICK, "write_seconds": 0.5}), engine) as address:
+        with live(ServeConfig(**{**QUICK, "write_seconds": 0.5}), engine) as address:
             with connect(address) as connection:
                 body = b'{"prompt": "a"}'
                 path = HEAD.replace(b"/generate", b"/generate/stream")
@@ -226,7 +226,7 @@ class TestClientsThatGo:
     @pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
     def test_their_text_is_cancelled(self, path):
         engine = ToldEngine(never)
-        with live(ServeKnobs(**QUICK), engine) as address:
+        with live(ServeConfig(**QUICK), engine) as address:
             body = json.dumps({"prompt": "a", **({"model": "told"} if "v1" in path else {})}).encode()
             head = HEAD.replace(b"/generate", path.encode())
             with connect(address) as connection:
@@ -245,7 +245,7 @@ class TestClientsThatGo:
             return submit(request, sink)
 
         engine.submit = twice
-        with live(ServeKnobs(**QUICK), engine) as address:
+        with live(ServeConfig(**QUICK), engine) as address:
             body = {"model": "told", "prompt": "a", "n": 3}
             assert httpx.post(f"{address}/v1/completions", json=body).status_code == 503
             assert until(lambda: len(engine.cancelled) == 2)
@@ -255,7 +255,7 @@ class TestClientsThatGo:
             time.sleep(0.5)
             at_once(request, sink)
 
-        with live(ServeKnobs(**QUICK, keep_alive_seconds=0.1), ToldEngine(late)) as address:
+        with live(ServeConfig(**QUICK, keep_alive_seconds=0.1), ToldEngine(late)) as address:
             text = httpx.post(f"{address}/generate/stream", json={"prompt": "a"}).text
             assert text.count(": keep-alive") >= 3 and events(text)[-1][0] == "done"
 
@@ -263,7 +263,7 @@ class TestClientsThatGo:
         with open_jobs(tmp_path) as room:
             job = room.submit("generate", {"generate": {"model": "tiny", "prompts": ["a"]}})
             room.start = lambda: None  # nobody takes the job: its events would never end
-            with live(ServeKnobs(**QUICK), ToldEngine(), room) as address:
+            with live(ServeConfig(**QUICK), ToldEngine(), room) as address:
                 with httpx.stream("GET", f"{address}/jobs/{job.id}/events") as response:
                     lines = response.iter_lines()
                     assert next(lines).startswith("id: ")
@@ -279,7 +279,7 @@ class TestTheEnd:
 
         engine = ToldEngine(slow)
         got = []
-        with live(ServeKnobs(**QUICK), engine) as address:
+        with live(ServeConfig(**QUICK), engine) as address:
             thread = threading.Thread(
                 target=lambda: got.append(httpx.post(f"{address}/generate", json={"prompt": "a"}).json()["text"])
             )
@@ -289,9 +289,9 @@ class TestTheEnd:
         assert got == ["late"] and engine.closed_with[0] == 1.0
 
     def test_texts_that_take_longer_are_told_why_they_end(self):
-        engine = LocalEngineKnobs(threads=1, dtype="fp32").open("tiny", None, "for a test")
+        engine = LocalEngineConfig(threads=1, dtype="fp32").open("tiny", None, "for a test")
         got = []
-        with live(ServeKnobs(**{**QUICK, "shutdown_seconds": 0.2}), engine) as address:
+        with live(ServeConfig(**{**QUICK, "shutdown_seconds": 0.2}), engine) as address:
             body = {"prompt": "Once", "max_new_tokens": 1000, "ignore_eos": True}
             thread = threading.Thread(
                 target=lambda: got.append(httpx.post(f"{address}/generate", json=body, timeout=60))
@@ -310,7 +310,7 @@ class TestTheVerb:
         monkeypatch.setattr("hildanext.serve.server.serve", lambda *_: pytest.fail("it would have served"))
 
     def test_an_address_in_use_is_one_line_and_exit_code_2(self, capsys):
-        with bind(ServeKnobs(port=0)) as taken:
+        with bind(ServeConfig(port=0)) as taken:
             taken.listen()
             assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
         error = capsys.readouterr().err
@@ -362,6 +362,6 @@ class TestTheVerb:
 
     def test_an_origin_with_a_path_and_a_negative_limit_are_errors(self):
         with pytest.raises(ConfigError, match="origin"):
-            ServeKnobs(cors=("example.org",))
+            ServeConfig(cors=("example.org",))
         with pytest.raises(AddressError, match="no address"):
-            bind(ServeKnobs(host="no such host"))
+            bind(ServeConfig(host="no such host"))

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.engine.local import LocalEngineKnobs
-from hildanext.inference import GenerationKnobs, generate
-from hildanext.serve.settings import ServeKnobs
+from hildanext.engine.local import LocalEngineConfig
+from hildanext.inference import GenerationConfig, generate
+from hildanext.serve.settings import ServeConfig
 from hildanext.tokenization import encode_prompt
 from serving import events, live
 
@@ -34,7 +34,7 @@ def decoding_params(engine) -> dict[tuple[int, int, int], str]:
             changes = {key: value for key, value in way.items() if key != "mode"}
             decoder = make_decoder(decoder_section(way["mode"], **changes))
             for new in (8, 24, 40):
-                done = generate(engine.model, engine.tokenizer, [ids], decoder, GenerationKnobs(max_new_tokens=new))
+                done = generate(engine.model, engine.tokenizer, [ids], decoder, GenerationConfig(max_new_tokens=new))
                 found[p, w, new] = done[0].text
     return found
 
@@ -98,10 +98,10 @@ async def quiet(engine) -> None:
 
 
 def test_a_thousand_requests_leave_nothing_behind():
-    engine = LocalEngineKnobs(threads=1, dtype="fp32", slots=6, queue=12, cache_mib=64).open("tiny", None, "a test")
+    engine = LocalEngineConfig(threads=1, dtype="fp32", slots=6, queue=12, cache_mib=64).open("tiny", None, "a test")
     right = decoding_params(engine)
     process = psutil.Process()
-    with live(ServeKnobs(port=0, jobs_folder=None), engine) as address:
+    with live(ServeConfig(port=0, jobs_folder=None), engine) as address:
         ended = asyncio.run(load(address, range(0, REQUESTS // 4), right))
         asyncio.run(quiet(engine))
         gc.collect()

@@ -17,10 +17,10 @@ from hildanext.core.runtime import make_generator
 from hildanext.losses import SupervisedStep
 from hildanext.losses.autoregressive import Autoregressive
 from hildanext.losses.mask_to_token import MaskToToken
-from hildanext.models.lora import LoraKnobs, add_lora
+from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.models.quantize import place
 from hildanext.trainer import optimizer as optimizers
-from hildanext.trainer.knobs import TrainKnobs, ready_device
+from hildanext.trainer.config import TrainConfig, ready_device
 from hildanext.trainer.optimizer import OffloadedStates, build_optimizer, check_device
 from hildanext.training import make_optimizer
 from hildanext.wsd_stage0 import check, convert
@@ -60,7 +60,7 @@ def test_recomputed_adapters_draw_the_same_dropout(dropout: float):
     for recompute in (False, True):
         model = random_model()
         torch.manual_seed(0)
-        add_lora(model, LoraKnobs(rank=2, dropout=dropout))
+        add_lora(model, LoraConfig(rank=2, dropout=dropout))
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter)
@@ -75,7 +75,7 @@ def test_recomputed_4_bit_layers_give_identical_gradients():
         model = random_model(dtype=torch.float32)
         place(model.causal_lm, torch.float64, CPU, "nf4")
         torch.manual_seed(0)
-        add_lora(model, LoraKnobs(rank=2))
+        add_lora(model, LoraConfig(rank=2))
         found.append(gradients(model, recompute))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
@@ -157,7 +157,7 @@ def test_8_bit_states_take_a_quarter_and_train_like_the_others():
 
 
 def test_matrices_decay_and_the_rest_does_not():
-    optimizer = make_optimizer(random_model(dtype=torch.float32), TrainKnobs(weight_decay=0.3))
+    optimizer = make_optimizer(random_model(dtype=torch.float32), TrainConfig(weight_decay=0.3))
     decays = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
     assert set(decays) == {0.3, 0.0}
     assert all(p.ndim == 2 for p in decays[0.3]) and len(decays[0.3]) == 3 * 7
@@ -228,9 +228,9 @@ def test_the_cap_reaches_the_allocator(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda share, device: asked.append((share, device))
     )
-    ready_device(TrainKnobs(max_vram_fraction=0.85), torch.device("cuda:1"))
-    ready_device(TrainKnobs(max_vram_fraction=0.5), torch.device("cuda"))
-    ready_device(TrainKnobs(), torch.device("cuda:0"))
+    ready_device(TrainConfig(max_vram_fraction=0.85), torch.device("cuda:1"))
+    ready_device(TrainConfig(max_vram_fraction=0.5), torch.device("cuda"))
+    ready_device(TrainConfig(), torch.device("cuda:0"))
     assert asked == [(0.85, 1), (0.5, None)]
 
 
@@ -240,7 +240,7 @@ def test_the_cap_comes_before_the_first_allocation(sections, tmp_path: Path, mon
 
     order = []
     loads = stage.start_conversion
-    monkeypatch.setattr("hildanext.trainer.knobs.cap_allocator", lambda device, share: order.append(share))
+    monkeypatch.setattr("hildanext.trainer.config.cap_allocator", lambda device, share: order.append(share))
     monkeypatch.setattr(stage, "start_conversion", lambda *a, **k: order.append("load") or loads(*a, **k))
     conversion, data = sections
     convert(change(conversion, max_vram_fraction=0.7, stop_after=1), data, tmp_path / "run", quiet=True)

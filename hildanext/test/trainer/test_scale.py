@@ -20,9 +20,9 @@ from hildanext.core.metrics_log import read_metrics
 from hildanext.core.runtime import is_main_process
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
-from hildanext.models.lora import LoraKnobs, add_lora
+from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.sft_stage1 import sft
-from hildanext.trainer.knobs import TrainKnobs
+from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.processes import open_accelerator
 from hildanext.trainer.sharded import check_shardable, laid_like, open_shards, wants_shards, whole_tensor
 from hildanext.wsd_stage0 import convert
@@ -90,7 +90,7 @@ def test_an_old_torch_is_refused(monkeypatch):
 def a_step(lora: bool = False) -> SupervisedStep:
     model = random_model(dtype=torch.float32)
     if lora:
-        add_lora(model, LoraKnobs(rank=2))
+        add_lora(model, LoraConfig(rank=2))
     return SupervisedStep(model, {"m2t": MaskToToken()})
 
 
@@ -104,7 +104,7 @@ def a_step(lora: bool = False) -> SupervisedStep:
 )
 def test_what_cannot_be_had_in_pieces_is_refused(lora, knobs, teacher, words):
     with pytest.raises(ConfigError, match=f"{words}.*and a sharded model"):
-        check_shardable(a_step(lora), TrainKnobs(**knobs), teacher)
+        check_shardable(a_step(lora), TrainConfig(**knobs), teacher)
 
 
 def test_a_4_bit_model_is_refused():
@@ -115,14 +115,14 @@ def test_a_4_bit_model_is_refused():
     layer = step.model.causal_lm.model.layers[0].mlp
     layer.up_proj = Nf4Linear.of(torch.nn.Linear(64, 2, bias=False), torch.device("cpu"))
     with pytest.raises(ConfigError, match="4-bit"):
-        check_shardable(step, TrainKnobs(), False)
+        check_shardable(step, TrainConfig(), False)
 
 
 @new_torch
 def test_a_process_alone_shards_nothing(monkeypatch):
     for name, value in SHARDED.items():
         monkeypatch.setenv(name, value)
-    assert open_shards(open_accelerator("no", "cpu"), a_step(), TrainKnobs(), False) is None
+    assert open_shards(open_accelerator("no", "cpu"), a_step(), TrainConfig(), False) is None
 
 
 def test_a_tensor_in_one_piece_stays_as_it_is():
@@ -179,7 +179,7 @@ def same_weights(one: Path, other: Path, tolerance: float) -> bool:
     return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=tolerance) for name in a)
 
 
-RUNGS = [{"phase": "warmup", "block_size": 4, "tokens": 384}, {"phase": "decay", "block_size": 8, "tokens": 768}]
+PHASES = [{"phase": "warmup", "block_size": 4, "tokens": 384}, {"phase": "decay", "block_size": 8, "tokens": 768}]
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def sections(tmp_path_factory) -> tuple[dict[str, Any], dict[str, Any]]:
         "parent": str(small_parent(folder / "parent", tied=False)),
         "alignment": "parent",
         "block_size": 8,
-        "wsd": RUNGS,
+        "wsd": PHASES,
         "valid_rows": 4,
         "losses": [{"name": "m2t"}, {"name": "kl"}],
         "complementary": True,

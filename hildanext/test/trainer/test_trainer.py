@@ -11,13 +11,13 @@ from torch import nn
 
 from hildanext.core.errors import ConfigError, TrainingStopped
 from hildanext.core.runtime import accelerates_bf16
-from hildanext.trainer.guard import Guard, GuardKnobs
+from hildanext.trainer.guard import Guard, GuardConfig
 from hildanext.trainer.processes import any_process, on_main, open_accelerator
 from hildanext.trainer.state import STATE, gather_state, load_state, save_state
 
 
 def watched(losses: list[float], block_size: int = 4, **knobs: Any) -> Guard:
-    guard = Guard(GuardKnobs(**knobs))
+    guard = Guard(GuardConfig(**knobs))
     for step, loss in enumerate(losses):
         guard.check(step, block_size, loss, 1.0)
     return guard
@@ -33,21 +33,21 @@ def test_spikes_do_not_become_the_usual_loss():
 
 def test_a_guard_restored_at_a_rungs_end_forgets_the_smaller_blocks_losses():
     old = watched([1.0] * 10, block_size=4)
-    fresh = Guard(GuardKnobs(patience=1))
+    fresh = Guard(GuardConfig(patience=1))
     fresh.restore(json.loads(json.dumps(old.state())))
     fresh.check(10, 32, 9.0, 1.0)  # nine times the usual loss at block size 4, of which nothing is known at 32
     assert fresh.calm
 
 
 def test_a_guard_restored_within_a_rung_remembers_it():
-    fresh = Guard(GuardKnobs(patience=1))
+    fresh = Guard(GuardConfig(patience=1))
     fresh.restore(json.loads(json.dumps(watched([1.0] * 10).state())))
     with pytest.raises(TrainingStopped, match="median"):
         fresh.check(10, 4, 9.0, 1.0)
 
 
 def test_a_guard_reads_a_state_that_tells_no_block_size():
-    fresh = Guard(GuardKnobs(patience=1))
+    fresh = Guard(GuardConfig(patience=1))
     fresh.restore({"losses": [1.0] * 10, "spikes": 0})
     fresh.check(10, 4, 9.0, 1.0)
     assert fresh.calm

@@ -9,7 +9,7 @@ from conftest import random_model
 from hildanext.ar import Parent
 from hildanext.core.errors import DataError
 from hildanext.data.batch import Batch
-from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
+from hildanext.datasets import PackedDataset, PrepareConfig, prepare
 from hildanext.diffusion import NoisedBatch
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
@@ -20,7 +20,7 @@ EOS = 1
 
 
 def rows_of(documents: list[list[int]], folder: Path, length: int = 16, block: int | None = 4) -> PackedDataset:
-    settings = PrepareKnobs(source={"name": "list"}, out=str(folder), add_bos=False, add_eos=False)
+    settings = PrepareConfig(source={"name": "list"}, out=str(folder), add_bos=False, add_eos=False)
     prepare(settings, small_tokenizer(), documents=documents)
     return PackedDataset(folder, length, "documents", block)
 

@@ -26,12 +26,12 @@ from hildanext.serve.metrics import Metrics
 from hildanext.serve.middleware import Auth, BodyLimit, RequestId
 from hildanext.serve.routers import chat, completions, generate, health, jobs, models, page
 from hildanext.serve.service import Service
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 
 ROUTERS = (health.router, generate.router, models.router, chat.router, completions.router, jobs.router, page.router)
 
 
-def create_app(settings: ServeKnobs, engine: Engine, room: JobService | None = None) -> FastAPI:
+def create_app(settings: ServeConfig, engine: Engine, room: JobService | None = None) -> FastAPI:
     """The service around an engine, which it closes when it ends, and jobs, which it supervises while it runs.
 
     Raises `ConfigError` where the key is to come from an environment variable that holds none.
@@ -55,7 +55,7 @@ def create_app(settings: ServeKnobs, engine: Engine, room: JobService | None = N
     return app
 
 
-def read_key(settings: ServeKnobs) -> str | None:
+def read_key(settings: ServeConfig) -> str | None:
     """The key that clients must send, from the environment. Raises `ConfigError`."""
     if settings.api_key_env is None:
         return None
@@ -67,7 +67,7 @@ def read_key(settings: ServeKnobs) -> str | None:
     return key
 
 
-def _middleware(settings: ServeKnobs, key: str | None, measures: Metrics) -> list[Middleware]:
+def _middleware(settings: ServeConfig, key: str | None, measures: Metrics) -> list[Middleware]:
     """Outermost first."""
     stack = [Middleware(RequestId, measures=measures)]
     if settings.cors:

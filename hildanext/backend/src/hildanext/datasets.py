@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from hildanext.core.config import knobs, plain
+from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, DataError
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.data.batch import Batch, Rows
 from hildanext.data.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
 from hildanext.data.packing.folder import (
@@ -40,12 +40,12 @@ OnProgress = Callable[[int, int], None]
 """Called with the numbers of new documents and new tokens."""
 
 
-@knobs
-class PrepareKnobs:
+@config
+class PrepareConfig:
     """What `prepare` reads and how it writes it."""
 
     source: dict[str, Any]
-    """`{"name": one of SOURCES, knobs}`; for token documents, any mapping that says what they are."""
+    """`{"name": one of SOURCES, config}`; for token documents, any mapping that says what they are."""
     out: str
     shard_tokens: int = Field(default=1 << 24, ge=1)
     """A shard is closed by the document that reaches this; memory holds one shard."""
@@ -58,6 +58,10 @@ class PrepareKnobs:
     """Whether a special token's name inside a text becomes that token; off, it is text like any other."""
 
 
+PrepareKnobs = PrepareConfig
+"""The name under which it was promised."""
+
+
 class _Read(NamedTuple):
     ids: Sequence[int]
     where: str
@@ -66,7 +70,7 @@ class _Read(NamedTuple):
 
 
 def prepare(
-    settings: PrepareKnobs,
+    settings: PrepareConfig,
     tokenizer: Any,
     shard: tuple[int, int] = (0, 1),
     documents: TokenDocuments | None = None,
@@ -84,7 +88,7 @@ def prepare(
     part, parts = shard
     if not 0 <= part < parts:
         raise ConfigError(f"part {part} of {parts}", "parts are counted from 0: --shard 0/4 to --shard 3/4")
-    source = None if documents is not None else make("source", SOURCES, settings.source)
+    source = None if documents is not None else build("source", SOURCES, settings.source)
     encoder = _encoder(settings, tokenizer)
     folder = Path(settings.out) if parts == 1 else Path(settings.out) / part_name(part, parts)
     identity = {"tokenizer": tokenizer_hash(tokenizer), **_identity(settings, encoder, source, shard)}
@@ -122,7 +126,7 @@ def _write(read: Iterator[_Read], writer: ShardWriter, progress: OnProgress | No
         writer.close_shard(item.cursor, item.report)
 
 
-def _encoder(settings: PrepareKnobs, tokenizer: Any) -> Encoder:
+def _encoder(settings: PrepareConfig, tokenizer: Any) -> Encoder:
     return Encoder(
         tokenizer,
         settings.add_bos,
@@ -166,7 +170,7 @@ def _read_tokens(
 
 
 def _identity(
-    settings: PrepareKnobs, encoder: Encoder, source: Source | None, shard: tuple[int, int]
+    settings: PrepareConfig, encoder: Encoder, source: Source | None, shard: tuple[int, int]
 ) -> dict[str, Any]:
     """What makes two runs the same run. Paths stay out, so that a moved folder is still the same data."""
     section = settings.source if source is None else {"name": settings.source["name"], **plain(source)}
@@ -200,7 +204,7 @@ def _manifest(writer: ShardWriter, encoder: Encoder, report: Report, identity: d
     }
 
 
-def _refuse_nothing(source: Source | None, writer: ShardWriter, report: Report, settings: PrepareKnobs) -> None:
+def _refuse_nothing(source: Source | None, writer: ShardWriter, report: Report, settings: PrepareConfig) -> None:
     """Raise `DataError` where the input gave nothing, or its only file broke off."""
     broke_off = source is not None and source.whole() == 1 and "broken gzip" in report.counts
     if not writer.empty and not broke_off:

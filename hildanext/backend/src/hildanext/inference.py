@@ -14,7 +14,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import PromptError
 from hildanext.decoding.base import Decoder
 from hildanext.decoding.detokenizer import FinishReason, IncrementalDetokenizer
@@ -24,8 +24,8 @@ from hildanext.models.bidirectional import DiffusionModel
 DEFAULT_NEW_TOKENS = 256
 
 
-@knobs
-class GenerationKnobs:
+@config
+class GenerationConfig:
     """What does not depend on the decoder."""
 
     max_new_tokens: int | None = Field(default=None, ge=1)
@@ -42,6 +42,10 @@ class GenerationKnobs:
     trace: bool = False
     debug: bool = False
     """Check before every forward that the cache belongs to the tokens."""
+
+
+GenerationKnobs = GenerationConfig
+"""The name under which it was promised."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase | None,
     prompts: Sequence[Sequence[int]],
     decoder: Decoder,
-    settings: GenerationKnobs | None = None,
+    settings: GenerationConfig | None = None,
     on_event: OnEvent | None = None,
     on_completion: OnCompletion | None = None,
     seeds: Sequence[int] | None = None,
@@ -128,7 +132,7 @@ def generate(
     `seeds`, one per prompt, replace `settings.seed` + i.
     Raises `PromptError` for a prompt that does not fit the context or holds ids that are no tokens.
     """
-    settings = settings if settings is not None else GenerationKnobs()
+    settings = settings if settings is not None else GenerationConfig()
     prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]
     limits = [length_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
     seeds = seeds if seeds is not None else range(settings.seed, settings.seed + len(prompts))
@@ -154,7 +158,7 @@ class _Run:
         model: DiffusionModel,
         tokenizer: PreTrainedTokenizerBase | None,
         decoder: Decoder,
-        settings: GenerationKnobs,
+        settings: GenerationConfig,
         on_event: OnEvent | None,
         batch: range,
         seeds: Sequence[int],

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import build, check_profile, full_methods, knobs, merge, plain
+from hildanext.core.config import check_profile, config, full_methods, merge, plain, validate
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, UnknownChoice
 from hildanext.core.run_dir import open_run, write_atomically
 from hildanext.core.run_dir import read_run as open_record
@@ -31,8 +31,8 @@ WAIT_SECONDS = 0.2
 """Between two looks of a process at what the first one has done."""
 
 
-@knobs
-class RunKnobs:
+@config
+class RunConfig:
     """What all stages of a run share."""
 
     folder: str
@@ -93,7 +93,7 @@ Announce = Callable[[Step, str], None]
 """Told of each step: "done", "start" or "finished"."""
 
 
-def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunKnobs, list[Step]]:
+def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step]]:
     """The shared knobs and the steps of a run.
 
     Raises `ConfigError` for unknown sections, wrong types, repeated keys, and FULL methods under SAFE.
@@ -107,7 +107,7 @@ def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunKnobs, list[Step]
         raise ConfigError(f"stages repeat {', '.join(repeated)}", 'give each its own name: {"stage": ..., "as": ...}')
     read = {stage: tuple(getattr(_module(table, stage), "READS", ())) for stage in table}
     sections = {"stages", *BESIDES, *table, *(name for names in read.values() for name in names)}
-    shared = build(RunKnobs, {key: value for key, value in run.items() if key not in sections}, where="run")
+    shared = validate(RunConfig, {key: value for key, value in run.items() if key not in sections}, where="run")
     steps: list[Step] = []
     before = ""
     for key, stage, overrides in entries:
@@ -167,7 +167,7 @@ def finished(folder: str | Path) -> dict[str, dict[str, Any]]:
     return {key: marker["outcome"] for key, marker in markers.items() if "outcome" in marker}
 
 
-def _follow(shared: RunKnobs, steps: Sequence[Step], table: Table) -> dict[str, dict[str, Any]]:
+def _follow(shared: RunConfig, steps: Sequence[Step], table: Table) -> dict[str, dict[str, Any]]:
     """What a process beside the first one does: its part of the stages done together, and wait for the rest."""
     outcomes: dict[str, dict[str, Any]] = {}
     for step in steps:
@@ -181,7 +181,7 @@ def _follow(shared: RunKnobs, steps: Sequence[Step], table: Table) -> dict[str, 
     return outcomes
 
 
-def fingerprint(shared: RunKnobs, stage: str, section: Mapping[str, Any], before: str) -> str:
+def fingerprint(shared: RunConfig, stage: str, section: Mapping[str, Any], before: str) -> str:
     """Hash of what decides a stage's result: its section, the shared choices that change numbers, the stages before."""
     choices = {key: value for key, value in plain(shared).items() if key in ("profile", "seed", "dtype", "parent")}
     text = json.dumps([stage, section, choices, before], sort_keys=True, default=str)
@@ -212,7 +212,7 @@ def _module(table: Table, stage: str) -> Any:
     return importlib.import_module(table[stage])
 
 
-def _context(shared: RunKnobs, key: str, outcomes: Mapping[str, Mapping[str, Any]]) -> StageContext:
+def _context(shared: RunConfig, key: str, outcomes: Mapping[str, Mapping[str, Any]]) -> StageContext:
     return StageContext(
         folder=Path(shared.folder),
         key=key,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hildanext.core.config import build, check_profile, full_methods, plain
+from hildanext.core.config import check_profile, full_methods, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import read_metrics
 from hildanext.core.plots import training_plots
@@ -18,7 +18,7 @@ from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.schedules import BlockPhase
-from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, chat_identity, prepare_chat
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, chat_identity, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.losses import SupervisedStep, TokenLoss, make_losses
 from hildanext.models.bidirectional import DiffusionModel
@@ -26,10 +26,10 @@ from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.start import start_hash, start_tuning
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
-from hildanext.trainer.knobs import comparable_train, ready_device
+from hildanext.trainer.config import comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
 from hildanext.trainer.sample_generations import SampleAnswers
-from hildanext.trainer.sft_config import SftKnobs, check
+from hildanext.trainer.sft_config import SftConfig, check
 from hildanext.trainer.state import check_resumes
 from hildanext.trainer.task import TrainingTask
 from hildanext.trainer.teacher import reader, teacher_for
@@ -53,52 +53,52 @@ def sft(
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
     check_profile(profile, [dict(sft_section), dict(data_section)], "sft")
-    knobs_, data = check(sft_section, data_section)
-    run, accelerator = Path(run), open_accelerator(knobs_.train.precision, knobs_.device)
-    ready_device(knobs_.train, accelerator.device)
-    seed_everything(knobs_.seed)
-    model, tokenizer = start_tuning(knobs_.start, accelerator.device, knobs_.lora, knobs_.quantize)
+    config, data = check(sft_section, data_section)
+    run, accelerator = Path(run), open_accelerator(config.train.precision, config.device)
+    ready_device(config.train, accelerator.device)
+    seed_everything(config.seed)
+    model, tokenizer = start_tuning(config.start, accelerator.device, config.lora, config.quantize)
     set_template(tokenizer, data.template, data.template_options)
     model.card = replace(model.card, chat=True)
     _check_model(model, data, int(tokenizer.eos_token_id))
-    config = {"profile": profile, "sft": plain(knobs_), "data": plain(data)}
+    resolved = {"profile": profile, "sft": plain(config), "data": plain(data)}
     record: dict[str, Any] = {
         "full": full_methods([dict(sft_section), dict(data_section)]),
         "machine": machine(accelerator.device),
         "processes": accelerator.num_processes,
-        "start": start_hash(knobs_.start),
+        "start": start_hash(config.start),
         "chat": chat_identity(data, tokenizer, model.card.block_size),
     }
-    on_main(accelerator, lambda: check_resumes(run, {"config": config, **record}, _comparable))
+    on_main(accelerator, lambda: check_resumes(run, {"config": resolved, **record}, _comparable))
     manifest = on_main(accelerator, lambda: prepare_chat(run / DATA, data, tokenizer, model.card.block_size))
     record["data"] = {name: manifest["parts"][name] for name in ("train", "valid")}
-    on_main(accelerator, lambda: open_run(run, config, knobs_.seed, record))
-    losses = _losses(knobs_, manifest)
-    own = knobs_.parent.name if knobs_.parent is not None else model.card.parent
-    name = knobs_.teacher if knobs_.teacher is not None else own
-    below = knobs_.parent is not None and knobs_.lora is not None and knobs_.teacher is None
-    teacher = teacher_for(losses.values(), model, name, knobs_.train.precision, below)
+    on_main(accelerator, lambda: open_run(run, resolved, config.seed, record))
+    losses = _losses(config, manifest)
+    own = config.parent.name if config.parent is not None else model.card.parent
+    name = config.teacher if config.teacher is not None else own
+    below = config.parent is not None and config.lora is not None and config.teacher is None
+    teacher = teacher_for(losses.values(), model, name, config.train.precision, below)
     real = real_ids(model.card, tokenizer)
     head, special = teacher.head if teacher else None, ~real.to(model.device)
-    step = SupervisedStep(model, losses, head, knobs_.train.chunk, special, knobs_.train.layout)
-    best = BestCheckpoints(run, model, tokenizer, int(knobs_.keep == "best"), knobs_.select, knobs_.select != "bound")
-    stage = _stage(knobs_, data, run, step, tokenizer, real.nonzero()[:, 0], best)
+    step = SupervisedStep(model, losses, head, config.train.chunk, special, config.train.layout)
+    best = BestCheckpoints(run, model, tokenizer, int(config.keep == "best"), config.select, config.select != "bound")
+    stage = _stage(config, data, run, step, tokenizer, real.nonzero()[:, 0], best)
     stage.teacher = reader(teacher, model)
     on_main(accelerator, lambda: measure_start(run / METRICS, stage, step))
-    counters = train(step, stage, knobs_.train, run, quiet, accelerator)
+    counters = train(step, stage, config.train, run, quiet, accelerator)
     return on_main(accelerator, lambda: _finish(run, counters, stage, step, best, tokenizer, manifest))
 
 
 def prepare_data(sft_section: Mapping[str, Any], data_section: Mapping[str, Any], run: str | Path) -> dict[str, Any]:
     """Render the conversations into `run`, as `sft` would, and return what there is; `sft` finds them ready."""
-    knobs_, data = check(sft_section, data_section)
-    model, tokenizer = start_tuning(knobs_.start, torch.device("cpu"))
+    config, data = check(sft_section, data_section)
+    model, tokenizer = start_tuning(config.start, torch.device("cpu"))
     set_template(tokenizer, data.template, data.template_options)
     parts: dict[str, Any] = prepare_chat(Path(run) / DATA, data, tokenizer, model.card.block_size)["parts"]
     return parts
 
 
-def _check_model(model: DiffusionModel, data: ChatDataKnobs, eos: int) -> None:
+def _check_model(model: DiffusionModel, data: ChatDataConfig, eos: int) -> None:
     """Raise `ConfigError` for rows that the model cannot address, and for an end of text that it never writes."""
     context = model.causal_lm.config.max_position_embeddings
     if data.sequence_length > context:
@@ -109,7 +109,7 @@ def _check_model(model: DiffusionModel, data: ChatDataKnobs, eos: int) -> None:
 
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What of `run.json` decides a fine-tuning's numbers. Sections are built anew, as in conversion."""
-    section = plain(build(SftKnobs, record["config"].get("sft", {}), f"{RUN_FILE}: sft"))
+    section = plain(validate(SftConfig, record["config"].get("sft", {}), f"{RUN_FILE}: sft"))
     section["train"] = comparable_train(section["train"], record.get("processes", 1))
     for name in ("device", "samples", "model"):
         del section[name]
@@ -120,8 +120,8 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"profile": record["config"].get("profile"), "sft": section, **start, "data": chat}
 
 
-def _losses(knobs_: SftKnobs, manifest: Mapping[str, Any]) -> dict[str, TokenLoss]:
-    losses = make_losses(knobs_.losses, "sft.losses")
+def _losses(config: SftConfig, manifest: Mapping[str, Any]) -> dict[str, TokenLoss]:
+    losses = make_losses(config.losses, "sft.losses")
     without = [name for name, loss in losses.items() if loss.needs_graphs]
     if without and not manifest["parts"]["train"]["graphs"]:
         raise ConfigError(
@@ -132,8 +132,8 @@ def _losses(knobs_: SftKnobs, manifest: Mapping[str, Any]) -> dict[str, TokenLos
 
 
 def _stage(
-    knobs_: SftKnobs,
-    data: ChatDataKnobs,
+    config: SftConfig,
+    data: ChatDataConfig,
     run: Path,
     step: SupervisedStep,
     tokenizer: Any,
@@ -141,25 +141,25 @@ def _stage(
     best: BestCheckpoints,
 ) -> TrainingTask:
     model, eos = step.model, int(tokenizer.eos_token_id)
-    block_size, batch_size = model.card.block_size, knobs_.train.batch_size
+    block_size, batch_size = model.card.block_size, config.train.batch_size
     dataset, valid = (
         ChatDataset(run / DATA, part, data.sequence_length, block_size, eos, data.packing)
         for part in ("train", "valid")
     )
-    held_out = drawn_batches(valid, knobs_.valid_rows, batch_size, model.device)
+    held_out = drawn_batches(valid, config.valid_rows, batch_size, model.device)
     bound, edits = Validation(held_out, eos, model.card), EditCheck(held_out, model.card, real)
-    total = max(1, round(knobs_.epochs * dataset.tokens))
+    total = max(1, round(config.epochs * dataset.tokens))
     return TrainingTask(
         total_tokens=total,
-        rung=lambda tokens: BlockPhase(phase="stable", block_size=block_size, tokens=total),
-        views=NoisedBatches(dataset, batch_size, knobs_, model.card, real, model.device, knobs_.seed, dataset.pairs),
+        block_phase=lambda tokens: BlockPhase(phase="stable", block_size=block_size, tokens=total),
+        views=NoisedBatches(dataset, batch_size, config, model.card, real, model.device, config.seed, dataset.pairs),
         validate=lambda step, number: {**bound(step, number), **edits(step, number)},
-        turns=knobs_.turns,
-        seed=knobs_.seed,
+        turns=config.turns,
+        seed=config.seed,
         on_evaluation=best,
         on_saved=best.prune,
-        samples=SampleAnswers(valid, model, tokenizer, knobs_.samples),
-        finished=lambda: best.plateaued(knobs_.patience),
+        samples=SampleAnswers(valid, model, tokenizer, config.samples),
+        finished=lambda: best.plateaued(config.patience),
         pad_id=eos,
         counters=best.state,
     )

@@ -28,9 +28,9 @@ from hildanext.core.tracking import Tracker, open_trackers, scalars
 from hildanext.corruption.schedules import BlockPhase
 from hildanext.diffusion import NoisedBatch, next_turn, targets
 from hildanext.losses import Outcome, SupervisedStep
+from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.guard import Guard
 from hildanext.trainer.interrupt import between_steps
-from hildanext.trainer.knobs import TrainKnobs
 from hildanext.trainer.optimizer import OffloadedStates, build_optimizer
 from hildanext.trainer.processes import any_process, check_agreement, on_main, open_accelerator, summed
 from hildanext.trainer.progress import TrainingProgress
@@ -65,10 +65,10 @@ class _Window:
         self.masked = outcome.masked if self.masked is None else self.masked + outcome.masked
 
 
-def make_optimizer(module: torch.nn.Module, knobs: TrainKnobs) -> torch.optim.Optimizer:
+def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of the knobs over what learns in a module. Raises `ConfigError`."""
-    rate = knobs.learning_rate.peak
-    return build_optimizer(knobs.optimizer, trainable(module), rate, knobs.betas, knobs.weight_decay)
+    rate = config.learning_rate.peak
+    return build_optimizer(config.optimizer, trainable(module), rate, config.betas, config.weight_decay)
 
 
 def real_tokens(
@@ -87,7 +87,7 @@ def real_tokens(
 def train(
     step_module: SupervisedStep,
     stage: TrainingTask,
-    knobs: TrainKnobs,
+    config: TrainConfig,
     run: Path,
     quiet: bool = False,
     accelerator: Accelerator | None = None,
@@ -104,29 +104,29 @@ def train(
     if not keep_freed_memory():
         logger.info("this C library hands freed memory back at once; steps on a CPU are somewhat slower for it")
     if accelerator is None:
-        accelerator = open_accelerator(knobs.precision, str(step_module.model.device))
-    if knobs.gradient_checkpointing:
+        accelerator = open_accelerator(config.precision, str(step_module.model.device))
+    if config.gradient_checkpointing:
         step_module.model.recompute_layers()
         # Autocast would keep each weight's narrow copy until the forward ends; recomputing is there to keep nothing.
         accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
-    shards = open_shards(accelerator, step_module, knobs, stage.teacher is not None)
+    shards = open_shards(accelerator, step_module, config, stage.teacher is not None)
     plain = step_module if shards is None else shards.module
-    optimizer = make_optimizer(plain, knobs)
+    optimizer = make_optimizer(plain, config)
     on_main(accelerator, lambda: recover_folder(run / STATE))
     saved = load_state(run, plain, optimizer)
     counters = {"step": 0, "tokens": 0, "real_tokens": 0, "seconds": 0.0, **(saved if saved is not None else {})}
     check_agreement(accelerator, counters["step"])
     stage.counters.update(counters.get("stage", {}))
-    guard = Guard(knobs.guard)
+    guard = Guard(config.guard)
     if "guard" in counters:
         guard.restore(counters["guard"])
     module, optimizer = accelerator.prepare(plain, optimizer) if shards is None else (plain, optimizer)
-    loop = _Loop(accelerator, module, plain, optimizer, stage, knobs, run, guard, counters, shards)
+    loop = _Loop(accelerator, module, plain, optimizer, stage, config, run, guard, counters, shards)
     loop.saved_step = None if saved is None else counters["step"]
     if shards is not None and stage.samples is not None:
         stage.samples = None  # the whole model rests on a CPU, where writing would take for ever
         logger.warning("a sharded run writes no samples while it trains")
-    if knobs.offload is not None:
+    if config.offload is not None:
         loop.resting = OffloadedStates(loop.bare_optimizer, accelerator.device)
         loop.resting.offload()
     loop.run_to_end(quiet)
@@ -147,14 +147,14 @@ class _Loop:
         step_module: SupervisedStep,
         optimizer: Any,
         stage: TrainingTask,
-        knobs: TrainKnobs,
+        config: TrainConfig,
         run: Path,
         guard: Guard,
         counters: dict[str, Any],
         shards: Shards | None = None,
     ) -> None:
         self.accelerator, self.module, self.plain, self.optimizer = accelerator, module, step_module, optimizer
-        self.stage, self.knobs, self.run, self.guard, self.counters = stage, knobs, run, guard, counters
+        self.stage, self.config, self.run, self.guard, self.counters = stage, config, run, guard, counters
         self.shards = shards
         self.saved_step: int | None = None
         self.owes_save = False
@@ -164,8 +164,8 @@ class _Loop:
         self.bare_optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     def run_to_end(self, quiet: bool) -> None:
-        counters, knobs, accelerator = self.counters, self.knobs, self.accelerator
-        last = knobs.stop_after if knobs.stop_after is not None else 2**62
+        counters, config, accelerator = self.counters, self.config, self.accelerator
+        last = config.stop_after if config.stop_after is not None else 2**62
         on_main(accelerator, self._open_metrics)
         self.module.train()
         quiet = quiet or not accelerator.is_main_process
@@ -176,11 +176,11 @@ class _Loop:
                 while counters["tokens"] < self.stage.total_tokens and counters["step"] < last and not ended:
                     line = self._step()
                     on_main(accelerator, partial(self._report, line, progress))
-                    if self._due(knobs.evaluate_every):
+                    if self._due(config.evaluate_every):
                         self._evaluate(progress)
                         ended = self._finished()
                     asked = any_process(accelerator, interrupt.asked)
-                    self.owes_save |= asked or self._due(knobs.checkpoint_every)
+                    self.owes_save |= asked or self._due(config.checkpoint_every)
                     self._save()
                     if asked:
                         raise KeyboardInterrupt
@@ -201,7 +201,7 @@ class _Loop:
         self.metrics = MetricLog(self.run / METRICS)
         self.metrics.truncate_after(self.counters["step"])
         record = (read_run(self.run) or {}).get("config", {})
-        self.trackers = open_trackers(self.knobs.trackers, self.run, record, self.counters["step"])
+        self.trackers = open_trackers(self.config.trackers, self.run, record, self.counters["step"])
         for tracker in self.trackers:
             self.metrics.listeners.append(partial(_show, tracker))
 
@@ -222,23 +222,23 @@ class _Loop:
 
     def _step(self) -> dict[str, Any]:
         started, counters, accelerator = time.perf_counter(), self.counters, self.accelerator
-        rung = self.stage.rung(counters["tokens"])
+        block_phase = self.stage.block_phase(counters["tokens"])
         progress = counters["tokens"] / self.stage.total_tokens
-        views, positions, real = self._window_views(rung)
+        views, positions, real = self._window_views(block_phase)
         shift = self.plain.model.card.shift
         count = sum(int(targets(view.maskable, view.position, shift).sum()) for *_, view in views)
         totals = summed(accelerator, torch.tensor([count * self.stage.turns, positions, real]))
         normaliser, positions, real = totals.tolist()
         if normaliser == 0:
             raise TrainingStopped("a step has no token to predict", "check the data: documents of one token?")
-        rate = self.knobs.learning_rate.at(progress)
+        rate = self.config.learning_rate.at(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         window = self._forward_backward(views, normaliser, progress)
-        norm = clip_gradients(accelerator, self.module, self.knobs.clip)
+        norm = clip_gradients(accelerator, self.module, self.config.clip)
         sums = self._reduced(window)
         loss = sums.pop("total") / normaliser
-        self.guard.check(counters["step"] + 1, rung.block_size, loss, norm)
+        self.guard.check(counters["step"] + 1, block_phase.block_size, loss, norm)
         with self.resting.onload() if self.resting is not None else nullcontext():
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -248,23 +248,23 @@ class _Loop:
         masked, correct = sums.pop("masked"), sums.pop("correct")
         return {
             **{name: counters[name] for name in ("step", "tokens", "real_tokens")},
-            "phase": rung.phase, "block_size": rung.block_size,
+            "phase": block_phase.phase, "block_size": block_phase.block_size,
             "learning_rate": rate, "loss": loss, "losses": {name: value / normaliser for name, value in sums.items()},
             "masked_accuracy": sum(correct) / max(sum(masked), 1),
             "accuracy_by_t": {b: (c / m if m else None) for b, c, m in zip(BUCKETS, correct, masked, strict=True)},
             "gradient_norm": norm, "tokens_per_second": positions / seconds, "seconds": seconds,
         }  # fmt: skip
 
-    def _window_views(self, rung: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], int, int]:
+    def _window_views(self, block_phase: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], int, int]:
         """This process's views of the step, each after its global micro-batch and its number in there; the positions
         and the real tokens of the data in them."""
-        accelerator, knobs = self.accelerator, self.knobs
+        accelerator, config = self.accelerator, self.config
         views: list[tuple[int, int, NoisedBatch]] = []
         positions, real = 0, 0
-        for micro in range(knobs.accumulate):
-            window = self.counters["step"] * knobs.accumulate + micro
+        for micro in range(config.accumulate):
+            window = self.counters["step"] * config.accumulate + micro
             index = window * accelerator.num_processes + accelerator.process_index
-            found = self.stage.views(index, rung)
+            found = self.stage.views(index, block_phase)
             first = found[0]
             positions += int((first.document >= 0).sum())
             real += real_tokens(first.clean, first.document, first.position, self.stage.pad_id)
@@ -272,7 +272,7 @@ class _Loop:
         return views, positions, real
 
     def _forward_backward(self, views: list[tuple[int, int, NoisedBatch]], normaliser: int, progress: float) -> _Window:
-        accelerator, window, mask_noise = self.accelerator, _Window(), self.knobs.mask_noise.at(progress)
+        accelerator, window, mask_noise = self.accelerator, _Window(), self.config.mask_noise.at(progress)
         forwards = [(*place, turn) for place in views for turn in range(self.stage.turns)]
         view = views[0][2]
         for done, (index, number, start, turn) in enumerate(forwards, 1):

@@ -10,25 +10,25 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.core.config import build, check_profile, knobs, plain
+from hildanext.core.config import check_profile, config, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import read_metrics
 from hildanext.core.plots import training_plots
 from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
 from hildanext.corruption.noised_batches import NoisedBatches
-from hildanext.corruption.noising import NoiseKnobs
+from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase, check_padding, check_phases, phase_at, total_tokens
 from hildanext.datasets import PackedDataset, Packing
 from hildanext.losses import SupervisedStep, TokenLoss, make_losses
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
-from hildanext.models.lora import LoraKnobs, add_lora
+from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.models.start import adopt_edges, start_conversion
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
-from hildanext.trainer.knobs import TrainKnobs, comparable_train, ready_device
+from hildanext.trainer.config import TrainConfig, comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
 from hildanext.trainer.state import check_resumes
 from hildanext.trainer.task import TrainingTask
@@ -39,8 +39,8 @@ from hildanext.training import METRICS, train
 CHECKPOINT = "checkpoint"
 
 
-@knobs
-class DataKnobs:
+@config
+class DataConfig:
     """Packed shards (see `hildanext prepare`) and how rows are cut from them."""
 
     train: str
@@ -50,8 +50,8 @@ class DataKnobs:
     pad_to_block: int | None = Field(default=32, ge=1)
 
 
-@knobs
-class ConvertKnobs(NoiseKnobs):
+@config
+class ConvertConfig(NoiseConfig):
     """The recipe of a conversion. The defaults are what the project's own comparison favours (docs/results)."""
 
     parent: str
@@ -66,7 +66,7 @@ class ConvertKnobs(NoiseKnobs):
     )
     turns: int = Field(default=1, ge=1, le=4)
     """Forwards per view: the second and later ones start from the model's own draft."""
-    lora: LoraKnobs | None = None
+    lora: LoraConfig | None = None
     quantize: Quantize | None = None
     """`nf4`: the frozen linear layers under the adapters in 4 bits (QLoRA). The teacher is then the 4-bit parent."""
     merge_top_k: int = Field(default=1, ge=1)
@@ -74,7 +74,7 @@ class ConvertKnobs(NoiseKnobs):
     device: str = "auto"
     trust_remote_code: bool = False
     seed: int = 0
-    train: TrainKnobs = TrainKnobs()
+    train: TrainConfig = TrainConfig()
 
 
 def convert(
@@ -90,14 +90,14 @@ def convert(
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
     check_profile(profile, convert_section, "convert")
-    knobs_, data = check(convert_section, data_section)
-    run, accelerator = Path(run), open_accelerator(knobs_.train.precision, knobs_.device)
+    config, data = check(convert_section, data_section)
+    run, accelerator = Path(run), open_accelerator(config.train.precision, config.device)
     device = accelerator.device
-    ready_device(knobs_.train, device)
-    seed_everything(knobs_.seed)
+    ready_device(config.train, device)
+    seed_everything(config.seed)
     model, tokenizer = start_conversion(
-        knobs_.parent, knobs_.alignment, knobs_.block_size, torch.float32, device,
-        mask_delta=knobs_.lora is not None, trust_remote_code=knobs_.trust_remote_code, quantize=knobs_.quantize,
+        config.parent, config.alignment, config.block_size, torch.float32, device,
+        mask_delta=config.lora is not None, trust_remote_code=config.trust_remote_code, quantize=config.quantize,
     )  # fmt: skip
     dataset, valid = (open_data(folder, data, tokenizer) for folder in (data.train, data.valid))
     for part in (dataset, valid):
@@ -106,69 +106,69 @@ def convert(
                 "the data was prepared with a larger vocabulary", "prepare it with this parent's tokenizer"
             )
     adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (dataset, valid)])
-    if knobs_.lora is not None:
-        add_lora(model, knobs_.lora)
-    losses = _losses(knobs_)
+    if config.lora is not None:
+        add_lora(model, config.lora)
+    losses = _losses(config)
     teacher = teacher_for(
-        losses.values(), model, knobs_.parent, knobs_.train.precision, knobs_.lora is not None, knobs_.trust_remote_code
+        losses.values(), model, config.parent, config.train.precision, config.lora is not None, config.trust_remote_code
     )
     step = SupervisedStep(
-        model, losses, teacher.head if teacher else None, knobs_.train.chunk, layout=knobs_.train.layout
+        model, losses, teacher.head if teacher else None, config.train.chunk, layout=config.train.layout
     )
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
-    held_out = first_batches(valid, knobs_.valid_rows, knobs_.train.batch_size, device)
-    best = BestCheckpoints(run, model, tokenizer, knobs_.merge_top_k if knobs_.merge_top_k > 1 else 0)
+    held_out = first_batches(valid, config.valid_rows, config.train.batch_size, device)
+    best = BestCheckpoints(run, model, tokenizer, config.merge_top_k if config.merge_top_k > 1 else 0)
     stage = TrainingTask(
-        total_tokens=total_tokens(knobs_.wsd),
-        rung=lambda tokens: phase_at(knobs_.wsd, tokens),
-        views=NoisedBatches(dataset, knobs_.train.batch_size, knobs_, model.card, real, device, knobs_.seed),
+        total_tokens=total_tokens(config.wsd),
+        block_phase=lambda tokens: phase_at(config.wsd, tokens),
+        views=NoisedBatches(dataset, config.train.batch_size, config, model.card, real, device, config.seed),
         validate=Validation(held_out, valid.pad_id, model.card),
         teacher=reader(teacher, model),
-        turns=knobs_.turns,
-        seed=knobs_.seed,
+        turns=config.turns,
+        seed=config.seed,
         on_evaluation=best,
         on_saved=best.prune,
         pad_id=valid.pad_id,
         counters=best.state,
     )
-    config = {"profile": profile, "convert": plain(knobs_), "data": plain(data)}
+    resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
     hashes = {name: _shards(part) for name, part in (("train", dataset), ("valid", valid))}
     extra = {"machine": machine(device), "data": hashes, "processes": accelerator.num_processes}
-    on_main(accelerator, lambda: _open(run, config, knobs_.seed, extra))
-    counters = train(step, stage, knobs_.train, run, quiet, accelerator)
+    on_main(accelerator, lambda: _open(run, resolved, config.seed, extra))
+    counters = train(step, stage, config.train, run, quiet, accelerator)
     return on_main(accelerator, lambda: _finish(run, counters, stage, step, best, tokenizer))
 
 
-def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[ConvertKnobs, DataKnobs]:
+def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[ConvertConfig, DataConfig]:
     """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
-    knobs_ = build(ConvertKnobs, convert_section, "convert")
-    data = build(DataKnobs, data_section, "data")
-    check_phases(knobs_.wsd, data.sequence_length)
-    if data.sequence_length % knobs_.block_size:
+    config = validate(ConvertConfig, convert_section, "convert")
+    data = validate(DataConfig, data_section, "data")
+    check_phases(config.wsd, data.sequence_length)
+    if data.sequence_length % config.block_size:
         raise ConfigError(
-            f"block size {knobs_.block_size} does not divide the sequence length {data.sequence_length}",
+            f"block size {config.block_size} does not divide the sequence length {data.sequence_length}",
             "choose a block size that divides data.sequence_length",
         )
     if data.packing == "documents":
-        check_padding(knobs_.wsd, knobs_.block_size, data.pad_to_block)
-    if knobs_.merge_top_k > 1 and knobs_.lora is not None:
+        check_padding(config.wsd, config.block_size, data.pad_to_block)
+    if config.merge_top_k > 1 and config.lora is not None:
         raise ConfigError(
-            f"convert.merge_top_k {knobs_.merge_top_k} with lora", "checkpoints of adapters are not merged; set it to 1"
+            f"convert.merge_top_k {config.merge_top_k} with lora", "checkpoints of adapters are not merged; set it to 1"
         )
-    check_quantize(knobs_.quantize, knobs_.lora is not None)
-    _losses(knobs_)
-    return knobs_, data
+    check_quantize(config.quantize, config.lora is not None)
+    _losses(config)
+    return config, data
 
 
-def _losses(knobs_: ConvertKnobs) -> dict[str, TokenLoss]:
-    losses = make_losses(knobs_.losses, "convert.losses")
+def _losses(config: ConvertConfig) -> dict[str, TokenLoss]:
+    losses = make_losses(config.losses, "convert.losses")
     without = [name for name, loss in losses.items() if loss.needs_graphs]
     if without:
         raise ConfigError(f"convert.losses: {without[0]!r} needs causal graphs", "packed text has none; use it in sft")
     return losses
 
 
-def open_data(folder: str, data: DataKnobs, tokenizer: Any) -> PackedDataset:
+def open_data(folder: str, data: DataConfig, tokenizer: Any) -> PackedDataset:
     """Raises `DataError` where the shards are not whole or were cut by another tokenizer."""
     return PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block, tokenizer=tokenizer)
 
@@ -178,9 +178,9 @@ def _shards(dataset: PackedDataset) -> list[dict[str, Any]]:
     return [entry for _, manifest in dataset.manifests for entry in manifest["shards"]]
 
 
-def _open(run: Path, config: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> None:
-    check_resumes(run, {"config": config, **extra}, _comparable)
-    open_run(run, config, seed, extra)
+def _open(run: Path, resolved: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> None:
+    check_resumes(run, {"config": resolved, **extra}, _comparable)
+    open_run(run, resolved, seed, extra)
 
 
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,14 +188,14 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
 
     Sections are built anew, so that knobs which an older version did not know have their defaults.
     """
-    config = record["config"]
-    section = plain(build(ConvertKnobs, config.get("convert", {}), f"{RUN_FILE}: convert"))
-    data = plain(build(DataKnobs, config.get("data", {}), f"{RUN_FILE}: data"))
+    resolved = record["config"]
+    section = plain(validate(ConvertConfig, resolved.get("convert", {}), f"{RUN_FILE}: convert"))
+    data = plain(validate(DataConfig, resolved.get("data", {}), f"{RUN_FILE}: data"))
     section["train"] = comparable_train(section["train"], record.get("processes", 1))
     for mapping, harmless in ((section, ("device", "trust_remote_code")), (data, ("train", "valid"))):
         for name in harmless:
             del mapping[name]
-    return {"profile": config.get("profile"), "convert": section, "data": {**data, "shards": record["data"]}}
+    return {"profile": resolved.get("profile"), "convert": section, "data": {**data, "shards": record["data"]}}
 
 
 def _finish(

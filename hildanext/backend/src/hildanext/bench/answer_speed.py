@@ -19,31 +19,31 @@ from pydantic import Field
 from rich.table import Table
 
 from hildanext.bench.train_speed import Seconds, medians
-from hildanext.core.config import build, knobs, plain
+from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import accelerates_bf16, machine, make_generator
 from hildanext.corruption.input_layout import LayoutChoice, choose_layout
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.schedules import BlockPhase
-from hildanext.data.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.diffusion import NoisedBatch, next_turn
 from hildanext.losses import SupervisedStep, make_losses
 from hildanext.models import DiffusionModel
 from hildanext.tokenization import real_ids
-from hildanext.trainer.knobs import TrainKnobs
-from hildanext.trainer.sft_config import SftKnobs
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.sft_config import SftConfig
 from hildanext.training import make_optimizer
 
 LAYOUTS: tuple[LayoutChoice, ...] = ("double", "response")
 
 
-@knobs
-class AnswerSpeedKnobs:
+@config
+class AnswerSpeedConfig:
     """The shape of a step; everything else is as `hildanext sft` has it by default."""
 
     data: dict[str, Any]
-    """As the section of conversations of a run: `{"train": {"name": one of CHATS, knobs}, ...}`."""
+    """As the section of conversations of a run: `{"train": {"name": one of CHATS, config}, ...}`."""
     batch_size: int = Field(default=1, ge=1)
     accumulate: int = Field(default=2, ge=1)
     repeats: int = Field(default=3, ge=1)
@@ -56,19 +56,19 @@ class AnswerSpeedKnobs:
 
 
 def measure(
-    model: DiffusionModel, tokenizer: Any, settings: AnswerSpeedKnobs, say: Callable[[str], None] | None = None
+    model: DiffusionModel, tokenizer: Any, settings: AnswerSpeedConfig, say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Steps under both layouts, in turns, on the same conversations and noise; medians. The weights stay as they are.
 
     Raises `ConfigError` and `DataError` as the preparation of conversations does.
     """
-    data = build(ChatDataKnobs, settings.data, "bench.data")
+    data = validate(ChatDataConfig, settings.data, "bench.data")
     set_template(tokenizer, data.template, data.template_options)
-    recipe = SftKnobs(model="measured")
+    recipe = SftConfig(model="measured")
     steps = {layout: SupervisedStep(model, make_losses(recipe.losses, "losses"), layout=layout) for layout in LAYOUTS}
     for step in steps.values():
-        step.chunk = TrainKnobs().chunk
-    optimizer = make_optimizer(steps["double"], replace(TrainKnobs(), weight_decay=0.0))
+        step.chunk = TrainConfig().chunk
+    optimizer = make_optimizer(steps["double"], replace(TrainConfig(), weight_decay=0.0))
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     wide = settings.precision == "no" or (settings.precision == "auto" and not accelerates_bf16(model.device))
@@ -97,9 +97,9 @@ def measure(
 def _micro_batches(
     model: DiffusionModel,
     tokenizer: Any,
-    data: ChatDataKnobs,
-    recipe: SftKnobs,
-    settings: AnswerSpeedKnobs,
+    data: ChatDataConfig,
+    recipe: SftConfig,
+    settings: AnswerSpeedConfig,
     folder: Path,
 ) -> Callable[[int], list[NoisedBatch]]:
     """Number of a micro-batch -> its noised views."""
@@ -108,8 +108,8 @@ def _micro_batches(
     dataset = ChatDataset(folder / "data", "train", data.sequence_length, block, eos, data.packing)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
     views = NoisedBatches(dataset, settings.batch_size, recipe, model.card, real, model.device, settings.seed)
-    rung = BlockPhase(phase="stable", block_size=block, tokens=1)
-    return lambda number: views(number, rung)
+    block_phase = BlockPhase(phase="stable", block_size=block, tokens=1)
+    return lambda number: views(number, block_phase)
 
 
 def _step(
@@ -148,7 +148,7 @@ def _count(counts: dict[str, list[int]], window: Sequence[Sequence[NoisedBatch]]
 
 def _result(
     model: DiffusionModel,
-    settings: AnswerSpeedKnobs,
+    settings: AnswerSpeedConfig,
     rows: dict[str, Any],
     times: dict[str, list[Seconds]],
     counts: dict[str, list[int]],

@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hildanext.ar import Parent
-from hildanext.core.config import knobs, plain
+from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, StepDecoder, make_decoder
 from hildanext.decoding.state import DecodeState
-from hildanext.eval.generation import GenerationBenchKnobs, compare, label
+from hildanext.eval.generation import GenerationBenchConfig, compare, label
 from hildanext.models import DiffusionModel
 
 
-@knobs
-class DecodeSpeedKnobs:
+@config
+class DecodeSpeedConfig:
     """The shape of the measurement. Prompts are random tokens: what is measured is time."""
 
     prompt_tokens: int = Field(default=64, ge=1)
@@ -124,7 +124,7 @@ def finish(device: torch.device) -> None:
 def loop_against_bare(
     model: DiffusionModel,
     section: dict[str, Any],
-    settings: DecodeSpeedKnobs,
+    settings: DecodeSpeedConfig,
     prompt: Sequence[int],
     into: dict[str, Pairs],
 ) -> None:
@@ -159,7 +159,7 @@ def loop_against_bare(
 def measure(
     model: DiffusionModel,
     parent: Parent | None,
-    settings: DecodeSpeedKnobs,
+    settings: DecodeSpeedConfig,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Step times against bare forwards for each decoder, then whole generations beside the parent's."""
@@ -176,7 +176,7 @@ def measure(
             loop_against_bare(model, section, settings, prompt, steps[name])
         if say is not None:
             say(f"repeat {number + 1} of {settings.repeats}")
-    whole = GenerationBenchKnobs(
+    whole = GenerationBenchConfig(
         prompts=len(prompts),
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
@@ -211,6 +211,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
         whole.add_column(column, justify="left" if column in ("", "decoder") else "right", no_wrap=True)
     for row in result["generation"]:
         cells = [f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in shown]
-        knobs_ = ", ".join(f"{key} {value}" for key, value in row["decoder"].items() if key != "name")
-        whole.add_row(label(row["name"]), *cells, knobs_)
+        config = ", ".join(f"{key} {value}" for key, value in row["decoder"].items() if key != "name")
+        whole.add_row(label(row["name"]), *cells, config)
     return [steps, whole]

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from hildanext import masks
 from hildanext.bench.decode_speed import finish
-from hildanext.core.config import knobs, plain
+from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import accelerates_bf16, machine
 from hildanext.corruption.input_layout import build_layout
@@ -31,12 +31,12 @@ from hildanext.diffusion import NoisedBatch, block_index, block_times, elbo_weig
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models import DiffusionModel
-from hildanext.trainer.knobs import TrainKnobs
+from hildanext.trainer.config import TrainConfig
 from hildanext.training import make_optimizer
 
 
-@knobs
-class TrainSpeedKnobs:
+@config
+class TrainSpeedConfig:
     """The shape of a step; the data is random tokens, one document a row."""
 
     sequence_length: int = Field(default=256, ge=2)
@@ -157,13 +157,13 @@ class MatrixProducts:
 
 
 def measure(
-    model: DiffusionModel, settings: TrainSpeedKnobs, say: Callable[[str], None] | None = None
+    model: DiffusionModel, settings: TrainSpeedConfig, say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Steps of both implementations and the products' rate, in turns; medians. The model's weights change."""
     device = model.device
     wide = settings.precision == "no" or (settings.precision == "auto" and not accelerates_bf16(device))
-    step = SupervisedStep(model, {"m2t": MaskToToken()}, chunk=TrainKnobs().chunk, layout="double")
-    optimizer = make_optimizer(step, TrainKnobs())
+    step = SupervisedStep(model, {"m2t": MaskToToken()}, chunk=TrainConfig().chunk, layout="double")
+    optimizer = make_optimizer(step, TrainConfig())
     autocast = nullcontext() if wide else torch.autocast(device.type, dtype=torch.bfloat16)
     times: dict[str, list[Seconds]] = {"fast": [], "plain": []}
     rates: list[Seconds] = []
@@ -191,7 +191,7 @@ def measure(
 
 def _result(
     model: DiffusionModel,
-    settings: TrainSpeedKnobs,
+    settings: TrainSpeedConfig,
     view: NoisedBatch,
     times: dict[str, list[Seconds]],
     rate: Seconds,
@@ -229,7 +229,7 @@ def _ratio(ways: dict[str, dict[str, float]], key: str) -> float | None:
     return ways["plain"][key] / ways["fast"][key] if "plain" in ways else None
 
 
-def _view(model: DiffusionModel, settings: TrainSpeedKnobs, seed: int) -> NoisedBatch:
+def _view(model: DiffusionModel, settings: TrainSpeedConfig, seed: int) -> NoisedBatch:
     generator = torch.Generator().manual_seed(settings.seed + seed)
     shape = (settings.batch_size, settings.sequence_length)
     clean = torch.randint(model.card.vocab_real - 1, shape, generator=generator).to(model.device)

@@ -21,7 +21,7 @@ from hildanext.core.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from hildanext.bench.serve_load import ServeLoadKnobs
+    from hildanext.bench.serve_load import ServeLoadConfig
     from hildanext.models import DiffusionModel
 
 KEY = "HILDA_API_KEY"
@@ -134,13 +134,13 @@ def _load(options: argparse.Namespace) -> int:
     return 0 if all(one["answered"] for load in result["loads"] for one in load["results"].values()) else 1
 
 
-def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadKnobs]":
+def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadConfig]":
     """One load for each number of clients and each rate that was named, each with prompts of its own.
 
     Raises `ConfigError`, and `DataError` for a file of prompts that cannot be read.
     """
-    from hildanext.bench.serve_load import ServeLoadKnobs
-    from hildanext.core.config import build
+    from hildanext.bench.serve_load import ServeLoadConfig
+    from hildanext.core.config import validate
     from hildanext.data.prompts import read_prompts
 
     section: dict[str, Any] = dict(run.get("bench", {}))
@@ -152,7 +152,7 @@ def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadK
     ]
     loads = []
     for number, pace in enumerate(named or [{}]):
-        built = build(ServeLoadKnobs, {**section, **pace}, where="bench")
+        built = validate(ServeLoadConfig, {**section, **pace}, where="bench")
         loads.append(replace(built, seed=built.seed + number * (built.warmup + built.requests)))
     if loads[0].prompts_file is not None:
         read_prompts(loads[0].prompts_file)  # what is wrong with it is known before a model is loaded
@@ -210,7 +210,7 @@ def _measure(
     import torch
 
     from hildanext.bench import decode_speed, engine_speed, train_speed
-    from hildanext.core.config import build, merge
+    from hildanext.core.config import merge, validate
     from hildanext.eval.evaluation import load_baseline
     from hildanext.stages.bench import own_parent
 
@@ -218,12 +218,12 @@ def _measure(
         from hildanext.bench import answer_speed
 
         source = {"data": {"train": {"name": "files", "path": options.chat}}}
-        answering = build(answer_speed.AnswerSpeedKnobs, merge(source, section), where="bench")
+        answering = validate(answer_speed.AnswerSpeedConfig, merge(source, section), where="bench")
         model, tokenizer = _model(options, torch.float32, device)
         result = answer_speed.measure(model, tokenizer, answering, _tell)
         return {"model": options.model, **result}, answer_speed.tables(result)
     if options.what == "train":
-        training = build(train_speed.TrainSpeedKnobs, section, where="bench")
+        training = validate(train_speed.TrainSpeedConfig, section, where="bench")
         # Weights are fp32 and the step autocasts, as training does.
         result = train_speed.measure(_model(options, torch.float32, device)[0], training, _tell)
         return {"model": options.model, **result}, train_speed.tables(result)
@@ -231,10 +231,10 @@ def _measure(
     name = options.parent if options.parent is not None else own_parent(options.model, model)
     parent = load_baseline(name, model) if name else None
     if options.what == "engine":
-        load = build(engine_speed.EngineSpeedKnobs, section, where="bench")
+        load = validate(engine_speed.EngineSpeedConfig, section, where="bench")
         result = engine_speed.measure(model, tokenizer, parent, load, _tell)
         return {"model": options.model, **result}, engine_speed.tables(result)
-    decoding = build(decode_speed.DecodeSpeedKnobs, section, where="bench")
+    decoding = validate(decode_speed.DecodeSpeedConfig, section, where="bench")
     result = decode_speed.measure(model, parent, decoding, _tell)
     return {"model": options.model, **result}, decode_speed.tables(result)
 

@@ -16,9 +16,9 @@ from hildanext.commands import add_run_flags, load_run
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hildanext.eval.evaluation import EvalKnobs
+    from hildanext.eval.evaluation import EvalConfig
     from hildanext.eval.models import ModelPair
-    from hildanext.eval.runner import QualityKnobs
+    from hildanext.eval.runner import QualityConfig
 
 EPILOG = """commands to paste:
   hildanext eval --model runs/demo/convert/checkpoint --data runs/demo/prepare/valid --out runs/demo/eval
@@ -112,18 +112,18 @@ def _section(options: argparse.Namespace) -> dict[str, Any]:
     return section
 
 
-def _settings(section: Mapping[str, Any]) -> "EvalKnobs":
-    from hildanext.core.config import build
-    from hildanext.eval.evaluation import EvalKnobs
+def _settings(section: Mapping[str, Any]) -> "EvalConfig":
+    from hildanext.core.config import validate
+    from hildanext.eval.evaluation import EvalConfig
 
-    return build(EvalKnobs, section, where="eval")
+    return validate(EvalConfig, section, where="eval")
 
 
-def _quality(section: Mapping[str, Any] | None, options: argparse.Namespace) -> "QualityKnobs | None":
+def _quality(section: Mapping[str, Any] | None, options: argparse.Namespace) -> "QualityConfig | None":
     """The section with the flags over it; `--tasks` chooses among its tasks and adds to them."""
-    from hildanext.core.config import build
+    from hildanext.core.config import validate
     from hildanext.decoding import decoder_section, mode_name
-    from hildanext.eval.runner import QualityKnobs
+    from hildanext.eval.runner import QualityConfig
 
     given: dict[str, Any] = dict(section) if section is not None else {}
     known = dict(given.get("tasks", {}))
@@ -144,13 +144,13 @@ def _quality(section: Mapping[str, Any] | None, options: argparse.Namespace) -> 
             given[name] = getattr(options, name)
     if "tasks" not in given:
         return None
-    return build(QualityKnobs, given, where="eval.quality")
+    return validate(QualityConfig, given, where="eval.quality")
 
 
 def _prepared(text: str, model: str, scratch: str) -> str:
     """A text file as shards in a scratch folder, cut by the checkpoint's own tokenizer."""
-    from hildanext.core.config import build
-    from hildanext.datasets import PrepareKnobs, prepare
+    from hildanext.core.config import validate
+    from hildanext.datasets import PrepareConfig, prepare
     from hildanext.models.loading.names import locate_diffusion
     from hildanext.tokenization import load_tokenizer
 
@@ -158,11 +158,11 @@ def _prepared(text: str, model: str, scratch: str) -> str:
     tokenizer = load_tokenizer(locate_diffusion(model))
     has_bos = tokenizer.bos_token is not None
     source = {"name": "tinystories", "path": text}
-    prepare(build(PrepareKnobs, {"source": source, "out": out, "add_bos": has_bos}, where="eval"), tokenizer)
+    prepare(validate(PrepareConfig, {"source": source, "out": out, "add_bos": has_bos}, where="eval"), tokenizer)
     return out
 
 
-def _likelihood(settings: "EvalKnobs", contestants: "ModelPair", options: argparse.Namespace) -> None:
+def _likelihood(settings: "EvalConfig", contestants: "ModelPair", options: argparse.Namespace) -> None:
     from hildanext.datasets import PackedDataset
     from hildanext.eval.evaluation import evaluate, print_result, save_result
 
@@ -176,7 +176,7 @@ def _likelihood(settings: "EvalKnobs", contestants: "ModelPair", options: argpar
 
 
 def _tasks(
-    quality: "QualityKnobs", contestants: "ModelPair", told: Mapping[str, Any], options: argparse.Namespace
+    quality: "QualityConfig", contestants: "ModelPair", told: Mapping[str, Any], options: argparse.Namespace
 ) -> bool:
     """Run the tasks and print them; True where a mask token was emitted, which must not be."""
     from hildanext.eval.summary import mask_tokens
@@ -190,9 +190,9 @@ def _tasks(
 
 
 def _harness(contestants: "ModelPair", told: Mapping[str, Any], options: argparse.Namespace) -> None:
-    from hildanext.core.config import build
+    from hildanext.core.config import validate
     from hildanext.decoding import decoder_section
-    from hildanext.eval.lm_harness_run import HarnessKnobs, print_harness, run_harness
+    from hildanext.eval.lm_harness_run import HarnessConfig, print_harness, run_harness
 
     mode = (options.mode or "S_MODE").split(",")[0]
     given = {
@@ -203,7 +203,7 @@ def _harness(contestants: "ModelPair", told: Mapping[str, Any], options: argpars
         "decoder": decoder_section(mode),
         **load_run(options).get("eval", {}).get("harness", {}),
     }
-    result = run_harness(contestants, build(HarnessKnobs, given, where="eval.harness"), _out(told, options))
+    result = run_harness(contestants, validate(HarnessConfig, given, where="eval.harness"), _out(told, options))
     print_harness(result)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hildanext.decoding import Decoder
-    from hildanext.inference import GenerationKnobs
+    from hildanext.inference import GenerationConfig
 
 SAMPLING = ("temperature", "top_p", "top_k", "max_post", "window")
 
@@ -42,15 +42,15 @@ def decoder_section_of(options: argparse.Namespace, run_section: dict[str, Any])
 
 def build_generation(
     options: argparse.Namespace, section: dict[str, Any], run_section: dict[str, Any]
-) -> "tuple[Decoder, GenerationKnobs]":
-    from hildanext.core.config import build
+) -> "tuple[Decoder, GenerationConfig]":
+    from hildanext.core.config import validate
     from hildanext.decoding import make_decoder
-    from hildanext.inference import GenerationKnobs
+    from hildanext.inference import GenerationConfig
 
     flags = {"seed": options.seed, "max_new_tokens": options.max_new_tokens, "stop": options.stop}
     given = {name: value for name, value in flags.items() if value is not None}
-    settings = build(
-        GenerationKnobs, {**run_section, **given, "trace": options.trace is not None}, where="section generation"
+    settings = validate(
+        GenerationConfig, {**run_section, **given, "trace": options.trace is not None}, where="section generation"
     )
     return make_decoder(section), settings
 

@@ -61,10 +61,10 @@ def run(options: argparse.Namespace) -> int:
     part = _shard(options.shard)
     tokenizer_name = section.pop("tokenizer", "tiny")
 
-    from hildanext.core.config import build
-    from hildanext.datasets import PrepareKnobs, prepare
+    from hildanext.core.config import validate
+    from hildanext.datasets import PrepareConfig, prepare
 
-    settings = build(PrepareKnobs, section, where="prepare")
+    settings = validate(PrepareConfig, section, where="prepare")
     tokenizer = _tokenizer(tokenizer_name)
     started = time.perf_counter()
     with _display(options.quiet) as (progress, seen):
@@ -93,12 +93,12 @@ def _graphs(options: argparse.Namespace) -> int:
     if not options.path or not options.out:
         raise ConfigError("--graphs needs --path and --out", "--path train.jsonl --out data/gsm8k")
 
-    from hildanext.core.registry import make
+    from hildanext.core.registry import build
     from hildanext.data.causal_graphs import EXTRACTORS
     from hildanext.data.causal_graphs.corpus import write_graphs
     from hildanext.data.causal_graphs.statistics import table
 
-    extractor = make("extractor", EXTRACTORS, section)
+    extractor = build("extractor", EXTRACTORS, section)
     started = time.perf_counter()
     statistics = write_graphs(tuple(options.path), extractor, options.out)
     for name, count, remark in table(statistics["counts"]):

@@ -29,7 +29,7 @@ LOCAL = {"device": "auto", "dtype": "auto", "threads": None}
 
 def ask(options: argparse.Namespace) -> int:
     """Answer every prompt with the service. Raises what the service refuses or fails at, as `HildaError`."""
-    from hildanext.engine.remote.openai import OpenAIKnobs
+    from hildanext.engine.remote.openai import OpenAIConfig
 
     given = [name for name, unset in LOCAL.items() if getattr(options, name) != unset]
     if given:
@@ -39,7 +39,7 @@ def ask(options: argparse.Namespace) -> int:
     texts = read_prompts(options)
     requests, section = _requests(options, texts)
     key = KEY if os.environ.get(KEY) else None
-    engine = OpenAIKnobs(base_url=options.server, api_key_env=key, queue=len(texts)).connect(options.model)
+    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(texts)).connect(options.model)
     try:
         answers, records = _answers(engine, requests, options, texts)
     finally:

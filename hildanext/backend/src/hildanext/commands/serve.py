@@ -15,7 +15,7 @@ from hildanext.core.errors import ConfigError
 if TYPE_CHECKING:
     from hildanext.engine.base import Engine
     from hildanext.serve.service import Service
-    from hildanext.serve.settings import ServeKnobs
+    from hildanext.serve.settings import ServeConfig
 
 EMBEDDED: Mapping[str, Any] = {"model": "tiny", "parent": "tiny", "chat_template": "plain"}
 """What is served where nothing is named: the embedded pair."""
@@ -61,13 +61,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def settings_of(options: argparse.Namespace) -> "ServeKnobs":
+def settings_of(options: argparse.Namespace) -> "ServeConfig":
     """The section `serve` of --config, --set and the flags. Raises `ConfigError`.
 
     A configuration without that section is an error, and so is a model of one's own with the embedded one's parent.
     """
-    from hildanext.core.config import build
-    from hildanext.serve.settings import ServeKnobs
+    from hildanext.core.config import validate
+    from hildanext.serve.settings import ServeConfig
 
     run = load_run(options)
     if options.config is not None and "serve" not in run:
@@ -87,10 +87,10 @@ def settings_of(options: argparse.Namespace) -> "ServeKnobs":
     if options.engine is not None and options.engine != engine.get("name"):
         engine = {"name": options.engine}
     engine |= {name: getattr(options, name) for name in ENGINE_FLAGS if getattr(options, name) is not None}
-    return build(ServeKnobs, {**chosen, "engine": engine}, where="section serve")
+    return validate(ServeConfig, {**chosen, "engine": engine}, where="section serve")
 
 
-def _open_engine(settings: "ServeKnobs") -> "Engine":
+def _open_engine(settings: "ServeConfig") -> "Engine":
     """Raises `UnknownChoice`, `ConfigError`, and what opening a model raises."""
     from hildanext.data.chat_template import set_template
     from hildanext.engine import open_engine

@@ -23,13 +23,13 @@ FULL_METHODS = frozenset(
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
-def knobs(cls: type[Built]) -> type[Built]:
+def config(cls: type[Built]) -> type[Built]:
     """A frozen, strict configuration: keyword fields, checked types, no unknown keys."""
     strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=False))
     return strict(cls)  # type: ignore[return-value]
 
 
-def build(cls: type[Built], section: Mapping[str, Any], where: str) -> Built:
+def validate(cls: type[Built], section: Mapping[str, Any], where: str) -> Built:
     """Validate `section` into `cls`; unknown keys and wrong types are one `ConfigError` naming all of them."""
     fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     try:
@@ -52,9 +52,9 @@ def _say(error: Any, fields: Sequence[str]) -> str:
     return f"{place}: {text}, got {shown}" if place else text
 
 
-def plain(knobs_object: Any) -> dict[str, Any]:
+def plain(section_object: Any) -> dict[str, Any]:
     """The section that would build this object again (JSON types only)."""
-    return TypeAdapter(type(knobs_object)).dump_python(knobs_object, mode="json")
+    return TypeAdapter(type(section_object)).dump_python(section_object, mode="json")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hildanext.core.runtime import make_generator
-from hildanext.corruption.noising import NoiseKnobs, noised
+from hildanext.corruption.noising import NoiseConfig, noised
 from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.batch import Rows
 from hildanext.data.packing.rows import RowOrder
@@ -18,7 +18,7 @@ PairsOf = Callable[[Sequence[int]], CausalPairs | None]
 
 
 class NoisedBatches:
-    """Micro-batch index and rung -> noised views; a pure function of both, so that any process can begin anywhere.
+    """Micro-batch index and phase -> noised views; a pure function of both, so that any process can begin anywhere.
 
     `real` lists the ids that a replaced token may become; `pairs` gives the causes and effects of rows, where the data
     has any.
@@ -28,7 +28,7 @@ class NoisedBatches:
         self,
         dataset: Rows,
         batch_size: int,
-        noise: NoiseKnobs,
+        noise: NoiseConfig,
         card: Card,
         real: Int[Tensor, " real"],
         device: torch.device,
@@ -38,9 +38,9 @@ class NoisedBatches:
         self.dataset, self.order, self.noise = dataset, RowOrder(len(dataset), batch_size, seed), noise
         self.card, self.real, self.device, self.seed, self.pairs = card, real, device, seed, pairs
 
-    def __call__(self, index: int, rung: BlockPhase) -> list[NoisedBatch]:
+    def __call__(self, index: int, block_phase: BlockPhase) -> list[NoisedBatch]:
         rows = self.order.batch(index)
         batch = self.dataset.batch(rows).to(self.device)
         pairs = self.pairs(rows) if self.pairs is not None else None
         generator = make_generator(self.seed, 1, index)
-        return noised(batch, rung.block_size, self.noise, self.card, self.real, generator, pairs)
+        return noised(batch, block_phase.block_size, self.noise, self.card, self.real, generator, pairs)

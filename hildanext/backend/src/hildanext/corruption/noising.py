@@ -7,7 +7,7 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.data.batch import Batch
 from hildanext.diffusion import (
@@ -25,8 +25,8 @@ from hildanext.diffusion import (
 from hildanext.models.card import Card
 
 
-@knobs
-class NoiseKnobs:
+@config
+class NoiseConfig:
     """How a batch is noised. A stage's own knobs may extend these."""
 
     t_range: tuple[float, float] = (0.05, 1.0)
@@ -45,7 +45,7 @@ class NoiseKnobs:
 def noised(
     batch: Batch,
     block_size: int,
-    noise: NoiseKnobs,
+    noise: NoiseConfig,
     card: Card,
     real: Int[Tensor, " real"],
     generator: torch.Generator,

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from hildanext.core.config import knobs, plain
+from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, DataError
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.core.run_dir import save_folder_atomically
 from hildanext.data.batch import Batch
 from hildanext.data.causal_graphs.graph import read_graph
@@ -41,12 +41,12 @@ ARRAYS = {"tokens": "<u4", "answers": "<u4", "pairs": "<u4", "weights": "<f4", "
 """`answers` are token ranges, `pairs` (effect, cause) tokens of a causal graph with their `weights`, `ids` UTF-8."""
 
 
-@knobs
-class ChatDataKnobs:
+@config
+class ChatDataConfig:
     """Which conversations, and how rows are made of them."""
 
     train: dict[str, Any]
-    """`{"name": one of CHATS, knobs}`."""
+    """`{"name": one of CHATS, config}`."""
     valid: dict[str, Any] | None = None
     """Held-out conversations; None holds out `valid_share` of `train`."""
     valid_share: float = Field(default=0.05, gt=0, lt=1)
@@ -66,10 +66,10 @@ class ChatDataKnobs:
                 raise ConfigError(f"chat.{name} has no name", f'give {{"name": ...}}, of {", ".join(CHATS)}')
 
 
-def open_sources(data: ChatDataKnobs) -> dict[str, ChatSource]:
+def open_sources(data: ChatDataConfig) -> dict[str, ChatSource]:
     """The sources by part. Raises `ConfigError` for an unknown name or knob."""
     sections = {"train": data.train, "valid": data.valid}
-    return {name: make("chat source", CHATS, section) for name, section in sections.items() if section is not None}
+    return {name: build("chat source", CHATS, section) for name, section in sections.items() if section is not None}
 
 
 def held_out(id: str, share: float) -> bool:
@@ -78,7 +78,7 @@ def held_out(id: str, share: float) -> bool:
     return draw < share * 2**64
 
 
-def chat_identity(data: ChatDataKnobs, tokenizer: Any, block_size: int) -> dict[str, Any]:
+def chat_identity(data: ChatDataConfig, tokenizer: Any, block_size: int) -> dict[str, Any]:
     """What decides the arrays: the knobs, the input, the tokenizer with its template, the block size."""
     sources = open_sources(data)
     section = plain(data)
@@ -93,7 +93,7 @@ def chat_identity(data: ChatDataKnobs, tokenizer: Any, block_size: int) -> dict[
     }
 
 
-def prepare_chat(folder: Path, data: ChatDataKnobs, tokenizer: Any, block_size: int) -> dict[str, Any]:
+def prepare_chat(folder: Path, data: ChatDataConfig, tokenizer: Any, block_size: int) -> dict[str, Any]:
     """Render every conversation into arrays below `folder` and return the manifest; what is there already is kept.
 
     The tokenizer has its template (`set_template`). The folder is written whole or not at all. Raises `DataError`
@@ -161,7 +161,7 @@ class _Part:
         return {**self.counts, "hash": self.hash.hexdigest()}
 
 
-def _write_parts(fresh: Path, data: ChatDataKnobs, tokenizer: Any, block_size: int) -> dict[str, Any]:
+def _write_parts(fresh: Path, data: ChatDataConfig, tokenizer: Any, block_size: int) -> dict[str, Any]:
     """Read the sources once; returns for each part its counts, and for each source what was refused and cut."""
     parts = {name: _Part(fresh / name) for name in PARTS}
     result: dict[str, Any] = {}
@@ -193,7 +193,7 @@ def _write_parts(fresh: Path, data: ChatDataKnobs, tokenizer: Any, block_size: i
     return {**counts, **result}
 
 
-def _fitting(rows: list[Rendering], data: ChatDataKnobs, where: str, cuts: Report) -> list[Rendering]:
+def _fitting(rows: list[Rendering], data: ChatDataConfig, where: str, cuts: Report) -> list[Rendering]:
     """The rows that fit `sequence_length`, cut where the knobs say so. Raises `BadExample` where nothing is left."""
     limit, kept = data.sequence_length, []
     for row in rows:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hildanext.core.errors import UnknownChoice
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, StepDecoder
 from hildanext.decoding.threshold_edit import ThresholdEdit
 
@@ -50,7 +50,7 @@ def decoder_section(mode: str = "S_MODE", effort: str | None = None, **changes: 
 
 def make_decoder(section: dict[str, Any]) -> Decoder:
     """A decoder from its section. Raises `UnknownChoice`, or `ConfigError` for a knob out of range."""
-    return make("decoder", DECODERS, section)
+    return build("decoder", DECODERS, section)
 
 
 __all__ = [

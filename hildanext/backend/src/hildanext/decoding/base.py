@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Decoder:
         raise NotImplementedError(f"{type(self).__name__} has no decode")
 
 
-@knobs
+@config
 class StepDecoder(Decoder):
     """A decoder that turns the logits of one forward into one edit; rows advance independently."""
 

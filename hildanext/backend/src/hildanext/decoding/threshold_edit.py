@@ -5,13 +5,13 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.decoding.base import Canvas, Denoiser, Edit, StepDecoder, most_confident
 from hildanext.decoding.sampling import candidates, check_sampling
 
 
-@knobs
+@config
 class ThresholdEdit(StepDecoder):
     """Fill masked positions the model is sure of; rewrite written ones it disagrees with.
 

@@ -9,44 +9,44 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hildanext.core.errors import ConfigError, UnknownChoice
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.engine.dinfer import probe as dinfer_probe
 
 if TYPE_CHECKING:
     from hildanext.engine.base import Engine
 
 ENGINES: dict[str, str] = {
-    "transformers": "hildanext.engine.local:TransformersKnobs",
-    "openai": "hildanext.engine.remote.openai:OpenAIKnobs",
-    "dinfer": "hildanext.engine.dinfer.adapter:DInferKnobs",
+    "transformers": "hildanext.engine.local:LocalEngineConfig",
+    "openai": "hildanext.engine.remote.openai:OpenAIConfig",
+    "dinfer": "hildanext.engine.dinfer.adapter:DInferConfig",
 }
 """Name to module and class of its section."""
 
 
 @runtime_checkable
-class EngineKnobs(Protocol):
+class EngineConfig(Protocol):
     """What a row's class offers."""
 
     def open(self, model: str, parent: str | None, reason: str) -> "Engine":
         """Start it. `reason` says why it was chosen, and is kept in its facts."""
 
 
-def engine_class(name: str) -> type[EngineKnobs]:
+def engine_class(name: str) -> type[EngineConfig]:
     """The class of a row. Raises `UnknownChoice`."""
     if name not in ENGINES:
         raise UnknownChoice("engine", name, ["auto", *ENGINES])
     module, attribute = ENGINES[name].split(":")
-    found: type[EngineKnobs] = getattr(importlib.import_module(module), attribute)
+    found: type[EngineConfig] = getattr(importlib.import_module(module), attribute)
     return found
 
 
 def open_engine(section: Mapping[str, Any], model: str, parent: str | None = None) -> "Engine":
-    """The engine of a section `{"name": ..., knobs}`; without a name, or with `auto`, the one that `choose` finds.
+    """The engine of a section `{"name": ..., config}`; without a name, or with `auto`, the one that `choose` finds.
 
     Raises `UnknownChoice`, `ConfigError` for a knob that the engine does not have, and what opening it raises.
     """
     name, reason = choose(section, model)
-    return make("engine", {name: engine_class(name)}, {**section, "name": name}).open(model, parent, reason)
+    return build("engine", {name: engine_class(name)}, {**section, "name": name}).open(model, parent, reason)
 
 
 def choose(section: Mapping[str, Any], model: str) -> tuple[str, str]:

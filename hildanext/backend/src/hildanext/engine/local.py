@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 
 from hildanext.ar import Parent
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.core.runtime import available_memory
 from hildanext.data.chat_template import encode_chat
@@ -54,8 +54,8 @@ _open: "weakref.WeakSet[LocalEngine]" = weakref.WeakSet()
 """Engines whose threads live: a forward that goes on while the interpreter ends would abort the program."""
 
 
-@knobs
-class LocalEngineKnobs:
+@config
+class LocalEngineConfig:
     """How many requests at a time, and how much memory they may take."""
 
     slots: int = Field(default=8, ge=1)
@@ -95,14 +95,14 @@ class LocalEngine(Engine):
         model: DiffusionModel,
         tokenizer: Any,
         parent: Parent | None = None,
-        settings: LocalEngineKnobs | None = None,
+        settings: LocalEngineConfig | None = None,
         name: str = "",
         parent_name: str | None = None,
         reason: str = "chosen by hand",
         threads: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.parent = model, tokenizer, parent
-        self.settings = settings = settings if settings is not None else LocalEngineKnobs()
+        self.settings = settings = settings if settings is not None else LocalEngineConfig()
         self.token_bytes = bytes_per_token(model)
         self.limit_bytes = _cache_limit(settings, model.device)
         self.totals = Totals()
@@ -385,7 +385,7 @@ def _check_text(text: str) -> None:
         ) from None
 
 
-def _cache_limit(settings: LocalEngineKnobs, device: torch.device) -> int:
+def _cache_limit(settings: LocalEngineConfig, device: torch.device) -> int:
     """Bytes for keys and values."""
     if settings.cache_mib is not None:
         return settings.cache_mib * 2**20

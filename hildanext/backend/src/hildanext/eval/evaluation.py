@@ -15,15 +15,15 @@ from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
 from hildanext.core import plots
-from hildanext.core.config import knobs, plain
+from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, DataError, ModelError
 from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
 from hildanext.data.batch import Batch
 from hildanext.datasets import PackedDataset
-from hildanext.eval.generation import PARENT, GenerationBenchKnobs, compare, held_out_prompts, label
-from hildanext.likelihood.elbo import Likelihood, LikelihoodKnobs, bound, exact, parent_likelihood
+from hildanext.eval.generation import PARENT, GenerationBenchConfig, compare, held_out_prompts, label
+from hildanext.likelihood.elbo import Likelihood, LikelihoodConfig, bound, exact, parent_likelihood
 from hildanext.models import DiffusionModel
 from hildanext.models.start import start_conversion
 
@@ -46,8 +46,8 @@ GENERATION_COLUMNS = (
 Say = Callable[[str], None]
 
 
-@knobs
-class EvalKnobs:
+@config
+class EvalConfig:
     """What is evaluated, on what, how finely."""
 
     model: str
@@ -61,8 +61,8 @@ class EvalKnobs:
     rows: int = Field(default=16, ge=1)
     """Rows of the data, from the first one on."""
     batch_size: int = Field(default=4, ge=1)
-    likelihood: LikelihoodKnobs = LikelihoodKnobs()
-    generation: GenerationBenchKnobs | None = GenerationBenchKnobs()
+    likelihood: LikelihoodConfig = LikelihoodConfig()
+    generation: GenerationBenchConfig | None = GenerationBenchConfig()
     """None leaves the generation out."""
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     parent: Parent | None,
     dataset: PackedDataset,
-    settings: EvalKnobs,
+    settings: EvalConfig,
     say: Say | None = None,
 ) -> dict[str, Any]:
     """All numbers of an evaluation, as JSON types. Raises `DataError` where the data holds nothing to score."""
@@ -130,7 +130,7 @@ def evaluate(
     return result
 
 
-def eval_batches(dataset: PackedDataset, settings: EvalKnobs) -> list[Batch]:
+def eval_batches(dataset: PackedDataset, settings: EvalConfig) -> list[Batch]:
     """The first rows of the data. Raises `DataError` where there are none."""
     rows = min(settings.rows, len(dataset))
     if rows == 0:
@@ -146,7 +146,7 @@ def _likelihoods(
     parent: Parent | None,
     batches: list[Batch],
     pad_id: int,
-    settings: LikelihoodKnobs,
+    settings: LikelihoodConfig,
     tell: Say,
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []

@@ -16,18 +16,18 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.datasets import PackedDataset
 from hildanext.decoding import MODE_MEANS, MODES, make_decoder
-from hildanext.inference import GenerationKnobs, eos_ids, generate
+from hildanext.inference import GenerationConfig, eos_ids, generate
 from hildanext.models import DiffusionModel
 
 ONE_PER_STEP: dict[str, Any] = {"name": "threshold_edit", "tau_mask": 1.0, "tau_edit": None, "max_post": 0}
 PARENT = "AR parent"
 
 
-@knobs
-class GenerationBenchKnobs:
+@config
+class GenerationBenchConfig:
     """What is generated, and how."""
 
     prompts: int = Field(default=8, ge=1)
@@ -133,7 +133,7 @@ def compare(
     tokenizer: PreTrainedTokenizerBase | None,
     parent: Parent | None,
     prompts: Sequence[Sequence[int]],
-    settings: GenerationBenchKnobs,
+    settings: GenerationBenchConfig,
     progress: Callable[[int], None] | None = None,
 ) -> list[Written]:
     """Every decoder and the parent's own generation on the same prompts, taking turns.
@@ -157,7 +157,7 @@ def compare(
     return found
 
 
-def _tempered(section: dict[str, Any], settings: GenerationBenchKnobs) -> dict[str, Any]:
+def _tempered(section: dict[str, Any], settings: GenerationBenchConfig) -> dict[str, Any]:
     return {**section, "temperature": settings.temperature} if settings.temperature > 0 else dict(section)
 
 
@@ -165,7 +165,7 @@ def _warm_up(
     model: DiffusionModel, tokenizer: PreTrainedTokenizerBase | None, parent: Parent | None, prompt: Sequence[int]
 ) -> None:
     """The first call of a shape pays for allocations; nobody's numbers should."""
-    generate(model, tokenizer, [prompt], make_decoder(dict(ONE_PER_STEP)), GenerationKnobs(max_new_tokens=4))
+    generate(model, tokenizer, [prompt], make_decoder(dict(ONE_PER_STEP)), GenerationConfig(max_new_tokens=4))
     if parent is not None:
         parent.generate(prompt, 4, stop_ids=[])
 
@@ -175,12 +175,12 @@ def _complete(
     model: DiffusionModel,
     tokenizer: PreTrainedTokenizerBase | None,
     prompt: Sequence[int],
-    settings: GenerationBenchKnobs,
+    settings: GenerationBenchConfig,
     index: int,
 ) -> None:
-    knobs_ = GenerationKnobs(max_new_tokens=settings.new_tokens, seed=settings.seed + index)
+    config = GenerationConfig(max_new_tokens=settings.new_tokens, seed=settings.seed + index)
     begun = time.perf_counter()
-    (answer,) = generate(model, tokenizer, [prompt], make_decoder(dict(way.section)), knobs_)
+    (answer,) = generate(model, tokenizer, [prompt], make_decoder(dict(way.section)), config)
     way.seconds += time.perf_counter() - begun
     way.completions.append(list(answer.tokens))
     way.texts.append(answer.text)
@@ -195,7 +195,7 @@ def _continue(
     tokenizer: PreTrainedTokenizerBase | None,
     parent: Parent,
     prompt: Sequence[int],
-    settings: GenerationBenchKnobs,
+    settings: GenerationBenchConfig,
     index: int,
 ) -> None:
     stops = sorted(eos_ids(model, tokenizer))

@@ -14,7 +14,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from hildanext.core.config import knobs, plain
+from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
@@ -31,8 +31,8 @@ TROUBLES = (OSError, ValueError, KeyError, RuntimeError)
 """What the harness raises for a task that it does not know or data that it cannot load."""
 
 
-@knobs
-class HarnessKnobs:
+@config
+class HarnessConfig:
     """Which of the harness's tasks are run, and how."""
 
     tasks: tuple[str, ...]
@@ -53,7 +53,7 @@ class HarnessKnobs:
     """Resamples behind standard errors that have no formula."""
 
 
-def run_harness(contestants: ModelPair, settings: HarnessKnobs, out: str | Path) -> dict[str, Any]:
+def run_harness(contestants: ModelPair, settings: HarnessConfig, out: str | Path) -> dict[str, Any]:
     """Run the harness's tasks for the parent and the diffusion model; writes `harness.json` and every sample.
 
     Of several processes (started by torch's launcher) each answers its share, and the first one returns the numbers.

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.ar import ArResult, Parent
 from hildanext.decoding import make_decoder
 from hildanext.eval.generation import PARENT, label
-from hildanext.inference import Completion, GenerationKnobs, context_length, eos_ids, generate
+from hildanext.inference import Completion, GenerationConfig, context_length, eos_ids, generate
 from hildanext.likelihood.conditional import Pair, Scored, score_diffusion, score_parent
 from hildanext.models import DiffusionModel
 from hildanext.tokenization import encode_prompt
@@ -129,7 +129,7 @@ class DiffusionEvalModel(EvalModel):
         section = dict(self.decoder)
         if ask.temperature > 0:
             section |= {"temperature": ask.temperature, "top_p": ask.top_p}
-        how = GenerationKnobs(max_new_tokens=ask.max_new_tokens, stop=ask.stops, batch_size=max(len(prompts), 1))
+        how = GenerationConfig(max_new_tokens=ask.max_new_tokens, stop=ask.stops, batch_size=max(len(prompts), 1))
         clock = _Clock()
 
         def told(index: int, done: Completion) -> None:

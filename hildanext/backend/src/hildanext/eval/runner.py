@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from hildanext.core.config import knobs, plain
+from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, PromptError
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.core.runtime import machine
 from hildanext.data.chat_template import Message, chat_text
 from hildanext.decoding import MODES, make_decoder
@@ -28,8 +28,8 @@ FORMAT = 1
 """Of the samples; part of their identity."""
 
 
-@knobs
-class QualityKnobs:
+@config
+class QualityConfig:
     """Which tasks, answered in which ways, how much of them."""
 
     tasks: dict[str, dict[str, Any]]
@@ -50,7 +50,7 @@ class QualityKnobs:
 
     def build(self) -> dict[str, Task]:
         """The tasks. Raises `UnknownChoice`, or `ConfigError` for a knob that a task does not have."""
-        return {key: make("task", TASKS, {"name": key, **section}) for key, section in self.tasks.items()}
+        return {key: build("task", TASKS, {"name": key, **section}) for key, section in self.tasks.items()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class TaskRun:
     outcomes: list[Outcome]
 
 
-def run_tasks(contestants: ModelPair, settings: QualityKnobs, folder: str | Path, quiet: bool = False) -> list[TaskRun]:
+def run_tasks(
+    contestants: ModelPair, settings: QualityConfig, folder: str | Path, quiet: bool = False
+) -> list[TaskRun]:
     """Answer every task in every way. Samples go to `folder`; those that are there already are not made again.
 
     Raises `DataError` for data that cannot be had, `PromptError` for prompts that do not fit (before anything is
@@ -98,7 +100,7 @@ def run_tasks(contestants: ModelPair, settings: QualityKnobs, folder: str | Path
     return found
 
 
-def as_taught(settings: QualityKnobs, contestants: ModelPair) -> QualityKnobs:
+def as_taught(settings: QualityConfig, contestants: ModelPair) -> QualityConfig:
     """The same tasks, asked as the diffusion model was taught: one that was fine-tuned on conversations gets the bare
     question in its chat template wherever a task that writes names neither `chat` nor worked examples."""
     if contestants.model is None or not contestants.model.card.chat:
@@ -117,7 +119,7 @@ class _Prompt:
     shots: int
 
 
-def _ways(contestants: ModelPair, task: Task, settings: QualityKnobs) -> list[EvalModel]:
+def _ways(contestants: ModelPair, task: Task, settings: QualityConfig) -> list[EvalModel]:
     if isinstance(task, ScoringTask):
         return contestants.scoring(task.block_sizes, task.draws)
     return contestants.writing(settings.decoders)
@@ -162,7 +164,7 @@ def _answer(
     way: EvalModel,
     prompts: Sequence[_Prompt],
     journal: Journal,
-    settings: QualityKnobs,
+    settings: QualityConfig,
     progress: TaskProgress,
 ) -> None:
     todo = [(prompt, repeat) for prompt in prompts for repeat in range(_repeats(task))]
@@ -183,7 +185,7 @@ def _write(
     way: EvalModel,
     batch: Sequence[tuple[_Prompt, int]],
     journal: Journal,
-    settings: QualityKnobs,
+    settings: QualityConfig,
     progress: TaskProgress,
 ) -> None:
     ask = GenerationParams(task.max_new_tokens, task.stops, task.temperature, task.top_p)
@@ -206,7 +208,7 @@ def _score(
     way: EvalModel,
     batch: Sequence[_Prompt],
     journal: Journal,
-    settings: QualityKnobs,
+    settings: QualityConfig,
     progress: TaskProgress,
 ) -> None:
     asked = [task.pairs(prompt.item, way.encode, _seed(settings.seed, prompt.item.index, 0)) for prompt in batch]
@@ -235,7 +237,7 @@ def _seed(seed: int, index: int, repeat: int) -> int:
 
 
 def _identity(
-    key: str, task: Task, way: EvalModel, settings: QualityKnobs, weights: Mapping[int, str]
+    key: str, task: Task, way: EvalModel, settings: QualityConfig, weights: Mapping[int, str]
 ) -> dict[str, Any]:
     """What a sample depends on. Data count by what they say, weights by their values: neither by where they lie."""
     network = _network_of(way)
@@ -255,7 +257,7 @@ def _identity(
     return found
 
 
-def _session(way: EvalModel, settings: QualityKnobs) -> dict[str, Any]:
+def _session(way: EvalModel, settings: QualityConfig) -> dict[str, Any]:
     network = _network_of(way)
     found = machine(network.device, network.dtype)
     kept = ("device", "device_name", "dtype", "threads")

@@ -226,13 +226,13 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _short(knobs: Mapping[str, Any]) -> dict[str, Any]:
+def _short(config: Mapping[str, Any]) -> dict[str, Any]:
     """Knobs that change an answer: not where the data lie, and nothing that is off (no examples is told)."""
     hidden = ("data", "split", "few_shot_data", "few_shot_seed", "block_sizes", "draws", "overlong")
     off = {"repeats": 1, "temperature": 0.0}
     return {
         name: value
-        for name, value in knobs.items()
+        for name, value in config.items()
         if name not in hidden and value is not None and value is not False and off.get(name) != value
     }
 

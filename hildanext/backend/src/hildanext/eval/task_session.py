@@ -16,7 +16,7 @@ from hildanext.core.errors import ConfigError
 from hildanext.eval import summary
 from hildanext.eval.evaluation import load_baseline, wide_console
 from hildanext.eval.models import ModelPair
-from hildanext.eval.runner import QualityKnobs, as_taught, run_tasks
+from hildanext.eval.runner import QualityConfig, as_taught, run_tasks
 from hildanext.models.loading.load import load_diffusion, load_parent
 
 SAMPLES = "samples"
@@ -49,7 +49,7 @@ def load_contestants(
 def run_session(
     contestants: ModelPair,
     told: Mapping[str, Any],
-    settings: QualityKnobs,
+    settings: QualityConfig,
     out: str | Path,
     samples: str | Path | None = None,
     quiet: bool = False,

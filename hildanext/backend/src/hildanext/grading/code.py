@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.grading.base import Reward
 from hildanext.grading.sandbox.limits import Job, Limits, Verdict
@@ -77,7 +77,7 @@ def reward_of(verdict: Verdict) -> float | None:
     return None if verdict.kind == "sandbox_error" else float(verdict.passed)
 
 
-@knobs
+@config
 class CodeReward(Reward):
     """1 for a program that passes its test in the sandbox.
 

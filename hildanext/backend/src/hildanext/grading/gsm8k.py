@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError, UnknownChoice
 from hildanext.grading.base import Reward
 
@@ -169,7 +169,7 @@ RULES: dict[str, Callable[[str, str], bool]] = {
 }
 
 
-@knobs
+@config
 class Gsm8kReward(Reward):
     """1 for the right number and `format_weight` for a well-formed last line, whatever number it holds.
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.ar import Parent
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.corruption.input_layout import choose_layout
 from hildanext.data.batch import Batch
 from hildanext.diffusion import NoisedBatch, block_index
@@ -35,8 +35,8 @@ SMALLEST_TIME = 1e-3
 """The interval BD3-LM evaluates on; at t -> 0 the weight 1/t has no finite variance."""
 
 
-@knobs
-class LikelihoodKnobs:
+@config
+class LikelihoodConfig:
     """How a bound is estimated.
 
     `count` masks exactly k of a block's n tokens, k uniform in 1..n, weight n/k (LLaDA, arXiv:2502.09992, evaluation);
@@ -140,7 +140,7 @@ def exact(model: DiffusionModel, batches: Iterable[Batch], pad_id: int, chunk: i
 
     With the `parent` alignment that is the model's autoregressive mode (only the clean half is fed).
     """
-    return bound(model, batches, 1, pad_id, LikelihoodKnobs(draws=1), chunk)
+    return bound(model, batches, 1, pad_id, LikelihoodConfig(draws=1), chunk)
 
 
 def bound(
@@ -148,7 +148,7 @@ def bound(
     batches: Iterable[Batch],
     block_size: int,
     pad_id: int,
-    settings: LikelihoodKnobs,
+    settings: LikelihoodConfig,
     chunk: int = 128,
 ) -> Likelihood:
     """Upper bound on -log p of the tokens when blocks of `block_size` are denoised one after another.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hildanext.core.errors import ConfigError
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.losses.autoregressive import Autoregressive
 from hildanext.losses.base import TokenLoss, Weights
 from hildanext.losses.c2dlm import CausalAttention
@@ -28,7 +28,7 @@ LOSSES: dict[str, type[TokenLoss]] = {
 
 def make_losses(sections: Sequence[Mapping[str, Any]], where: str) -> dict[str, TokenLoss]:
     """The losses of a stage by name. Raises `ConfigError` for none, two of a name, or a wrong knob."""
-    losses = {str(section.get("name")): make("loss", LOSSES, section) for section in sections}
+    losses = {str(section.get("name")): build("loss", LOSSES, section) for section in sections}
     if len(losses) != len(sections) or not losses:
         raise ConfigError(where, "list at least one loss, each name once")
     return losses

@@ -4,14 +4,14 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.diffusion import NoisedBatch
 from hildanext.losses.base import TokenLoss, Weights
 from hildanext.models.card import Card
 
 
-@knobs
+@config
 class Autoregressive(TokenLoss):
     """Cross-entropy of each token given the clean tokens before it.
 

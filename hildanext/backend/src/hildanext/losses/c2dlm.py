@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.diffusion import NoisedBatch
 from hildanext.losses.base import ForwardContext, TokenLoss, Weights
@@ -21,7 +21,7 @@ Reattention = Literal["none", "v_norm", "v_out_norm"]
 RowLoss = Literal["log_hinge", "cat_hinge", "cat_nll", "cat_div", "cat_div2", "mass"]
 
 
-@knobs
+@config
 class CausalAttention(TokenLoss):
     """At effect tokens that have to be predicted, attention to the causes should exceed attention to the rest.
 
@@ -120,7 +120,7 @@ class AttentionToCauses:
     """
 
     inner: AttentionContext
-    knobs: CausalAttention
+    config: CausalAttention
     rows: CausalRows
     layers: frozenset[int]
     weight: float
@@ -141,25 +141,25 @@ class AttentionToCauses:
         """lambda_c times the mean of the rows' losses."""
         causes, others = torch.stack(list(self.found.values())).mean(0)
         real = self.rows.real
-        knobs = self.knobs
-        return self.weight * row_loss(causes[real], others[real], knobs.loss, knobs.alpha, knobs.eps).mean()
+        config = self.config
+        return self.weight * row_loss(causes[real], others[real], config.loss, config.alpha, config.eps).mean()
 
     def _look(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        knobs, rows = self.knobs, self.rows
+        config, rows = self.config, self.rows
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32
         batch, heads, fed, head_dim = query.shape
         kv_heads, count = key.shape[1], rows.index.shape[1]
         if self.parts is None:
-            self.parts = _parts(rows, knobs.loss == "mass", kv_heads, wide)
+            self.parts = _parts(rows, config.loss == "mass", kv_heads, wide)
         unseen, columns = self.parts
         index = rows.index[:, None, :, None].expand(-1, heads, -1, head_dim)
         asking = query.gather(2, index).to(wide).view(batch, kv_heads, -1, count, head_dim).transpose(2, 3) * scale
         scores = asking.reshape(batch, kv_heads, -1, head_dim) @ key.to(wide).transpose(-1, -2)
         gram = None if self.grams is None else self.grams[layer]
-        norms = value_norms(value if knobs.grad_through_v else value.detach(), heads, knobs.reattention, gram)
+        norms = value_norms(value if config.grad_through_v else value.detach(), heads, config.reattention, gram)
         means = re_attention(scores.view(batch, kv_heads, count, -1, fed), unseen, norms) @ columns
         means = means.permute(4, 0, 1, 3, 2).flatten(2, 3)  # [2 batch heads rows]
-        return (means if knobs.heads == "all" else means[:, :, list(knobs.heads)]).mean(2)
+        return (means if config.heads == "all" else means[:, :, list(config.heads)]).mean(2)
 
 
 def _parts(rows: CausalRows, whole: bool, kv_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

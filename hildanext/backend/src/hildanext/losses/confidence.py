@@ -4,12 +4,12 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.diffusion import NoisedBatch
 from hildanext.losses.base import TokenLoss, Weights, mean_over
 
 
-@knobs
+@config
 class ConfidenceAware(TokenLoss):
     """Entropy of the prediction at masked tokens whose most probable id is the truth, beside a loss that teaches it.
 

@@ -5,12 +5,12 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.diffusion import NoisedBatch, elbo_weight
 from hildanext.losses.base import TokenLoss, Weights
 
 
-@knobs
+@config
 class ParentDistillation(TokenLoss):
     """KL(parent || student) at masked tokens; the parent reads the clean text before them.
 

@@ -7,12 +7,12 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.diffusion import NoisedBatch, elbo_weight
 from hildanext.losses.base import TokenLoss, Weights, mean_over
 
 
-@knobs
+@config
 class MaskToToken(TokenLoss):
     """Cross-entropy at masked tokens.
 

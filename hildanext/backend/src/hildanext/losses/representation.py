@@ -5,12 +5,12 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.diffusion import NoisedBatch
 from hildanext.losses.base import TokenLoss, Weights
 
 
-@knobs
+@config
 class RepresentationAlignment(TokenLoss):
     """1 - cosine between the state that predicts a masked token and the frozen parent's state before that token.
 

@@ -6,12 +6,12 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.diffusion import NoisedBatch
 from hildanext.losses.base import TokenLoss, Weights, mean_over
 
 
-@knobs
+@config
 class TokenToToken(TokenLoss):
     """Cross-entropy at replaced tokens, and (with `keep`) at a share of the visible right ones.
 

@@ -15,11 +15,11 @@ from hildanext.memory_plan.serving import Serving
 from hildanext.memory_plan.step import Case
 from hildanext.models.card import CARD, read_card
 from hildanext.models.loading.names import locate_diffusion
-from hildanext.models.lora import LoraKnobs
-from hildanext.trainer.knobs import TrainKnobs
-from hildanext.trainer.sft_config import SftKnobs
+from hildanext.models.lora import LoraConfig
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.sft_config import SftConfig
 from hildanext.trainer.sft_config import check as check_sft
-from hildanext.wsd_stage0 import ConvertKnobs, DataKnobs
+from hildanext.wsd_stage0 import ConvertConfig, DataConfig
 from hildanext.wsd_stage0 import check as check_convert
 
 DEFAULT_BLOCK = 32
@@ -41,23 +41,23 @@ class Question:
 
 def convert_question(section: Mapping[str, Any], data: Mapping[str, Any], machine: Machine) -> Question:
     """Raises `ConfigError` for sections that `convert` would refuse, `ModelError` for an unknown parent."""
-    knobs_, rows = check_convert(section, {"train": "", "valid": "", **data})
-    shape = find_architecture(knobs_.parent)
-    feeds = [_rows_fed(knobs_, rows, block) for block in sorted({rung.block_size for rung in knobs_.wsd})]
-    several = knobs_.complementary or knobs_.turns > 1
-    cases = tuple(_case(shape, feed, knobs_, machine, several) for feed in feeds)
-    limit = knobs_.train.max_vram_fraction
-    return Question("convert", cases, None, limit, knobs_.block_size, assumes=("rows without padding",))
+    config, rows = check_convert(section, {"train": "", "valid": "", **data})
+    shape = find_architecture(config.parent)
+    feeds = [_rows_fed(config, rows, block) for block in sorted({block_phase.block_size for block_phase in config.wsd})]
+    several = config.complementary or config.turns > 1
+    cases = tuple(_case(shape, feed, config, machine, several) for feed in feeds)
+    limit = config.train.max_vram_fraction
+    return Question("convert", cases, None, limit, config.block_size, assumes=("rows without padding",))
 
 
-def _rows_fed(knobs_: ConvertKnobs, rows: DataKnobs, block: int) -> Feed:
+def _rows_fed(config: ConvertConfig, rows: DataConfig, block: int) -> Feed:
     """Both copies of a row, or the one that the layout keeps; by blocks where `pad_to_block` lays them on the grid."""
     length = rows.sequence_length
-    reads_clean = any(loss.get("name") == "ar" for loss in knobs_.losses)
-    layout = layout_of(block, length, "left" if knobs_.alignment == "parent" else "none", reads_clean)
+    reads_clean = any(loss.get("name") == "ar" for loss in config.losses)
+    layout = layout_of(block, length, "left" if config.alignment == "parent" else "none", reads_clean)
     noisy, clean = (0 if layout == "clean" else length), (0 if layout == "single" else length)
     on_grid = rows.pad_to_block is not None and rows.pad_to_block % block == 0 and length % block == 0
-    return Feed(knobs_.train.batch_size, noisy, clean, block, on_grid and noisy > 0 and clean > 0)
+    return Feed(config.train.batch_size, noisy, clean, block, on_grid and noisy > 0 and clean > 0)
 
 
 def sft_question(
@@ -72,44 +72,44 @@ def sft_question(
 
     Raises `ConfigError` or `ModelError`.
     """
-    knobs_, data = check_sft({"model": "", **section} if section.get("parent") is None else section, chat)
-    shape, found_block = _start(knobs_, model)
+    config, data = check_sft({"model": "", **section} if section.get("parent") is None else section, chat)
+    shape, found_block = _start(config, model)
     block = block if block is not None else found_block
     length = data.sequence_length
     noisy = min(-(-round(length * answers) // block) * block, length)
     noisy = noisy if noisy + length <= 0.9 * 2 * length else length  # below that the doubled layout is taken
-    feed = Feed(knobs_.train.batch_size, noisy, length, block, length % block == 0)
-    case = _case(shape, feed, knobs_, machine, knobs_.complementary or knobs_.turns > 1)
+    feed = Feed(config.train.batch_size, noisy, length, block, length % block == 0)
+    case = _case(shape, feed, config, machine, config.complementary or config.turns > 1)
     assumes = (f"block size {block}", f"answers fill {answers:.0%} of a row")
-    return Question("sft", (case,), None, knobs_.train.max_vram_fraction, block, assumes)
+    return Question("sft", (case,), None, config.train.max_vram_fraction, block, assumes)
 
 
-def _start(knobs_: SftKnobs, model: str | None) -> tuple[Architecture, int]:
-    if knobs_.parent is not None:
-        return find_architecture(knobs_.parent.name), knobs_.parent.block_size
-    if knobs_.model:
+def _start(config: SftConfig, model: str | None) -> tuple[Architecture, int]:
+    if config.parent is not None:
+        return find_architecture(config.parent.name), config.parent.block_size
+    if config.model:
         try:
-            folder: Path | None = locate_diffusion(knobs_.model)
+            folder: Path | None = locate_diffusion(config.model)
         except ModelError:
             folder = None
         if folder is not None and (folder / CARD).is_file():
             return find_architecture(str(folder)), read_card(folder).block_size
     if model is None:
         raise ConfigError(
-            f"the checkpoint {knobs_.model!r} is not there to be looked at",
+            f"the checkpoint {config.model!r} is not there to be looked at",
             "say what it is made of: --model qwen3-0.6b",
         )
     return find_architecture(model), DEFAULT_BLOCK
 
 
-def _case(shape: Architecture, feed: Feed, knobs_: ConvertKnobs | SftKnobs, machine: Machine, several: bool) -> Case:
-    train, lora = knobs_.train, knobs_.lora
-    losses = make_losses(knobs_.losses, "losses")
+def _case(shape: Architecture, feed: Feed, config: ConvertConfig | SftConfig, machine: Machine, several: bool) -> Case:
+    train, lora = config.train, config.lora
+    losses = make_losses(config.losses, "losses")
     wants_parent = any(loss.needs_parent for loss in losses.values())
     return Case(
         shape=shape,
         feed=feed,
-        how=learning(lora, knobs_.quantize is not None, narrow_bytes(train, machine)),
+        how=learning(lora, config.quantize is not None, narrow_bytes(train, machine)),
         chunk=train.chunk,
         supervised=feed.batch * max(feed.noisy, feed.clean if not feed.noisy else 0),
         teacher="none" if not wants_parent else ("copy" if lora is None else "own"),
@@ -122,11 +122,11 @@ def _case(shape: Architecture, feed: Feed, knobs_: ConvertKnobs | SftKnobs, mach
     )
 
 
-def learning(lora: LoraKnobs | None, packed: bool, narrow: int) -> Learning:
+def learning(lora: LoraConfig | None, packed: bool, narrow: int) -> Learning:
     return Learning(narrow, None if lora is None else lora.rank, () if lora is None else lora.targets, packed)
 
 
-def narrow_bytes(train: TrainKnobs, machine: Machine) -> int:
+def narrow_bytes(train: TrainConfig, machine: Machine) -> int:
     """Of a number that is computed with: 2 where autocast is on."""
     wants = machine.bf16 if train.precision == "auto" else train.precision == "bf16"
     return 2 if wants else FLOAT

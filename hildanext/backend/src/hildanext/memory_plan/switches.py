@@ -7,7 +7,7 @@ from itertools import combinations
 from hildanext.memory_plan.sections import Question
 from hildanext.memory_plan.serving import Serving, serving_peak
 from hildanext.memory_plan.step import Case, Peak, training_peak
-from hildanext.models.lora import LoraKnobs
+from hildanext.models.lora import LoraConfig
 
 RANK = 16
 SMALL_CHUNK = 64
@@ -49,7 +49,7 @@ def _eight_bit(case: Case) -> Case | None:
 def _lora(case: Case) -> Case | None:
     if case.how.rank is not None:
         return None
-    how = replace(case.how, rank=RANK, targets=LoraKnobs().targets)
+    how = replace(case.how, rank=RANK, targets=LoraConfig().targets)
     return replace(case, how=how, teacher="own" if case.teacher == "copy" else case.teacher)
 
 

@@ -3,16 +3,17 @@
 import contextlib
 from collections.abc import Iterator
 
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.models.bidirectional import DiffusionModel
 
 
-@knobs
-class LoraKnobs:
+@config
+class LoraConfig:
     """Low-rank adapters on the linear layers; embeddings and head stay frozen but for the mask's vector."""
 
     rank: int = Field(default=32, ge=1)
@@ -21,11 +22,11 @@ class LoraKnobs:
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def add_lora(model: DiffusionModel, lora: LoraKnobs) -> None:
+def add_lora(model: DiffusionModel, lora: LoraConfig) -> None:
     """Freeze the model and put adapters into it, in place. `model.mask_delta`, where there is one, stays trainable."""
     for parameter in model.causal_lm.parameters():
         parameter.requires_grad_(False)
-    config = LoraConfig(
+    config = PeftLoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
     )
     inject_adapter_in_model(config, model.causal_lm)

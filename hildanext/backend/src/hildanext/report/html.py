@@ -135,8 +135,8 @@ def _conversion(found: Mapping[str, Any], metrics: plots.Metrics) -> str:
         return ""
     files = [Path(found["run"]) / "plots" / f"{name}.png" for name in CAPTIONS]
     pictures = "".join(_figure(file) for file in files if file.exists())
-    rungs = _rungs(metrics)
-    return f"<h2>Conversion</h2>{rungs}{pictures}"
+    phases = _phases(metrics)
+    return f"<h2>Conversion</h2>{phases}{pictures}"
 
 
 def _fine_tuning(found: Mapping[str, Any]) -> str:
@@ -173,7 +173,7 @@ def _answer(line: Mapping[str, Any]) -> str:
     return f'<div class="sample">{parts}<p class="dim">{escape(spent)}</p></div>'
 
 
-def _rungs(metrics: plots.Metrics) -> str:
+def _phases(metrics: plots.Metrics) -> str:
     """A line for each stretch of one phase and block size."""
     rows: list[list[Any]] = []
     before = 0

@@ -12,7 +12,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hildanext.serve.errors import shape
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 
 LINGER_SECONDS = 1.0
 """How long a refused client may go on sending before it is cut off."""
@@ -21,7 +21,7 @@ LINGER_SECONDS = 1.0
 class BoundedProtocol(H11Protocol):
     """One connection. `bounded_by` makes the class that a server uses."""
 
-    bounds: ServeKnobs
+    bounds: ServeConfig
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._heard = self._refused = False
@@ -105,6 +105,6 @@ class BoundedProtocol(H11Protocol):
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
 
-def bounded_by(settings: ServeKnobs) -> type[BoundedProtocol]:
+def bounded_by(settings: ServeConfig) -> type[BoundedProtocol]:
     """The protocol of a server with these settings."""
     return type("Protocol", (BoundedProtocol,), {"bounds": settings})

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hildanext.core.errors import HildaError
 from hildanext.serve.errors import Refused, answer
 from hildanext.serve.metrics import Metrics
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 
 access = logging.getLogger("hildanext.access")
 
@@ -96,7 +96,7 @@ class RequestId:
 class Auth:
     """Refuses requests for another host's name, and those without the key where there is one."""
 
-    def __init__(self, app: ASGIApp, settings: ServeKnobs, key: str | None) -> None:
+    def __init__(self, app: ASGIApp, settings: ServeConfig, key: str | None) -> None:
         self.app = app
         self.hosts = settings.allowed_hosts()
         self.key = key.encode() if key is not None else None
@@ -131,7 +131,7 @@ class Auth:
 class BodyLimit:
     """Reads a body whole before anything else runs: so long, so large, and JSON, or a clear refusal."""
 
-    def __init__(self, app: ASGIApp, settings: ServeKnobs) -> None:
+    def __init__(self, app: ASGIApp, settings: ServeConfig) -> None:
         self.app, self.limit, self.seconds = app, settings.max_body_bytes, settings.body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

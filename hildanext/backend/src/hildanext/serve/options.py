@@ -10,7 +10,7 @@ from hildanext.engine.base import EngineFacts, Request
 from hildanext.inference import DEFAULT_NEW_TOKENS
 from hildanext.serve.errors import Refused
 from hildanext.serve.requests import ChatMessage, Decoding, GenerateBody
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 
 OFF_BY_NULL = ("tau_edit", "tau_cautious")
 """Knobs for which null is a value. Of all others null is the same as nothing."""
@@ -46,7 +46,7 @@ class DecodingParams:
 
 
 def decoding_params(
-    body: Decoding, facts: EngineFacts, settings: ServeKnobs, tokens: int | None, effort: str | None = None
+    body: Decoding, facts: EngineFacts, settings: ServeConfig, tokens: int | None, effort: str | None = None
 ) -> DecodingParams:
     """Check everything but the prompt. `tokens` is the length asked for, `effort` what stands in for the body's own.
 
@@ -78,7 +78,7 @@ def conversation(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(Message("system" if one.role == "developer" else one.role, one.text) for one in messages)
 
 
-def check_length(texts: Sequence[str], settings: ServeKnobs, param: str) -> None:
+def check_length(texts: Sequence[str], settings: ServeConfig, param: str) -> None:
     """Raise `Refused` for prompts that are too long to be tokenised at all."""
     size = sum(len(text) for text in texts)
     if size > settings.max_prompt_characters:
@@ -90,7 +90,7 @@ def check_length(texts: Sequence[str], settings: ServeKnobs, param: str) -> None
         )
 
 
-def _unasked(settings: ServeKnobs) -> int | None:
+def _unasked(settings: ServeConfig) -> int | None:
     """The engine's own default, unless the service allows less."""
     return settings.max_new_tokens if settings.max_new_tokens < DEFAULT_NEW_TOKENS else None
 

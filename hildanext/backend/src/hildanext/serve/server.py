@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from hildanext.core.errors import HildaError
 from hildanext.serve.connection_limits import bounded_by
 from hildanext.serve.service import Service
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 
 GRACE_SECONDS = 2.0
 """For the last answers, which say that the engine has closed, to leave."""
@@ -26,7 +26,7 @@ class AddressError(HildaError):
     """The service cannot listen there."""
 
 
-def bind(settings: ServeKnobs) -> socket.socket:
+def bind(settings: ServeConfig) -> socket.socket:
     """A socket on the address, not listening yet. Raises `AddressError`."""
     where = f"{settings.host}:{settings.port}"
     try:

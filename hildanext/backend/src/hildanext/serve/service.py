@@ -11,14 +11,14 @@ from hildanext.engine.base import Engine
 from hildanext.jobs.service import JobService
 from hildanext.serve.errors import Refused
 from hildanext.serve.metrics import Metrics
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 
 
 @dataclass
 class Service:
     """One for an app, at `app.state.service`."""
 
-    settings: ServeKnobs
+    settings: ServeConfig
     engine: Engine
     jobs: JobService | None
     measures: Metrics

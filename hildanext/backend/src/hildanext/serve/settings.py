@@ -4,14 +4,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-@knobs
-class ServeKnobs:
+@config
+class ServeConfig:
     """Address, models, and a bound for everything that somebody else decides."""
 
     host: str = "127.0.0.1"

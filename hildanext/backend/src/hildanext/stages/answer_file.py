@@ -18,7 +18,7 @@ from hildanext.data.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
     from hildanext.decoding import Decoder
-    from hildanext.inference import Completion, GenerationKnobs
+    from hildanext.inference import Completion, GenerationConfig
     from hildanext.models import DiffusionModel
 
 ANSWERS = "answers.jsonl"
@@ -30,7 +30,7 @@ def answer_file(
     model: "DiffusionModel",
     tokenizer: Any,
     ways: Mapping[str, "Decoder"],
-    settings: "GenerationKnobs",
+    settings: "GenerationConfig",
     chat: bool = False,
 ) -> Path:
     """Answer every prompt of `source` in every way, into `answers.jsonl` in `room`; returns its path.
@@ -66,7 +66,7 @@ def _answer(
     model: "DiffusionModel",
     tokenizer: Any,
     decoder: "Decoder",
-    settings: "GenerationKnobs",
+    settings: "GenerationConfig",
     encoded: Sequence[Sequence[int] | DataError],
     batch: Sequence[int],
 ) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import build, knobs
+from hildanext.core.config import config, validate
 from hildanext.core.errors import ModelError
 from hildanext.recipe import StageContext
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@knobs
-class BenchKnobs:
+@config
+class BenchConfig:
     """What is measured. `decode` and `train` hold the knobs of the two measurements."""
 
     what: Literal["decode", "train"] = "decode"
@@ -42,13 +42,13 @@ class BenchKnobs:
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys and sizes that do not divide, `UnknownChoice` for an unknown decoder."""
-    from hildanext.bench.decode_speed import DecodeSpeedKnobs
-    from hildanext.bench.train_speed import TrainSpeedKnobs
+    from hildanext.bench.decode_speed import DecodeSpeedConfig
+    from hildanext.bench.train_speed import TrainSpeedConfig
     from hildanext.decoding import make_decoder
 
-    settings = build(BenchKnobs, section, where=context.key)
-    build(TrainSpeedKnobs, settings.train, where=f"{context.key}.train")
-    for decoder in build(DecodeSpeedKnobs, settings.decode, where=f"{context.key}.decode").decoders.values():
+    settings = validate(BenchConfig, section, where=context.key)
+    validate(TrainSpeedConfig, settings.train, where=f"{context.key}.train")
+    for decoder in validate(DecodeSpeedConfig, settings.decode, where=f"{context.key}.decode").decoders.values():
         make_decoder(dict(decoder))
 
 
@@ -57,7 +57,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     from hildanext.core.run_dir import write_atomically
     from hildanext.core.runtime import set_threads
 
-    settings = build(BenchKnobs, section, where=context.key)
+    settings = validate(BenchConfig, section, where=context.key)
     set_threads(context.threads)
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     result = _measure(settings, context, name)
@@ -66,7 +66,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     return {"bench": str(path)}
 
 
-def _measure(settings: BenchKnobs, context: StageContext, name: str) -> dict[str, Any]:
+def _measure(settings: BenchConfig, context: StageContext, name: str) -> dict[str, Any]:
     import torch
 
     from hildanext.bench import decode_speed, train_speed
@@ -78,11 +78,11 @@ def _measure(settings: BenchKnobs, context: StageContext, name: str) -> dict[str
     dtype = torch.float32 if settings.what == "train" else choose_dtype(context.dtype, device)
     model, _ = open_model(name, settings.alignment, settings.block_size, dtype, device, logger.info)
     if settings.what == "train":
-        training = build(train_speed.TrainSpeedKnobs, settings.train, where=f"{context.key}.train")
+        training = validate(train_speed.TrainSpeedConfig, settings.train, where=f"{context.key}.train")
         return train_speed.measure(model, training, logger.info)
     usual = context.parent if settings.model is None else own_parent(name, model)
     beside = settings.parent if settings.parent is not None else usual
-    decoding = build(decode_speed.DecodeSpeedKnobs, settings.decode, where=f"{context.key}.decode")
+    decoding = validate(decode_speed.DecodeSpeedConfig, settings.decode, where=f"{context.key}.decode")
     return decode_speed.measure(model, load_baseline(beside, model) if beside else None, decoding, logger.info)
 
 

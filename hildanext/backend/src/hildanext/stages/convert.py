@@ -30,7 +30,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
             data[part] = context.outcome(part)
     summary = convert(settings, data, context.room, context.profile)
     if not summary["whole"]:
-        raise TrainingStopped("the conversion stopped before its last rung", "run again without train.stop_after")
+        raise TrainingStopped("the conversion stopped before its last phase", "run again without train.stop_after")
     return {**summary, "model": summary["checkpoint"], "run": str(context.room)}
 
 

@@ -1,6 +1,6 @@
 """The whole evaluation in a recipe: likelihoods, quality and speed beside the parent on the held-out part, and tasks.
 
-The section is that of `EvalKnobs`, and `quality` (`QualityKnobs`) in it names benchmark tasks. Without held-out data
+The section is that of `EvalConfig`, and `quality` (`QualityConfig`) in it names benchmark tasks. Without held-out data
 there are the tasks alone.
 """
 
@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from hildanext.core.config import build
+from hildanext.core.config import validate
 from hildanext.recipe import StageContext
 
 logger = logging.getLogger(__name__)
@@ -16,22 +16,22 @@ logger = logging.getLogger(__name__)
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys, wrong types, tasks that do not exist, sizes that do not divide."""
-    from hildanext.eval.evaluation import EvalKnobs
-    from hildanext.eval.runner import QualityKnobs
+    from hildanext.eval.evaluation import EvalConfig
+    from hildanext.eval.runner import QualityConfig
 
     section = dict(section)
     quality = section.pop("quality", None)
     if quality is not None:
-        build(QualityKnobs, quality, where=f"{context.key}.quality")
-    build(EvalKnobs, {"model": "", "data": "", "parent": context.parent, **section}, where=context.key)
+        validate(QualityConfig, quality, where=f"{context.key}.quality")
+    validate(EvalConfig, {"model": "", "data": "", "parent": context.parent, **section}, where=context.key)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Evaluate; the numbers go to `eval.json`, the tasks' to `quality.json` and its `samples`, pictures beside them."""
     from hildanext.core.runtime import choose_device, choose_dtype, set_threads
     from hildanext.datasets import PackedDataset
-    from hildanext.eval.evaluation import EvalKnobs, evaluate, save_result
-    from hildanext.eval.runner import QualityKnobs
+    from hildanext.eval.evaluation import EvalConfig, evaluate, save_result
+    from hildanext.eval.runner import QualityConfig
     from hildanext.eval.task_session import load_contestants, run_session
 
     given = {"parent": context.parent, **section}
@@ -47,7 +47,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     contestants, told = load_contestants(given["model"], given["parent"] or "", dtype, device)
     outcome: dict[str, Any] = {"pictures": []}
     if "data" in given:
-        settings = build(EvalKnobs, given, where=context.key)
+        settings = validate(EvalConfig, given, where=context.key)
         assert contestants.model is not None
         dataset = PackedDataset(settings.data, settings.sequence_length, pad_to_block=settings.pad_to_block)
         result = evaluate(contestants.model, contestants.tokenizer, contestants.parent, dataset, settings, logger.info)
@@ -55,8 +55,8 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
         outcome["results"] = str(files.pop("json"))
         outcome["pictures"] += [str(path) for path in files.values()]
     if quality is not None:
-        knobs = build(QualityKnobs, quality, where=f"{context.key}.quality")
-        _, files = run_session(contestants, told, knobs, context.room)
+        config = validate(QualityConfig, quality, where=f"{context.key}.quality")
+        _, files = run_session(contestants, told, config, context.room)
         outcome["tasks"] = str(files.pop("json"))
         outcome["pictures"] += [str(path) for path in files.values()]
     return outcome

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.core.config import build, knobs
+from hildanext.core.config import config, validate
 from hildanext.core.errors import ConfigError
 from hildanext.recipe import StageContext
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from hildanext.models import DiffusionModel
 
 
-@knobs
-class SampleKnobs:
+@config
+class SampleConfig:
     """What is asked, and how it is answered."""
 
     prompts: tuple[str, ...] | None = None
@@ -53,7 +53,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     file of prompts that cannot be read."""
     from hildanext.data.prompts import read_prompts
 
-    settings = build(SampleKnobs, section, where=context.key)
+    settings = validate(SampleConfig, section, where=context.key)
     _ways(settings)
     if settings.prompts_file is not None:
         read_prompts(settings.prompts_file)
@@ -62,11 +62,11 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
     from hildanext.core.runtime import choose_device, choose_dtype, set_threads
-    from hildanext.inference import GenerationKnobs
+    from hildanext.inference import GenerationConfig
     from hildanext.models.loading.load import load_diffusion
     from hildanext.stages.answer_file import answer_file
 
-    settings = build(SampleKnobs, section, where=context.key)
+    settings = validate(SampleConfig, section, where=context.key)
     set_threads(context.threads)
     device = choose_device(context.device)
     dtype = choose_dtype(context.dtype, device)
@@ -74,14 +74,14 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     model, tokenizer = load_diffusion(name, dtype, device)
     how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "stop": settings.stop}
     if settings.prompts_file is None:
-        return _samples(settings, context, model, tokenizer, GenerationKnobs(**how, batch_size=1, trace=True))
-    together = GenerationKnobs(**how, batch_size=settings.batch_size)
+        return _samples(settings, context, model, tokenizer, GenerationConfig(**how, batch_size=1, trace=True))
+    together = GenerationConfig(**how, batch_size=settings.batch_size)
     ways = _ways(settings)
     path = answer_file(settings.prompts_file, context.room, model, tokenizer, ways, together, settings.chat)
     return {"answers": str(path)}
 
 
-def _ways(settings: SampleKnobs) -> "dict[str, Decoder]":
+def _ways(settings: SampleConfig) -> "dict[str, Decoder]":
     """A decoder for each mode, by the mode's name."""
     from hildanext.decoding import decoder_section, make_decoder, mode_name
 
@@ -92,7 +92,7 @@ def _ways(settings: SampleKnobs) -> "dict[str, Decoder]":
 
 
 def _samples(
-    settings: SampleKnobs, context: StageContext, model: "DiffusionModel", tokenizer: Any, how: Any
+    settings: SampleConfig, context: StageContext, model: "DiffusionModel", tokenizer: Any, how: Any
 ) -> dict[str, Any]:
     from hildanext.core.run_dir import write_atomically
     from hildanext.core.runtime import machine

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from hildanext.core.config import build, knobs, merge
+from hildanext.core.config import config, merge, validate
 from hildanext.core.errors import ConfigError
 from hildanext.recipe import StageContext
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 PARTS = ("train", "valid")
 
 
-@knobs
+@config
 class ParentSamples:
     """Documents drawn from the parent. At temperature 1 its own likelihood is the exact entropy of the corpus."""
 
@@ -32,28 +32,28 @@ class ParentSamples:
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for a section without parts, an unknown key or a source that does not exist."""
-    from hildanext.core.registry import make
+    from hildanext.core.registry import build
     from hildanext.data.sources import SOURCES
-    from hildanext.datasets import PrepareKnobs
+    from hildanext.datasets import PrepareConfig
 
     for part in _parts(section, context).values():
-        settings = build(PrepareKnobs, part, where="prepare")
+        settings = validate(PrepareConfig, part, where="prepare")
         if settings.source.get("name") == "parent":
             _samples(settings.source)
         else:
-            make("source", SOURCES, settings.source)
+            build("source", SOURCES, settings.source)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Prepare each part. A part that is whole is not done again, and a half one goes on."""
-    from hildanext.datasets import PrepareKnobs, prepare
+    from hildanext.datasets import PrepareConfig, prepare
     from hildanext.models.loading.names import locate
 
     parts = _parts(section, context)
     tokenizer_name = str(section.get("tokenizer", context.parent))
     outcome: dict[str, Any] = {}
     for name, part in parts.items():
-        settings = build(PrepareKnobs, part, where="prepare")
+        settings = validate(PrepareConfig, part, where="prepare")
         if settings.source.get("name") == "parent":
             tokenizer, documents = _from_parent(settings.source, context)
             settings = replace(settings, source=_identified(settings.source, context.parent))
@@ -88,7 +88,7 @@ def _parts(section: Mapping[str, Any], context: StageContext) -> dict[str, dict[
 
 
 def _samples(source: Mapping[str, Any]) -> ParentSamples:
-    return build(ParentSamples, {key: value for key, value in source.items() if key != "name"}, "source parent")
+    return validate(ParentSamples, {key: value for key, value in source.items() if key != "name"}, "source parent")
 
 
 def _identified(source: Mapping[str, Any], parent: str) -> dict[str, Any]:

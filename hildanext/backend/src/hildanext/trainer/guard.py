@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import TrainingStopped
 
 GO_ON = (
@@ -17,8 +17,8 @@ GO_ON = (
 )
 
 
-@knobs
-class GuardKnobs:
+@config
+class GuardConfig:
     """A step is a spike when its loss exceeds `spike_factor` times the median of the last `window` ones."""
 
     spike_factor: float = Field(default=4.0, gt=1)
@@ -30,9 +30,9 @@ class GuardKnobs:
 class Guard:
     """Watches loss and gradient norm. `check` raises `TrainingStopped`; the caller keeps the last good checkpoint."""
 
-    def __init__(self, knobs: GuardKnobs) -> None:
-        self.knobs = knobs
-        self.losses: deque[float] = deque(maxlen=knobs.window)
+    def __init__(self, config: GuardConfig) -> None:
+        self.config = config
+        self.losses: deque[float] = deque(maxlen=config.window)
         self.spikes = 0
         self.block_size: int | None = None
 
@@ -49,14 +49,14 @@ class Guard:
         if block_size != self.block_size:
             self._forget(block_size)
         usual = median(self.losses) if len(self.losses) >= 5 else math.inf
-        if loss <= self.knobs.spike_factor * usual:
+        if loss <= self.config.spike_factor * usual:
             self.spikes = 0
             self.losses.append(loss)
             return
         self.spikes += 1  # its loss is not a usual one: let in, it would raise the median until nothing is a spike
-        if self.spikes >= self.knobs.patience:
+        if self.spikes >= self.config.patience:
             raise TrainingStopped(
-                f"the loss is above {self.knobs.spike_factor} x its median for {self.spikes} steps (now {loss:.3f})",
+                f"the loss is above {self.config.spike_factor} x its median for {self.spikes} steps (now {loss:.3f})",
                 GO_ON,
             )
 

@@ -4,16 +4,16 @@ from typing import Any
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import PromptError
 from hildanext.data.chat_dataset import ChatDataset
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.inference import GenerationKnobs, context_length, generate
+from hildanext.inference import GenerationConfig, context_length, generate
 from hildanext.models.bidirectional import DiffusionModel
 
 
-@knobs
-class SampleKnobs:
+@config
+class SampleConfig:
     """How many held-out prompts are answered at each validation, and how."""
 
     count: int = Field(default=3, ge=0)
@@ -24,7 +24,7 @@ class SampleKnobs:
 class SampleAnswers:
     """Answers to the first held-out conversations whose prompts leave room; always the same ones."""
 
-    def __init__(self, dataset: ChatDataset, model: DiffusionModel, tokenizer: Any, settings: SampleKnobs) -> None:
+    def __init__(self, dataset: ChatDataset, model: DiffusionModel, tokenizer: Any, settings: SampleConfig) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.decoder = make_decoder(decoder_section(settings.mode))
         room = context_length(model) - settings.max_new_tokens
@@ -41,7 +41,7 @@ class SampleAnswers:
         """For each prompt: what was asked, what was answered, what was wanted, and the forwards that it took."""
         if not self.chosen:
             return []
-        how = GenerationKnobs(max_new_tokens=self.settings.max_new_tokens, batch_size=len(self.chosen))
+        how = GenerationConfig(max_new_tokens=self.settings.max_new_tokens, batch_size=len(self.chosen))
         done = generate(self.model, self.tokenizer, [one.prompt for one in self.chosen], self.decoder, how)
         return [
             {

@@ -5,23 +5,23 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import build, knobs, merge
+from hildanext.core.config import config, merge, validate
 from hildanext.core.errors import ConfigError
-from hildanext.corruption.noising import NoiseKnobs
-from hildanext.data.chat_dataset import ChatDataKnobs, open_sources
+from hildanext.corruption.noising import NoiseConfig
+from hildanext.data.chat_dataset import ChatDataConfig, open_sources
 from hildanext.losses import make_losses
-from hildanext.models.lora import LoraKnobs
+from hildanext.models.lora import LoraConfig
 from hildanext.models.quantize import Quantize, check_quantize
-from hildanext.models.start import ParentKnobs
-from hildanext.trainer.knobs import TrainKnobs
-from hildanext.trainer.sample_generations import SampleKnobs
+from hildanext.models.start import ParentConfig
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.sample_generations import SampleConfig
 
 TRAIN_DEFAULTS = {"learning_rate": {"peak": 1e-4, "warmup": 0.03, "decay": 0.97}}
 """Under what the section says: fine-tuning wants a lower rate than conversion, falling from the start."""
 
 
-@knobs
-class SftKnobs(NoiseKnobs):
+@config
+class SftConfig(NoiseConfig):
     """The recipe of a fine-tuning.
 
     Paper: LLaDA2.0, arXiv:2512.15745, sec. 5.1 (prompts clean, band of noise levels, complementary masks), band and
@@ -31,7 +31,7 @@ class SftKnobs(NoiseKnobs):
 
     model: str | None = None
     """A diffusion checkpoint. This or `parent`."""
-    parent: ParentKnobs | None = None
+    parent: ParentConfig | None = None
     t_range: tuple[float, float] = (0.3, 0.8)
     complementary: bool = True
     losses: tuple[dict[str, Any], ...] = (
@@ -42,7 +42,7 @@ class SftKnobs(NoiseKnobs):
     """Forwards per view: each mends wrong tokens, in the first random ones, later the model's own; labels are the
     truth."""
     epochs: float = Field(default=1.0, gt=0)
-    lora: LoraKnobs | None = None
+    lora: LoraConfig | None = None
     quantize: Quantize | None = None
     """`nf4`: the frozen linear layers under the adapters in 4 bits (QLoRA)."""
     teacher: str | None = None
@@ -53,10 +53,10 @@ class SftKnobs(NoiseKnobs):
     keep: Literal["best", "last"] = "best"
     patience: int | None = Field(default=None, ge=1)
     """Stop after so many validations without a better one."""
-    samples: SampleKnobs = SampleKnobs()
+    samples: SampleConfig = SampleConfig()
     device: str = "auto"
     seed: int = 0
-    train: TrainKnobs = TrainKnobs()
+    train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,19 +64,19 @@ class SftKnobs(NoiseKnobs):
             raise ConfigError("sft needs one start", "give model (a diffusion checkpoint) or parent (autoregressive)")
 
     @property
-    def start(self) -> str | ParentKnobs:
+    def start(self) -> str | ParentConfig:
         """What is trained."""
         return self.parent if self.parent is not None else str(self.model)
 
 
-def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[SftKnobs, ChatDataKnobs]:
+def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[SftConfig, ChatDataConfig]:
     """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
     section = dict(sft_section)
     if isinstance(section.get("train", {}), Mapping):
         section["train"] = merge(TRAIN_DEFAULTS, section.get("train", {}))
-    knobs_ = build(SftKnobs, section, "sft")
-    data = build(ChatDataKnobs, data_section, "chat")
+    config = validate(SftConfig, section, "sft")
+    data = validate(ChatDataConfig, data_section, "chat")
     open_sources(data)
-    make_losses(knobs_.losses, "sft.losses")
-    check_quantize(knobs_.quantize, knobs_.lora is not None)
-    return knobs_, data
+    make_losses(config.losses, "sft.losses")
+    check_quantize(config.quantize, config.lora is not None)
+    return config, data

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hildanext.core.errors import ConfigError
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.quantize import Nf4Linear
-from hildanext.trainer.knobs import TrainKnobs
+from hildanext.trainer.config import TrainConfig
 
 OLDEST_TORCH = (2, 6)
 UNSUPPORTED = {
@@ -57,29 +57,31 @@ def wants_shards(environment: Mapping[str, str] | None = None) -> bool:
     return True
 
 
-def check_shardable(module: nn.Module, knobs: TrainKnobs, reads_teacher: bool) -> None:
+def check_shardable(module: nn.Module, config: TrainConfig, reads_teacher: bool) -> None:
     """Raise `ConfigError` for what cannot be had in pieces. `reads_teacher`: the stage asks a frozen parent."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = any(isinstance(part, BaseTunerLayer) for part in module.modules())
     refused = {
         "a 4-bit model": any(isinstance(part, Nf4Linear) for part in module.modules()),
-        "train.optimizer = 'adamw8bit'": knobs.optimizer != "adamw",
-        "train.offload": knobs.offload is not None,
+        "train.optimizer = 'adamw8bit'": config.optimizer != "adamw",
+        "train.offload": config.offload is not None,
         "a loss that asks the parent under the adapters": adapted and reads_teacher,
     }
     for what in (name for name, found in refused.items() if found):
         raise ConfigError(f"{what} and a sharded model", "use ddp.json, where each process holds the whole model")
 
 
-def open_shards(accelerator: Accelerator, module: nn.Module, knobs: TrainKnobs, reads_teacher: bool) -> "Shards | None":
+def open_shards(
+    accelerator: Accelerator, module: nn.Module, config: TrainConfig, reads_teacher: bool
+) -> "Shards | None":
     """The sharded twin of a module where the launcher asks for one; None where each process holds the whole.
 
     Raises `ConfigError` for what cannot be sharded.
     """
     if not wants_shards() or accelerator.num_processes == 1:
         return None
-    check_shardable(module, knobs, reads_teacher)
+    check_shardable(module, config, reads_teacher)
     return Shards(accelerator, module)
 
 

@@ -16,7 +16,7 @@ class TrainingTask:
     """What a stage brings to the loop."""
 
     total_tokens: int
-    rung: Callable[[int], BlockPhase]
+    block_phase: Callable[[int], BlockPhase]
     """Tokens seen (positions, see `train`) -> phase and block size."""
     views: Callable[[int, BlockPhase], list[NoisedBatch]]
     """Global micro-batch index -> its noised views (two for a complementary pair)."""

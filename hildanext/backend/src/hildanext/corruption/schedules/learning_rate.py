@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 
 
-@knobs
+@config
 class LearningRate:
     """Linear warm-up, constant, then a final decay to `floor` (arXiv:2404.06395 calls this shape WSD as well).
 

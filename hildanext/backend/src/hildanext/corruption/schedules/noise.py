@@ -6,10 +6,10 @@ Differs: deviation and duration are not published; ours decays linearly over a s
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 
 
-@knobs
+@config
 class MaskNoise:
     """`deviation` is in units of the embedding rows' own standard deviation; it reaches 0 at `until` of the run."""
 

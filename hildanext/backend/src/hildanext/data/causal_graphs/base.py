@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.data.causal_graphs.graph import CausalGraph
 
@@ -24,7 +24,7 @@ class Extraction:
     """What was met; the names are those of `statistics.ROWS`."""
 
 
-@knobs
+@config
 class Extractor:
     """Makes causal graphs out of examples, without a model."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.core.run_dir import disk_errors, write_atomically
 from hildanext.data.causal_graphs.base import Extractor
@@ -28,7 +28,7 @@ class GraphExample(NamedTuple):
     graph: CausalGraph | None
 
 
-@knobs
+@config
 class Records(FileSource):
     """JSONL files (plain or gzip) as whole lines; each is one example."""
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.data.causal_graphs.base import Extraction, Extractor, texts
 from hildanext.data.causal_graphs.equations import Equation, consistent, link, operands_of, without_annotations
 from hildanext.data.causal_graphs.numbers import NUMERAL, Number, number
@@ -19,7 +19,7 @@ EQUATION = re.compile(
 )
 
 
-@knobs
+@config
 class WrittenEquations(Extractor):
     """Operands of each `a op b = c` of a response, linked as `rule:gsm8k` links annotations.
 

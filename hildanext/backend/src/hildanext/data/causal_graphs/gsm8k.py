@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.data.causal_graphs.base import Extraction, Extractor, texts
 from hildanext.data.causal_graphs.equations import Equation, consistent, link, operands_of, without_annotations
 from hildanext.data.causal_graphs.numbers import NUMERAL, Number
 
 
-@knobs
+@config
 class AnnotatedAnswers(Extractor):
     """Operands of each annotation, linked by exact value; the response is the answer without its annotations.
 

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.data.causal_graphs.base import Extraction, Extractor, texts
 from hildanext.data.causal_graphs.graph import CausalGraph, Edge, Node, Span, find_cycle, overlap
 
 
-@knobs
+@config
 class TeacherRecords(Extractor):
     """Phrases are looked up in both texts by exact string search; every occurrence counts, absent ones are dropped.
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import DataError
 
 CHUNK = 1 << 18
@@ -90,7 +90,7 @@ class Line(NamedTuple):
     """Where the next one starts; bytes of the decompressed file."""
 
 
-@knobs
+@config
 class Source:
     """Where documents come from."""
 
@@ -114,7 +114,7 @@ class Source:
         return 0
 
 
-@knobs
+@config
 class FileSource(Source):
     """Documents out of files, plain or gzip: a file, a folder, a glob pattern, or a list of these.
 

@@ -2,11 +2,11 @@
 
 from typing import ClassVar
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.data.sources.jsonl import JsonLines
 
 
-@knobs
+@config
 class Dolma(JsonLines):
     """Thousands of `.json.gz` shards of `id, text, source, added, created, metadata`; give a folder or a pattern.
 

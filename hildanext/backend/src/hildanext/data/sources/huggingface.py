@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.data.sources.base import Cursor, Document, Report, Source
 
@@ -12,7 +12,7 @@ TROUBLES = (OSError, ValueError, EOFError, RuntimeError)
 """What the library raises for a hub that is out of reach, a name that does not exist, or a file that cannot be read."""
 
 
-@knobs
+@config
 class HuggingFace(Source):
     """A data set of the hub (or a local folder or loader name) read row by row."""
 

@@ -3,11 +3,11 @@
 import json
 from typing import ClassVar
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.data.sources.base import Document, FileSource, Report, decode
 
 
-@knobs
+@config
 class JsonLines(FileSource):
     """JSONL files, plain or gzip. `text_field` may be a dotted path (`message.content`)."""
 

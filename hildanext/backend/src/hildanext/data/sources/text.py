@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.data.sources.base import Document, FileSource, Line, Report, decode
 
 
-@knobs
+@config
 class Text(FileSource):
     """Plain UTF-8 text. A document is a whole file, a paragraph (until an empty line) or a line.
 

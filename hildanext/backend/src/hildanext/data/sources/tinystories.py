@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.data.sources.base import Document, FileSource, Line, Report, decode
 
 
-@knobs
+@config
 class TinyStories(FileSource):
     """Documents between `separator`s, as in `TinyStories-train.txt`. The separator is never part of a text.
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import knobs, plain
+from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, HildaError, ModelError, PromptError
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import MODES, make_decoder, mode_name
@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 GLANCE_SECONDS = 0.1
 
 
-@knobs
-class DInferKnobs:
+@config
+class DInferConfig:
     """How dInfer is started; all of it holds for every request."""
 
     mode: str = "S_MODE"
@@ -120,7 +120,7 @@ class Got:
 class DInferEngine(Engine):
     """See the module. `close` it; there can be one in a process."""
 
-    def __init__(self, settings: DInferKnobs, model: str, tokenizer: Any, reason: str) -> None:
+    def __init__(self, settings: DInferConfig, model: str, tokenizer: Any, reason: str) -> None:
         self.settings, self.model, self.tokenizer = settings, model, tokenizer
         self.threshold: float = MODES[mode_name(settings.mode)]["tau_mask"]
         mask = settings.mask_id if settings.mask_id is not None else tokenizer.mask_token_id

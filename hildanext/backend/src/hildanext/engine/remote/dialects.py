@@ -90,9 +90,9 @@ class Native(Conversation):
 
     def body(self, parent: bool, deadline_seconds: float | None) -> dict[str, Any]:
         request = self.request
-        knobs = plain(make_decoder(dict(request.decoder))) if request.decoder else {}
-        body: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
-        if knobs and knobs["tau_edit"] is None:
+        config = plain(make_decoder(dict(request.decoder))) if request.decoder else {}
+        body: dict[str, Any] = {name: value for name, value in config.items() if value is not None}
+        if config and config["tau_edit"] is None:
             body["tau_edit"] = "off"
         if request.tokens is not None:
             body["tokens"] = list(request.tokens)

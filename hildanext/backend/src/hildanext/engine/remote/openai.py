@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.engine.base import (
     Answer,
@@ -51,8 +51,8 @@ AGAIN = (429, 502, 503, 504)
 LONGEST_ERROR = 64 << 10
 
 
-@knobs
-class OpenAIKnobs:
+@config
+class OpenAIConfig:
     """Which server, and how much patience with it."""
 
     base_url: str
@@ -121,7 +121,7 @@ class OpenAIEngine(Engine):
     """See the module. `close` it."""
 
     def __init__(
-        self, settings: OpenAIKnobs, address: str, headers: dict[str, str], there: There, reason: str = ""
+        self, settings: OpenAIConfig, address: str, headers: dict[str, str], there: There, reason: str = ""
     ) -> None:
         self.settings, self.address, self.there = settings, address, there
         engine = there.hilda.get("engine", {})

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.likelihood.conditional import Pair, Scored
 
@@ -48,7 +48,7 @@ Encode = Callable[[str], list[int]]
 """Token ids of a document's beginning: BOS where the tokenizer has one, then the text."""
 
 
-@knobs
+@config
 class Task:
     """What all tasks share: where the data are, and how values of an item become one."""
 
@@ -91,7 +91,7 @@ class Task:
         return found
 
 
-@knobs
+@config
 class WritingTask(Task):
     """The model writes; what it wrote is judged."""
 
@@ -128,7 +128,7 @@ class WritingTask(Task):
         raise NotImplementedError
 
 
-@knobs
+@config
 class ScoringTask(Task):
     """Nothing is written: the model says how likely given texts are."""
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
 from hildanext.eval.tasks.rows import Row, beside, read_rows, text_of
@@ -18,7 +18,7 @@ HARNESS_SEED = 1234
 """lm-evaluation-harness's default seed for worked examples."""
 
 
-@knobs
+@config
 class Gsm8k(WritingTask):
     """Exact match under four rules, prompted as lm-evaluation-harness does.
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.eval.statistics import pass_at_k
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
@@ -27,7 +27,7 @@ def score_program(problem: Row, completion: str, limits: Limits | None = None, u
     return Sandbox(limits, unsafe).run(job_for(problem, completion))
 
 
-@knobs
+@config
 class HumanEval(WritingTask):
     """pass@k, estimated without bias from `repeats` samples, for every k of 1, 10, 100 up to that many.
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
 from hildanext.eval.tasks.rows import Row, read_rows, text_of
@@ -46,7 +46,7 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
 """The four worked examples of Minerva (arXiv:2206.14858, appendix D; problems of the MATH data set, MIT)."""
 
 
-@knobs
+@config
 class Math500(WritingTask):
     r"""The last `\boxed{}` under the data set's own rule (`official`), and one that knows equal numbers (`canonical`).
 

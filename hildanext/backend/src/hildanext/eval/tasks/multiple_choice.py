@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.eval.tasks.base import Encode, Item, Judgement, Metric, ScoringTask, split_at
 from hildanext.eval.tasks.rows import Row, beside, read_rows, text_of
@@ -17,7 +17,7 @@ MMLU_COLUMNS = ("question", "a", "b", "c", "d", "answer")
 """MMLU's own CSV files have no header."""
 
 
-@knobs
+@config
 class MultipleChoice(ScoringTask):
     """`acc`: the option with the highest log-likelihood; `acc_norm`: per byte of its text, as long options cost more.
 

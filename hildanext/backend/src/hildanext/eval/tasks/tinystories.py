@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.data.sources import SOURCES, Report
 from hildanext.eval.tasks.base import Encode, Item, Judgement, Metric, ScoringTask
@@ -15,7 +15,7 @@ from hildanext.eval.tasks.rows import read_rows
 from hildanext.likelihood.conditional import Pair, Scored
 
 
-@knobs
+@config
 class TinyStories(ScoringTask):
     """Nats per token and perplexity of whole texts, each read from its own beginning.
 

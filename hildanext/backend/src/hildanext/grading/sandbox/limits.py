@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import knobs, plain
+from hildanext.core.config import config, plain
 
 Kind = Literal["passed", "failed", "timeout", "memory", "crashed", "protocol_error", "sandbox_error"]
 
 
-@knobs
+@config
 class Limits:
     """What one program may use. Sizes are in bytes."""
 

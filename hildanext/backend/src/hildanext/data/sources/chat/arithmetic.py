@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.data.sources.base import Report
 from hildanext.data.sources.chat.base import ChatSource, Record
 
@@ -14,7 +14,7 @@ NAMES = ("Lily", "Tom", "Ben", "Mia", "Sam", "Anna", "Max", "Sue")
 THINGS = ("apples", "toys", "books", "cars", "balls", "dolls", "cookies", "flowers")
 
 
-@knobs
+@config
 class Arithmetic(ChatSource):
     """Stories of `steps` additions and subtractions; the answer writes every equation, then `#### result`.
 

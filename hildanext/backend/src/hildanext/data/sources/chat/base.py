@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.data.chat_template import BadExample, Example
 from hildanext.data.sources.base import Report
@@ -38,7 +38,7 @@ class StrictReport(Report):
         raise DataError(f"{where}: {kind}", "mend the record, or set strict to false to leave such records out")
 
 
-@knobs
+@config
 class ChatSource:
     """Where conversations come from."""
 

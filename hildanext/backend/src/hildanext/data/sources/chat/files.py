@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.data.sources.base import CHUNK, Document, FileSource, Report, decode, open_binary
 from hildanext.data.sources.chat.base import ChatSource, Record
 
 
-@knobs
+@config
 class _Lines(FileSource):
     """Lines that are not empty, as they are."""
 
@@ -24,7 +24,7 @@ class _Lines(FileSource):
         return None if line is None else Document(line, where)
 
 
-@knobs
+@config
 class ChatFiles(ChatSource):
     """A file, a folder (searched in depth), a pattern, or a list of these."""
 

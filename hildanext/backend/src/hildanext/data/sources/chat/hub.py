@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.data.sources.base import Report
 from hildanext.data.sources.chat.base import ChatSource, Record
 from hildanext.data.sources.huggingface import HuggingFace
 
 
-@knobs
+@config
 class ChatHub(ChatSource):
     """A data set of the hub, or a local folder or loader name, read row by row."""
 

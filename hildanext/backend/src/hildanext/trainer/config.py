@@ -6,17 +6,17 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field
 
-from hildanext.core.config import knobs
+from hildanext.core.config import config
 from hildanext.core.runtime import cap_allocator
 from hildanext.core.tracking import check_trackers
 from hildanext.corruption.input_layout import LayoutChoice
 from hildanext.corruption.schedules import LearningRate, MaskNoise
-from hildanext.trainer.guard import GuardKnobs
+from hildanext.trainer.guard import GuardConfig
 from hildanext.trainer.optimizer import Offload, OptimizerName, check_device
 
 MEMORY = ("gradient_checkpointing", "offload", "max_vram_fraction")
 HARMLESS = ("checkpoint_every", "evaluate_every", "stop_after", "trackers", "chunk", "guard", *MEMORY)
-"""Knobs of `TrainKnobs` that change no weight; a run may be resumed with others."""
+"""Knobs of `TrainConfig` that change no weight; a run may be resumed with others."""
 
 
 def _refuse_fp16(value: Any) -> Any:
@@ -25,8 +25,8 @@ def _refuse_fp16(value: Any) -> Any:
     return value
 
 
-@knobs
-class TrainKnobs:
+@config
+class TrainConfig:
     """How the loop trains; what it trains on is the stage's business."""
 
     batch_size: int = Field(default=2, ge=1)
@@ -41,7 +41,7 @@ class TrainKnobs:
     precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_refuse_fp16)] = "auto"
     """Autocast over fp32 weights; `auto` is bf16 where the device computes in it. GPUs of the Pascal generation have
     no bf16 and compute fp16 slower than fp32: they take "no"."""
-    guard: GuardKnobs = GuardKnobs()
+    guard: GuardConfig = GuardConfig()
     trackers: tuple[str, ...] = ()
     """Where metrics are shown beside `metrics.jsonl`: tensorboard, trackio."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -64,11 +64,11 @@ class TrainKnobs:
     """Stop (resumable) after this many steps in total; for tests and for time limits."""
 
 
-def ready_device(knobs: TrainKnobs, device: torch.device) -> None:
+def ready_device(config: TrainConfig, device: torch.device) -> None:
     """For a stage, before it loads anything: cap the allocator and refuse (`ConfigError`) what cannot be done here."""
-    check_trackers(knobs.trackers)
-    cap_allocator(device, knobs.max_vram_fraction)
-    check_device(knobs.optimizer, knobs.offload, device)
+    check_trackers(config.trackers)
+    cap_allocator(device, config.max_vram_fraction)
+    check_device(config.optimizer, config.offload, device)
 
 
 def comparable_train(section: Mapping[str, Any], processes: int) -> dict[str, Any]:
