@@ -34,8 +34,9 @@ def case(parent: str, length: int, batch: int, convert: dict[str, Any] | None = 
     return {
         "data": {"sequence_length": length, "pad_to_block": 32},
         "convert": {
-            "parent": parent, "alignment": "parent", "block_size": 32, "wsd": [phase], "losses": LOSSES, "valid_rows": 1,
-            "device": "cpu", **(convert or {}), "train": {"batch_size": batch, "stop_after": STEPS, **train},
+            "parent": parent, "alignment": "parent", "block_size": 32, "wsd": [phase], "losses": LOSSES,
+            "valid_rows": 1, "device": "cpu", **(convert or {}),
+            "train": {"batch_size": batch, "stop_after": STEPS, **train},
         },
     }  # fmt: skip
 
