@@ -183,7 +183,7 @@ def corrected(model: DiffusionModel, cases: Sequence[Case], decoder: Decoder) ->
     for index, case in enumerate(cases):
         row = session.row(case.truth[: case.prompt].tolist(), len(case.truth), 0, index)
         row.tokens.copy_(case.shown)
-        session.join(row)
+        session.add(row)
         rows.append(row)
     session.prefill()
     decoder.decode(session)

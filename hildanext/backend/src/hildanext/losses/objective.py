@@ -101,14 +101,11 @@ class SupervisedStep(nn.Module):
         total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         sums: dict[str, Tensor] = {}
         counts, draft = _no_counts(hidden.device), None
-        readouts = (
-            fed.prediction_index(view.position, view.block_size, card.shift),
-            fed.clean_prediction_index(view.position),
-        )
-        for stream, readout in zip(("noisy", "clean"), readouts, strict=True):
+        noisy_index = fed.prediction_index(view.position, view.block_size, card.shift)
+        for stream, index in (("noisy", noisy_index), ("clean", fed.clean_prediction_index(view.position))):
             members = {name: weight for name, weight in weights.items() if weight.stream == stream and weight.is_active}
             drafting = wants_draft and stream == "noisy"
-            rows = _rows(members, readout, hidden.shape[1], may_predict if drafting else None)
+            rows = _rows(members, index, hidden.shape[1], may_predict if drafting else None)
             if rows is None:
                 continue
             labels = view.clean[rows.where]
