@@ -19,9 +19,9 @@ from hildanext.decoding import (
     make_decoder,
     mode_name,
 )
-from hildanext.decoding.sampling import candidates, uniforms
 from hildanext.decoding.trace import trace_record
 from hildanext.inference import GenerationConfig, generate
+from hildanext.models.sampling import candidates, uniforms
 
 A, B, C, D, X, P, Q, R, S, EOS = range(1, 11)
 PROMPT = [20, 21, 22, 23]

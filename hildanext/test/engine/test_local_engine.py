@@ -273,8 +273,8 @@ def test_a_request_that_waits_can_run_out_of_time_as_well(engine):
     hold.set()
 
 
-def test_a_long_prompt_of_the_parent_is_fed_in_pieces_between_which_others_are_served(engine, monkeypatch):
-    monkeypatch.setattr("hildanext.ar.PREFILL_TOKENS", 4)
+def test_a_long_prompt_of_the_parent_is_fed_in_pieces_between_which_others_are_served(engine):
+    engine.autoregressive.prefill_budget = 4
     alone = complete(engine, Request(tokens=tuple(range(1, 47)), max_new_tokens=5, ignore_eos=True, parent=True))
     assert (alone.stats.prefill_forwards, alone.stats.forwards) == (11, 16)
     assert alone.stats.tokens_per_forward == 1.0, "the parent writes one token a forward"
