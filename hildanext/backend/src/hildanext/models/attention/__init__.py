@@ -7,5 +7,5 @@ rule makes empty; `kv_cache.CachedAttention` a forward of decoding, where the sl
 
 PREFILL_TOKENS = 1024
 """Tokens of one document's prompt that a forward is fed at most. A mask over n of them has n times as many cells as the
-document so far, a few megabytes here. Where others wait meanwhile less is fed: the engine shares a smaller budget of its own
-(`engine.prefill_tokens`) among all prompts that join."""
+document so far, a few megabytes here. Where others wait meanwhile less is fed: the engine has a smaller budget
+(`engine.prefill_tokens`), which all prompts that join share."""
