@@ -18,7 +18,7 @@ TESTS = Path(__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"choice", "config", "log", "runtime", "plots", "runfolder"},
+    {"choice", "config", "log", "progress", "runtime", "plots", "runfolder"},
     {"masks", "schedules", "tracking"},
     {"diffusion", "tokenization"},
     {"conversations"},
