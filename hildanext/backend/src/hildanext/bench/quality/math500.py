@@ -51,8 +51,8 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
 
 @knobs
 class Math500(WritingTask):
-    r"""The last `\boxed{}` under three rules: the data set's own (`official`), one of equal numbers (`canonical`), and one
-    that simplifies (`math_verify`, where that package is installed; its column says where it is not).
+    r"""The last `\boxed{}` under three rules: the data set's own (`official`), one of equal numbers (`canonical`), and
+    one that simplifies (`math_verify`, where that package is installed; its column says where it is not).
 
     The last two also read "The final answer is ..." where nothing is boxed. With `few_shot` 1 to 4 the prompt is
     Minerva's (as in lm-evaluation-harness's `minerva_math500`), with 0 it is the problem and an instruction, for chat
