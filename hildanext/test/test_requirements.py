@@ -69,3 +69,10 @@ def test_every_import_is_declared_and_extras_are_imported_in_functions_alone():
                 undeclared[package].append(str(path.relative_to(PACKAGE)))
     assert not undeclared
     assert not needless
+
+
+def test_uvicorn_ends_before_the_first_minor_version_that_was_not_tried():
+    """`serve/protocol.py` builds on a class that uvicorn does not promise."""
+    versions = (BACKEND.parent / "VERSIONS.md").read_text(encoding="utf-8")
+    oldest, newest = re.search(r"\| uvicorn \| ([\d.]+) \| 0\.(\d+)\.\d+ \|", versions).groups()
+    assert f"uvicorn>={oldest},<0.{int(newest) + 1}" in PROJECT["dependencies"]
