@@ -53,7 +53,7 @@ def is_for_types(node: ast.AST) -> bool:
         ("import numpy.linalg, os", {"numpy": True}),
         ("def f():\n    from lm_eval import x", {"lm_eval": False}),
         ("if TYPE_CHECKING:\n    import torch", {"torch": False}),
-        ("from . import x\nfrom hildanext import y\ntry:\n    import h11\nexcept ImportError:\n    pass", {"h11": True}),
+        ("from . import x\nfrom hildanext import y\ntry:\n    import h11\nfinally:\n    pass", {"h11": True}),
     ],
 )
 def test_what_a_module_imports_is_read_from_its_text(text, packages):

@@ -22,11 +22,10 @@ class BoundedProtocol(H11Protocol):
     """One connection. `bounded_by` makes the class that a server uses."""
 
     # `H11Protocol` is uvicorn's own affair: it may change with any minor version, which is why the requirement ends
-    # before the first one that was not tried (`test_serve_limits.py` passes on 0.30.6, 0.34.3, 0.40.0, 0.47.0, 0.50.2 and
-    # 0.54.0). From outside the bounds cannot be had: no option of uvicorn's limits the time of a head or of an unread
-    # answer; a middleware runs only once the head is there; around a protocol of uvicorn's one would have to guess from
-    # the bytes what it already knows (whether a request is being answered), and could not give a refusal our shape. A
-    # proxy in front has such limits, and a laptop has no proxy.
+    # before the first one that was not tried (VERSIONS.md). From outside the bounds cannot be had: no option of
+    # uvicorn's limits the time of a head or of an unread answer; a middleware runs only once the head is there; around a protocol
+    # of uvicorn's one would have to guess from the bytes what it already knows (whether a request is being answered),
+    # and could not give a refusal our shape. A proxy in front has such limits, and a laptop has no proxy.
     bounds: ServeKnobs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
