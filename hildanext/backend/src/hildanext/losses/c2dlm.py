@@ -134,7 +134,7 @@ class AttentionToCauses:
         if layer in self.layers:
             with torch.autocast(query.device.type, enabled=False):
                 means = self._look(layer, query, key, value, scale)
-            self.means.setdefault(layer, means)
+            self.means.setdefault(layer, means)  # a layer that is computed again for its gradient says it twice
         return out
 
     def loss(self) -> Float[Tensor, ""]:
