@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
-from jaxtyping import Int
 from torch import Tensor
 
 from hildanext.core.errors import TrainingStopped
@@ -27,6 +26,7 @@ from hildanext.core.run_dir import read_run, recover_folder
 from hildanext.core.runtime import keep_freed_memory, make_generator
 from hildanext.core.tracking import Tracker, open_trackers, scalars
 from hildanext.corruption.schedules import BlockPhase
+from hildanext.data.batch import padding_tokens
 from hildanext.diffusion import NoisedBatch, next_turn, targets
 from hildanext.losses import Outcome, SupervisedStep
 from hildanext.trainer.config import TrainConfig
@@ -69,19 +69,6 @@ def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.
     """The optimiser of the knobs over what learns in a module. Raises `ConfigError`."""
     rate = config.learning_rate.peak
     return build_optimizer(config.optimizer, trainable(module), rate, config.betas, config.weight_decay)
-
-
-def real_tokens(
-    tokens: Int[Tensor, "batch seq"],
-    document: Int[Tensor, "batch seq"],
-    position: Int[Tensor, "batch seq"],
-    pad_id: int | None,
-) -> int:
-    """Tokens of documents without the padding of their last blocks: `pad_id` after `pad_id` (the first may be real)."""
-    inside = document >= 0
-    if pad_id is not None:
-        inside[:, 1:] &= (tokens[:, 1:] != pad_id) | (tokens[:, :-1] != pad_id) | (position[:, 1:] == 0)
-    return int(inside.sum())
 
 
 def train(
@@ -264,7 +251,8 @@ class _Loop:
             found = self.stage.views(index, block_phase)
             first = found[0]
             positions += int((first.document >= 0).sum())
-            real += real_tokens(first.clean, first.document, first.position, self.stage.pad_id)
+            inside = first.document >= 0
+            real += int((inside & ~padding_tokens(first.clean, first.document, self.stage.pad_id)).sum())
             views.extend((index, number, view) for number, view in enumerate(found))
         return views, positions, real
 
