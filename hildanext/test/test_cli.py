@@ -96,7 +96,7 @@ def written(folder: Path, **run: object) -> str:
         ({}, "seed=minus", "seed"),
         ({}, "nothing", "--set"),
         ({"stages": [{"stage": "prepar"}]}, None, "did you mean 'prepare'"),
-        ({"stages": [{"stage": "prepare", "decoder": {"name": "d2f"}}]}, None, "FULL method"),
+        ({"stages": [{"stage": "sft", "losses": [{"name": "m2t"}, {"name": "c2dlm"}]}]}, None, "FULL method"),
     ],
 )
 @pytest.mark.parametrize("verb", ["check", "run"])

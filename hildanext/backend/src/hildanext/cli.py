@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 
 from hildanext import __version__
 from hildanext.core.errors import HildaError
@@ -78,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
         parser.print_help()
         return 0
     module = importlib.import_module(VERBS[options.verb][0])
-    return int(module.run(options))
+    return int(copy_context().run(module.run, options))  # a verb's profile ends with it
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
