@@ -23,7 +23,7 @@ from hildanext.jobs.service import JobService
 from hildanext.serve import errors
 from hildanext.serve.document import document
 from hildanext.serve.metrics import Metrics
-from hildanext.serve.middleware import Auth, BodyLimit, RequestId
+from hildanext.serve.middleware import Auth, BodyLimit, RequestId, UnderProfile
 from hildanext.serve.routers import chat, completions, generate, health, jobs, models, page
 from hildanext.serve.service import Service
 from hildanext.serve.settings import ServeConfig
@@ -81,7 +81,12 @@ def _middleware(settings: ServeConfig, key: str | None, measures: Metrics) -> li
                 expose_headers=["X-Request-ID", "Retry-After"],
             )
         )
-    return [*stack, Middleware(Auth, settings=settings, key=key), Middleware(BodyLimit, settings=settings)]
+    return [
+        *stack,
+        Middleware(Auth, settings=settings, key=key),
+        Middleware(BodyLimit, settings=settings),
+        Middleware(UnderProfile, profile=settings.profile),
+    ]
 
 
 @asynccontextmanager

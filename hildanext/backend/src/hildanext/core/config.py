@@ -23,10 +23,15 @@ def config(cls: type[Built]) -> type[Built]:
     return strict(cls)  # type: ignore[return-value]
 
 
-def validate(cls: type[Built], section: Mapping[str, Any], where: str) -> Built:
-    """Validate `section` into `cls`; unknown keys and wrong types are one `ConfigError` naming all of them."""
+def validate(cls: type[Built], section: Mapping[str, Any], where: str, strict: bool = False) -> Built:
+    """Validate `section` into `cls`; unknown keys and wrong types are one `ConfigError` naming all of them.
+
+    `strict` takes types as JSON has them, without conversion.
+    """
     fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     try:
+        if strict:  # as JSON: Python's strictness would want an instance of `cls`
+            return TypeAdapter(cls).validate_json(json.dumps(dict(section)), strict=True)
         return TypeAdapter(cls).validate_python(dict(section))
     except ValidationError as problem:
         raise ConfigError(f"{where}: " + "; ".join(_say(error, fields) for error in problem.errors())) from None

@@ -48,8 +48,8 @@ def choose_profile(run: Mapping[str, Any]) -> None:
     _profile.set(_Profile(_known(profile)))
 
 
-def build(kind: str, table: Mapping[str, type[Member]], section: Mapping[str, Any]) -> Member:
-    """Build a family member from its section `{"name": ..., knobs}`.
+def build(kind: str, table: Mapping[str, type[Member]], section: Mapping[str, Any], strict: bool = False) -> Member:
+    """Build a family member from its section `{"name": ..., knobs}`; `strict` as in `validate`.
 
     Raises `UnknownChoice` for a name outside the table and `ConfigError` for a knob that the
     member does not have, a value of the wrong type, or a research member under SAFE.
@@ -62,7 +62,7 @@ def build(kind: str, table: Mapping[str, type[Member]], section: Mapping[str, An
         raise UnknownChoice(kind, name, table)
     if getattr(table[name], "research", False):
         _admit(kind, name)
-    return validate(table[name], config, where=f"{kind} {name}")
+    return validate(table[name], config, where=f"{kind} {name}", strict=strict)
 
 
 def _known(profile: Any) -> str:

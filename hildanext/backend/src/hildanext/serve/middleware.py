@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hildanext.core.errors import HildaError
+from hildanext.core.registry import under_profile
 from hildanext.serve.errors import Refused, answer
 from hildanext.serve.metrics import Metrics
 from hildanext.serve.settings import ServeConfig
@@ -40,6 +41,17 @@ HEADERS: list[tuple[bytes, bytes]] = [
     ),
 ]
 """On every answer that does not have its own: nothing is loaded from elsewhere, nor shown inside another page."""
+
+
+class UnderProfile:
+    """Whatever a request makes the service build, it builds under the service's profile."""
+
+    def __init__(self, app: ASGIApp, profile: str) -> None:
+        self.app, self.profile = app, profile
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with under_profile(self.profile, "request"):
+            await self.app(scope, receive, send)
 
 
 class RequestId:

@@ -10,9 +10,9 @@ from fastapi import Request as HttpRequest
 
 from hildanext.engine.base import Answer, EngineEvent, Failed, Finished, Piece, Request, Started, Stepped
 from hildanext.serve.canvas import Canvas, Glyph
+from hildanext.serve.decoding_params import decoding_params
 from hildanext.serve.engine_bridge import EngineCall
 from hildanext.serve.errors import Refused, shape_of
-from hildanext.serve.options import decoding_params
 from hildanext.serve.requests import OpenAIBody
 from hildanext.serve.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 from hildanext.serve.service import Service

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
 from hildanext.serve.canvas import Glyph
+from hildanext.serve.decoding_params import check_length, conversation
 from hildanext.serve.errors import Refused, responses
 from hildanext.serve.openai_common import REASONS, Call, Dialect, streamed
-from hildanext.serve.options import check_length, conversation
 from hildanext.serve.requests import ChatBody
 from hildanext.serve.responses import AnswerMessage, ChatAnswer, ChatChoice
 from hildanext.serve.service import Service, service_of

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
 from hildanext.serve.canvas import Glyph
+from hildanext.serve.decoding_params import check_length
 from hildanext.serve.errors import Refused, responses
 from hildanext.serve.openai_common import REASONS, Call, Dialect, streamed
-from hildanext.serve.options import check_length
 from hildanext.serve.requests import CompletionBody
 from hildanext.serve.responses import CompletionAnswer, CompletionChoice
 from hildanext.serve.service import Service, service_of

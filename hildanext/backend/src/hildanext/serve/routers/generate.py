@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
 from hildanext.engine.base import Answer, EngineFailed, Failed, Finished, Piece, Request, Started, Stepped
+from hildanext.serve.decoding_params import DecodingParams, check_length, conversation, decoding_params
 from hildanext.serve.engine_bridge import EngineCall
 from hildanext.serve.errors import Refused, responses, shape_of
-from hildanext.serve.options import DecodingParams, check_length, conversation, decoding_params
 from hildanext.serve.requests import GenerateBody
 from hildanext.serve.responses import GenerateAnswer, GenerateUsage, StartEvent, Timing
 from hildanext.serve.service import Service, service_of
