@@ -376,7 +376,7 @@ def test_settings_reach_the_service(page: Page):
     page.select_option("#effort", "low")
     for field, value in (("#tau-mask", "0.4"), ("#temperature", "0.8"), ("#seed", "7"), ("#max-tokens", "24")):
         page.fill(field, value)
-    page.check("#never-edit")
+    page.check("#tau-edit-off")
     page.fill("#stop", "The end\n\nxyz")
     write(page)
     body = {"prompt": "Once upon a time", "max_new_tokens": 24, "mode": "Q_MODE", "effort": "low", "tau_mask": 0.4}

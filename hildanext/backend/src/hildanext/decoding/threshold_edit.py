@@ -26,9 +26,9 @@ class ThresholdEdit(StepDecoder):
     whole block.
     """
 
-    tau_mask: float = Field(default=0.7, ge=0, le=1, allow_inf_nan=False)
+    tau_mask: float = Field(title="Fill a mask above", default=0.7, ge=0, le=1, allow_inf_nan=False)
     """Probability above which a mask is filled; 1 fills one position per forward."""
-    tau_edit: float | None = Field(default=0.5, ge=0, le=1, allow_inf_nan=False)
+    tau_edit: float | None = Field(title="Edit a word above", default=0.5, ge=0, le=1, allow_inf_nan=False)
     """Probability above which a written token is replaced; off (None) edits nothing, 0 on any disagreement."""
     max_post: int = Field(default=16, ge=0, le=1024)
     """Forwards a block may have after its last mask was filled."""
