@@ -23,7 +23,7 @@ from hildanext.decoding import DECODERS, Canvas, Edit, StepDecoder, decoder_sect
 from hildanext.decoding.sampling import candidates
 from hildanext.engine.local import LocalEngineConfig
 from hildanext.eval.lm_harness import from_arguments
-from hildanext.serve.requests import GenerateBody
+from hildanext.serve.requests import DECODING_ALIASES, GenerateBody
 from hildanext.serve.settings import ServeConfig
 from hildanext.stages.submission import check_submission
 
@@ -64,8 +64,9 @@ def toy(monkeypatch):
 
 @pytest.fixture(scope="module")
 def engine():
-    with LocalEngineConfig(threads=1).open("tiny", None, "for a test") as engine:
-        yield engine
+    engine = LocalEngineConfig(threads=1).open("tiny", None, "for a test")
+    yield engine
+    engine.close(0.0)
 
 
 def ask(engine, method: str, path: str, profile: str = "SAFE", **body):
@@ -199,11 +200,12 @@ def test_off_is_none_where_a_knob_may_be_none_and_nowhere_else():
     assert GenerateBody(prompt="a", tau_edit="off").tau_edit == "off"
 
 
-@pytest.mark.parametrize("room", ["commands", "serve", "eval", "stages"])
+@pytest.mark.parametrize("room", ["commands", "serve", "stages"])
 def test_no_knob_is_spelled_outside_its_decoder(room):
-    """But in what is shown of a text, and in documents."""
+    """But for the names that other engines have for it."""
     package = Path(hildanext.__file__).parent
     knobs = {knob.name for knob in knobs_of(DECODERS["threshold_edit"])} - {"temperature", "top_p", "top_k"}
     for path in sorted((package / room).rglob("*.py")):
         words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-        assert not knobs & words, (path, knobs & words)
+        known = set(DECODING_ALIASES.values()) if path.name == "requests.py" else set()
+        assert not (knobs - known) & words, path

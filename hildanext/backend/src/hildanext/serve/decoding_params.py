@@ -72,7 +72,9 @@ def decoding_params(
 
 def conversation(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """A developer is a system by another name."""
-    return tuple(Message("system" if one.role == "developer" else one.role, one.text) for one in messages)
+    return tuple(
+        Message("system" if message.role == "developer" else message.role, message.text) for message in messages
+    )
 
 
 def check_length(texts: Sequence[str], settings: ServeConfig, param: str) -> None:
@@ -93,8 +95,8 @@ def _unasked(settings: ServeConfig) -> int | None:
 
 
 def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str, Any]:
-    given = {name: getattr(body, name) for name in KNOBS if name in body.model_fields_set}
-    knobs = {name: value for name, value in given.items() if value is not None or name in OPTIONAL}
+    written = {name: getattr(body, name) for name in KNOBS if name in body.model_fields_set}
+    knobs = {name: value for name, value in written.items() if value is not None or name in OPTIONAL}
     if body.block_size is not None and body.block_size != facts.block_size:
         own = "not known here" if facts.block_size is None else facts.block_size
         raise Refused(
@@ -113,8 +115,8 @@ def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str
     return section
 
 
-def _stop(given: str | list[str] | None) -> tuple[str, ...]:
-    words = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
+    words = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     if len(words) > MOST_STOPS:
         raise Refused(f"{len(words)} stop texts are too many", f"give {MOST_STOPS} at most", param="stop")
     if any(not word or len(word) > LONGEST_STOP for word in words):

@@ -40,25 +40,25 @@ class Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_names(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        found: dict[str, Any] = {}
-        for given, content in value.items():
-            name = cls.ALIASES.get(given, given)
+    def _known_names(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        content: dict[str, Any] = {}
+        for written, value in body.items():
+            name = cls.ALIASES.get(written, written)
             if name not in cls.model_fields:
                 names = [*cls.model_fields, *cls.ALIASES]
-                close = get_close_matches(given, names, n=3)
+                close = get_close_matches(written, names, n=3)
                 guess = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(cls.model_fields)}"
                 raise PydanticCustomError(
-                    "unknown_field", "unknown field {name}: {guess}", {"name": repr(given[:80]), "guess": guess}
+                    "unknown_field", "unknown field {name}: {guess}", {"name": repr(written[:80]), "guess": guess}
                 )
-            if name in found:
+            if name in content:
                 raise PydanticCustomError(
-                    "given_twice", "{name} is given twice, as {given} too", {"name": name, "given": given}
+                    "given_twice", "{name} is given twice, as {given} too", {"name": name, "given": written}
                 )
-            found[name] = content
-        return found
+            content[name] = value
+        return content
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

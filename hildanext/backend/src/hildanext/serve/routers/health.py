@@ -88,4 +88,4 @@ async def live() -> LiveAnswer:
 )
 def metrics(service: TheService) -> Response:
     """Counts and gauges for Prometheus."""
-    return Response(service.measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

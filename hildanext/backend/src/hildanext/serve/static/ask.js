@@ -145,7 +145,7 @@ export class Ask {
   /** What an empty field stands for, and the settings in one line. */
   showDefaults() {
     const isPreset = this.decoder === this.presetDecoder;
-    const schema = this.decoders[this.decoder];
+    const schema = this.decoders[this.parentOnly ? this.presetDecoder : this.decoder];
     if (schema) this.knobs.show(schema);
     const laid = isPreset && Boolean($("effort").value) && $("effort").value !== "medium";
     this.knobs.describe(isPreset ? this.modes[this.mode] ?? {} : {}, laid, this.parentOnly);
