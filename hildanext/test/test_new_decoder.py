@@ -175,6 +175,22 @@ def test_every_door_refuses_a_research_decoder_unless_the_profile_is_FULL(engine
         make_decoder(DARING)
 
 
+def test_every_door_refuses_a_research_loss_unless_the_profile_is_FULL(capsys, tmp_path):
+    says, losses = "'c2dlm' is a FULL method", [{"name": "m2t"}, {"name": "c2dlm"}]
+    out = ["--out", str(tmp_path / "out")]
+    for arguments in (
+        ["convert", *out, "--set", "convert.parent=tiny", "--set", "convert.wsd=[]"],
+        ["sft", *out, "--set", "sft.model=nowhere"],
+        ["sft", *out, "--set", "sft.model=nowhere", "--data-only"],
+    ):
+        assert main([*arguments, "--set", f"{arguments[0]}.losses={json.dumps(losses)}"]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    run = {"folder": str(tmp_path), "stages": [{"stage": "sft", "model": "nowhere", "losses": losses}]}
+    with pytest.raises(ConfigError, match=f"sft: {says}"):
+        check_submission(run)
+
+
 def test_what_is_read_of_the_source_is_what_the_classes_have():
     family = knobs_in(Path(hildanext.__file__).parent / "decoding", "DECODERS")
     assert set(family) == set(DECODERS) - {"toy", "daring"}
