@@ -102,7 +102,8 @@ def steer(case, known: str) -> None:
 
 
 UNSETTLED = (
-    "mode effort reasoning_effort window stop block_size block_length steps max_denoising_steps num_inference_steps "
-    "max_tokens max_new_tokens deadline_seconds n best_of logprobs diffusing stream_denoising stream_options"
+    "mode effort decoder reasoning_effort window stop block_size block_length steps max_denoising_steps "
+    "num_inference_steps max_tokens max_new_tokens deadline_seconds n best_of logprobs diffusing stream_denoising "
+    "stream_options"
 ).split()
 """Fields that contradict one another, or ask for what this model does not have."""
