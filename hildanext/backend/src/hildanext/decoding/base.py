@@ -5,7 +5,7 @@ State that changes travels in values (`Canvas`, `Edit`), never in the algorithm,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -75,6 +75,8 @@ class Denoiser(Protocol):
 class Decoder:
     """Turns the logits of one forward into one edit; rows advance independently. Members are frozen knobs."""
 
+    research: ClassVar[bool] = False
+    """A research method: built under the profile FULL alone."""
     window = 0
     """Finished blocks that may still change; their text is not shown yet."""
 
