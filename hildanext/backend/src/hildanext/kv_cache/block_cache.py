@@ -113,7 +113,10 @@ class BlockCache:
         del self._hashes[length // self.block_size :]
 
     def adopt(self, other: "BlockCache", length: int, tokens: Int[Tensor, " seq"] | None = None) -> None:
-        """Copy the first `length` committed tokens of a document that begins with the same ones, and commit them."""
+        """Copy the first `length` committed tokens of a document that begins with the same ones, and commit them.
+
+        Pages in common would save the memory, too, but every layer would gather them; this is one pass at the start.
+        """
         assert length <= other.length and self.length == 0, "only committed blocks, and only into an empty cache"
         self.keys[:, :, :length] = other.keys[:, :, :length]
         self.values[:, :, :length] = other.values[:, :, :length]
