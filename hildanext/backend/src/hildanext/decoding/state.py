@@ -202,7 +202,7 @@ class DecodeState:
     def _forward(self, feeds: Sequence[Feed]) -> Float[Tensor, "fed hidden"]:
         """Hidden states of the fed tokens, the rows' segments one behind another. Commits nothing.
 
-        Unpadded: some row has a block to commit in nearly every forward, and a rectangle would be twice as wide for all.
+        Unpadded: some row has a block to commit in nearly every forward; a rectangle would be twice as wide for all.
         """
         feeds = [feed for feed in feeds if feed.segment.num_tokens > 0]
         if not feeds:
