@@ -32,32 +32,9 @@ from hildanext.sft_stage1 import prepare_data, sft
 from hildanext.stages import STAGES
 from hildanext.tokenization import load_tokenizer
 from hildanext.trainer.best_checkpoints import BestCheckpoints
-from test_training import environment, losses, wait_for_steps
+from training_fixtures import change, environment, losses, small_checkpoint, wait_for_steps
 
 CHAT = {"train": {"name": "arithmetic", "count": 48, "steps": 1}, "valid_share": 0.15, "sequence_length": 96}
-
-
-def small_checkpoint(folder: Path) -> Path:
-    """A random diffusion model with the embedded tokenizer: small enough for steps of milliseconds."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from hildanext.models.attention.dense import install_seam
-    from hildanext.models.bidirectional import DiffusionModel
-    from hildanext.models.card import read_card
-    from hildanext.models.checkpoint import save_diffusion
-
-    card = read_card(tiny.folder("diffusion"))
-    config = Qwen3Config(
-        vocab_size=card.vocab_rows, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, attn_implementation=install_seam(),
-    )  # fmt: skip
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    model = DiffusionModel(Qwen3ForCausalLM(config), card)
-    torch.random.set_rng_state(state)
-    save_diffusion(folder, model, load_tokenizer(tiny.folder("diffusion")))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +63,6 @@ def section(start: str) -> dict[str, Any]:
             "evaluate_every": 6,
         },
     }
-
-
-def change(section: dict[str, Any], **train_fields: Any) -> dict[str, Any]:
-    return {**section, "train": {**section["train"], **train_fields}}
 
 
 def weights(summary: dict[str, Any]) -> list[torch.Tensor]:

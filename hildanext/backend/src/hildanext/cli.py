@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from hildanext import __version__
 from hildanext.core.errors import HildaError
-from hildanext.core.metrics_log import quieten_libraries
+from hildanext.core.logging_setup import quieten_libraries
 
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("hildanext.commands.run", "run a recipe: stages in order, resumable"),

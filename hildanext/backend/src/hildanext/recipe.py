@@ -63,7 +63,7 @@ class StageContext:
     """What the stages before this one returned, by key."""
 
     @property
-    def room(self) -> Path:
+    def stage_dir(self) -> Path:
         """The folder this stage writes into."""
         return self.folder / self.key
 
@@ -229,14 +229,14 @@ def _context(shared: RunConfig, key: str, outcomes: Mapping[str, Mapping[str, An
 def _begin(folder: Path, step: Step) -> None:
     """Note that the step began; what another configuration of it left is put aside, never deleted."""
     started = _read_marker(folder, step.key, "started").get("fingerprint", step.fingerprint)
-    room = folder / step.key
-    if started != step.fingerprint and room.exists():
+    stage_dir = folder / step.key
+    if started != step.fingerprint and stage_dir.exists():
         aside = folder / f"{step.key}.before-{started[:8]}"
         count = 1
         while aside.exists():
             count += 1
             aside = folder / f"{step.key}.before-{started[:8]}-{count}"
-        room.rename(aside)
+        stage_dir.rename(aside)
         logger.info("the configuration of %s changed: its old folder is now %s", step.key, aside)
     _write_marker(folder, step, "started")
 

@@ -61,7 +61,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     set_threads(context.threads)
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     result = _measure(settings, context, name)
-    path = context.room / "bench.json"
+    path = context.stage_dir / "bench.json"
     write_atomically(path, json.dumps({"model": name, **result}, indent=2) + "\n")
     return {"bench": str(path)}
 

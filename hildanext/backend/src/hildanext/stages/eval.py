@@ -51,12 +51,12 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
         assert contestants.model is not None
         dataset = PackedDataset(settings.data, settings.sequence_length, pad_to_block=settings.pad_to_block)
         result = evaluate(contestants.model, contestants.tokenizer, contestants.parent, dataset, settings, logger.info)
-        files = save_result(result, context.room)
+        files = save_result(result, context.stage_dir)
         outcome["results"] = str(files.pop("json"))
         outcome["pictures"] += [str(path) for path in files.values()]
     if quality is not None:
         config = validate(QualityConfig, quality, where=f"{context.key}.quality")
-        _, files = run_session(contestants, told, config, context.room)
+        _, files = run_session(contestants, told, config, context.stage_dir)
         outcome["tasks"] = str(files.pop("json"))
         outcome["pictures"] += [str(path) for path in files.values()]
     return outcome

@@ -77,7 +77,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
         return _samples(settings, context, model, tokenizer, GenerationConfig(**how, batch_size=1, trace=True))
     together = GenerationConfig(**how, batch_size=settings.batch_size)
     ways = _ways(settings)
-    path = answer_file(settings.prompts_file, context.room, model, tokenizer, ways, together, settings.chat)
+    path = answer_file(settings.prompts_file, context.stage_dir, model, tokenizer, ways, together, settings.chat)
     return {"answers": str(path)}
 
 
@@ -122,7 +122,7 @@ def _samples(
                     "trace": trace_record(completion.trace, tokenizer),
                 }
             )
-    path = context.room / "samples.json"
+    path = context.stage_dir / "samples.json"
     told = {"machine": machine(model.device, model.dtype), "samples": samples}
     write_atomically(path, json.dumps(told, indent=2) + "\n")
     return {"samples": str(path)}

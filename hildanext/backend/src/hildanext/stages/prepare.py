@@ -81,10 +81,10 @@ def _parts(section: Mapping[str, Any], context: StageContext) -> dict[str, dict[
     shared = {key: value for key, value in section.items() if key not in (*PARTS, "tokenizer")}
     given = [name for name in PARTS if isinstance(section.get(name), Mapping)]
     if not given and "source" in shared:
-        return {"train": {"out": str(context.room / "train"), **shared}}
+        return {"train": {"out": str(context.stage_dir / "train"), **shared}}
     if not given:
         raise ConfigError("prepare has no parts", 'give "train" and "valid", each with a "source"')
-    return {name: {"out": str(context.room / name), **merge(shared, section[name])} for name in given}
+    return {name: {"out": str(context.stage_dir / name), **merge(shared, section[name])} for name in given}
 
 
 def _samples(source: Mapping[str, Any]) -> ParentSamples:
