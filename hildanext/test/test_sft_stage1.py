@@ -46,7 +46,7 @@ def start(tmp_path_factory) -> str:
 def quick(request, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures cost more than all the steps of a small run; one test draws them."""
     if "template" not in request.node.name and "verb" not in request.node.name:
-        monkeypatch.setattr("hildanext.sft_stage1.training_plots", lambda metrics, folder: [])
+        monkeypatch.setattr("hildanext.trainer.run.training_plots", lambda metrics, folder: [])
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_step_forwards_every_view_once_a_turn(
             seen.append((self.training, view, outcome))
             return outcome
 
-    monkeypatch.setattr("hildanext.sft_stage1.SupervisedStep", Counted)
+    monkeypatch.setattr("hildanext.trainer.run.SupervisedStep", Counted)
     section = {**change(section, stop_after=1), "turns": turns, "complementary": complementary, "samples": {"count": 0}}
     sft(section, CHAT, tmp_path / "run", quiet=True)
     trained = [(view, outcome) for training, view, outcome in seen if training]
