@@ -6,7 +6,7 @@ rollouts opens its run as one that learns from rows does.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -30,6 +30,7 @@ COUNTED = ("step", "tokens", "real_tokens", "seconds")
 Result = TypeVar("Result")
 
 
+@runtime_checkable
 class StageConfig(Protocol):
     """What the section of every stage that trains has."""
 
