@@ -54,7 +54,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     from hildanext.data.prompts import read_prompts
 
     settings = validate(SampleConfig, section, where=context.key)
-    _ways(settings)
+    _decoders(settings)
     if settings.prompts_file is not None:
         read_prompts(settings.prompts_file)
 
@@ -76,12 +76,12 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     if settings.prompts_file is None:
         return _samples(settings, context, model, tokenizer, GenerationConfig(**how, batch_size=1, trace=True))
     together = GenerationConfig(**how, batch_size=settings.batch_size)
-    ways = _ways(settings)
-    path = answer_file(settings.prompts_file, context.stage_dir, model, tokenizer, ways, together, settings.chat)
+    decoders = _decoders(settings)
+    path = answer_file(settings.prompts_file, context.stage_dir, model, tokenizer, decoders, together, settings.chat)
     return {"answers": str(path)}
 
 
-def _ways(settings: SampleConfig) -> "dict[str, Decoder]":
+def _decoders(settings: SampleConfig) -> "dict[str, Decoder]":
     """A decoder for each mode, by the mode's name."""
     from hildanext.decoding import decoder_section, make_decoder, mode_name
 
@@ -103,13 +103,13 @@ def _samples(
     texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     samples: list[dict[str, Any]] = []
-    for way, decoder in _ways(settings).items():
+    for mode, decoder in _decoders(settings).items():
         done = generate(model, tokenizer, prompts, decoder, how)
         for prompt, ids, completion in zip(texts, prompts, done, strict=True):
             stats = completion.stats
             samples.append(
                 {
-                    "way": way,
+                    "way": mode,
                     "prompt": prompt,
                     "text": completion.text,
                     "finish_reason": completion.finish_reason,
@@ -123,6 +123,6 @@ def _samples(
                 }
             )
     path = context.stage_dir / "samples.json"
-    told = {"machine": machine(model.device, model.dtype), "samples": samples}
-    write_atomically(path, json.dumps(told, indent=2) + "\n")
+    record = {"machine": machine(model.device, model.dtype), "samples": samples}
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
     return {"samples": str(path)}
