@@ -46,23 +46,37 @@ BUCKETS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
 
 @dataclass
 class _WindowSums:
-    """Sums over the forwards of this process's gradient accumulation window."""
+    """Sums over the forwards of this process's gradient accumulation window.
 
-    total: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)
-    correct: Tensor | None = None
-    masked: Tensor | None = None
+    They are read once, when the window ends: the host waits for the device wherever it reads a number.
+    """
+
+    parts: list[tuple[str, float, bool]] = field(default_factory=list)
+    """Of each scalar: the loss it belongs to ("" for none), its share, and whether it is part of the total."""
+    scalars: list[Tensor] = field(default_factory=list)
+    hits: Tensor | None = None
+    """Right ones and masked tokens, [2 buckets]."""
 
     def add(self, outcome: Outcome, share: float) -> None:
         """`share` is what a loss that is an average already counts for, so that the normaliser divides it away."""
-        self.total += float(outcome.total.detach())
-        for name, value in outcome.losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + float(value)
-        for name, value in outcome.averages.items():
-            self.losses[name] = self.losses.get(name, 0.0) + share * float(value)
-            self.total += share * float(value)
-        self.correct = outcome.correct if self.correct is None else self.correct + outcome.correct
-        self.masked = outcome.masked if self.masked is None else self.masked + outcome.masked
+        rows = [("", 1.0, True, outcome.total.detach())]
+        rows += [(name, 1.0, False, value) for name, value in outcome.losses.items()]
+        rows += [(name, share, True, value) for name, value in outcome.averages.items()]
+        self.parts += [(name, weight, in_total) for name, weight, in_total, _ in rows]
+        self.scalars += [value for *_, value in rows]
+        hits = torch.stack([outcome.correct, outcome.masked])
+        self.hits = hits if self.hits is None else self.hits + hits
+
+    def read(self) -> tuple[float, dict[str, float], list[list[int]]]:
+        """The total, each loss, and the right and the masked ones by noise level."""
+        assert self.hits is not None
+        total, losses = 0.0, dict[str, float]()
+        for (name, weight, in_total), value in zip(self.parts, torch.stack(self.scalars).tolist(), strict=True):
+            total += weight * value if in_total else 0.0
+            if name:
+                losses[name] = losses.get(name, 0.0) + weight * value
+        hits: list[list[int]] = self.hits.tolist()
+        return total, losses, hits
 
 
 def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -76,12 +90,12 @@ def real_tokens(
     document: Int[Tensor, "batch seq"],
     position: Int[Tensor, "batch seq"],
     pad_id: int | None,
-) -> int:
+) -> Int[Tensor, ""]:
     """Tokens of documents without the padding of their last blocks: `pad_id` after `pad_id` (the first may be real)."""
     inside = document >= 0
     if pad_id is not None:
         inside[:, 1:] &= (tokens[:, 1:] != pad_id) | (tokens[:, :-1] != pad_id) | (position[:, 1:] == 0)
-    return int(inside.sum())
+    return inside.sum()
 
 
 def train(
@@ -231,9 +245,9 @@ class _Loop:
         shift = self.unwrapped.model.card.shift
         # Losses are sums over tokens, divided by what the whole global step may predict: micro-batches of different
         # lengths then weigh as they would in one large batch.
-        count = sum(int(targets(view.maskable, view.position, shift).sum()) for *_, view in views)
-        totals = summed(accelerator, torch.tensor([count * self.task.turns, positions, real]))
-        normaliser, positions, real = totals.tolist()
+        count = torch.stack([targets(view.maskable, view.position, shift).sum() for *_, view in views]).sum()
+        totals = summed(accelerator, torch.stack([count * self.task.turns, positions, real]))
+        normaliser, positions, real = totals.tolist()  # one wait for the device instead of three for each micro-batch
         if normaliser == 0:
             raise TrainingStopped("a step has no token to predict", "check the data: documents of one token?")
         rate = self.config.learning_rate.at(progress)
@@ -260,22 +274,23 @@ class _Loop:
             "gradient_norm": norm, "tokens_per_second": positions / seconds, "seconds": seconds,
         }  # fmt: skip
 
-    def _window_views(self, block_phase: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], int, int]:
+    def _window_views(self, block_phase: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], Tensor, Tensor]:
         """This process's views of the accumulation window, each after its micro-batch's global index and its number in
         there; the positions and the real tokens of the data in them."""
         accelerator, config = self.accelerator, self.config
         views: list[tuple[int, int, NoisedBatch]] = []
-        positions, real = 0, 0
+        positions: list[Tensor] = []
+        real: list[Tensor] = []
         for number_in_window in range(config.accumulate):
             micro_batch = self.counters["step"] * config.accumulate + number_in_window
             # Processes take turns: n of them with accumulation a see what one sees with n * a, in the same step.
             index = micro_batch * accelerator.num_processes + accelerator.process_index
             noised = self.task.views(index, block_phase)
             first = noised[0]  # a complementary pair has the same tokens twice
-            positions += int((first.document >= 0).sum())
-            real += real_tokens(first.clean, first.document, first.position, self.task.pad_id)
+            positions.append((first.document >= 0).sum())
+            real.append(real_tokens(first.clean, first.document, first.position, self.task.pad_id))
             views.extend((index, number, view) for number, view in enumerate(noised))
-        return views, positions, real
+        return views, torch.stack(positions).sum(), torch.stack(real).sum()
 
     def _forward_backward(
         self, views: list[tuple[int, int, NoisedBatch]], normaliser: int, progress: float
@@ -303,10 +318,9 @@ class _Loop:
         return sums
 
     def _reduced(self, window: _WindowSums) -> dict[str, Any]:
-        names = sorted(window.losses)
-        assert window.correct is not None and window.masked is not None
-        flat = torch.tensor([window.total, *(window.losses[n] for n in names)], dtype=torch.float64)
-        flat = torch.cat([flat, window.correct.cpu().double(), window.masked.cpu().double()])
+        total, losses, hits = window.read()
+        names = sorted(losses)
+        flat = torch.tensor([total, *(losses[name] for name in names), *hits[0], *hits[1]], dtype=torch.float64)
         values = summed(self.accelerator, flat).tolist()
         buckets = len(BUCKETS)
         return {
