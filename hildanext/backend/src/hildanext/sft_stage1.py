@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from hildanext.core.config import check_profile, config, full_methods, merge, plain, validate
+from hildanext.core.config import config, merge, plain, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.registry import under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase
@@ -27,7 +28,7 @@ from hildanext.models.start import ParentConfig, start_hash, start_tuning
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import TrainConfig
-from hildanext.trainer.run import CHECKPOINT, TrainingRun, comparable_section, stage_losses
+from hildanext.trainer.run import CHECKPOINT, TrainingRun, comparable_section, refuse_graph_losses
 from hildanext.trainer.sample_generations import SampleAnswers, SampleConfig
 from hildanext.trainer.task import Callbacks, TrainingTask
 from hildanext.trainer.validation import EditCheck, Validation, drawn_batches
@@ -100,9 +101,9 @@ def sft(
     `checkpoint/` (the diffusion model) and plots.
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
-    sections = [dict(sft_section), dict(data_section)]
-    check_profile(profile, sections, "sft")
-    config, data = check(sft_section, data_section)
+    with under_profile(profile, "sft") as full:
+        config, data = check(sft_section, data_section)
+        losses = make_losses(config.losses, "sft.losses")
     run = TrainingRun(folder, config)
     model, tokenizer = start_tuning(config.start, run.device, config.lora, config.quantize)
     set_template(tokenizer, data.template, data.template_options)
@@ -110,17 +111,16 @@ def sft(
     _check_model(model, data, int(tokenizer.eos_token_id))
     record = run.record(
         {"profile": profile, "sft": plain(config), "data": plain(data)},
-        full=full_methods(sections),
+        full=sorted(full),
         start=start_hash(config.start),
         chat=chat_identity(data, tokenizer, model.card.block_size),
     )
     run.check_resumes(record, _comparable)
     parts = run.on_main(lambda: prepare_chat(run.folder / DATA, data, tokenizer, model.card.block_size))["parts"]
     run.write_record({**record, "data": {name: parts[name] for name in ("train", "valid")}})
-    losses = stage_losses(
-        config.losses, "sft.losses", bool(parts["train"]["graphs"]), ", and no example has one",
-        "write them with hildanext prepare --graphs, and train on the file it makes",
-    )  # fmt: skip
+    if not parts["train"]["graphs"]:
+        hint = "write them with hildanext prepare --graphs, and train on the file it makes"
+        refuse_graph_losses(losses, "sft.losses", ", and no example has one", hint)
     own = config.parent.name if config.parent is not None else model.card.parent
     below = config.parent is not None and config.lora is not None and config.teacher is None
     real = real_ids(model.card, tokenizer)
@@ -143,9 +143,9 @@ def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tu
     if isinstance(section.get("train", {}), Mapping):
         section["train"] = merge(TRAIN_DEFAULTS, section.get("train", {}))
     config = validate(SftConfig, section, "sft")
+    make_losses(config.losses, "sft.losses")
     data = validate(ChatDataConfig, data_section, "chat")
     open_sources(data)
-    make_losses(config.losses, "sft.losses")
     check_quantize(config.quantize, config.lora is not None)
     return config, data
 

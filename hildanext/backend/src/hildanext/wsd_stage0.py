@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.core.config import check_profile, config, plain, validate
+from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.registry import under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase, check_padding, check_phases, phase_at, total_tokens
 from hildanext.datasets import PackedDataset, Packing
-from hildanext.losses import SupervisedStep, TokenLoss
+from hildanext.losses import SupervisedStep, TokenLoss, make_losses
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
@@ -26,7 +27,7 @@ from hildanext.models.start import adopt_edges, start_conversion
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import TrainConfig
-from hildanext.trainer.run import CHECKPOINT, TrainingRun, comparable_section, stage_losses
+from hildanext.trainer.run import CHECKPOINT, TrainingRun, comparable_section, refuse_graph_losses
 from hildanext.trainer.task import Callbacks, TrainingTask
 from hildanext.trainer.validation import Validation, first_batches
 from hildanext.training import train
@@ -82,8 +83,9 @@ def convert(
     Writes `run.json`, `metrics.jsonl`, `state/` (to resume), `checkpoint/` (the diffusion model) and plots.
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
-    check_profile(profile, convert_section, "convert")
-    config, data = check(convert_section, data_section)
+    with under_profile(profile, "convert") as full:
+        config, data = check(convert_section, data_section)
+        losses = _losses(config)
     run = TrainingRun(folder, config)
     model, tokenizer = start_conversion(
         config.parent, config.alignment, config.block_size, torch.float32, run.device,
@@ -94,12 +96,10 @@ def convert(
     if config.lora is not None:
         add_lora(model, config.lora)
     resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
-    record = run.record(resolved, data={"train": _shards(dataset), "valid": _shards(valid)})
+    record = run.record(resolved, full=sorted(full), data={"train": _shards(dataset), "valid": _shards(valid)})
     run.check_resumes(record, _comparable)
     run.write_record(record)
-    step, teacher = run.supervised(
-        model, _losses(config), config.parent, config.lora is not None, config.trust_remote_code
-    )
+    step, teacher = run.supervised(model, losses, config.parent, config.lora is not None, config.trust_remote_code)
     best = BestCheckpoints(run.folder, model, tokenizer, config.merge_top_k if config.merge_top_k > 1 else 0)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
     held_out = first_batches(valid, config.valid_rows, config.train.batch_size, run.device)
@@ -121,6 +121,7 @@ def convert(
 def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[ConvertConfig, DataConfig]:
     """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
     config = validate(ConvertConfig, convert_section, "convert")
+    _losses(config)
     data = validate(DataConfig, data_section, "data")
     check_phases(config.wsd, data.sequence_length)
     if data.sequence_length % config.block_size:
@@ -135,12 +136,13 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
             f"convert.merge_top_k {config.merge_top_k} with lora", "checkpoints of adapters are not merged; set it to 1"
         )
     check_quantize(config.quantize, config.lora is not None)
-    _losses(config)
     return config, data
 
 
 def _losses(config: ConvertConfig) -> dict[str, TokenLoss]:
-    return stage_losses(config.losses, "convert.losses", graphs=False, hint="packed text has none; use it in sft")
+    losses = make_losses(config.losses, "convert.losses")
+    refuse_graph_losses(losses, "convert.losses", "", "packed text has none; use it in sft")
+    return losses
 
 
 def _open_data(data: DataConfig, model: DiffusionModel, tokenizer: Any) -> tuple[PackedDataset, PackedDataset]:

@@ -44,13 +44,9 @@ class BenchConfig:
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys and sizes that do not divide, `UnknownChoice` for an unknown decoder."""
-    from hildanext.decoding import make_decoder
-
     settings = validate(BenchConfig, section, where=context.key)
     for what in ("train", "decode", settings.what):
-        knobs = _knobs(what, getattr(settings, what), f"{context.key}.{what}")[1]
-        for decoder in knobs.decoders.values() if what == "decode" else []:
-            make_decoder(dict(decoder))
+        _knobs(what, getattr(settings, what), f"{context.key}.{what}")
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:

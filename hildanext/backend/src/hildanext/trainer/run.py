@@ -16,7 +16,7 @@ from hildanext.core.metrics_log import METRICS, MetricLog, run_metrics
 from hildanext.core.plots import training_plots
 from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
-from hildanext.losses import SupervisedStep, TokenLoss, make_losses
+from hildanext.losses import SupervisedStep, TokenLoss
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.trainer.config import TrainConfig, comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
@@ -125,15 +125,10 @@ class TrainingRun:
         return summary
 
 
-def stage_losses(
-    sections: Sequence[Mapping[str, Any]], where: str, graphs: bool, why: str = "", hint: str = ""
-) -> dict[str, TokenLoss]:
-    """The losses of a stage. Raises `ConfigError` for one that needs causal graphs where the data has none."""
-    losses = make_losses(sections, where)
-    for name, loss in losses.items():
-        if loss.needs_graphs and not graphs:
-            raise ConfigError(f"{where}: {name!r} needs causal graphs{why}", hint)
-    return losses
+def refuse_graph_losses(losses: Mapping[str, TokenLoss], where: str, why: str, hint: str) -> None:
+    """Raise `ConfigError` for a loss that needs causal graphs; for a stage whose data has none."""
+    for name in (name for name, loss in losses.items() if loss.needs_graphs):
+        raise ConfigError(f"{where}: {name!r} needs causal graphs{why}", hint)
 
 
 def comparable_section(
