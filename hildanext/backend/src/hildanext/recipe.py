@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,10 @@ from hildanext.core.errors import CheckpointError, ConfigError, DataError, Unkno
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run, write_atomically
 from hildanext.core.run_dir import read_run as open_record
-from hildanext.core.runtime import is_main_process, versions
+from hildanext.core.runtime import choose_device, choose_dtype, is_main_process, set_threads, versions
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,12 @@ class StageContext:
     def stage_dir(self) -> Path:
         """The folder this stage writes into."""
         return self.folder / self.key
+
+    def open_device(self) -> "tuple[torch.device, torch.dtype]":
+        """Where the stage computes, and in what; from here on with the run's threads."""
+        set_threads(self.threads)
+        device = choose_device(self.device)
+        return device, choose_dtype(self.dtype, device)
 
     def outcome(self, name: str) -> Any:
         """The latest value of that name among earlier outcomes. Raises `ConfigError` where no stage gave one."""
@@ -227,17 +236,8 @@ def _module(table: Table, stage: str) -> Any:
 
 
 def _context(shared: RunConfig, key: str, outcomes: Mapping[str, Mapping[str, Any]]) -> StageContext:
-    return StageContext(
-        folder=Path(shared.folder),
-        key=key,
-        profile=shared.profile,
-        seed=shared.seed,
-        device=shared.device,
-        dtype=shared.dtype,
-        threads=shared.threads,
-        parent=shared.parent,
-        outcomes=dict(outcomes),
-    )
+    knobs = {name: getattr(shared, name) for name in ("profile", "seed", "device", "dtype", "threads", "parent")}
+    return StageContext(Path(shared.folder), key, outcomes=dict(outcomes), **knobs)
 
 
 def _begin(folder: Path, step: Step) -> None:

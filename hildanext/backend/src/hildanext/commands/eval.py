@@ -67,6 +67,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from hildanext.core.config import validate
+    from hildanext.eval.evaluation import EvalConfig
     from hildanext.recipe import StageContext
     from hildanext.stages.eval import open_pair
 
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="hildanext-eval-") as scratch:
         if text is not None:
             section["data"] = _prepared(text, section["model"], scratch)
-        settings = _settings(section) if reads else None
+        settings = validate(EvalConfig, section, where="eval") if reads else None
         context = StageContext(Path(), "eval", device=options.device, dtype=dtype, threads=options.threads)
         pair, names = open_pair(section["model"], section.get("parent"), context)
         if settings is not None:
@@ -106,13 +108,6 @@ def _section(options: argparse.Namespace) -> dict[str, Any]:
         if section.get(name) == "none":
             section[name] = ""
     return section
-
-
-def _settings(section: Mapping[str, Any]) -> "EvalConfig":
-    from hildanext.core.config import validate
-    from hildanext.eval.evaluation import EvalConfig
-
-    return validate(EvalConfig, section, where="eval")
 
 
 def _quality(section: Mapping[str, Any] | None, options: argparse.Namespace) -> "QualityConfig | None":

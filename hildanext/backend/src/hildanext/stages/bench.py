@@ -66,15 +66,13 @@ def measure(
     """The numbers, and tables of them. `where` names the knobs of the measurement in an error."""
     import torch
 
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
     from hildanext.eval.evaluation import load_baseline
 
     what = settings.what
     speed, knobs = _knobs(what, getattr(settings, what), where)
-    set_threads(context.threads)
-    device = choose_device(context.device)
-    # Weights are fp32 in training, whose steps autocast.
-    dtype = torch.float32 if what in ("train", "answers") else choose_dtype(context.dtype, device)
+    device, dtype = context.open_device()
+    if what in ("train", "answers"):
+        dtype = torch.float32  # as in training, whose steps autocast
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     model, tokenizer = open_model(name, settings.alignment, settings.block_size, dtype, device, say)
     measured: list[Any] = [model]

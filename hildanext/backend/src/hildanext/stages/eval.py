@@ -61,12 +61,10 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
 
 def open_pair(model: str | None, parent: str | None, context: StageContext) -> "tuple[ModelPair, dict[str, Any]]":
     """The models that are evaluated, on the context's device, and what the results say of them."""
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
     from hildanext.eval.task_session import load_contestants
 
-    set_threads(context.threads)
-    device = choose_device(context.device)
-    return load_contestants(model, parent, choose_dtype(context.dtype, device), device)
+    device, dtype = context.open_device()
+    return load_contestants(model, parent, dtype, device)
 
 
 def held_out_numbers(

@@ -61,15 +61,12 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
     from hildanext.inference import GenerationConfig
     from hildanext.models.loading.load import load_diffusion
     from hildanext.stages.answer_file import answer_file
 
     settings = validate(SampleConfig, section, where=context.key)
-    set_threads(context.threads)
-    device = choose_device(context.device)
-    dtype = choose_dtype(context.dtype, device)
+    device, dtype = context.open_device()
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     model, tokenizer = load_diffusion(name, dtype, device)
     how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "stop": settings.stop}

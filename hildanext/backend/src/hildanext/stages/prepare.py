@@ -114,12 +114,10 @@ def _identified(source: Mapping[str, Any], parent: str) -> dict[str, Any]:
 
 def _from_parent(source: Mapping[str, Any], context: StageContext) -> tuple[Any, OpenDocuments]:
     from hildanext.ar import Parent, sample_documents
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
     from hildanext.models.loading.load import load_parent
 
-    set_threads(context.threads)
-    device = choose_device(context.device)
-    causal_lm, tokenizer = load_parent(context.parent, choose_dtype(context.dtype, device), device)
+    device, dtype = context.open_device()
+    causal_lm, tokenizer = load_parent(context.parent, dtype, device)
     parent, wanted = Parent(causal_lm, tokenizer), _samples(source)
 
     def documents(skip: int) -> Iterator[Sequence[int]]:
