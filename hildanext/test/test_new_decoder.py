@@ -113,6 +113,8 @@ def test_a_request_takes_it(engine, path):
         ({"decoder": ASKED, "tau_mask": 0.5}, "unknown key 'tau_mask'"),
         ({"decoder": ASKED, "effort": "low"}, "leave them out"),
         ({"decoder": "toy"}, "valid dictionary"),
+        ({"decoder": {"name": ["toy"]}}, "decoder has no name"),
+        ({"decoder": {"name": "toy", "beta": "\ud800"}}, "decoder toy"),
     ):
         answer = ask(engine, "POST", path, **SHORT, **model, **wrong)
         assert answer.status_code == 400 and says in answer.json()["error"]["message"], answer.text
