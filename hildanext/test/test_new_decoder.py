@@ -125,7 +125,7 @@ def test_a_request_may_name_the_mode_s_own_decoder_too(engine):
     assert told == {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": None, "max_post": 3}
 
 
-@pytest.mark.parametrize("beta", ["\ud800", "1", 1.5, [1], {}, 10**400])
+@pytest.mark.parametrize("beta", ["\ud800", "1", 1.5, [1], {}])
 def test_strictness_takes_types_as_json_has_them(beta):
     with pytest.raises(ConfigError, match="decoder toy"):
         make_decoder({**ASKED, "beta": beta}, strict=True)
