@@ -87,7 +87,8 @@ class ChatMessage(Strict):
 
 def _knob(name: str, knob: FieldInfo, text: str) -> Any:
     """A knob as a field of a body, which may be left out; "off" is null for those that may be null."""
-    kind = Annotated[knob.annotation, *knob.metadata] if knob.metadata else knob.annotation
+    annotation: Any = knob.annotation
+    kind = Annotated[annotation, *knob.metadata] if knob.metadata else annotation
     if name in OPTIONAL:
         return kind | Literal["off"], Field(None, description=f"{text} Null is off.")
     return kind | None, Field(None, description=text)
