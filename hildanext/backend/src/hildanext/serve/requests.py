@@ -122,9 +122,7 @@ class DecodingFields(Strict):
 if TYPE_CHECKING:
     Decoding = DecodingFields
 else:
-    Decoding = create_model(
-        "Decoding", __base__=DecodingFields, __module__=__name__, __doc__=DecodingFields.__doc__, **KNOBS
-    )
+    Decoding = create_model("Decoding", __base__=DecodingFields, __module__=__name__, **KNOBS)
 
 
 class GenerateBody(Decoding):
