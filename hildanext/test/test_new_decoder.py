@@ -19,10 +19,10 @@ from hildanext.core.config import config, may_be_none
 from hildanext.core.errors import ConfigError
 from hildanext.core.knobs import knobs_in, knobs_of
 from hildanext.core.registry import under_profile
-from hildanext.decoding import DECODERS, Canvas, Edit, StepDecoder, decoder_section, make_decoder
-from hildanext.decoding.sampling import candidates
+from hildanext.decoding import DECODERS, Canvas, Decoder, Edit, decoder_section, make_decoder
 from hildanext.engine.local import LocalEngineConfig
 from hildanext.eval.lm_harness import from_arguments
+from hildanext.models.sampling import candidates
 from hildanext.serve.requests import DECODING_ALIASES, GenerateBody
 from hildanext.serve.settings import ServeConfig
 from hildanext.stages.submission import check_submission
@@ -31,7 +31,7 @@ ASKED = {"name": "toy", "alpha": 0.3}
 
 
 @config
-class Toy(StepDecoder):
+class Toy(Decoder):
     """Fill whatever is surer than alpha, and else everything."""
 
     alpha: float = Field(default=0.5, ge=0, le=1)

@@ -13,14 +13,11 @@ from hildanext import masks
 from hildanext.ar import Parent
 from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build, under_profile
-from hildanext.corruption.input_layout import InputLayout, build_layout, layout_of
+from hildanext.corruption.input_layout import build_layout
 from hildanext.diffusion import (
     CausalPairs,
     NoisedBatch,
-    block_index,
-    block_times,
     complement,
-    mask_tokens,
     replace_tokens,
 )
 from hildanext.losses import LOSSES, SupervisedStep
@@ -34,8 +31,8 @@ from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.attention.blockwise import DoubledAttention, aligned
 from hildanext.models.attention.dense import MaskedAttention
 from hildanext.models.lora import LoraConfig, add_lora, without_lora
+from noised_examples import MASK, make_view, model_input, noisy_logits, right_at_the_end
 
-MASK = 61
 CASES = [  # every loss, once mild and once harsh
     {"name": "m2t"},
     {"name": "m2t", "weight": 3.0, "weighting": "uniform"},
@@ -54,53 +51,6 @@ CASES = [  # every loss, once mild and once harsh
     {"name": "c2dlm"},
     {"name": "c2dlm", "apply": "both", "loss": "mass", "reattention": "v_out_norm", "layers": "all", "lambda_c": 9.0},
 ]
-
-
-def make_view(length=16, batch=2, block=4, t=None, seed=0, documents=None) -> NoisedBatch:
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, MASK, (batch, length), generator=generator)
-    document = torch.zeros(batch, length, dtype=torch.long)
-    position = torch.arange(length).repeat(batch, 1)
-    if documents is not None:
-        document = torch.tensor([documents]).repeat(batch, 1)
-        counts: dict[int, int] = {}
-        row = []
-        for number in documents:
-            row.append(counts.get(number, 0) if number >= 0 else 0)
-            counts[number] = counts.get(number, 0) + 1
-        position = torch.tensor([row]).repeat(batch, 1)
-    blocks = block_index(document, position, block)
-    time = block_times(blocks, (0.2, 1.0), generator) if t is None else torch.full(blocks.shape, t)
-    return mask_tokens(tokens, document, position, document >= 0, time.double(), block, MASK, generator)
-
-
-def model_input(view: NoisedBatch, fed: InputLayout) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and positions of a forward."""
-    return fed.tokens(view), fed.rows(view).position
-
-
-def noisy_logits(model, view):
-    """Logits of every token's prediction, [batch seq vocab], by the dense mask."""
-    layout = layout_of(view.block_size, view.clean.shape[1], model.card.shift)
-    fed = build_layout(view, layout)
-    tokens, positions = model_input(view, fed)
-    if layout == "double":
-        mask = masks.doubled(view.document, view.position, view.block_size, model.card.clean_mask)
-    elif layout == "single":
-        mask = masks.same_document(view.document)
-    else:
-        mask = masks.clean_only(view.document, view.position, view.block_size, model.card.clean_mask)
-    hidden = model(model.embed(tokens), positions, MaskedAttention(mask))
-    index = fed.prediction_index(view.position, view.block_size, model.card.shift)
-    return model.logits(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])))
-
-
-def right_at_the_end(model, view: NoisedBatch) -> NoisedBatch:
-    """The view whose truth in the last block, which no prediction sees, is what the model predicts."""
-    best = noisy_logits(model, view).argmax(-1)
-    last = view.position // view.block_size == view.position.max() // view.block_size
-    clean = torch.where(last & view.masked, best, view.clean)
-    return replace(view, clean=clean, noisy=torch.where(view.masked, view.noisy, clean))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

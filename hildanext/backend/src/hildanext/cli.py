@@ -15,7 +15,7 @@ from contextvars import copy_context
 from hildanext import __version__
 from hildanext.core.absent import ABSENT
 from hildanext.core.errors import HildaError
-from hildanext.core.metrics_log import quieten_libraries
+from hildanext.core.logging_setup import quieten_libraries
 
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("hildanext.commands.run", "run a recipe: stages in order, resumable"),

@@ -19,10 +19,7 @@ from hildanext.commands import add_run_flags, load_run
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
     from hildanext.bench.serve_load import ServeLoadConfig
-    from hildanext.models import DiffusionModel
 
 KEY = "HILDA_API_KEY"
 
@@ -86,25 +83,30 @@ LOAD_FLAGS = {"requests": "requests", "seed": "seed", "prompts": "prompts_file"}
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
-
     if options.what == "serve":
         return _load(options)
     flags = ("url", "api_key_env", "clients", "rate", *LOAD_FLAGS)
     stray = [name for name in flags if getattr(options, name) is not None]
     if stray:
         raise ConfigError(f"--{stray[0].replace('_', '-')} is about a service", "use it with bench serve")
-    options.model = options.model if options.model is not None else "tiny"
     if options.what == "decode" and options.chat is not None:
         raise ConfigError("--chat is about steps of fine-tuning", "use it with bench train")
-    section: dict[str, Any] = dict(load_run(options).get("bench", {}))
-    if options.block_size is not None and options.what == "train" and options.chat is None:
-        section["block_size"] = options.block_size
-    set_threads(options.threads)
-    device = choose_device(options.device)
-    result, tables = _measure(options, section, device, choose_dtype(options.dtype, device))
-    from hildanext.eval.evaluation import machine_line
 
+    from hildanext.core.config import merge, validate
+    from hildanext.eval.evaluation import machine_line
+    from hildanext.recipe import StageContext
+    from hildanext.stages.bench import BenchConfig, measure
+
+    knobs: dict[str, Any] = dict(load_run(options).get("bench", {}))
+    what, block_size = options.what, {} if options.block_size is None else {"block_size": options.block_size}
+    if what == "train" and options.chat is not None:
+        what, knobs = "answers", merge({"data": {"train": {"name": "files", "path": options.chat}}}, knobs)
+    elif what == "train":
+        knobs |= block_size
+    section = {"what": what, "parent": options.parent, "alignment": options.alignment, **block_size, what: knobs}
+    section["model"] = options.model if options.model is not None else "tiny"
+    context = StageContext(Path(), "bench", device=options.device, dtype=options.dtype, threads=options.threads)
+    result, tables = measure(validate(BenchConfig, section, where="bench"), context, "bench", _tell)
     _show(options, result, tables, machine_line(result))
     return 0
 
@@ -131,7 +133,7 @@ def _load(options: argparse.Namespace) -> int:
     if options.out is not None:
         picture = serve_picture.draw(result, Path(options.out).with_suffix(".png"))
         _tell(f"picture: {picture}" if picture is not None else "no picture: nothing was answered")
-    return 0 if all(one["answered"] for load in result["loads"] for one in load["results"].values()) else 1
+    return 0 if all(done["answered"] for load in result["loads"] for done in load["results"].values()) else 1
 
 
 def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadConfig]":
@@ -146,9 +148,9 @@ def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadC
     section: dict[str, Any] = dict(run.get("bench", {}))
     section |= {knob: getattr(options, flag) for flag, knob in LOAD_FLAGS.items() if getattr(options, flag) is not None}
     named: list[dict[str, Any]] = [
-        {**({"rate": None} if flag == "clients" else {}), flag: one}
+        {**({"rate": None} if flag == "clients" else {}), flag: number}
         for flag in ("clients", "rate")
-        for one in _numbers(flag, getattr(options, flag))
+        for number in _numbers(flag, getattr(options, flag))
     ]
     loads = []
     for number, pace in enumerate(named or [{}]):
@@ -202,49 +204,6 @@ def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any]
     print(line)
     if options.out is not None:
         write_atomically(Path(options.out), line + "\n")
-
-
-def _measure(
-    options: argparse.Namespace, section: dict[str, Any], device: "torch.device", dtype: "torch.dtype"
-) -> tuple[dict[str, Any], list[Any]]:
-    import torch
-
-    from hildanext.bench import decode_speed, engine_speed, train_speed
-    from hildanext.core.config import merge, validate
-    from hildanext.eval.evaluation import load_baseline
-    from hildanext.stages.bench import own_parent
-
-    if options.what == "train" and options.chat is not None:
-        from hildanext.bench import answer_speed
-
-        source = {"data": {"train": {"name": "files", "path": options.chat}}}
-        answering = validate(answer_speed.AnswerSpeedConfig, merge(source, section), where="bench")
-        model, tokenizer = _model(options, torch.float32, device)
-        result = answer_speed.measure(model, tokenizer, answering, _tell)
-        return {"model": options.model, **result}, answer_speed.tables(result)
-    if options.what == "train":
-        training = validate(train_speed.TrainSpeedConfig, section, where="bench")
-        # Weights are fp32 and the step autocasts, as training does.
-        result = train_speed.measure(_model(options, torch.float32, device)[0], training, _tell)
-        return {"model": options.model, **result}, train_speed.tables(result)
-    model, tokenizer = _model(options, dtype, device)
-    name = options.parent if options.parent is not None else own_parent(options.model, model)
-    parent = load_baseline(name, model) if name else None
-    if options.what == "engine":
-        load = validate(engine_speed.EngineSpeedConfig, section, where="bench")
-        result = engine_speed.measure(model, tokenizer, parent, load, _tell)
-        return {"model": options.model, **result}, engine_speed.tables(result)
-    decoding = validate(decode_speed.DecodeSpeedConfig, section, where="bench")
-    result = decode_speed.measure(model, parent, decoding, _tell)
-    return {"model": options.model, **result}, decode_speed.tables(result)
-
-
-def _model(options: argparse.Namespace, dtype: "torch.dtype", device: "torch.device") -> tuple["DiffusionModel", Any]:
-    """A diffusion checkpoint where the name is one, else an autoregressive model under a new card; its tokenizer."""
-    from hildanext.stages.bench import open_model
-
-    block = options.block_size if options.block_size is not None else 32
-    return open_model(options.model, options.alignment, block, dtype, device, _tell)
 
 
 def _tell(line: str) -> None:

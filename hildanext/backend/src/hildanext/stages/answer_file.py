@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hildanext.core.errors import DataError
-from hildanext.core.metrics_log import MetricLog, read_metrics
+from hildanext.core.metrics_log import METRICS, MetricLog, read_metrics
 from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import Prompt, read_prompts
 
@@ -26,36 +26,36 @@ ANSWERS = "answers.jsonl"
 
 def answer_file(
     source: str | Path,
-    room: Path,
+    folder: Path,
     model: "DiffusionModel",
     tokenizer: Any,
-    ways: Mapping[str, "Decoder"],
+    decoders: Mapping[str, "Decoder"],
     settings: "GenerationConfig",
     chat: bool = False,
 ) -> Path:
-    """Answer every prompt of `source` in every way, into `answers.jsonl` in `room`; returns its path.
+    """Answer every prompt of `source` by every decoder, into `answers.jsonl` in `folder`; returns its path.
 
     A prompt that cannot be answered (too long for the model) has `error` in place of a text. Progress goes to
     `metrics.jsonl` beside it. Raises `DataError` where the prompts are not those that the answers there belong to.
     """
     prompts = read_prompts(source)
-    _remember(room, source, list(ways), prompts)
+    _remember(folder, source, list(decoders), prompts)
     encoded = [_encoded(tokenizer, prompt, chat) for prompt in prompts]
-    path = room / ANSWERS
-    total = len(ways) * len(prompts)
-    with MetricLog(path) as answers, MetricLog(room / "metrics.jsonl") as metrics:
+    path = folder / ANSWERS
+    total = len(decoders) * len(prompts)
+    with MetricLog(path) as answers, MetricLog(folder / METRICS) as metrics:
         done = before = len(read_metrics(path))
         began = time.monotonic()
         metrics.write(kind="progress", done=done, total=total, unit="answers")
-        for number, (way, decoder) in enumerate(ways.items()):
+        for number, (name, decoder) in enumerate(decoders.items()):
             for first in range(0, len(prompts), settings.batch_size):
                 place = number * len(prompts) + first
                 batch = range(first, min(first + settings.batch_size, len(prompts)))
                 if place + len(batch) <= done:
                     continue
-                found = _answer(model, tokenizer, decoder, settings, encoded, batch)
-                for index, answer in list(zip(batch, found, strict=True))[done - place :]:
-                    answers.write(way=way, index=index, **prompts[index].as_json(), **answer)
+                batch_answers = _answer(model, tokenizer, decoder, settings, encoded, batch)
+                for index, answer in list(zip(batch, batch_answers, strict=True))[done - place :]:
+                    answers.write(way=name, index=index, **prompts[index].as_json(), **answer)
                 done = place + len(batch)
                 left = (time.monotonic() - began) / (done - before) * (total - done)
                 metrics.write(kind="progress", done=done, total=total, unit="answers", eta_seconds=round(left, 1))
@@ -74,28 +74,28 @@ def _answer(
     from hildanext.core.errors import PromptError
     from hildanext.inference import generate
 
-    def ask(some: Sequence[int]) -> "list[Completion]":
+    def ask(indices: Sequence[int]) -> "list[Completion]":
         tokens: list[Sequence[int]] = []
-        for index in some:
+        for index in indices:
             ids = encoded[index]
             if isinstance(ids, DataError):
                 raise ids
             tokens.append(ids)
-        seeds = [settings.seed + index for index in some]
+        seeds = [settings.seed + index for index in indices]
         return generate(model, tokenizer, tokens, decoder, settings, seeds=seeds)
 
     try:
-        return iter([_told(done) for done in ask(batch)])
+        return iter([_record(completion) for completion in ask(batch)])
     except (PromptError, DataError) as problem:
         if len(batch) == 1:
             return iter([{"error": str(problem)}])
-    return (told for index in batch for told in _answer(model, tokenizer, decoder, settings, encoded, [index]))
+    return (answer for index in batch for answer in _answer(model, tokenizer, decoder, settings, encoded, [index]))
 
 
-def _told(done: "Completion") -> dict[str, Any]:
-    stats = done.stats
+def _record(completion: "Completion") -> dict[str, Any]:
+    stats = completion.stats
     counts = {"tokens": stats.tokens, "forwards": stats.forwards, "edits": stats.edits}
-    return {"text": done.text, "finish_reason": done.finish_reason, **counts}
+    return {"text": completion.text, "finish_reason": completion.finish_reason, **counts}
 
 
 def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataError:
@@ -112,14 +112,14 @@ def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataErro
         return problem
 
 
-def _remember(room: Path, source: str | Path, ways: list[str], prompts: Sequence[Prompt]) -> None:
+def _remember(folder: Path, source: str | Path, decoders: list[str], prompts: Sequence[Prompt]) -> None:
     """Note which prompts the answers belong to. Raises `DataError` where they belong to others."""
-    asked = json.dumps([prompt.as_json() for prompt in prompts], sort_keys=True)
-    record = {"prompts": len(prompts), "ways": ways, "sha256": hashlib.sha256(asked.encode()).hexdigest()}
-    path = room / "answers.json"
+    text = json.dumps([prompt.as_json() for prompt in prompts], sort_keys=True)
+    record = {"prompts": len(prompts), "ways": decoders, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    path = folder / "answers.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != record:
         raise DataError(
-            f"{str(source)!r} is not what it was when {str(room / ANSWERS)!r} was begun",
+            f"{str(source)!r} is not what it was when {str(folder / ANSWERS)!r} was begun",
             "put the prompts back, or answer the new ones in another run",
         )
     write_atomically(path, json.dumps(record, indent=2) + "\n")

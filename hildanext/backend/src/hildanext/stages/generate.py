@@ -54,34 +54,31 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     from hildanext.data.prompts import read_prompts
 
     settings = validate(SampleConfig, section, where=context.key)
-    _ways(settings)
+    _decoders(settings)
     if settings.prompts_file is not None:
         read_prompts(settings.prompts_file)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
     from hildanext.inference import GenerationConfig
     from hildanext.models.loading.load import load_diffusion
     from hildanext.stages.answer_file import answer_file
 
     settings = validate(SampleConfig, section, where=context.key)
-    set_threads(context.threads)
-    device = choose_device(context.device)
-    dtype = choose_dtype(context.dtype, device)
+    device, dtype = context.open_device()
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     model, tokenizer = load_diffusion(name, dtype, device)
     how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "stop": settings.stop}
     if settings.prompts_file is None:
         return _samples(settings, context, model, tokenizer, GenerationConfig(**how, batch_size=1, trace=True))
     together = GenerationConfig(**how, batch_size=settings.batch_size)
-    ways = _ways(settings)
-    path = answer_file(settings.prompts_file, context.room, model, tokenizer, ways, together, settings.chat)
+    decoders = _decoders(settings)
+    path = answer_file(settings.prompts_file, context.stage_dir, model, tokenizer, decoders, together, settings.chat)
     return {"answers": str(path)}
 
 
-def _ways(settings: SampleConfig) -> "dict[str, Decoder]":
+def _decoders(settings: SampleConfig) -> "dict[str, Decoder]":
     """A decoder for each mode, by the mode's name."""
     from hildanext.decoding import MODES, decoder_section, make_decoder, mode_name
 
@@ -105,13 +102,13 @@ def _samples(
     texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     samples: list[dict[str, Any]] = []
-    for way, decoder in _ways(settings).items():
+    for mode, decoder in _decoders(settings).items():
         done = generate(model, tokenizer, prompts, decoder, how)
         for prompt, ids, completion in zip(texts, prompts, done, strict=True):
             stats = completion.stats
             samples.append(
                 {
-                    "way": way,
+                    "way": mode,
                     "prompt": prompt,
                     "text": completion.text,
                     "finish_reason": completion.finish_reason,
@@ -124,7 +121,7 @@ def _samples(
                     "trace": trace_record(completion.trace, tokenizer),
                 }
             )
-    path = context.room / "samples.json"
-    told = {"machine": machine(model.device, model.dtype), "samples": samples}
-    write_atomically(path, json.dumps(told, indent=2) + "\n")
+    path = context.stage_dir / "samples.json"
+    record = {"machine": machine(model.device, model.dtype), "samples": samples}
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
     return {"samples": str(path)}

@@ -27,10 +27,10 @@ class SampleAnswers:
     def __init__(self, dataset: ChatDataset, model: DiffusionModel, tokenizer: Any, settings: SampleConfig) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.decoder = make_decoder(decoder_section(settings.mode))
-        room = context_length(model) - settings.max_new_tokens
+        longest_prompt = context_length(model) - settings.max_new_tokens
         held_out = (dataset.conversation(number) for number in range(dataset.conversations))
-        fitting = (one for one in held_out if len(one.prompt) <= room)
-        self.chosen = [one for _, one in zip(range(settings.count), fitting, strict=False)]
+        fitting = (conversation for conversation in held_out if len(conversation.prompt) <= longest_prompt)
+        self.chosen = [conversation for _, conversation in zip(range(settings.count), fitting, strict=False)]
         if settings.count and not self.chosen:
             raise PromptError(
                 f"no held-out prompt leaves room for {settings.max_new_tokens} tokens in the model's context",
@@ -41,19 +41,21 @@ class SampleAnswers:
         """For each prompt: what was asked, what was answered, what was wanted, and the forwards that it took."""
         if not self.chosen:
             return []
-        how = GenerationConfig(max_new_tokens=self.settings.max_new_tokens, batch_size=len(self.chosen))
-        done = generate(self.model, self.tokenizer, [one.prompt for one in self.chosen], self.decoder, how)
+        settings = GenerationConfig(max_new_tokens=self.settings.max_new_tokens, batch_size=len(self.chosen))
+        completions = generate(
+            self.model, self.tokenizer, [conversation.prompt for conversation in self.chosen], self.decoder, settings
+        )
         return [
             {
-                "id": one.id,
-                "prompt": self._text(one.prompt),
+                "id": conversation.id,
+                "prompt": self._text(conversation.prompt),
                 "answer": completion.text,
-                "wanted": self._text(one.answer),
+                "wanted": self._text(conversation.answer),
                 "finish_reason": completion.finish_reason,
                 "tokens": completion.stats.tokens,
                 "forwards": completion.stats.forwards,
             }
-            for one, completion in zip(self.chosen, done, strict=True)
+            for conversation, completion in zip(self.chosen, completions, strict=True)
         ]
 
     def _text(self, ids: list[int]) -> str:
