@@ -143,6 +143,64 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *of(
+        "decoding/state.py",
+        "test_inference.py",
+        (
+            "auto commits after an edit",
+            "unchanged=not had_masks and not wrote)",
+            "unchanged=not had_masks)",
+        ),
+    ),
+    *of(
+        "decoding/commit.py",
+        "test_inference.py",
+        (
+            "a block too many is committed",
+            "row.cache.commit(segment.start + segment.clean, row.tokens)",
+            "row.cache.commit(segment.start + segment.clean + self.block, row.tokens)",
+        ),
+        ("auto commits token-causal blocks", ' and self.clean_mask == "block_causal"', ""),
+    ),
+    *of(
+        "decoding/per_row.py",
+        "engine/test_local_engine.py",
+        (
+            "the engine revises nothing",
+            "                decoder.after_block(denoiser, finished)",
+            "                pass",
+        ),
+    ),
+    *of(
+        "engine/runners.py",
+        "engine/test_local_engine.py",
+        (
+            "a prefix comes without its last hidden state",
+            "row.last_clean_hidden[: blocks + 1] = prefix.last_clean_hidden[: blocks + 1]",
+            "pass",
+        ),
+        ("the parent reads the first token of a piece", "last.append(end - 1)", "last.append(end - len(tokens))"),
+        (
+            "every request to the parent has the same seed",
+            "request.generator = torch.Generator().manual_seed(spec.seed)",
+            "request.generator = torch.Generator().manual_seed(0)",
+        ),
+    ),
+    *of(
+        "models/sampling.py",
+        "decoding/test_decoding.py",
+        (
+            "the nucleus has one more",
+            "ordered.cumsum(-1) - ordered >= top_p",
+            "ordered.cumsum(-1) - ordered > top_p",
+        ),
+        ("the nucleus has one fewer", "ordered.cumsum(-1) - ordered >= top_p", "ordered.cumsum(-1) >= top_p"),
+        (
+            "every equal of the k-th is kept",
+            "level.cumsum(-1) <= k - above.sum(-1, keepdim=True)",
+            "level.cumsum(-1) <= k",
+        ),
+    ),
+    *of(
         "kv_cache/block_cache.py",
         "kv_cache/test_kv_cache.py kv_cache/test_prefix_cache.py",
         ("two clean blocks have no mask", "one_block = segment.clean <= cache.block_size and", "one_block = True or"),

@@ -182,9 +182,8 @@ class ParentEvalModel(EvalModel):
             hand(index, self._answer(done, ask.stops, seconds, wall))
             clock.resume()
 
-        top_p = ask.top_p if ask.top_p is not None else 1.0
         self.parent.generate_batch(
-            prompts, ask.max_new_tokens, ask.temperature, top_p, 0, seeds, self.stop_ids, over, told
+            prompts, ask.max_new_tokens, ask.temperature, ask.top_p, None, seeds, self.stop_ids, over, told
         )
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> list[Scored]:
