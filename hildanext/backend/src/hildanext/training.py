@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hildanext.core.errors import TrainingStopped
 from hildanext.core.metrics_log import MetricLog
+from hildanext.core.progress import ProgressLine
 from hildanext.core.run_dir import read_run, recover_folder
 from hildanext.core.runtime import keep_freed_memory, make_generator
 from hildanext.core.tracking import Tracker, open_trackers, scalars
@@ -33,7 +34,6 @@ from hildanext.trainer.guard import Guard
 from hildanext.trainer.interrupt import between_steps
 from hildanext.trainer.optimizer import OffloadedStates, build_optimizer
 from hildanext.trainer.processes import any_process, check_agreement, on_main, open_accelerator, summed
-from hildanext.trainer.progress import TrainingProgress
 from hildanext.trainer.sharded import Shards, clip_gradients, open_shards
 from hildanext.trainer.state import STATE, Held, gather_state, load_state, save_state, trainable
 from hildanext.trainer.task import TrainingTask
@@ -156,7 +156,7 @@ class _Loop:
         on_main(accelerator, self._open_metrics)
         self.module.train()
         quiet = quiet or not accelerator.is_main_process
-        progress = TrainingProgress(self.stage.total_tokens, counters["tokens"], quiet)
+        progress = ProgressLine(self.stage.total_tokens, "tokens", done=counters["tokens"], quiet=quiet)
         try:
             with between_steps() as interrupt, progress:
                 ended = self._finished()
@@ -192,16 +192,13 @@ class _Loop:
         for tracker in self.trackers:
             self.metrics.listeners.append(partial(_show, tracker))
 
-    def _report(self, line: dict[str, Any], progress: TrainingProgress) -> None:
+    def _report(self, line: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
         self.metrics.write(kind="train", **line, total_tokens=self.stage.total_tokens)
         progress.update(
             line["tokens"],
-            line["phase"],
-            line["block_size"],
-            line["loss"],
-            line["masked_accuracy"],
-            line["tokens_per_second"],
+            f"{line['phase']} block {line['block_size']} | loss {line['loss']:.3f} | "
+            f"masked acc {line['masked_accuracy']:.1%} | {line['tokens_per_second']:.0f} tok/s",
         )
 
     def _due(self, every: int) -> bool:
@@ -296,7 +293,7 @@ class _Loop:
             "masked": [int(x) for x in values[-buckets:]],
         }
 
-    def _evaluate(self, progress: TrainingProgress) -> None:
+    def _evaluate(self, progress: ProgressLine) -> None:
         if self.stage.validate is None:
             return
         self.module.eval()
@@ -314,7 +311,7 @@ class _Loop:
         with torch.no_grad(), self.accelerator.autocast():
             return self.stage.validate(self.plain, self.counters["step"])
 
-    def _note(self, found: dict[str, Any], progress: TrainingProgress) -> None:
+    def _note(self, found: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
         step, tokens = self.counters["step"], self.counters["tokens"]
         self.metrics.write(kind="eval", step=step, tokens=tokens, **found)

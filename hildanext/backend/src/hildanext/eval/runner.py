@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 
 from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, PromptError
+from hildanext.core.progress import ProgressLine
 from hildanext.core.registry import build
 from hildanext.core.runtime import machine
 from hildanext.data.chat_template import Message, chat_text
 from hildanext.decoding import MODES, make_decoder
 from hildanext.eval.journal import Journal, Sample
 from hildanext.eval.models import Answer, DiffusionEvalModel, EvalModel, GenerationParams, ModelPair
-from hildanext.eval.progress import TaskProgress
 from hildanext.eval.tasks import TASKS
 from hildanext.eval.tasks.base import Item, ScoringTask, Task, WritingTask
 from hildanext.eval.tasks.rows import fingerprint
@@ -91,8 +91,7 @@ def run_tasks(
         for way in ways:
             identity = _identity(key, task, way, settings, weights)
             with Journal(Path(folder), key, way.name, identity, _session(way, settings)) as journal:
-                with TaskProgress(f"{key}, {way.name}", len(prompts) * _repeats(task), quiet) as progress:
-                    _answer(task, way, prompts, journal, settings, progress)
+                _answer(task, way, prompts, journal, settings, f"{key}, {way.name}", quiet)
                 wanted = {(item.index, repeat) for item in items for repeat in range(_repeats(task))}
                 kept = [journal.samples[at] for at in sorted(wanted)]
                 outcomes.append(Outcome(way, kept, journal.sessions))
@@ -165,19 +164,23 @@ def _answer(
     prompts: Sequence[_Prompt],
     journal: Journal,
     settings: QualityConfig,
-    progress: TaskProgress,
+    name: str,
+    quiet: bool,
 ) -> None:
     todo = [(prompt, repeat) for prompt in prompts for repeat in range(_repeats(task))]
     todo = [(prompt, repeat) for prompt, repeat in todo if (prompt.item.index, repeat) not in journal.samples]
-    progress.skip(len(prompts) * _repeats(task) - len(todo))
+    total = len(prompts) * _repeats(task)
     # Long prompts first: what does not fit into memory shows at once, and the time left is not underestimated.
     todo.sort(key=lambda at: (-len(at[0].text), at[0].item.index, at[1]))
-    for start in range(0, len(todo), settings.batch_size):
-        batch = todo[start : start + settings.batch_size]
-        if isinstance(task, WritingTask):
-            _write(task, way, batch, journal, settings, progress)
-        elif isinstance(task, ScoringTask):
-            _score(task, way, [prompt for prompt, _ in batch], journal, settings, progress)
+    with ProgressLine(total, "answers", name, done=total - len(todo), quiet=quiet) as progress:
+        if len(todo) < total:
+            progress.say(f"{name}: {total - len(todo)} of {total} are there already")
+        for start in range(0, len(todo), settings.batch_size):
+            batch = todo[start : start + settings.batch_size]
+            if isinstance(task, WritingTask):
+                _write(task, way, batch, journal, settings, progress)
+            elif isinstance(task, ScoringTask):
+                _score(task, way, [prompt for prompt, _ in batch], journal, settings, progress)
 
 
 def _write(
@@ -186,7 +189,7 @@ def _write(
     batch: Sequence[tuple[_Prompt, int]],
     journal: Journal,
     settings: QualityConfig,
-    progress: TaskProgress,
+    progress: ProgressLine,
 ) -> None:
     ask = GenerationParams(task.max_new_tokens, task.stops, task.temperature, task.top_p)
     seeds = [_seed(settings.seed, prompt.item.index, repeat) for prompt, repeat in batch]
@@ -209,7 +212,7 @@ def _score(
     batch: Sequence[_Prompt],
     journal: Journal,
     settings: QualityConfig,
-    progress: TaskProgress,
+    progress: ProgressLine,
 ) -> None:
     asked = [task.pairs(prompt.item, way.encode, _seed(settings.seed, prompt.item.index, 0)) for prompt in batch]
     begun = time.perf_counter()

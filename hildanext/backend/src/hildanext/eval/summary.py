@@ -77,7 +77,7 @@ def _way(task: Task, outcome: Outcome, items: Items, base: Items | None) -> dict
         "name": outcome.way.name,
         "settings": outcome.way.settings,
         "sessions": outcome.sessions,
-        "scores": {metric.name: _score(metric, items, base) for metric in task.metrics},
+        "scores": {metric.name: _score(metric, items, base) | _note(task, metric, items) for metric in task.metrics},
         "details": task.details(outcome.samples),
         "cost": _cost(outcome.samples, isinstance(task, WritingTask)),
     }
@@ -101,6 +101,14 @@ def _score(metric: Metric, items: Items, base: Items | None) -> dict[str, Any]:
     if both and not metric.exp:
         found["over_parent"] = _difference(_values(own, both), _values(theirs, both))
     return found
+
+
+def _note(task: Task, metric: Metric, items: Items) -> dict[str, str]:
+    """What must be said about a column that lacks items: they were judged where it could not be had."""
+    own, most = len(items.get(metric.name, {})), max(map(len, items.values()), default=0)
+    if own == most:
+        return {}
+    return {"note": task.absent().get(metric.name, "not judged") if own == 0 else f"{own} of {most} items"}
 
 
 def _difference(ours: Values, theirs: Values) -> dict[str, Any]:
@@ -207,9 +215,10 @@ def save(result: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
 
 
 def _with_range(score: Mapping[str, Any], percent: bool, sign: str = "") -> str:
-    """`62.1 % (59.4 to 64.7)`."""
+    """`62.1 % (59.4 to 64.7)`, and what must be said about it."""
     value, low, high = (_number(score[key], percent, sign) for key in ("value", "low", "high"))
-    return f"{value}{' %' if percent and value else ''} ({low} to {high})" if low and high else value
+    shown = f"{value}{' %' if percent and value else ''} ({low} to {high})" if low and high else value
+    return ", ".join(part for part in (shown, score.get("note", "")) if part)
 
 
 def _number(value: float | None, percent: bool, sign: str) -> str:

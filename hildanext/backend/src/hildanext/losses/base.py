@@ -1,7 +1,7 @@
 """What a supervised loss is: a weight for each token's prediction. The objective adds them up in one head call."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -70,6 +70,8 @@ class AttentionLoss(AttentionContext, Protocol):
 class TokenLoss:
     """A supervised loss. Members are frozen knobs; the common case is one method."""
 
+    research: ClassVar[bool] = False
+    """A research method: built under the profile FULL alone."""
     needs_parent: bool = False
     needs_graphs: bool = False
     """Whether it has nothing to say about data without causal graphs."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,6 +37,7 @@ class CausalAttention(TokenLoss):
     read, one before the effect, as in CAT. The mask and other special tokens are no "other" columns.
     """
 
+    research: ClassVar[bool] = True
     needs_graphs = True
     wraps_attention = True
 
