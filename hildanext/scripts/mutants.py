@@ -46,7 +46,11 @@ MUTANTS: list[Mutant] = [
             'return maskable & (position > 0) if shift == "left" else maskable',
             "return maskable",
         ),
-        ("blocks go on over a document's border", "starts[:, 1:] |= document[:, 1:] != document[:, :-1]", "pass"),
+        (
+            "a turn counts masks as replaced",
+            "replaced=view.maskable & ~masked & (draft != view.clean)",
+            "replaced=view.maskable & (draft != view.clean)",
+        ),
         ("masked tokens are replaced", "chosen = view.kept & (draw < rate)", "chosen = view.maskable & (draw < rate)"),
         ("effects have no boost", "min(1.0, boost * rate)", "rate"),
     ),

@@ -57,6 +57,8 @@ def test_a_fill_needs_more_than_tau_mask():
 def test_a_prompt_inside_the_block_is_not_edited():
     decoder = ThresholdEdit(tau_edit=0.0)
     assert step(decoder, canvas([1, 2], fixed=(0,)), (3, 0.9), (3, 0.9)).write.tolist() == [[False, True]]
+    offered = decoder.edit(logits_of((3, 0.9), (3, 0.9)), torch.ones(1, 2, dtype=torch.bool), canvas([1, 2], (0,)))
+    assert offered.write.tolist() == [[False, True]], "nor where its logits are there too"
 
 
 def test_the_fallback_fills_one_mask_where_none_is_sure_and_leaves_the_written_alone():
