@@ -25,7 +25,7 @@ from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.runtime import cpu_name, usable_cores
 from hildanext.data.chat_template import Message
 from hildanext.data.prompts import Prompt, read_prompts
-from hildanext.engine.base import Answer, EngineFailed, Request
+from hildanext.engine.base import EngineFailed, Request, RequestOutput
 from hildanext.engine.remote.dialects import Published, Times
 from hildanext.engine.remote.http import EventReader, There, address_of, key_header, look, refusal, unreachable
 
@@ -96,7 +96,7 @@ class Plan:
 class Outcome:
     """What became of a request: an answer with the usage that came with it, or the kind of what went wrong."""
 
-    answer: Answer | None
+    answer: RequestOutput | None
     usage: dict[str, Any]
     kind: str = ""
     message: str = ""
@@ -256,7 +256,7 @@ class _Loading:
         finally:
             self.open -= 1
 
-    async def _talk(self, client: httpx.AsyncClient, talk: Published) -> Answer:
+    async def _talk(self, client: httpx.AsyncClient, talk: Published) -> RequestOutput:
         settings = self.settings
         body = talk.body(self.model, (), usage=True)
         more = {"deadline_seconds": settings.deadline_seconds} if settings.deadline_seconds is not None else {}

@@ -17,10 +17,10 @@ from pydantic import Field
 from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, HildaError, ModelError, PromptError
 from hildanext.data.chat_template import encode_chat
+from hildanext.data.generation_result import GenerationStats
 from hildanext.decoding import MODES, make_decoder, mode_name
 from hildanext.decoding.detokenizer import IncrementalDetokenizer, Stop
 from hildanext.engine.base import (
-    Answer,
     Cancelled,
     DeadlineExceeded,
     Engine,
@@ -33,13 +33,14 @@ from hildanext.engine.base import (
     Overloaded,
     Piece,
     Request,
+    RequestOutput,
     Sink,
     Started,
     Ticket,
 )
 from hildanext.engine.dinfer.probe import PINNED, probe, why_not_here, why_not_model
 from hildanext.engine.dinfer.server import TROUBLES, DInferServer
-from hildanext.inference import DEFAULT_NEW_TOKENS, DecodeStats
+from hildanext.inference import DEFAULT_NEW_TOKENS
 from hildanext.tokenization import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -339,16 +340,16 @@ class DInferEngine(Engine):
         self._server.stop()
         self.fail(work, EngineFailed(f"dinfer was stopped: {against}", "serve the model with another engine"))
 
-    def _whole_answer(self, work: RequestState, got: Got, ending: Stop, started: float) -> Answer:
+    def _whole_answer(self, work: RequestState, got: Got, ending: Stop, started: float) -> RequestOutput:
         now = time.perf_counter()
         first = got.first if got.first is not None else now
-        return Answer(
+        return RequestOutput(
             text=ending.text,
             tokens=ending.tokens,
             finish_reason=ending.reason,
             prompt_tokens=len(work.prompt),
             cached_tokens=0,
-            stats=DecodeStats(0, got.forwards, 0, 0, len(ending.tokens), 0, now - started, 0.0),
+            stats=GenerationStats(0, got.forwards, 0, 0, len(ending.tokens), 0, now - started, 0.0),
             queue_seconds=started - work.submitted,
             first_piece_seconds=first - work.submitted,
             seconds=now - work.submitted,

@@ -18,7 +18,6 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.engine.base import (
-    Answer,
     Cancelled,
     DeadlineExceeded,
     Engine,
@@ -30,6 +29,7 @@ from hildanext.engine.base import (
     Finished,
     Overloaded,
     Request,
+    RequestOutput,
     Sink,
 )
 from hildanext.engine.remote.dialects import Conversation, Native, Published, Times, refuse_extras
@@ -267,7 +267,7 @@ class OpenAIEngine(Engine):
             ended = Failed(error)
         self._let_go(work, ended)
 
-    async def _ask(self, work: RequestState) -> Answer:
+    async def _ask(self, work: RequestState) -> RequestOutput:
         times = Times(work.submitted, time.perf_counter())
         for attempt in range(self.settings.retries + 1):
             try:
@@ -280,7 +280,7 @@ class OpenAIEngine(Engine):
                 await asyncio.sleep(wait)
         raise AssertionError("the last attempt answers or raises")
 
-    async def _attempt(self, work: RequestState, times: Times) -> Answer:
+    async def _attempt(self, work: RequestState, times: Times) -> RequestOutput:
         talk, body = self._talk(work, times)
         heard = False
         try:
