@@ -180,11 +180,11 @@ def _step(record: "Mapping[str, Any]") -> "Step":
 
 def _server(engine: "OpenAIEngine", options: argparse.Namespace, section: dict[str, Any]) -> dict[str, Any]:
     """Who answered; of the decoder only what the server was told."""
-    facts, hilda = engine.facts, bool(engine.there.hilda)
+    facts, hilda = engine.facts, bool(engine.server.hilda)
     return {
         "model": facts.model,
         "server": engine.address,
-        "engine": engine.there.hilda["engine"]["name"] if hilda else None,
+        "engine": engine.server.hilda["engine"]["name"] if hilda else None,
         "dtype": facts.dtype,
         "device": facts.device,
         "block_size": facts.block_size,
