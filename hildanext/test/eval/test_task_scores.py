@@ -21,7 +21,7 @@ from hildanext.eval.statistics import (
 )
 from hildanext.eval.tasks import TASKS, Task
 from hildanext.eval.tasks.math500 import EXAMPLES
-from hildanext.eval.tasks.rows import beside, fingerprint, read_rows
+from hildanext.eval.tasks.records import beside, fingerprint, read_records
 from hildanext.grading.math_answers import boxed, canonical, normalised, official, stated
 from hildanext.likelihood.conditional import Scored
 from quality_fixtures import CHOICES, QUESTIONS, STORIES, gsm8k_folder, lines, stories_file, tiny_pair
@@ -201,7 +201,7 @@ class TestGsm8k:
         task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 2})
         for item, (first, second) in zip(task.items(), [(6, 3), (0, 6), (0, 4)], strict=False):
             told = [f"Question: What is {n}+1?\nAnswer: It is {n + 1}.\n#### {n + 1}" for n in (first, second)]
-            assert task.prompt(item, 2) == "\n\n".join([*told, f"Question: {item.row['question']}\nAnswer:"])
+            assert task.prompt(item, 2) == "\n\n".join([*told, f"Question: {item.record['question']}\nAnswer:"])
 
     def test_as_a_chat_the_bare_question_is_asked(self, tmp_path):
         task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 0, "chat": True})
@@ -252,7 +252,7 @@ class TestMultipleChoice:
     def test_mmlu_s_own_csv_has_no_header(self, tmp_path):
         (tmp_path / "test.csv").write_text('"Which, of these?",one,two,three,four,C\nSecond?,a,b,c,d,A\n')
         items = self.task(str(tmp_path)).items()
-        assert [(item.row["question"], item.row["choices"], item.row["gold"]) for item in items] == [
+        assert [(item.record["question"], item.record["choices"], item.record["gold"]) for item in items] == [
             ("Which, of these?", ["one", "two", "three", "four"], 2), ("Second?", ["a", "b", "c", "d"], 0)
         ]  # fmt: skip
 
@@ -274,7 +274,7 @@ class TestTinyStories:
     def test_a_story_is_scored_from_its_beginning_and_cut(self, tmp_path):
         task = build("task", TASKS, {"name": "tinystories", "data": stories_file(tmp_path / "a.txt"), "max_tokens": 5})
         items = task.items()
-        assert [item.row["text"] for item in items] == STORIES
+        assert [item.record["text"] for item in items] == STORIES
         way = tiny_pair().parent_way()[0]
         (pair,) = task.pairs(items[0], way.encode, 0)
         assert pair.context == (way.tokenizer.bos_token_id,)
@@ -296,8 +296,8 @@ class TestRows:
         (tmp_path / "list.json").write_text(json.dumps(rows))
         (tmp_path / "t.csv").write_text("question,a\nq,1\n")
         for place in (tmp_path, tmp_path / "test.jsonl", tmp_path / "x.jsonl.gz", tmp_path / "list.json"):
-            assert read_rows(str(place), "test") == rows
-        assert read_rows(str(tmp_path / "t.csv"), "test") == [{"question": "q", "a": "1"}]
+            assert read_records(str(place), "test") == rows
+        assert read_records(str(tmp_path / "t.csv"), "test") == [{"question": "q", "a": "1"}]
         assert beside(str(tmp_path / "x.jsonl.gz"), "test") == str(tmp_path / "test.jsonl")
         assert beside("owner/name", "train") == "owner/name"
         assert fingerprint(rows) == fingerprint([{"a": 1}, {"a": 2}]) != fingerprint([{"a": 2}, {"a": 1}])
@@ -316,7 +316,7 @@ class TestRows:
     def test_broken_files_are_named(self, name, content, word, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=word):
-            read_rows(str(tmp_path / name), "test")
+            read_records(str(tmp_path / name), "test")
 
     def test_a_hub_that_is_out_of_reach_says_what_to_do(self, monkeypatch):
         import datasets
@@ -329,6 +329,6 @@ class TestRows:
             build("task", TASKS, {"name": "gsm8k"}).items()
         assert "local file" in caught.value.hint
         with pytest.raises(DataError, match="no benchmark data"):
-            read_rows("no/such/file.jsonl", "test")
+            read_records("no/such/file.jsonl", "test")
         with pytest.raises(DataError, match="holds no train"):
             beside(__file__, "train")
