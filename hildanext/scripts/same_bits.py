@@ -33,6 +33,8 @@ from typing import Any
 SOURCE = Path("hildanext/backend/src")
 HASHES = "hashes.json"
 """Beside the runs of a kept folder: what `record` wrote to --out."""
+RESULTS = ("trace.json", "sampled.json", "eval.json", "quality.json")
+"""What a tree that loads has to write anew. The samples of tasks stay: it goes on with them."""
 VARIES = re.compile(
     r"(.*_)?seconds|seconds_.*|.*_per_second|created|changed|.*_ms|.*rss.*|.*memory.*|.*vram.*"
     r"|machine|device_name|versions|hildanext|notes"
@@ -223,7 +225,7 @@ def load(root: Path, made_by: Path, agreed: Agreed) -> int:
     before = _read_json(made_by / HASHES)
     with _working_folder(None) as scratch:
         tree = Tree(root.resolve(), scratch.resolve() / "copy")
-        shutil.copytree(made_by, tree.folder)
+        shutil.copytree(made_by, tree.folder, ignore=shutil.ignore_patterns(*RESULTS))
         tree.check()
         after = {step.name: _item(tree, step, step.words) for step in STEPS if step.loads}
         after["serve"] = _served(tree)
@@ -432,8 +434,14 @@ def _results(name: str) -> Callable[[Path, str], Any]:
     return read
 
 
-def _printed_json(folder: Path, printed: str) -> Any:
-    return _last_line(printed)
+def _runs_compared(folder: Path, printed: str) -> dict[str, Any]:
+    """Runs by name, and their settings: the command lists them by the time of their last change."""
+    listing = _last_line(printed)
+    names = [row["run"] for row in listing["runs"]]
+    differences = {
+        setting: dict(sorted(zip(names, values, strict=True))) for setting, values in listing["differences"].items()
+    }
+    return {"runs": {row["run"]: row for row in listing["runs"]}, "differences": differences}
 
 
 # What is said of it in one line
@@ -521,7 +529,7 @@ STEPS = (
          "--out", "eval", *SINGLE, "--quiet"), _results("eval"), _eval_headline, loads=True),
     Step("eval tasks", ("eval", "--config", "tasks.json", "--model", "tiny", "--out", "quality", *SINGLE, "--quiet"),
          _results("quality"), _count_headline, loads=True),
-    Step("runs", ("runs", "block", "parent", "lora", "sft", "causal", "--compare", "--json"), _printed_json,
+    Step("runs", ("runs", "block", "parent", "lora", "sft", "causal", "--compare", "--json"), _runs_compared,
          lambda values: f"{len(values['runs'])} runs", loads=True),
 )  # fmt: skip
 HALVES = (

@@ -1,6 +1,7 @@
 """lm-evaluation-harness's model type `hilda`; started as a program, the harness's own command line with it.
 
 python -m hildanext.eval.lm_harness run --model hilda --model_args model=my-checkpoint,mode=Q_MODE --tasks gsm8k
+python -m hildanext.eval.lm_harness run --model hilda --model_args tau_mask=0.6,decoder.window=1 --tasks gsm8k
 
 The adapter asks the same two questions as our own tasks (`eval.models`): prompts are answered in batches, and
 likelihoods are exact at block size 1 and bounds elsewhere. The package `lm-eval` is the extra `eval`; without it the
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 
 from hildanext.core.errors import ConfigError, HildaError, UnknownChoice
+from hildanext.core.registry import choose_profile
 from hildanext.core.runtime import RuntimeConfig
-from hildanext.decoding import decoder_section
+from hildanext.decoding import decoder_section, make_decoder
 from hildanext.eval.models import EvalAnswer, EvalModel, GenerationParams, ModelPair
 from hildanext.eval.tasks.base import split_at
 from hildanext.likelihood.conditional import Pair
@@ -242,9 +244,9 @@ def from_arguments(
     model: str = "tiny",
     parent: str | None = None,
     subject: str = "diffusion",
-    mode: str = "S_MODE",
-    tau_mask: float | None = None,
-    tau_edit: float | str | None = None,
+    mode: str | None = None,
+    decoder: str | None = None,
+    profile: str = "SAFE",
     block_size: int | None = None,
     draws: int = 16,
     max_gen_toks: int = 256,
@@ -254,10 +256,13 @@ def from_arguments(
     device: str | None = None,
     threads: int | None = None,
     seed: int = 0,
+    **knobs: Any,
 ) -> dict[str, Any]:
     """`--model_args` to the adapter's parts. `subject` is diffusion or parent; `block_size` is that of likelihoods.
 
-    Raises `ConfigError` for a subject or a batch size that does not exist.
+    All others are knobs of the decoder, with or without `decoder.` before them: decoder=NAME,decoder.KNOB=VALUE.
+    Raises `ConfigError` for a knob that the decoder does not have, and a batch size that does not exist;
+    `UnknownChoice` for names.
     """
     from hildanext.eval.task_session import open_pair
 
@@ -265,15 +270,14 @@ def from_arguments(
         raise UnknownChoice("subject", subject, SUBJECTS)
     if not str(batch_size).isdigit() or int(batch_size) < 1:
         raise ConfigError(f"batch_size {batch_size!r}", "give a number")
-    decoder = decoder_section(mode)
-    if tau_mask is not None:
-        decoder["tau_mask"] = tau_mask
-    if tau_edit is not None:
-        decoder["tau_edit"] = None if tau_edit == "off" else tau_edit
+    choose_profile({"profile": profile})  # of the whole evaluation
+    named = {"name": decoder} if decoder is not None else {}
+    section = decoder_section(mode, None, named, **{key.removeprefix("decoder."): knobs[key] for key in knobs})
+    make_decoder(section)
     name = model if subject == "diffusion" else None
     other = "" if subject == "diffusion" else parent if parent is not None else model
     pair, _ = open_pair(name, other, RuntimeConfig(_usual_device(device), dtype, threads))
-    writer, scorer = subjects(pair, decoder, block_size, draws)[subject]
+    writer, scorer = subjects(pair, section, block_size, draws)[subject]
     return {
         "writer": writer,
         "scorer": scorer,

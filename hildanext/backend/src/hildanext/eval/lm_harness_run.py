@@ -19,7 +19,7 @@ from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
-from hildanext.decoding import MODES
+from hildanext.decoding import MODES, make_decoder
 from hildanext.eval.evaluation import wide_console
 from hildanext.eval.lm_harness import adapter_class, subjects, together
 from hildanext.eval.models import ModelPair
@@ -51,6 +51,9 @@ class HarnessConfig:
     chat: bool = False
     bootstrap: int = Field(default=1000, ge=0)
     """Resamples behind standard errors that have no formula."""
+
+    def __post_init__(self) -> None:
+        make_decoder(self.decoder)
 
 
 def run_harness(pair: ModelPair, settings: HarnessConfig, out: str | Path) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, PromptError
+from hildanext.core.progress import ProgressLine
 from hildanext.core.registry import build
 from hildanext.data.chat_template import Message, chat_text
 from hildanext.decoding import MODES, make_decoder
 from hildanext.eval.identity import sample_identity, session_facts, weights_hash
 from hildanext.eval.journal import Journal, Sample
 from hildanext.eval.models import EvalAnswer, EvalModel, GenerationParams, ModelPair
-from hildanext.eval.progress import TaskProgress
 from hildanext.eval.tasks import TASKS
 from hildanext.eval.tasks.base import Item, ScoringTask, Task, WritingTask
 
@@ -84,8 +84,7 @@ def run_tasks(pair: ModelPair, settings: QualityConfig, folder: str | Path, quie
             task_name = settings.tasks[key].get("name", key)
             identity = sample_identity(task_name, task, model, settings.seed, weights[id(model.network)])
             with Journal(Path(folder), key, model.name, identity, session_facts(model, settings.batch_size)) as journal:
-                with TaskProgress(f"{key}, {model.name}", len(prompts) * _repeats(task), quiet) as progress:
-                    _answer(task, model, prompts, journal, settings, progress)
+                _answer(task, model, prompts, journal, settings, f"{key}, {model.name}", quiet)
                 wanted = {(item.index, repeat) for item in items for repeat in range(_repeats(task))}
                 kept = [journal.samples[at] for at in sorted(wanted)]
                 outcomes.append(Outcome(model, kept, journal.sessions))
@@ -158,19 +157,23 @@ def _answer(
     prompts: Sequence[_Prompt],
     journal: Journal,
     settings: QualityConfig,
-    progress: TaskProgress,
+    name: str,
+    quiet: bool,
 ) -> None:
     todo = [(prompt, repeat) for prompt in prompts for repeat in range(_repeats(task))]
     todo = [(prompt, repeat) for prompt, repeat in todo if (prompt.item.index, repeat) not in journal.samples]
-    progress.skip(len(prompts) * _repeats(task) - len(todo))
+    total = len(prompts) * _repeats(task)
     # Long prompts first: what does not fit into memory shows at once, and the time left is not underestimated.
     todo.sort(key=lambda at: (-len(at[0].text), at[0].item.index, at[1]))
-    for start in range(0, len(todo), settings.batch_size):
-        batch = todo[start : start + settings.batch_size]
-        if isinstance(task, WritingTask):
-            _write(task, model, batch, journal, settings, progress)
-        elif isinstance(task, ScoringTask):
-            _score(task, model, [prompt for prompt, _ in batch], journal, settings, progress)
+    with ProgressLine(total, "answers", name, done=total - len(todo), quiet=quiet) as progress:
+        if len(todo) < total:
+            progress.say(f"{name}: {total - len(todo)} of {total} are there already")
+        for start in range(0, len(todo), settings.batch_size):
+            batch = todo[start : start + settings.batch_size]
+            if isinstance(task, WritingTask):
+                _write(task, model, batch, journal, settings, progress)
+            elif isinstance(task, ScoringTask):
+                _score(task, model, [prompt for prompt, _ in batch], journal, settings, progress)
 
 
 def _write(
@@ -179,7 +182,7 @@ def _write(
     batch: Sequence[tuple[_Prompt, int]],
     journal: Journal,
     settings: QualityConfig,
-    progress: TaskProgress,
+    progress: ProgressLine,
 ) -> None:
     params = GenerationParams(task.max_new_tokens, task.stops, task.temperature, task.top_p)
     seeds = [_seed(settings.seed, prompt.item.index, repeat) for prompt, repeat in batch]
@@ -202,7 +205,7 @@ def _score(
     batch: Sequence[_Prompt],
     journal: Journal,
     settings: QualityConfig,
-    progress: TaskProgress,
+    progress: ProgressLine,
 ) -> None:
     asked = [task.pairs(prompt.item, model.encode, _seed(settings.seed, prompt.item.index, 0)) for prompt in batch]
     begun = time.perf_counter()

@@ -76,7 +76,7 @@ def _method(task: Task, outcome: Outcome, items: Items, base: Items | None) -> d
         "name": outcome.model.name,
         "settings": outcome.model.settings,
         "sessions": outcome.sessions,
-        "scores": {metric.name: _score(metric, items, base) for metric in task.metrics},
+        "scores": {metric.name: _score(metric, items, base) | _note(task, metric, items) for metric in task.metrics},
         "details": task.details(outcome.samples),
         "cost": _cost(outcome.samples, isinstance(task, WritingTask)),
     }
@@ -100,6 +100,14 @@ def _score(metric: Metric, items: Items, base: Items | None) -> dict[str, Any]:
     if both and not metric.exp:
         score["over_parent"] = _difference(_values(own, both), _values(theirs, both))
     return score
+
+
+def _note(task: Task, metric: Metric, items: Items) -> dict[str, str]:
+    """What must be said about a column that lacks items: they were judged where it could not be had."""
+    own, most = len(items.get(metric.name, {})), max(map(len, items.values()), default=0)
+    if own == most:
+        return {}
+    return {"note": task.absent().get(metric.name, "not judged") if own == 0 else f"{own} of {most} items"}
 
 
 def _difference(ours: Values, theirs: Values) -> dict[str, Any]:

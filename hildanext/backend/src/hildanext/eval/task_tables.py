@@ -62,9 +62,10 @@ def lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _with_range(score: Mapping[str, Any], percent: bool, sign: str = "") -> str:
-    """`62.1 % (59.4 to 64.7)`."""
+    """`62.1 % (59.4 to 64.7)`, and what must be said about it."""
     value, low, high = (_number(score[key], percent, sign) for key in ("value", "low", "high"))
-    return f"{value}{' %' if percent and value else ''} ({low} to {high})" if low and high else value
+    shown = f"{value}{' %' if percent and value else ''} ({low} to {high})" if low and high else value
+    return ", ".join(part for part in (shown, score.get("note", "")) if part)
 
 
 def _number(value: float | None, percent: bool, sign: str) -> str:

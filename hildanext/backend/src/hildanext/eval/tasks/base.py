@@ -73,6 +73,10 @@ class Task:
         """What else a score depends on and its line must say (the isolation of a sandbox, for instance)."""
         return {}
 
+    def absent(self) -> dict[str, str]:
+        """Metrics that cannot be had here, and why: their column says so."""
+        return {}
+
     def details(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """More about all samples of a model than its scores say."""
         return {}
