@@ -318,7 +318,7 @@ class TestMultipleChoice:
         item = task.items()[0]
         head = "The following are multiple choice questions (with answers) about sky.\n\n"
         assert task.prompt(item) == f"{head}What colour is the sky?\nA. red\nB. blue\nC. green\nD. black\nAnswer:"
-        way = tiny_pair().parent_way()[0]
+        way = tiny_pair().parent_models()[0]
         pairs = task.pairs(item, way.encode, 7)
         context = tuple(way.encode(task.prompt(item)))
         assert [way.tokenizer.decode(list(pair.continuation)) for pair in pairs] == [" A", " B", " C", " D"]
@@ -360,7 +360,7 @@ class TestTinyStories:
         task = build("task", TASKS, {"name": "tinystories", "data": stories_file(tmp_path / "a.txt"), "max_tokens": 5})
         items = task.items()
         assert [item.record["text"] for item in items] == STORIES
-        way = tiny_pair().parent_way()[0]
+        way = tiny_pair().parent_models()[0]
         (pair,) = task.pairs(items[0], way.encode, 0)
         assert pair.context == (way.tokenizer.bos_token_id,)
         assert list(pair.context + pair.continuation) == way.encode(STORIES[0])[:6]
