@@ -205,10 +205,10 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for column in ("decoder", "kind", "steps", "loop", "bare + head", "bare", "loop / (bare + head)", "loop / bare"):
         steps.add_column(column, justify="left" if column in ("decoder", "kind") else "right", no_wrap=True)
     for name, kinds in result["steps"].items():
-        for kind, found in kinds.items():
-            times = [f"{found[f'{key}_ms']:.2f}" for key in ("loop", "network", "backbone")]
-            ratios = [f"{found[f'over_{key}']:.2f}" for key in ("network", "backbone")]
-            steps.add_row(label(name), kind, str(found["steps"]), *times, *ratios)
+        for kind, medians in kinds.items():
+            times = [f"{medians[f'{key}_ms']:.2f}" for key in ("loop", "network", "backbone")]
+            ratios = [f"{medians[f'over_{key}']:.2f}" for key in ("network", "backbone")]
+            steps.add_row(label(name), kind, str(medians["steps"]), *times, *ratios)
     shown = ("tokens_per_second", "tokens", "forwards", "tokens_per_forward", "edits")
     whole = Table(title="Whole generations, one prompt at a time", title_justify="left")
     for column in ("", "tokens/s", "tokens", "forwards", "tok/forward", "edits", "decoder"):

@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     if options.block_size is not None and options.what == "train" and options.chat is None:
         section["block_size"] = options.block_size
     result, tables = _measure(options, section)
-    from hildanext.eval.evaluation import machine_line
+    from hildanext.core.console import machine_line
 
     _show(options, result, tables, machine_line(result))
     return 0
@@ -185,8 +185,8 @@ def _section_of_server(options: argparse.Namespace, run: dict[str, Any]) -> dict
 
 def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any], footer: str) -> None:
     """Tables for people, a line for scripts."""
+    from hildanext.core.console import wide_console
     from hildanext.core.run_dir import write_atomically
-    from hildanext.eval.evaluation import wide_console
 
     console = wide_console()
     for table in tables:
