@@ -40,8 +40,7 @@ def dinfer(monkeypatch):
     def finds(found: ProbeResult) -> list[float]:
         asked: list[float] = []
         monkeypatch.setattr(dinfer_probe, "installed", lambda: True)
-        for place in (dinfer_probe, sys.modules.get("hildanext.engine.dinfer.adapter", dinfer_probe)):
-            monkeypatch.setattr(place, "probe", lambda seconds=120.0: (asked.append(seconds), found)[1])
+        monkeypatch.setattr(dinfer_probe, "probe", lambda seconds=120.0: (asked.append(seconds), found)[1])
         return asked
 
     return finds
