@@ -17,9 +17,11 @@ from hildanext.ar import Parent
 from hildanext.core.config import config
 from hildanext.core.errors import PromptError
 from hildanext.data.generation_result import GenerationResult, GenerationStats
-from hildanext.decoding.base import Decoder
+from hildanext.decoding.base import Decoder, run
+from hildanext.decoding.commit import Commit
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
-from hildanext.decoding.state import Commit, DecodeState, SequenceState, Step
+from hildanext.decoding.sequence import SequenceState, Step
+from hildanext.decoding.state import DecodeState
 from hildanext.models.bidirectional import DiffusionModel
 
 DEFAULT_NEW_TOKENS = 256
@@ -91,8 +93,8 @@ def generate(
     for first in range(0, len(prompts), settings.batch_size):
         batch = range(first, min(first + settings.batch_size, len(prompts)))
         drawn = [seeds[i] for i in batch]
-        run = _Run(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion)
-        completions += run.complete([prompts[i] for i in batch], [limits[i] for i in batch])
+        rows = _Batch(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion)
+        completions += rows.complete([prompts[i] for i in batch], [limits[i] for i in batch])
     return completions
 
 
@@ -101,8 +103,8 @@ def context_length(model: DiffusionModel) -> int:
     return model.causal_lm.config.max_position_embeddings // model.card.block_size * model.card.block_size
 
 
-class _Run:
-    """One batch: turns a session's finished blocks into text, events and completions."""
+class _Batch:
+    """Prompts that are decoded together: turns their finished blocks into text, events and completions."""
 
     def __init__(
         self,
@@ -119,7 +121,7 @@ class _Run:
         self.on_event, self.batch, self.seeds, self.on_completion = on_event, batch, seeds, on_completion
         eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
-        self.transcripts = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._teller(i)) for i in batch]
+        self.detokenizers = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._show(i)) for i in batch]
         self.done: dict[int, GenerationResult] = {}
         self.began = self.prefilled = 0.0
 
@@ -127,7 +129,7 @@ class _Run:
     def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[GenerationResult]:
         watching = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
-        session = DecodeState(
+        state = DecodeState(
             self.model,
             prompts,
             limits,
@@ -138,36 +140,36 @@ class _Run:
             observe=self._observe if watching else None,
             debug=self.settings.debug,
         )
-        session.prefill()
+        state.prefill()
         self.prefilled = time.perf_counter() - self.began
-        self.decoder.decode(session)
+        run(self.decoder, state)
         return [self.done[i] for i in range(len(prompts))]
 
     def _observe(self, step: Step) -> None:
         if self.settings.trace:
             self.steps[step.row].append(step)
-        self._tell(Event(self.batch[step.row], "step", step=step))
+        self._send(Event(self.batch[step.row], "step", step=step))
 
-    def _tell(self, event: Event) -> None:
+    def _send(self, event: Event) -> None:
         if self.on_event is not None:
             self.on_event(event)
 
-    def _teller(self, row: int) -> Callable[[str], None] | None:
-        """What hears of the new text of a row."""
-        return None if self.on_event is None else lambda text: self._tell(Event(row, "text", text=text))
+    def _show(self, row: int) -> Callable[[str], None] | None:
+        """Sends the new text of a row."""
+        return None if self.on_event is None else lambda text: self._send(Event(row, "text", text=text))
 
     def _ended(self, row: SequenceState, tokens: list[int]) -> bool:
         held = self.decoder.window * self.model.card.block_size
         new = tokens[row.prompt : row.limit]
-        ending = self.transcripts[row.index].add(new, row.start >= row.limit, held)
+        ending = self.detokenizers[row.index].add(new, row.start >= row.limit, held)
         if ending is None:
             return False
         stats = stats_of(row, len(ending.tokens), time.perf_counter() - self.began, self.prefilled)
-        done = GenerationResult(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
-        self.done[row.index] = done
-        self._tell(Event(self.batch[row.index], "end"))
+        result = GenerationResult(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
+        self.done[row.index] = result
+        self._send(Event(self.batch[row.index], "end"))
         if self.on_completion is not None:
-            self.on_completion(self.batch[row.index], done)
+            self.on_completion(self.batch[row.index], result)
         return True
 
 
@@ -187,13 +189,13 @@ def stats_of(row: SequenceState, tokens: int, seconds: float, prefill_seconds: f
 
 def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
     """Ids that end a text: the tokenizer's, and those of the model's own generation settings."""
-    found: set[int] = set()
+    ids: set[int] = set()
     if tokenizer is not None:
         listed = getattr(model.causal_lm.generation_config, "eos_token_id", None)
-        found.update([listed] if isinstance(listed, int) else listed or [])
+        ids.update([listed] if isinstance(listed, int) else listed or [])
         if tokenizer.eos_token_id is not None:
-            found.add(tokenizer.eos_token_id)
-    return frozenset(found)
+            ids.add(tokenizer.eos_token_id)
+    return frozenset(ids)
 
 
 def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int]) -> list[int]:
@@ -215,14 +217,14 @@ def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int])
 def length_limit(model: DiffusionModel, prompt: int, new: int | None) -> int:
     """Tokens of the finished document. Raises `PromptError` where they do not fit the context."""
     context = context_length(model)
-    room = context - prompt
-    if room < 1:
+    left = context - prompt
+    if left < 1:
         raise PromptError(
             f"the prompt has {prompt} tokens, the model's context is {context}", f"shorten it to {context - 1} or fewer"
         )
-    if new is not None and new > room:
+    if new is not None and new > left:
         raise PromptError(
             f"prompt ({prompt} tokens) and {new} new tokens exceed the context of {context}",
-            f"ask for at most {room} new tokens",
+            f"ask for at most {left} new tokens",
         )
-    return prompt + (new if new is not None else min(DEFAULT_NEW_TOKENS, room))
+    return prompt + (new if new is not None else min(DEFAULT_NEW_TOKENS, left))

@@ -30,9 +30,9 @@ from hildanext.data.chat_template import set_template
 from hildanext.diffusion import NoisedBatch, next_turn
 from hildanext.losses import SupervisedStep, make_losses
 from hildanext.models import DiffusionModel
+from hildanext.sft_stage1 import SftConfig
 from hildanext.tokenization import real_ids
 from hildanext.trainer.config import TrainConfig
-from hildanext.trainer.sft_config import SftConfig
 from hildanext.training import make_optimizer
 
 LAYOUTS: tuple[LayoutChoice, ...] = ("double", "response")
