@@ -78,7 +78,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "corruption/input_layout.py",
-        "corruption/test_input_layout.py losses/test_losses.py",
+        "corruption/test_input_layout.py",
         (
             "a block's first token is read from its own noisy half",
             "return torch.where(position % block_size == 0, clean, self.noisy_column.gather(1, before))",
@@ -202,7 +202,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "kv_cache/block_cache.py",
-        "kv_cache/test_kv_cache.py kv_cache/test_prefix_cache.py",
+        "kv_cache/test_prefix_cache.py kv_cache/test_kv_cache.py",
         ("two clean blocks have no mask", "one_block = segment.clean <= cache.block_size and", "one_block = True or"),
         ("restore does nothing", "self.keys[:, :, begin:end], self.values[:, :, begin:end] = kept", "pass"),
         ("adopted values are forgotten", "self.values[:, :, :length] = other.values[:, :, :length]", "pass"),
@@ -226,17 +226,17 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "losses/base.py",
-        "losses/test_losses.py",
+        "losses/test_loss_weights.py",
         ("a mean is over the tokens that are no targets", "    chosen = chosen & targets\n", ""),
     ),
     *of(
         "losses/token_to_token.py",
-        "losses/test_losses.py",
+        "losses/test_loss_weights.py",
         ("a kept share is not reweighted", "else chosen.float() / self.keep_share)", "else chosen.float())"),
     ),
     *of(
         "losses/distillation.py",
-        "losses/test_losses.py",
+        "losses/test_loss_weights.py",
         (
             "the parent has a say about the first token",
             "targets & (view.position > 0), self.weight",
@@ -246,7 +246,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "losses/objective.py",
-        "losses/test_losses.py",
+        "losses/test_loss_weights.py losses/test_losses.py",
         (
             "a draft ignores tau_mask",
             "write = ~view.masked[where] | (confidence > tau_mask)",
@@ -365,7 +365,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "grading/sandbox/checker.py",
-        "grading/test_sandbox_guards.py grading/test_sandbox_parts.py",
+        "grading/test_sandbox_guards.py",
         ("processes left over are ignored", 'elif end.get("left"):', "elif False:"),
         (
             "so are they where the worker ended itself",

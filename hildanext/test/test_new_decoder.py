@@ -113,6 +113,7 @@ def test_a_request_takes_it(engine, path):
         ({"decoder": ASKED, "tau_mask": 0.5}, "unknown key 'tau_mask'"),
         ({"decoder": ASKED, "effort": "low"}, "leave them out"),
         ({"decoder": "toy"}, "valid dictionary"),
+        ({"decoder": {"name": ["toy"]}}, "decoder has no name"),
     ):
         answer = ask(engine, "POST", path, **SHORT, **model, **wrong)
         assert answer.status_code == 400 and says in answer.json()["error"]["message"], answer.text
@@ -122,6 +123,12 @@ def test_a_request_may_name_the_mode_s_own_decoder_too(engine):
     body = {**SHORT, "mode": "Q_MODE", "decoder": {"tau_edit": "off", "max_post": 2}, "max_post": 3}
     told = ask(engine, "POST", "/generate", **body).json()["decoder"]
     assert told == {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": None, "max_post": 3}
+
+
+@pytest.mark.parametrize("beta", ["\ud800", "1", 1.5, [1], {}])
+def test_strictness_takes_types_as_json_has_them(beta):
+    with pytest.raises(ConfigError, match="decoder toy"):
+        make_decoder({**ASKED, "beta": beta}, strict=True)
 
 
 def test_the_harness_takes_it():

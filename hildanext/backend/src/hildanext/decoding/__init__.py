@@ -74,7 +74,7 @@ def decoder_section(
         if mode is not None or effort is not None:
             raise ConfigError(f"modes and efforts are presets of {base['name']!r}, not of {name!r}", "leave them out")
         base = {}
-    off = may_be_none(DECODERS[name]) if name in DECODERS else frozenset()
+    off = may_be_none(DECODERS[name]) if isinstance(name, str) and name in DECODERS else frozenset()
     return {**base, **{key: None if value == "off" and key in off else value for key, value in chosen.items()}}
 
 
