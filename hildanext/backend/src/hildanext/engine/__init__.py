@@ -19,7 +19,7 @@ ENGINES: dict[str, str] = {
     "local": "hildanext.engine.local:LocalEngineConfig",
     "transformers": "hildanext.engine.local:LocalEngineConfig",
     "openai": "hildanext.engine.remote.openai:OpenAIConfig",
-    "dinfer": "hildanext.engine.dinfer.adapter:DInferConfig",
+    "dinfer": "hildanext.engine.dinfer.config:DInferConfig",
 }
 """Name to module and class of its section. `transformers` is the older name of `local`, and what /health calls it."""
 
