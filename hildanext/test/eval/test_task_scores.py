@@ -110,6 +110,9 @@ def algebra():
 
 
 class TestMath:
+    def test_a_list_is_right_with_all_its_entries(self):
+        assert canonical("1, 0.50", "1,0.5") and not canonical("1", "1,0.5") and not canonical("1,0.5,2", "1,0.5")
+
     @pytest.mark.parametrize(
         "text, want",
         [
