@@ -1,4 +1,4 @@
-"""The web service: one engine and one room of jobs behind REST, OpenAI's protocol and a page.
+"""The web service: one engine and the jobs behind REST, OpenAI's protocol and a page.
 
 app = create_app(settings, engine, jobs)
 
