@@ -1,9 +1,11 @@
 """The documentation: what is generated is fresh, what it names is there, and the code it shows runs."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -20,6 +22,8 @@ def script(name: str):
 
 
 make_docs = script("make_docs")
+draw_denoising = script("draw_denoising")
+PICTURES = ROOT / "hildanext" / "docs" / "pictures"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "hildanext").glob("*.md"), *(ROOT / "hildanext" / "docs").rglob("*.md")])
 
 
@@ -80,3 +84,31 @@ class TestWhatIsNamed:
     def test_links_lead_somewhere(self, page):
         links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
         assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+class TestTheMovingPicture:
+    TRACE = json.loads((PICTURES / "denoising.json").read_text(encoding="utf-8"))
+
+    def test_it_is_what_its_trace_says(self):
+        drawn = draw_denoising.draw(self.TRACE)
+        shown = (PICTURES / "denoising.svg").read_text(encoding="utf-8")
+        assert shown == drawn, "run: python hildanext/scripts/draw_denoising.py"
+        assert len(shown) < 1_000_000
+
+    def test_it_is_whole_and_holds_no_script(self):
+        root = ElementTree.parse(PICTURES / "denoising.svg").getroot()
+        assert root.tag.endswith("svg") and not [tag for tag in root.iter() if tag.tag.endswith("script")]
+
+    def test_every_cell_ends_with_the_text_that_was_generated(self):
+        row = self.TRACE["rows"][0]
+        cells = [cell for block in draw_denoising.film(row).blocks.values() for _, cell in sorted(block.items())]
+        kept = [text for _, kind, text in (cell.states[-1] for cell in cells) if kind == "kept"]
+        assert "".join(kept) == row["text"].replace(" ", "")
+        assert len(kept) == row["stats"]["tokens"]
+
+    def test_every_edit_is_seen(self):
+        row = self.TRACE["rows"][0]
+        made = draw_denoising.film(row)
+        cells = [cell for block in made.blocks.values() for cell in block.values()]
+        assert sum(kind == "edit" for cell in cells for _, kind, _ in cell.states) == row["stats"]["edits"] > 0
+        assert sum(bool(caption) for caption in made.captions) == row["stats"]["edits"] + 1
