@@ -263,8 +263,8 @@ class PackedDataset:
         self.vocab_size: int = manifest["vocab_size"]
         self.bos_id: int | None = manifest["bos_id"]
         self.pad_id: int = manifest["pad_id"]
-        self._maps = [shard for place, one in self.manifests for shard in open_shards(place, one, verify)]
-        self.tokens = sum(one["tokens"] for _, one in self.manifests)
+        self._maps = [shard for place, manifest in self.manifests for shard in open_shards(place, manifest, verify)]
+        self.tokens = sum(manifest["tokens"] for _, manifest in self.manifests)
         if not self.tokens:
             raise DataError(f"{str(folder)!r} holds no tokens", "prepare it again")
         self._block = block
@@ -272,7 +272,8 @@ class PackedDataset:
     @property
     def hash(self) -> str:
         """Of everything in the folder, for a run's record."""
-        return hashlib.sha256(json.dumps([one for _, one in self.manifests], sort_keys=True).encode()).hexdigest()
+        manifests = [manifest for _, manifest in self.manifests]
+        return hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def _layout(self) -> Layout:
@@ -317,8 +318,8 @@ class PackedDataset:
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The given rows, stacked."""
-        found = [self.row(int(index)) for index in rows]
-        return Batch(**{name: torch.from_numpy(np.stack([one[name] for one in found])) for name in found[0]})
+        arrays = [self.row(int(index)) for index in rows]
+        return Batch(**{name: torch.from_numpy(np.stack([row[name] for row in arrays])) for name in arrays[0]})
 
     def _tokens(self, piece: Piece) -> np.ndarray:
         if self.packing == "stream":

@@ -46,8 +46,8 @@ def _say(error: Any, fields: Sequence[str]) -> str:
         return f"unknown key {place!r}{guess}"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{place!r} is missing and has no default"
-    got = error.get("input")
-    shown = repr(got) if len(repr(got)) < 80 else type(got).__name__
+    value = error.get("input")
+    shown = repr(value) if len(repr(value)) < 80 else type(value).__name__
     text = error["msg"].removeprefix("Value error, ")
     return f"{place}: {text}, got {shown}" if place else text
 

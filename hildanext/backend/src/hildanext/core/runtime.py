@@ -121,8 +121,8 @@ def set_threads(count: int | None = None) -> int:
     import torch
 
     if count is None:
-        asked = os.environ.get("OMP_NUM_THREADS", "")
-        count = int(asked) if asked.isdigit() and int(asked) > 0 else usable_cores()
+        limit = os.environ.get("OMP_NUM_THREADS", "")
+        count = int(limit) if limit.isdigit() and int(limit) > 0 else usable_cores()
     if count < 1:
         raise ConfigError(f"threads = {count}", "give 1 or more")
     torch.set_num_threads(count)
@@ -206,13 +206,13 @@ def make_generator(*keys: int) -> "torch.Generator":
 
 def versions() -> dict[str, str]:
     """Python and the packages that can change a number; "" where one is not installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = ""
-    return found
+            installed[name] = ""
+    return installed
 
 
 def machine(device: "torch.device | None" = None, dtype: "torch.dtype | None" = None) -> dict[str, Any]:

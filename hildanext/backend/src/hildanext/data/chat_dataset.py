@@ -105,9 +105,9 @@ def prepare_chat(folder: Path, data: ChatDataConfig, tokenizer: Any, block_size:
             "choose a chat.sequence_length that it divides",
         )
     identity = json.loads(json.dumps(chat_identity(data, tokenizer, block_size)))
-    found = _read_manifest(folder)
-    if found is not None and found["identity"] == identity:
-        return found
+    stored = _read_manifest(folder)
+    if stored is not None and stored["identity"] == identity:
+        return stored
     manifest: dict[str, Any] = {"identity": identity}
 
     def write(fresh: Path) -> None:
@@ -181,9 +181,9 @@ def _write_parts(fresh: Path, data: ChatDataConfig, tokenizer: Any, block_size: 
                     good += 1
             refuse_mostly_bad(good, report.total, report)
             result[f"{name} source"] = {"refused": report.snapshot(), "cut": cuts.snapshot()}
-            for told in (report, cuts):
-                if told.total:
-                    logger.warning("%s: %s", name, told.summary())
+            for refusals in (report, cuts):
+                if refusals.total:
+                    logger.warning("%s: %s", name, refusals.summary())
     finally:
         counts = {name: part.close() for name, part in parts.items()}
     for name, part_counts in counts.items():
@@ -273,8 +273,8 @@ class ChatDataset:
 
     def documents(self, row: int) -> Sequence[int]:
         """Numbers of the conversations in a row."""
-        found: list[int] = self._order[self._starts[row] : self._starts[row + 1]].tolist()
-        return found
+        numbers: list[int] = self._order[self._starts[row] : self._starts[row + 1]].tolist()
+        return numbers
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The given rows. Learnt are the answers, and the filling of a conversation's last block."""
@@ -284,8 +284,8 @@ class ChatDataset:
         document, position = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         maskable, hidden = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         for line, row in enumerate(rows):
-            for number, (one, at) in enumerate(self._placed(int(row))):
-                ids, places, answers = self._tokens[one], self._places(one), self._answers[one].reshape(-1, 2)
+            for number, (index, at) in enumerate(self._placed(int(row))):
+                ids, places, answers = self._tokens[index], self._places(index), self._answers[index].reshape(-1, 2)
                 tokens[line, at : at + len(ids)] = ids
                 document[line, at : at + places] = number
                 position[line, at : at + places] = np.arange(places)

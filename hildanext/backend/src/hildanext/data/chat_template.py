@@ -171,13 +171,15 @@ def render(tokenizer: Any, example: Example, block_size: int = 1) -> list[Render
     for turn, message in enumerate(example.messages):
         if message.role != "assistant":
             continue
-        one = _answer(tokenizer, example, turn)
+        rendering = _answer(tokenizer, example, turn)
         for number, row in enumerate(rows):
-            if _goes_on(row, one, block_size):
-                rows[number] = Rendering(one.text, one.ids, one.offsets, row.answers + one.answers, one.fields)
+            if _goes_on(row, rendering, block_size):
+                rows[number] = Rendering(
+                    rendering.text, rendering.ids, rendering.offsets, row.answers + rendering.answers, rendering.fields
+                )
                 break
         else:
-            rows.append(one)
+            rows.append(rendering)
     return rows
 
 
@@ -213,8 +215,8 @@ def _encode(tokenizer: Any, text: str, opens: bool = False) -> tuple[list[int], 
     """Tokens and their characters; a text that opens a document gets the beginning-of-text token."""
     if not tokenizer.is_fast:
         raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer", "give one that has a tokenizer.json")
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    plain, offsets = list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    plain, offsets = list(encoding["input_ids"]), [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
     ids = begin_document(tokenizer, plain) if opens else plain
     return ids, [(0, 0)] * (len(ids) - len(plain)) + offsets
 
@@ -245,9 +247,9 @@ def _refuse_special_tokens(tokenizer: Any, messages: Sequence[Message]) -> None:
     """A turn that spells a special token would end itself, open another, or hold a mask."""
     pattern = _special_tokens(tuple(sorted(_special_names(tokenizer))))
     for message in messages:
-        found = pattern.search(message.content)
-        if found is not None:
-            raise BadExample("a special token in a turn", found.group())
+        match = pattern.search(message.content)
+        if match is not None:
+            raise BadExample("a special token in a turn", match.group())
 
 
 def _special_names(tokenizer: Any) -> set[str]:

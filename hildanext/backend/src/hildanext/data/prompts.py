@@ -23,10 +23,10 @@ class Prompt:
     id: str | int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        asked: dict[str, Any] = {"line": self.line} if self.id is None else {"line": self.line, "id": self.id}
+        record: dict[str, Any] = {"line": self.line} if self.id is None else {"line": self.line, "id": self.id}
         if self.text is not None:
-            return {**asked, "prompt": self.text}
-        return {**asked, "messages": [{"role": role, "content": content} for role, content in self.messages]}
+            return {**record, "prompt": self.text}
+        return {**record, "messages": [{"role": role, "content": content} for role, content in self.messages]}
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -71,9 +71,9 @@ def _parsed(path: Path, number: int, line: str) -> Prompt:
             raise wrong("prompt is no text")
         return Prompt(number, text=value["prompt"], id=name)
     messages = value["messages"]
-    if not isinstance(messages, list) or not messages or not all(_is_message(one) for one in messages):
+    if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
         raise wrong(f"messages is no list of role ({', '.join(ROLES)}) and content")
-    return Prompt(number, messages=tuple((one["role"], one["content"]) for one in messages), id=name)
+    return Prompt(number, messages=tuple((message["role"], message["content"]) for message in messages), id=name)
 
 
 def _is_message(value: Any) -> bool:

@@ -12,7 +12,7 @@ LONGEST = 1024
 def list_artefacts(folder: Path) -> list[Artefact]:
     """Every regular file in the folder and below, by name. Half-written files and links that lead out are left out."""
     root = folder.resolve()
-    found: list[Artefact] = []
+    artefacts: list[Artefact] = []
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not _temporary(name)]
         for name in names:
@@ -23,8 +23,8 @@ def list_artefacts(folder: Path) -> list[Artefact]:
             except (OSError, RuntimeError):  # it went away meanwhile, or links to nothing, or to itself
                 continue
             if inside and not _temporary(name):
-                found.append(Artefact(path.relative_to(root).as_posix(), facts.st_size, facts.st_mtime))
-    return sorted(found, key=lambda one: one.path)
+                artefacts.append(Artefact(path.relative_to(root).as_posix(), facts.st_size, facts.st_mtime))
+    return sorted(artefacts, key=lambda artefact: artefact.path)
 
 
 def find_artefact(folder: Path, name: str) -> Path:

@@ -40,7 +40,7 @@ def progress_mark(folder: Path) -> str:
     What every attempt writes anew (logs, metrics, records) is left out.
     """
     again = {JOB_FILE, LOG_FILE, METRICS, "run.json"}
-    found: list[str] = []
+    marks: list[str] = []
     for place, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
@@ -50,8 +50,8 @@ def progress_mark(folder: Path) -> str:
             facts = path.stat() if path.exists() else None
             if facts is not None:
                 when = facts.st_mtime_ns if path.parent.name == "state" else 0
-                found.append(f"{path.relative_to(folder).as_posix()} {facts.st_size} {when}")
-    return hashlib.sha256("\n".join(found).encode("utf-8", "surrogateescape")).hexdigest()
+                marks.append(f"{path.relative_to(folder).as_posix()} {facts.st_size} {when}")
+    return hashlib.sha256("\n".join(marks).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def last_words(folder: Path) -> str:
@@ -113,15 +113,15 @@ def _progress(folder: Path, cursors: Cursors) -> Progress:
     done = [key for key in keys if (folder / "stages" / f"{key}.done.json").exists()]
     current = next((key for key in keys if key not in done), keys[-1] if keys else None)
     last = cursors.get(f"{current}/{METRICS}", {}).get("last", {})
-    told: dict[str, Any] = {"step": last.get("step"), "loss": last.get("loss")}
+    fields: dict[str, Any] = {"step": last.get("step"), "loss": last.get("loss")}
     if "tokens" in last:
         total, speed = last.get("total_tokens"), last.get("speed")
-        told |= {"done": last["tokens"], "total": total, "unit": "tokens"}
+        fields |= {"done": last["tokens"], "total": total, "unit": "tokens"}
         if total is not None and speed:
-            told["eta_seconds"] = round(max(total - last["tokens"], 0) / speed, 1)
+            fields["eta_seconds"] = round(max(total - last["tokens"], 0) / speed, 1)
     elif "done" in last:
-        told |= {name: last.get(name) for name in ("done", "total", "unit", "eta_seconds")}
-    return Progress(stage=current, stages_done=len(done), stages=max(len(keys), 1), **told)
+        fields |= {name: last.get(name) for name in ("done", "total", "unit", "eta_seconds")}
+    return Progress(stage=current, stages_done=len(done), stages=max(len(keys), 1), **fields)
 
 
 def stage_keys(folder: Path) -> list[str]:
@@ -135,14 +135,14 @@ def stage_keys(folder: Path) -> list[str]:
 
 def outcomes(folder: Path) -> dict[str, Any]:
     """What the finished stages returned, by key, in order."""
-    found: dict[str, Any] = {}
+    outcomes: dict[str, Any] = {}
     for key in stage_keys(folder):
         try:
             record = json.loads((folder / "stages" / f"{key}.done.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        found[key] = record.get("outcome")
-    return found
+        outcomes[key] = record.get("outcome")
+    return outcomes
 
 
 def _new_lines(path: Path, cursor: dict[str, Any]) -> Iterator[str]:

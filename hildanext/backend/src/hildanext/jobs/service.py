@@ -139,13 +139,13 @@ class JobService:
         """Events as they come, until the job has ended (or `stopped` is set). Raises `UnknownJob`."""
         while True:
             over = self.get(name).over  # asked first: what came before the end is then in the table
-            found = self.events(name, after)
-            for event in found:
+            events = self.events(name, after)
+            for event in events:
                 yield event
                 after = event.id
-            if (over and not found) or (stopped is not None and stopped.is_set()):
+            if (over and not events) or (stopped is not None and stopped.is_set()):
                 return
-            if not found:
+            if not events:
                 time.sleep(FOLLOW_SECONDS)
 
     def outcomes(self, name: str) -> dict[str, Any]:

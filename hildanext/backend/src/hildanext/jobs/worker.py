@@ -87,10 +87,10 @@ class Worker:
     def _tell(self) -> bool:
         """Bring events, progress and heartbeat up to date. False where the attempt is over in the table."""
         cursors = json.loads(json.dumps(self.cursors))
-        events, found = look(self.folder, cursors)
-        progress = json.dumps(found.as_json())
+        events, progress_now = look(self.folder, cursors)
+        progress = json.dumps(progress_now.as_json())
         if progress != self.progress:
-            events.append(("progress", found.as_json()))
+            events.append(("progress", progress_now.as_json()))
         elif not events and time.monotonic() - self.told < HEARTBEAT_SECONDS:
             return True
         fields = {"heartbeat": time.time(), "progress": progress, "cursors": json.dumps(cursors), **self.child}

@@ -139,8 +139,8 @@ def describe(name: str) -> dict[str, Any]:
             return read_model_json(pulled / CONFIG)
         if name in KNOWN:
             text = (files("hildanext") / "assets" / "architectures" / f"{name}.json").read_text(encoding="utf-8")
-            found: dict[str, Any] = json.loads(text)
-            return found
+            config: dict[str, Any] = json.loads(text)
+            return config
         raise ModelError(f"{name!r} has not been pulled", f"run: hildanext pull {name}, or give its config.json")
     if path.is_file() or path.is_dir():
         return read_model_json(path if path.is_file() else path / CONFIG)

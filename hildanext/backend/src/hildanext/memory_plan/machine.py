@@ -46,12 +46,12 @@ def read_bytes(text: str) -> int:
     number = text.strip().rstrip("bBiIgGmMkK")
     unit = text.strip()[len(number) :].lower()
     try:
-        found = int(float(number) * UNITS[unit])
+        count = int(float(number) * UNITS[unit])
     except (ValueError, KeyError):
         raise ConfigError(f"no amount of memory: {text!r}", "write it as 8GiB, 7500MiB or a number of bytes") from None
-    if found <= 0:
+    if count <= 0:
         raise ConfigError(f"no amount of memory: {text!r}", "give more than nothing")
-    return found
+    return count
 
 
 def show_bytes(count: int) -> str:

@@ -50,10 +50,10 @@ def make_plan(question: Question, machine: Machine, vram: int) -> StagePlan:
             half = serving_peak(replace(case, width=2), machine.framework).total
         return StagePlan(question.stage, case.shape, peak, budget, question.assumes, longest=longest, halved=half)
     shape = question.cases[0].shape
-    found = [(s.name, s.price, p.total) for s, p in singles(question, machine.framework)]
+    switches = [(s.name, s.price, p.total) for s, p in singles(question, machine.framework)]
     answer = advice(question, machine.framework, budget)
     return StagePlan(
-        question.stage, shape, peak, budget, question.assumes, tuple(found),
+        question.stage, shape, peak, budget, question.assumes, tuple(switches),
         None if answer is None else tuple(switch.name for switch in answer[0]), None if answer is None else answer[1],
     )  # fmt: skip
 
@@ -95,18 +95,18 @@ def _stage_record(plan: StagePlan) -> dict[str, Any]:
 
 def verdict(plan: StagePlan) -> str:
     """One sentence: fits or not, and what to do."""
-    room = f"{show_bytes(plan.peak.total)} of {show_bytes(plan.budget)}"
+    share = f"{show_bytes(plan.peak.total)} of {show_bytes(plan.budget)}"
     if plan.longest is not None:
-        told = f"{'fits' if plan.fits else 'does not fit'} ({room}); documents of up to {plan.longest:,} tokens do"
+        sentence = f"{'fits' if plan.fits else 'does not fit'} ({share}); documents of up to {plan.longest:,} tokens do"
         if plan.halved is not None and not plan.fits:
-            told += f"; with --dtype fp16 it takes {show_bytes(plan.halved)}"
-        return told
+            sentence += f"; with --dtype fp16 it takes {show_bytes(plan.halved)}"
+        return sentence
     if plan.fits:
-        return f"fits ({room})"
+        return f"fits ({share})"
     if plan.advised is None:
-        return f"does not fit ({room}), whatever is switched: take a smaller model"
+        return f"does not fit ({share}), whatever is switched: take a smaller model"
     assert plan.advised_peak is not None
-    return f"does not fit ({room}); it does with {', '.join(plan.advised)} ({show_bytes(plan.advised_peak.total)})"
+    return f"does not fit ({share}); it does with {', '.join(plan.advised)} ({show_bytes(plan.advised_peak.total)})"
 
 
 def bars(plan: StagePlan) -> Mapping[str, Mapping[str, int]]:

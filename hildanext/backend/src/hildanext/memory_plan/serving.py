@@ -36,10 +36,10 @@ def serving_peak(case: Serving, framework: int) -> Peak:
         "block": _forward(case, 2 * case.block, with_logits=True),  # the finished block is fed with the next one
     }
     parts = {
-        name: {part: standing.get(part, 0) + found.get(part, 0) for part in (*PARTS, "cache")}
-        for name, found in moments.items()
+        name: {part: standing.get(part, 0) + peak.get(part, 0) for part in (*PARTS, "cache")}
+        for name, peak in moments.items()
     }
-    totals = {name: sum(found.values()) for name, found in parts.items()}
+    totals = {name: sum(sizes.values()) for name, sizes in parts.items()}
     moment = max(totals, key=lambda name: totals[name])
     return Peak(parts[moment], moment, totals)
 

@@ -103,8 +103,8 @@ def weights_bytes(shape: Architecture, packed: bool, byte: int = FLOAT) -> int:
     return int(shape.matrices * (NF4_BYTES if packed else byte) + rest * byte)
 
 
-def _largest(found: Iterable[dict[str, int]]) -> dict[str, int]:
-    return max(found, key=lambda parts: sum(parts.values()))
+def _largest(moments: Iterable[dict[str, int]]) -> dict[str, int]:
+    return max(moments, key=lambda parts: sum(parts.values()))
 
 
 def _standing(case: Case) -> dict[str, int]:

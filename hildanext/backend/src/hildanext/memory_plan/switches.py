@@ -104,14 +104,14 @@ def switched(question: Question, switches: Sequence[Switch]) -> Question | None:
 
 def singles(question: Question, framework: int) -> list[tuple[Switch, Peak]]:
     """Each switch alone, those that save something."""
-    now, found = worst_peak(question, framework).total, []
+    now, peaks = worst_peak(question, framework).total, []
     for switch in SWITCHES:
         other = switched(question, [switch])
         if other is not None:
             peak = worst_peak(other, framework)
             if peak.total < now:
-                found.append((switch, peak))
-    return found
+                peaks.append((switch, peak))
+    return peaks
 
 
 def advice(question: Question, framework: int, budget: int) -> tuple[list[Switch], Peak] | None:
@@ -126,8 +126,8 @@ def advice(question: Question, framework: int, budget: int) -> tuple[list[Switch
 
 
 def _sets() -> Iterator[tuple[Switch, ...]]:
-    every = [found for count in range(len(SWITCHES) + 1) for found in combinations(SWITCHES, count)]
-    yield from sorted(every, key=lambda found: sum(switch.cost for switch in found))
+    every = [chosen for count in range(len(SWITCHES) + 1) for chosen in combinations(SWITCHES, count)]
+    yield from sorted(every, key=lambda chosen: sum(switch.cost for switch in chosen))
 
 
 def longest_context(case: Serving, framework: int, budget: int) -> int:

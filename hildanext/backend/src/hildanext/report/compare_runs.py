@@ -54,7 +54,7 @@ def find_runs(places: Iterable[str | Path]) -> list[RunSummary]:
 
     Raises `DataError` where a place is not a folder or holds no run, `CheckpointError` for a broken record.
     """
-    found: dict[Path, RunSummary] = {}
+    summaries: dict[Path, RunSummary] = {}
     for place in places:
         root = Path(place)
         if not root.is_dir():
@@ -62,8 +62,8 @@ def find_runs(places: Iterable[str | Path]) -> list[RunSummary]:
         records = sorted(root.rglob(RUN_FILE))
         if not records:
             raise DataError(f"no run in {str(place)!r} (no {RUN_FILE})", "runs are made by run, convert or sft")
-        found.update({record.parent.resolve(): summarise(record.parent) for record in records})
-    return sorted(found.values(), key=lambda run: run.changed, reverse=True)
+        summaries.update({record.parent.resolve(): summarise(record.parent) for record in records})
+    return sorted(summaries.values(), key=lambda run: run.changed, reverse=True)
 
 
 def summarise(folder: Path) -> RunSummary:
@@ -101,8 +101,8 @@ def summarise(folder: Path) -> RunSummary:
 def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
     """Configuration keys (dotted) whose values are not the same in all runs, with one value per run."""
     flat = [_flat(run.record.get("config", {})) for run in runs]
-    keys = sorted({key for one in flat for key in one})
-    rows = {key: [one.get(key) for one in flat] for key in keys}
+    keys = sorted({key for config in flat for key in config})
+    rows = {key: [config.get(key) for config in flat] for key in keys}
     return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
 
 
@@ -130,10 +130,10 @@ def short_names(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, Mapping):
-            found.update(_flat(value, f"{prefix}{key}."))
+            flat.update(_flat(value, f"{prefix}{key}."))
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -70,21 +70,21 @@ def write_report(
     Raises `DataError` where a file they name is missing or broken.
     """
     folder = Path(folder)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for outcome in outcomes.values():
-        found.update(outcome)
+        results.update(outcome)
     record = _json(folder / RUN_FILE) if (folder / RUN_FILE).exists() else {}
-    evaluation = _json(found["results"]) if "results" in found else {}
-    samples = _json(found["samples"]).get("samples", []) if "samples" in found else []
-    metrics = read_metrics(Path(found["run"]) / "metrics.jsonl") if "run" in found else []
+    evaluation = _json(results["results"]) if "results" in results else {}
+    samples = _json(results["samples"]).get("samples", []) if "samples" in results else []
+    metrics = read_metrics(Path(results["run"]) / "metrics.jsonl") if "run" in results else []
     parts = [
         _head(title, record, evaluation),
-        _facts(found, metrics, evaluation),
-        _conversion(found, metrics),
-        _fine_tuning(found),
-        _likelihood(found, evaluation, record),
-        _writing(found, evaluation),
-        _tasks(found),
+        _facts(results, metrics, evaluation),
+        _conversion(results, metrics),
+        _fine_tuning(results),
+        _likelihood(results, evaluation, record),
+        _writing(results, evaluation),
+        _tasks(results),
         _samples(samples, evaluation),
         _how(record, evaluation),
     ]
@@ -107,14 +107,14 @@ def _page(title: str, body: str) -> str:
 def _head(title: str, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     card = evaluation.get("card", {})
     parent = escape(str(card.get("parent") or record.get("config", {}).get("parent", "")))
-    what = f"The autoregressive model <b>{parent}</b> became an editable diffusion language model. " if parent else ""
+    origin = f"The autoregressive model <b>{parent}</b> became an editable diffusion language model. " if parent else ""
     alignment = "parent" if card.get("shift") == "left" else "block"
     how = f"Alignment {alignment}, block size {card['block_size']}. " if card else ""
     version = escape(str(record.get("hildanext", "")))
-    return f'<h1>{escape(title)}</h1><p class="dim">{what}{how}hildanext {version}</p>'
+    return f'<h1>{escape(title)}</h1><p class="dim">{origin}{how}hildanext {version}</p>'
 
 
-def _facts(found: Mapping[str, Any], metrics: plots.Metrics, evaluation: Mapping[str, Any]) -> str:
+def _facts(results: Mapping[str, Any], metrics: plots.Metrics, evaluation: Mapping[str, Any]) -> str:
     cards: list[tuple[str, str]] = []
     training = [line for line in metrics if line.get("kind") == "train"]
     if training:
@@ -130,20 +130,20 @@ def _facts(found: Mapping[str, Any], metrics: plots.Metrics, evaluation: Mapping
     return f'<div class="facts">{tiles}</div>' if tiles else ""
 
 
-def _conversion(found: Mapping[str, Any], metrics: plots.Metrics) -> str:
-    if "run" not in found:
+def _conversion(results: Mapping[str, Any], metrics: plots.Metrics) -> str:
+    if "run" not in results:
         return ""
-    files = [Path(found["run"]) / "plots" / f"{name}.png" for name in CAPTIONS]
+    files = [Path(results["run"]) / "plots" / f"{name}.png" for name in CAPTIONS]
     pictures = "".join(_figure(file) for file in files if file.exists())
     phases = _phases(metrics)
     return f"<h2>Conversion</h2>{phases}{pictures}"
 
 
-def _fine_tuning(found: Mapping[str, Any]) -> str:
+def _fine_tuning(results: Mapping[str, Any]) -> str:
     """What was measured before, at the best checkpoint and at the end; the curves; the last answers."""
-    if "sft_run" not in found:
+    if "sft_run" not in results:
         return ""
-    summary, folder = found.get("sft", {}), Path(found["sft_run"])
+    summary, folder = results.get("sft", {}), Path(results["sft_run"])
     shown = (("bound", 1, ".3f"), ("masked_accuracy", 100, ".1f"), ("corrected", 100, ".1f"), ("kept", 100, ".1f"))
     rows = [
         [
@@ -156,14 +156,14 @@ def _fine_tuning(found: Mapping[str, Any]) -> str:
     ]
     columns = ("", "step", "bound, nats/token", "masks right, %", "wrong tokens mended, %", "right ones kept, %")
     early = " It was stopped early: nothing better came." if summary.get("stopped_early") else ""
-    told = (
+    size = (
         f"<p>{summary['data']['train']['examples']:,} conversations, {summary['data']['valid']['examples']:,} held out"
     )
-    told = f"{told}; {summary['tokens']:,} tokens in {summary['step']:,} steps.{early}</p>" if "data" in summary else ""
+    size = f"{size}; {summary['tokens']:,} tokens in {summary['step']:,} steps.{early}</p>" if "data" in summary else ""
     pictures = "".join(_figure(file) for name in CAPTIONS if (file := folder / "plots" / f"{name}.png").exists())
     samples = [line for line in read_metrics(folder / "metrics.jsonl") if line.get("kind") == "sample"]
     last = "".join(_answer(line) for line in samples if line["step"] == samples[-1]["step"])
-    return f"<h2>Fine-tuning</h2>{told}{_table(columns, rows) if rows else ''}{pictures}{last}"
+    return f"<h2>Fine-tuning</h2>{size}{_table(columns, rows) if rows else ''}{pictures}{last}"
 
 
 def _answer(line: Mapping[str, Any]) -> str:
@@ -191,7 +191,7 @@ def _phases(metrics: plots.Metrics) -> str:
     return _table(("phase", "block size", "data tokens", "steps", "last loss"), cells) if cells else ""
 
 
-def _likelihood(found: Mapping[str, Any], evaluation: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def _likelihood(results: Mapping[str, Any], evaluation: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     rows = evaluation.get("likelihood", [])
     if not rows:
         return ""
@@ -207,17 +207,17 @@ def _likelihood(found: Mapping[str, Any], evaluation: Mapping[str, Any], record:
         )
     return (
         f"<h2>Likelihood of {rows[0]['tokens']:,} held-out tokens</h2>{table}{drawn}"
-        f"{_named_picture(found, 'likelihood')}{_notes(evaluation, (0, 1))}"
+        f"{_named_picture(results, 'likelihood')}{_notes(evaluation, (0, 1))}"
     )
 
 
-def _writing(found: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def _writing(results: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     rows = evaluation.get("generation", [])
     if not rows:
         return ""
     table = _table(GENERATION_COLUMNS, [generation_cells(_with_nan(row)) for row in rows])
     verdicts = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdicts_of(rows))
-    pictures = _named_picture(found, "speed") + _named_picture(found, "quality")
+    pictures = _named_picture(results, "speed") + _named_picture(results, "quality")
     count = len(evaluation.get("prompts", []))
     return (
         f"<h2>Writing: speed and quality</h2><p>{count} held-out beginnings, one at a time.</p>{table}"
@@ -225,15 +225,15 @@ def _writing(found: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _tasks(found: Mapping[str, Any]) -> str:
+def _tasks(results: Mapping[str, Any]) -> str:
     """Benchmark tasks, where the run has any: scores, what they were measured with, how long answers were."""
-    if "tasks" not in found:
+    if "tasks" not in results:
         return ""
-    result = _json(found["tasks"])
+    result = _json(results["tasks"])
     table = _table(summary.COLUMNS, [cells for task in result["tasks"] for cells in summary.cells_of(task)])
-    told = "".join(f'<p class="dim">{escape(line)}</p>' for line in summary.lines(result))
-    pictures = "".join(_named_picture(found, name) for name in ("tasks", "perplexity", "lengths"))
-    return f"<h2>Tasks</h2>{table}{pictures}<details><summary>How each was measured</summary>{told}</details>"
+    notes = "".join(f'<p class="dim">{escape(line)}</p>' for line in summary.lines(result))
+    pictures = "".join(_named_picture(results, name) for name in ("tasks", "perplexity", "lengths"))
+    return f"<h2>Tasks</h2>{table}{pictures}<details><summary>How each was measured</summary>{notes}</details>"
 
 
 def verdicts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -241,7 +241,7 @@ def verdicts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     parent = next((row for row in rows if row["name"] == PARENT), None)
     if parent is None or not parent["tokens_per_second"]:
         return []
-    found = []
+    verdicts = []
     for row in rows:
         if row is parent:
             continue
@@ -252,8 +252,8 @@ def verdicts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ours, theirs = row.get("generative_perplexity"), parent.get("generative_perplexity")
         if ours is not None and theirs is not None:
             sentence += f"; its perplexity under the parent is {ours:.1f}, the parent's own {theirs:.1f}"
-        found.append(f"{sentence}.")
-    return found
+        verdicts.append(f"{sentence}.")
+    return verdicts
 
 
 def _samples(samples: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> str:
@@ -292,8 +292,8 @@ def _parents_samples(evaluation: Mapping[str, Any]) -> str:
 def _how(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     machine = evaluation.get("machine", {})
     versions = {**record.get("versions", {}), **machine.get("versions", {})}
-    told = ("device", "device_name", "dtype", "threads", "cores", "cpu_flags")
-    facts = {key: machine[key] for key in told if key in machine}
+    shown = ("device", "device_name", "dtype", "threads", "cores", "cpu_flags")
+    facts = {key: machine[key] for key in shown if key in machine}
     rows = [[key, ", ".join(value) if isinstance(value, list) else str(value)] for key, value in facts.items()]
     rows += [[name, str(version)] for name, version in versions.items() if version]
     table = f"<h3>Machine and versions</h3>{_table(('', ''), rows)}" if rows else ""
@@ -311,8 +311,8 @@ def _notes(evaluation: Mapping[str, Any], which: Sequence[int]) -> str:
     return "".join(f'<p class="dim">{escape(notes[index])}</p>' for index in which if index < len(notes))
 
 
-def _named_picture(found: Mapping[str, Any], name: str) -> str:
-    files = [Path(file) for file in found.get("pictures", [])]
+def _named_picture(results: Mapping[str, Any], name: str) -> str:
+    files = [Path(file) for file in results.get("pictures", [])]
     return "".join(_figure(file) for file in files if file.stem == name and file.exists())
 
 

@@ -29,15 +29,15 @@ class Tracker:
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a metric line under `kind/name`, nested ones as `kind/name/inner`; the rest is left out."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
 
     def collect(prefix: str, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if isinstance(value, Mapping):
                 collect(f"{prefix}/{name}", value)
             elif isinstance(value, Real) and not isinstance(value, bool):
-                found[f"{prefix}/{name}"] = float(value)
+                numbers[f"{prefix}/{name}"] = float(value)
 
     kind = str(line.get("kind", "run"))
     collect(kind, {name: value for name, value in line.items() if name not in ("kind", "step")})
-    return found
+    return numbers

@@ -42,9 +42,9 @@ def texts(record: Mapping[str, Any]) -> tuple[str, str]:
         raise DataError(f"an example is {type(record).__name__}", "an example is a JSON object")
     for names in FIELDS:
         if all(name in record for name in names):
-            found = [record[name] for name in names]
-            wrong = [name for name, text in zip(names, found, strict=True) if not isinstance(text, str)]
+            values = [record[name] for name in names]
+            wrong = [name for name, text in zip(names, values, strict=True) if not isinstance(text, str)]
             if wrong:
                 raise DataError(f"{wrong[0]!r} is no string", "both texts of an example are strings")
-            return found[0], found[1]
+            return values[0], values[1]
     raise DataError("an example has no texts", "it needs prompt and response, or question and answer")

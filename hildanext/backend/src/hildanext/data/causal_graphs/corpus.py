@@ -76,8 +76,8 @@ def read_example(value: Any, where: str) -> GraphExample:
     return GraphExample(str(value.get("id", where)), graph=graph, **fields)
 
 
-def find_example(path: str | Path, wanted: str | None) -> GraphExample:
-    """The example with id `wanted`, or the first one with a graph. Raises `DataError` where there is none."""
+def find_example(path: str | Path, identity: str | None) -> GraphExample:
+    """The example with id `identity`, or the first one with a graph. Raises `DataError` where there is none."""
     report = Report()
     for document in Records(path=str(path)).documents(report=report):
         try:
@@ -85,9 +85,10 @@ def find_example(path: str | Path, wanted: str | None) -> GraphExample:
         except (json.JSONDecodeError, RecursionError):
             raise DataError(f"{document.id} is broken JSON", "a file of graphs holds one JSON object a line") from None
         name = str(value.get("id", document.id)) if isinstance(value, dict) else document.id
-        if (isinstance(value, dict) and value.get("causal_graph") is not None) if wanted is None else name == wanted:
+        has_graph = isinstance(value, dict) and value.get("causal_graph") is not None
+        if has_graph if identity is None else name == identity:
             return read_example(value, document.id)
-    looked = f"with id {wanted!r}" if wanted is not None else "with a graph"
+    looked = f"with id {identity!r}" if identity is not None else "with a graph"
     raise DataError(f"no example {looked} in {str(path)!r}", "hildanext prepare --graphs rule:gsm8k writes them")
 
 
@@ -95,18 +96,18 @@ def _extracted(document: Document, extractor: Extractor, name: str, counts: Coun
     """The line of one record; None (counted in the report) where it is no example."""
     try:
         record = json.loads(document.text)
-        found = extractor.extract(record)
+        extraction = extractor.extract(record)
     except (json.JSONDecodeError, RecursionError):
         report.bad("broken JSON", document.id)
         return None
     except DataError as problem:
         report.bad(problem.message, document.id)
         return None
-    counts.update(found.counts)
-    counts["graphs"] += found.graph is not None
-    graph = found.graph.to_json() if found.graph is not None else None
+    counts.update(extraction.counts)
+    counts["graphs"] += extraction.graph is not None
+    graph = extraction.graph.to_json() if extraction.graph is not None else None
     identity = record.get("id", name)
-    example = {"id": str(identity), "prompt": found.prompt, "response": found.response, "causal_graph": graph}
+    example = {"id": str(identity), "prompt": extraction.prompt, "response": extraction.response, "causal_graph": graph}
     return json.dumps(example, ensure_ascii=False)
 
 

@@ -33,15 +33,15 @@ class Equation(NamedTuple):
 def without_annotations(answer: str) -> tuple[str, list[tuple[str, str, int]]]:
     """An answer as trained, and its annotations as (expression, result, place of the number that follows)."""
     pieces: list[str] = []
-    found: list[tuple[str, str, int]] = []
+    annotations: list[tuple[str, str, int]] = []
     at = length = 0
     for annotation in ANNOTATION.finditer(answer):
         piece = answer[at : annotation.start()]
         pieces.append(piece)
         length += len(piece)
-        found.append((annotation[1], annotation[2], length))
+        annotations.append((annotation[1], annotation[2], length))
         at = annotation.end()
-    return "".join([*pieces, answer[at:]]), found
+    return "".join([*pieces, answer[at:]]), annotations
 
 
 def consistent(expression: str, result: str, counts: Counter[str]) -> Fraction | None:
@@ -58,18 +58,18 @@ def consistent(expression: str, result: str, counts: Counter[str]) -> Fraction |
 
 def operands_of(expression: str) -> tuple[Fraction, ...]:
     """The values of an expression's numerals, in order."""
-    return tuple(number(found.group()) for found in NUMERAL.finditer(expression))
+    return tuple(number(match.group()) for match in NUMERAL.finditer(expression))
 
 
 def final_answer(response: str) -> Number | None:
     """The number after `####`, where there is one."""
-    found = FINAL.search(response)
-    if found is None:
+    match = FINAL.search(response)
+    if match is None:
         return None
-    numeral = next(numerals(response, found.end()), None)
-    if numeral is None or numeral.start != found.end():
+    numeral = next(numerals(response, match.end()), None)
+    if numeral is None or numeral.start != match.end():
         return None
-    return numeral._replace(value=-numeral.value) if found[1] else numeral
+    return numeral._replace(value=-numeral.value) if match[1] else numeral
 
 
 def link(
@@ -122,8 +122,8 @@ class _Linker:
 
     def _in_prompt(self, letter: str, numbers: Iterable[Number]) -> list[_Place]:
         return [
-            _Place(f"{letter}{index}", "given", found.value, [Span("prompt", found.start, found.end)])
-            for index, found in enumerate(numbers)
+            _Place(f"{letter}{index}", "given", numeral.value, [Span("prompt", numeral.start, numeral.end)])
+            for index, numeral in enumerate(numbers)
         ]
 
     def add(self, equation: Equation) -> None:
@@ -173,20 +173,20 @@ class _Linker:
         return CausalGraph(source, nodes, tuple(self.edges.values()))
 
     def _candidates(self, operand: Fraction) -> tuple[str, list[_Place]]:
-        wanted = operand.as_integer_ratio()
+        ratio = operand.as_integer_ratio()
         levels = {"results": self.results, "question numerals": self.givens, "number words": self.words}
         for level, places in levels.items():
-            found = [place for place in places if place.ratio == wanted]
-            if found:
-                return level, found
+            matching = [place for place in places if place.ratio == ratio]
+            if matching:
+                return level, matching
         return ("constants" if operand in CONSTANTS else "unresolved"), []
 
     def _count(self, operand: Fraction, level: str, candidates: list[_Place]) -> None:
         self.counts["operands"] += 1
         self.counts[f"operands: {level}"] += 1
         self.counts["operands: ambiguous"] += len(candidates) > 1
-        wanted = operand.as_integer_ratio()
-        same = sum(place.ratio == wanted for places in (self.results, self.givens) for place in places)
+        ratio = operand.as_integer_ratio()
+        same = sum(place.ratio == ratio for places in (self.results, self.givens) for place in places)
         self.counts[f"numerals of that value: {'one' if same == 1 else 'several' if same else 'none'}"] += 1
 
     def _join(self, cause: _Place, effect: _Place, kind: str, ambiguous: bool) -> None:
@@ -199,6 +199,6 @@ def _mention(cause: _Place, operand: Fraction, mentions: list[Number]) -> None:
     """Give the operand's numeral in the equation's own text, the last one not yet taken, to the result it repeats."""
     for index in range(len(mentions) - 1, -1, -1):
         if mentions[index].value == operand:
-            found = mentions.pop(index)
-            cause.spans.append(Span("response", found.start, found.end))
+            mention = mentions.pop(index)
+            cause.spans.append(Span("response", mention.start, mention.end))
             return

@@ -62,8 +62,8 @@ def token_lines(
     lines = []
     for node in graph.nodes:
         indices = node_tokens(node, offsets, fields)
-        said = " ".join(f"{index}:{text[slice(*offsets[index])]!r}" for index in indices)
-        lines.append([Piece(f"{node.id:<{wide}}", node.id), Piece(f"  {said}")])
+        listed = " ".join(f"{index}:{text[slice(*offsets[index])]!r}" for index in indices)
+        lines.append([Piece(f"{node.id:<{wide}}", node.id), Piece(f"  {listed}")])
     pairs = token_pairs(graph, offsets, fields)
     places = pair_places(pairs, block_size)
     lines.append([Piece(f"{len(pairs)} token pairs in {len(offsets)} tokens; at block size {block_size} the cause is")])
@@ -79,11 +79,11 @@ def node_tokens(node: Node, offsets: Offsets, fields: Mapping[str, tuple[int, in
 
 def pair_places(pairs: Sequence[TokenPair], block_size: int) -> dict[str, int]:
     """How many pairs have their cause in an earlier block, in the effect's own, in a later one (which drops them)."""
-    found = Counter(
+    counts = Counter(
         (pair.cause // block_size > pair.effect // block_size) - (pair.cause // block_size < pair.effect // block_size)
         for pair in pairs
     )
-    return {"in an earlier block": found[-1], "in the same block": found[0], "in a later block (unseen)": found[1]}
+    return {"in an earlier block": counts[-1], "in the same block": counts[0], "in a later block (unseen)": counts[1]}
 
 
 def field_tokens(offsets: Offsets, place: tuple[int, int]) -> list[tuple[int, int]]:

@@ -33,15 +33,15 @@ class WrittenEquations(Extractor):
         counts: Counter[str] = Counter(examples=1)
         equations = []
         begin = 0
-        for found in EQUATION.finditer(response):
-            if response[: found.start()].rstrip().endswith(tuple("-+*/×÷")):
+        for match in EQUATION.finditer(response):
+            if response[: match.start()].rstrip().endswith(tuple("-+*/×÷")):
                 continue  # the end of a longer one, with an unknown in it
             counts["annotations"] += 1
-            expression = found["expression"].replace("$", "")
-            if consistent(expression, found["result"], counts) is not None:
-                value = number(found["numeral"]) * (-1 if found["result"].startswith("-") else 1)
-                written = Number(value, found.start("numeral"), found.end("numeral"))
-                equations.append(Equation(operands_of(expression), written, max(begin, found.start())))
-            begin = found.end()
+            expression = match["expression"].replace("$", "")
+            if consistent(expression, match["result"], counts) is not None:
+                value = number(match["numeral"]) * (-1 if match["result"].startswith("-") else 1)
+                written = Number(value, match.start("numeral"), match.end("numeral"))
+                equations.append(Equation(operands_of(expression), written, max(begin, match.start())))
+            begin = match.end()
         graph = link("rule:arith", prompt, response, equations, self.strict, counts)
         return Extraction(prompt, response, graph, counts)

@@ -27,12 +27,12 @@ class AnnotatedAnswers(Extractor):
         for expression, result, place in annotations:
             value = consistent(expression, result, counts)
             sign = len(response[place:]) - len(response[place:].lstrip(" $-"))
-            found = NUMERAL.match(response, place + sign)
-            if found is None:
+            match = NUMERAL.match(response, place + sign)
+            if match is None:
                 counts["results not written"] += value is not None
             elif value is not None:
-                written = Number(value, found.start(), found.end())
+                written = Number(value, match.start(), match.end())
                 equations.append(Equation(operands_of(expression), written, begin))
-            begin = found.end() if found is not None else place
+            begin = match.end() if match is not None else place
         graph = link("rule:gsm8k", prompt, response, equations, self.strict, counts)
         return Extraction(prompt, response, graph, counts)

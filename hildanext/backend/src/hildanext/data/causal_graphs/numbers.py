@@ -48,17 +48,17 @@ def number(text: str) -> Fraction:
 
 def numerals(text: str, start: int = 0, end: int | None = None) -> Iterator[Number]:
     """The numerals that lie inside characters `start` to `end`, in reading order."""
-    for found in NUMERAL.finditer(text, start, len(text) if end is None else end):
-        if len(found.group()) <= LONGEST:
-            yield Number(number(found.group()), found.start(), found.end())
+    for match in NUMERAL.finditer(text, start, len(text) if end is None else end):
+        if len(match.group()) <= LONGEST:
+            yield Number(number(match.group()), match.start(), match.end())
 
 
 def number_words(text: str) -> Iterator[Number]:
     """The words of the lexicon in reading order; "twenty-five" is its two words."""
-    for found in re.finditer(r"[A-Za-z]+", text):
-        value = NUMBER_WORDS.get(found.group().lower())
+    for match in re.finditer(r"[A-Za-z]+", text):
+        value = NUMBER_WORDS.get(match.group().lower())
         if value is not None:
-            yield Number(value, found.start(), found.end())
+            yield Number(value, match.start(), match.end())
 
 
 def written(value: Fraction) -> str:
@@ -82,12 +82,12 @@ def evaluate(expression: str) -> Fraction | None:
     at = 0
     text = expression.rstrip()
     while at < len(text):
-        found = _TOKEN.match(text, at)
-        if found is None or len(found[0]) > LONGEST or len(marks) > 4 * LONGEST:
+        match = _TOKEN.match(text, at)
+        if match is None or len(match[0]) > LONGEST or len(marks) > 4 * LONGEST:
             return None
-        mark = found["mark"]
-        marks.append(_SAME.get(mark, mark) if mark else number(found["number"]))
-        at = found.end()
+        mark = match["mark"]
+        marks.append(_SAME.get(mark, mark) if mark else number(match["number"]))
+        at = match.end()
     try:
         value, rest = _sum(marks, 0)
     except (ZeroDivisionError, _Broken):

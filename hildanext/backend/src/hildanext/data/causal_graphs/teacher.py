@@ -66,15 +66,15 @@ class TeacherRecords(Extractor):
 
 def occurrences(field: str, text: str, phrase: str) -> tuple[Span, ...]:
     """Every place of `phrase` in `text`, left to right, none overlapping another."""
-    found: list[Span] = []
+    spans: list[Span] = []
     at = text.find(phrase) if phrase else -1
     while at >= 0:
         end = at + len(phrase)
         cut = phrase[0].isdigit() and _continues(text[:at], -1) or phrase[-1].isdigit() and _continues(text[end:], 0)
         if not cut:
-            found.append(Span(field, at, end))
+            spans.append(Span(field, at, end))
         at = text.find(phrase, at + 1 if cut else end)
-    return tuple(found)
+    return tuple(spans)
 
 
 def _continues(rest: str, edge: int) -> bool:

@@ -43,15 +43,15 @@ def token_pairs(
 
     A pair that two edges give carries the larger weight.
     """
-    found: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for node in graph.nodes:
-        found[node.id] = sorted({index for span in node.spans for index in span_tokens(span, offsets, fields)})
+        indices[node.id] = sorted({index for span in node.spans for index in span_tokens(span, offsets, fields)})
     weights: dict[tuple[int, int], float] = {}
     for edge in graph.edges:
         if edge.ambiguous and not keep_ambiguous:
             continue
-        for effect in found[edge.effect]:
-            for cause in found[edge.cause]:
+        for effect in indices[edge.effect]:
+            for cause in indices[edge.cause]:
                 if effect != cause:
                     weights[effect, cause] = max(weights.get((effect, cause), 0.0), edge.weight)
     return [TokenPair(*pair, weight) for pair, weight in sorted(weights.items())]

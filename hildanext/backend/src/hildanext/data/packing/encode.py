@@ -37,7 +37,9 @@ class Encoder:
     def texts(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        return [self.framed(one.ids) for one in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            self.framed(encoding.ids) for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def framed(self, ids: list[int]) -> list[int]:
         """With BOS and EOS at the ends; one that is there already is not doubled."""
@@ -45,8 +47,8 @@ class Encoder:
         closing = [self.eos] if self.eos is not None and ids[-1:] != [self.eos] else []
         return [*opening, *ids, *closing]
 
-    def _edge(self, which: str, given: str | None, own: str | None) -> int:
-        token = given if given is not None else own
+    def _edge(self, which: str, chosen: str | None, own: str | None) -> int:
+        token = chosen if chosen is not None else own
         if token is None:
             raise DataError(
                 f"the tokenizer has no {which.upper()} token",

@@ -37,9 +37,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def refuse_other_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def refuse_other_settings(folder: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise `DataError`, naming what differs, when a folder was prepared with other settings."""
-    differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    differing = sorted(key for key in stored.keys() | settings.keys() if stored.get(key) != settings.get(key))
     if differing:
         raise DataError(
             f"{str(folder)!r} was prepared with other settings: {', '.join(differing)}",
@@ -67,18 +67,18 @@ def open_manifests(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     if whole is not None:
         return [(folder, whole)]
     parts = sorted(folder.glob("part-*-of-*"))
-    wanted = int(parts[0].name.rsplit("-", 1)[-1]) if parts else 0
-    found = [(part, manifest) for part in parts if (manifest := read_manifest(part)) is not None]
-    if not parts or len(found) != wanted:
-        state = f"{len(found)} of {wanted} finished parts" if parts else "no finished shards"
+    count = int(parts[0].name.rsplit("-", 1)[-1]) if parts else 0
+    manifests = [(part, manifest) for part in parts if (manifest := read_manifest(part)) is not None]
+    if not parts or len(manifests) != count:
+        state = f"{len(manifests)} of {count} finished parts" if parts else "no finished shards"
         raise DataError(
             f"{str(folder)!r} holds {state}",
             "prepare it (hildanext prepare); a prepare that was cut short goes on when it is run again",
         )
-    for part, manifest in found[1:]:
-        settings = {**manifest["settings"], "shard": found[0][1]["settings"]["shard"]}
-        refuse_other_settings(part, found[0][1]["settings"], settings)
-    return found
+    for part, manifest in manifests[1:]:
+        settings = {**manifest["settings"], "shard": manifests[0][1]["settings"]["shard"]}
+        refuse_other_settings(part, manifests[0][1]["settings"], settings)
+    return manifests
 
 
 def open_shards(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:

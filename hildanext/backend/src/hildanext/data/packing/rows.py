@@ -82,21 +82,21 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """
     row_of = np.empty(len(lengths), dtype=np.int64)
     waiting: dict[int, list[int]] = {}
-    room = 0  # bit r is set where a row with r blocks left is waiting
+    blocks_left = 0  # bit r is set where a row with r blocks left is waiting
     rows = 0
     for document in np.argsort(-lengths, kind="stable").tolist():
         need = int(lengths[document])
-        fitting = room >> need
+        fitting = blocks_left >> need
         if fitting:
             left = need + (fitting & -fitting).bit_length() - 1
             row = waiting[left].pop()
             if not waiting[left]:
-                room &= ~(1 << left)
+                blocks_left &= ~(1 << left)
         else:
             left, row, rows = capacity, rows, rows + 1
         row_of[document] = row
         left -= need
         if left:
             waiting.setdefault(left, []).append(row)
-            room |= 1 << left
+            blocks_left |= 1 << left
     return row_of

@@ -139,10 +139,10 @@ class FileSource(Source):
     def files(self) -> list[Path]:
         """The input files, sorted. Raises `DataError` where there is none."""
         paths = (self.path,) if isinstance(self.path, str) else self.path
-        found = sorted({file for path in paths for file in self._expand(path)}, key=lambda file: file.as_posix())
-        if not found:
+        files = sorted({file for path in paths for file in self._expand(path)}, key=lambda file: file.as_posix())
+        if not files:
             raise DataError(f"no input files at {', '.join(map(repr, paths))}", self._looked_for())
-        return found
+        return files
 
     def fingerprint(self) -> list[Any]:
         return [[file.name, file.stat().st_size] for file in self.files()]

@@ -83,10 +83,10 @@ class HuggingFace(Source):
 def _part(split: str) -> tuple[str, int, int | None]:
     """Name, first row and the row to end before. The library itself slices no streams. Raises `ConfigError`."""
     name, bracket, rest = split.partition("[")
-    found = re.fullmatch(r"(\d*):(\d*)\]", rest)
-    if bracket and found is None:
+    match = re.fullmatch(r"(\d*):(\d*)\]", rest)
+    if bracket and match is None:
         raise ConfigError(f"split {split!r}", "write train, train[:1000] or train[1000:1200], in rows")
-    first, end = found.groups() if found is not None else ("", "")
+    first, end = match.groups() if match is not None else ("", "")
     return name, int(first or 0), int(end) if end else None
 
 

@@ -42,13 +42,13 @@ class Arithmetic(ChatSource):
         edges = []
         for step in range(self.steps):
             change = int(draw.integers(-value, self.largest - value + 1)) or (1 if value < self.largest else -1)
-            given, result = f"q{step + 1}", f"e{step}"
+            operand, result = f"q{step + 1}", f"e{step}"
             story.write(f" {'Then' if step else 'Now'} {name} {'gets' if change > 0 else 'gives away'} ")
-            story.number(given, abs(change)).write(f" {thing}.")
-            answer.number(held, value).write("+" if change > 0 else "-").number(given, abs(change)).write("=")
+            story.number(operand, abs(change)).write(f" {thing}.")
+            answer.number(held, value).write("+" if change > 0 else "-").number(operand, abs(change)).write("=")
             value += change
             answer.number(result, value).write("\n")
-            edges += [(held, result, "operand"), (given, result, "operand")]
+            edges += [(held, result, "operand"), (operand, result, "operand")]
             held = result
         story.write(f" How many {thing} does {name} have?")
         answer.write("#### ").number("f", value)
