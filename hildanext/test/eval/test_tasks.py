@@ -12,6 +12,7 @@ from hildanext.core.errors import ConfigError, DataError, HildaError, PromptErro
 from hildanext.core.metrics_log import read_metrics
 from hildanext.core.registry import build
 from hildanext.data.chat_template import Message, encode_chat
+from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding import MODES
 from hildanext.eval.journal import Journal
 from hildanext.eval.models import DiffusionEvalModel, GenerationParams, ModelPair, ParentEvalModel
@@ -20,7 +21,6 @@ from hildanext.eval.summary import lines as told_lines
 from hildanext.eval.summary import mask_tokens, summarise
 from hildanext.eval.task_session import print_tasks, run_session
 from hildanext.eval.tasks import TASKS, WritingTask
-from hildanext.inference import Completion, DecodeStats
 from hildanext.models.start import start_conversion
 from hildanext.recipe import StageContext
 from hildanext.report.html import write_report
@@ -221,9 +221,9 @@ def test_a_mask_token_in_an_answer_is_counted_and_fails_the_verb(sections, tmp_p
     mask_id = tiny_pair().model.card.mask_id
 
     def broken(model, tokenizer, prompts, decoder, settings, on_event, on_completion, seeds):
-        stats = DecodeStats(1, 2, 0, 0, tokens=3, edits=0, seconds=0.1, prefill_seconds=0.0)
+        stats = GenerationStats(1, 2, 0, 0, tokens=3, edits=0, seconds=0.1, prefill_seconds=0.0)
         for row in range(len(prompts)):
-            on_completion(row, Completion([5, mask_id, 6], "x", "length", stats))
+            on_completion(row, GenerationResult([5, mask_id, 6], "x", "length", stats))
 
     monkeypatch.setattr(ways, "generate", broken)
     settings = QualityConfig(tasks={"gsm8k": sections["gsm8k"]}, limit=2)

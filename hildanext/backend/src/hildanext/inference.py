@@ -6,7 +6,7 @@ when a finished block holds the end of text or a stop string, or at its length; 
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.ar import Parent
 from hildanext.core.config import config
 from hildanext.core.errors import PromptError
+from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding.base import Decoder
-from hildanext.decoding.detokenizer import FinishReason, IncrementalDetokenizer
+from hildanext.decoding.detokenizer import IncrementalDetokenizer
 from hildanext.decoding.state import Commit, DecodeState, SequenceState, Step
 from hildanext.models.bidirectional import DiffusionModel
 
@@ -48,58 +49,8 @@ GenerationKnobs = GenerationConfig
 """The name under which it was promised."""
 
 
-@dataclass(frozen=True)
-class DecodeStats:
-    """Counts of one row: the forwards it took part in, the tokens it kept."""
-
-    prefill_forwards: int
-    denoise_forwards: int
-    commit_forwards: int
-    """Forwards that did nothing but commit a block; a fused commit costs none."""
-    revise_forwards: int
-    tokens: int
-    edits: int
-    seconds: float
-    prefill_seconds: float
-
-    @classmethod
-    def of(cls, row: SequenceState, tokens: int, seconds: float, prefill_seconds: float) -> "DecodeStats":
-        """What `row` counted, of which `tokens` were kept."""
-        return cls(
-            prefill_forwards=row.prefill,
-            denoise_forwards=row.denoise,
-            commit_forwards=row.commit,
-            revise_forwards=row.revise,
-            tokens=tokens,
-            edits=row.edits,
-            seconds=seconds,
-            prefill_seconds=prefill_seconds,
-        )
-
-    @property
-    def forwards(self) -> int:
-        """All of them."""
-        return self.prefill_forwards + self.denoise_forwards + self.commit_forwards + self.revise_forwards
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """Kept tokens over all forwards but the prefill."""
-        return self.tokens / max(self.forwards - self.prefill_forwards, 1)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The answer to one prompt. `tokens` hold the end-of-text token that ended it, `text` does not."""
-
-    tokens: list[int]
-    text: str
-    finish_reason: FinishReason
-    stats: DecodeStats
-    trace: list[Step] = field(default_factory=list)
+Completion = GenerationResult
+"""The name under which it was promised."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +64,7 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
-OnCompletion = Callable[[int, Completion], None]
+OnCompletion = Callable[[int, GenerationResult], None]
 """Called with the prompt's number as soon as its row has ended, in whatever order rows end."""
 
 
@@ -126,7 +77,7 @@ def generate(
     on_event: OnEvent | None = None,
     on_completion: OnCompletion | None = None,
     seeds: Sequence[int] | None = None,
-) -> list[Completion]:
+) -> list[GenerationResult]:
     """Complete every prompt (token ids; an empty one starts from BOS). Without a tokenizer there is no text and no EOS.
 
     `seeds`, one per prompt, replace `settings.seed` + i.
@@ -136,7 +87,7 @@ def generate(
     prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]
     limits = [length_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
     seeds = seeds if seeds is not None else range(settings.seed, settings.seed + len(prompts))
-    completions: list[Completion] = []
+    completions: list[GenerationResult] = []
     for first in range(0, len(prompts), settings.batch_size):
         batch = range(first, min(first + settings.batch_size, len(prompts)))
         drawn = [seeds[i] for i in batch]
@@ -169,11 +120,11 @@ class _Run:
         eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
         self.transcripts = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._teller(i)) for i in batch]
-        self.done: dict[int, Completion] = {}
+        self.done: dict[int, GenerationResult] = {}
         self.began = self.prefilled = 0.0
 
     @torch.inference_mode()
-    def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Completion]:
+    def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[GenerationResult]:
         watching = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
         session = DecodeState(
@@ -211,13 +162,27 @@ class _Run:
         ending = self.transcripts[row.index].add(new, row.start >= row.limit, held)
         if ending is None:
             return False
-        stats = DecodeStats.of(row, len(ending.tokens), time.perf_counter() - self.began, self.prefilled)
-        done = Completion(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
+        stats = stats_of(row, len(ending.tokens), time.perf_counter() - self.began, self.prefilled)
+        done = GenerationResult(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
         self.done[row.index] = done
         self._tell(Event(self.batch[row.index], "end"))
         if self.on_completion is not None:
             self.on_completion(self.batch[row.index], done)
         return True
+
+
+def stats_of(row: SequenceState, tokens: int, seconds: float, prefill_seconds: float) -> GenerationStats:
+    """What `row` counted, of which `tokens` were kept."""
+    return GenerationStats(
+        prefill_forwards=row.prefill,
+        denoise_forwards=row.denoise,
+        commit_forwards=row.commit,
+        revise_forwards=row.revise,
+        tokens=tokens,
+        edits=row.edits,
+        seconds=seconds,
+        prefill_seconds=prefill_seconds,
+    )
 
 
 def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:

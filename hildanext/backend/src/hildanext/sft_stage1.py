@@ -23,7 +23,7 @@ from hildanext.data.chat_template import set_template
 from hildanext.losses import SupervisedStep, TokenLoss, make_losses
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
-from hildanext.models.start import start_hash, start_tuning
+from hildanext.models.tuning import start_hash, start_tuning
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import comparable_train, ready_device

@@ -190,7 +190,7 @@ def measure(
         "settings": plain(settings),
         "machine": machine(model.device, model.dtype),
         "steps": {name: {kind: pair.plain() for kind, pair in kinds.items()} for name, kinds in steps.items()},
-        "generation": [way.plain() for way in written],
+        "generation": [method.to_record() for method in written],
     }
 
 

@@ -23,7 +23,7 @@ from hildanext.bench.decode_speed import BareForward, finish
 from hildanext.core.config import config, plain
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
-from hildanext.engine.base import Answer, EngineEvent, Failed, Finished, Request
+from hildanext.engine.base import EngineEvent, Failed, Finished, Request, RequestOutput
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
 from hildanext.inference import GenerationConfig, generate
 from hildanext.kv_cache import CachedAttention, Segment
@@ -99,9 +99,9 @@ def _sums(pairs: Sequence[Pair]) -> tuple[float, float]:
     return sum(pair.network for pair in pairs), sum(pair.pause for pair in pairs)
 
 
-def together(engine: LocalEngine, requests: Sequence[Request]) -> tuple[list[Answer], float]:
+def together(engine: LocalEngine, requests: Sequence[Request]) -> tuple[list[RequestOutput], float]:
     """All requests at once; their answers and the seconds until the last."""
-    answers: dict[int, Answer] = {}
+    answers: dict[int, RequestOutput] = {}
     failures: list[Failed] = []
     whole = threading.Semaphore(0)
 
@@ -228,7 +228,7 @@ def _parent(parent: Parent, prompts: list[list[int]], settings: EngineSpeedConfi
     alone = parent.generate(prompts[0], settings.new_tokens, stop_ids=[])
     begun = time.perf_counter()
     parent.generate_batch(prompts, settings.new_tokens, stop_ids=[])
-    return alone.tokens_per_second, settings.new_tokens * len(prompts) / (time.perf_counter() - begun)
+    return alone.stats.tokens_per_second, settings.new_tokens * len(prompts) / (time.perf_counter() - begun)
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

@@ -25,9 +25,17 @@ from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.runtime import cpu_name, usable_cores
 from hildanext.data.chat_template import Message
 from hildanext.data.prompts import Prompt, read_prompts
-from hildanext.engine.base import Answer, EngineFailed, Request
+from hildanext.engine.base import EngineFailed, Request, RequestOutput
 from hildanext.engine.remote.dialects import Published, Times
-from hildanext.engine.remote.http import EventReader, There, address_of, key_header, look, refusal, unreachable
+from hildanext.engine.remote.http import (
+    ServerInfo,
+    SSEDecoder,
+    address_of,
+    key_header,
+    probe_server,
+    refusal,
+    unreachable,
+)
 
 WORDS = (
     "once upon a time there was little girl boy dog cat who had big red ball and wanted to play in the park with "
@@ -96,7 +104,7 @@ class Plan:
 class Outcome:
     """What became of a request: an answer with the usage that came with it, or the kind of what went wrong."""
 
-    answer: Answer | None
+    answer: RequestOutput | None
     usage: dict[str, Any]
     kind: str = ""
     message: str = ""
@@ -134,36 +142,36 @@ def measure(
     address, headers = address_of(url), key_header(api_key_env)
     found = []
     with httpx.Client(base_url=address, headers=headers, timeout=30.0) as client:
-        there = look(client, address, model, parent)
+        server = probe_server(client, address, model, parent)
         for settings in loads:
-            if not there.hilda and (settings.deadline_seconds is not None or settings.ignore_eos):
+            if not server.hilda and (settings.deadline_seconds is not None or settings.ignore_eos):
                 raise ConfigError(f"{address} is not a HILDA server", "leave deadline_seconds and ignore_eos out")
         for settings in loads:
             results = {}
-            for role, name in (("model", there.model), ("parent", there.parent)):
+            for role, name in (("model", server.model), ("parent", server.parent)):
                 if name is not None:
-                    results[role] = _loaded(client, there, name, settings, say)
+                    results[role] = _loaded(client, server, name, settings, say)
             loop = "closed" if settings.rate is None else "open"
             found.append({"loop": loop, "settings": plain(settings), "results": results})
-    told = {key: there.hilda.get(key) for key in ("engine", "device", "dtype", "threads", "versions")}
+    told = {key: server.hilda.get(key) for key in ("engine", "device", "dtype", "threads", "versions")}
     return {
         "bench": "serve",
         "url": address,
-        "server": told if there.hilda else None,
+        "server": told if server.hilda else None,
         "client": {"cpu": cpu_name(), "cores": usable_cores()},
         "loads": found,
     }
 
 
 def _loaded(
-    client: httpx.Client, there: There, name: str, settings: ServeLoadConfig, say: Callable[[str], None] | None
+    client: httpx.Client, server: ServerInfo, name: str, settings: ServeLoadConfig, say: Callable[[str], None] | None
 ) -> dict[str, Any]:
     """What one load does to one model."""
     loading = _Loading(str(client.base_url).rstrip("/"), client.headers, name, settings)
     asyncio.run(loading.warm())
-    before = _engine_counts(client) if there.hilda else {}
+    before = _engine_counts(client) if server.hilda else {}
     outcomes, seconds = asyncio.run(loading.run())
-    after = _engine_counts(client) if there.hilda else {}
+    after = _engine_counts(client) if server.hilda else {}
     grown = {key: after[key] - before[key] for key in before if key in after}
     if say is not None:
         say(f"{name}, {load_of(settings.clients, settings.rate)}: {len(outcomes)} requests in {seconds:.1f} s")
@@ -256,7 +264,7 @@ class _Loading:
         finally:
             self.open -= 1
 
-    async def _talk(self, client: httpx.AsyncClient, talk: Published) -> Answer:
+    async def _talk(self, client: httpx.AsyncClient, talk: Published) -> RequestOutput:
         settings = self.settings
         body = talk.body(self.model, (), usage=True)
         more = {"deadline_seconds": settings.deadline_seconds} if settings.deadline_seconds is not None else {}
@@ -264,7 +272,7 @@ class _Loading:
         async with client.stream("POST", talk.path, json=body) as response:
             if response.status_code != 200:
                 raise refusal(response.status_code, response.headers, (await response.aread())[:65536])
-            reader = EventReader()
+            reader = SSEDecoder()
             async for arrived in response.aiter_bytes():
                 for event in reader.feed(arrived):
                     talk.take(event)

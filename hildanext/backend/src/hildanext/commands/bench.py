@@ -19,10 +19,8 @@ from hildanext.commands import add_run_flags, load_run
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
     from hildanext.bench.serve_load import ServeLoadConfig
-    from hildanext.models import DiffusionModel
+    from hildanext.models.loading.loaded_model import LoadedModel
 
 KEY = "HILDA_API_KEY"
 
@@ -86,8 +84,6 @@ LOAD_FLAGS = {"requests": "requests", "seed": "seed", "prompts": "prompts_file"}
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
-
     if options.what == "serve":
         return _load(options)
     flags = ("url", "api_key_env", "clients", "rate", *LOAD_FLAGS)
@@ -100,9 +96,7 @@ def run(options: argparse.Namespace) -> int:
     section: dict[str, Any] = dict(load_run(options).get("bench", {}))
     if options.block_size is not None and options.what == "train" and options.chat is None:
         section["block_size"] = options.block_size
-    set_threads(options.threads)
-    device = choose_device(options.device)
-    result, tables = _measure(options, section, device, choose_dtype(options.dtype, device))
+    result, tables = _measure(options, section)
     from hildanext.eval.evaluation import machine_line
 
     _show(options, result, tables, machine_line(result))
@@ -204,47 +198,41 @@ def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any]
         write_atomically(Path(options.out), line + "\n")
 
 
-def _measure(
-    options: argparse.Namespace, section: dict[str, Any], device: "torch.device", dtype: "torch.dtype"
-) -> tuple[dict[str, Any], list[Any]]:
-    import torch
-
-    from hildanext.bench import decode_speed, engine_speed, train_speed
+def _measure(options: argparse.Namespace, section: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    from hildanext.ar import Parent
+    from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
     from hildanext.core.config import merge, validate
-    from hildanext.eval.evaluation import load_baseline
-    from hildanext.stages.bench import own_parent
-
-    if options.what == "train" and options.chat is not None:
-        from hildanext.bench import answer_speed
-
-        source = {"data": {"train": {"name": "files", "path": options.chat}}}
-        answering = validate(answer_speed.AnswerSpeedConfig, merge(source, section), where="bench")
-        model, tokenizer = _model(options, torch.float32, device)
-        result = answer_speed.measure(model, tokenizer, answering, _tell)
-        return {"model": options.model, **result}, answer_speed.tables(result)
-    if options.what == "train":
-        training = validate(train_speed.TrainSpeedConfig, section, where="bench")
-        # Weights are fp32 and the step autocasts, as training does.
-        result = train_speed.measure(_model(options, torch.float32, device)[0], training, _tell)
-        return {"model": options.model, **result}, train_speed.tables(result)
-    model, tokenizer = _model(options, dtype, device)
-    name = options.parent if options.parent is not None else own_parent(options.model, model)
-    parent = load_baseline(name, model) if name else None
-    if options.what == "engine":
-        load = validate(engine_speed.EngineSpeedConfig, section, where="bench")
-        result = engine_speed.measure(model, tokenizer, parent, load, _tell)
-        return {"model": options.model, **result}, engine_speed.tables(result)
-    decoding = validate(decode_speed.DecodeSpeedConfig, section, where="bench")
-    result = decode_speed.measure(model, parent, decoding, _tell)
-    return {"model": options.model, **result}, decode_speed.tables(result)
-
-
-def _model(options: argparse.Namespace, dtype: "torch.dtype", device: "torch.device") -> tuple["DiffusionModel", Any]:
-    """A diffusion checkpoint where the name is one, else an autoregressive model under a new card; its tokenizer."""
+    from hildanext.core.runtime import RuntimeConfig
     from hildanext.stages.bench import open_model
 
     block = options.block_size if options.block_size is not None else 32
-    return open_model(options.model, options.alignment, block, dtype, device, _tell)
+    # Weights are fp32 in training, whose steps autocast.
+    dtype = "fp32" if options.what == "train" else options.dtype
+    runtime = RuntimeConfig(options.device, dtype, options.threads)
+
+    def opened() -> "LoadedModel":  # after the section is checked
+        return open_model(options.model, runtime, options.alignment, block, _tell)
+
+    if options.what == "train" and options.chat is not None:
+        source = {"data": {"train": {"name": "files", "path": options.chat}}}
+        answering = validate(answer_speed.AnswerSpeedConfig, merge(source, section), where="bench")
+        chosen = opened()
+        result = answer_speed.measure(chosen.model, chosen.tokenizer, answering, _tell)
+        return {"model": options.model, **result}, answer_speed.tables(result)
+    if options.what == "train":
+        training = validate(train_speed.TrainSpeedConfig, section, where="bench")
+        result = train_speed.measure(opened().model, training, _tell)
+        return {"model": options.model, **result}, train_speed.tables(result)
+    chosen = opened()
+    name = options.parent if options.parent is not None else chosen.parent_name
+    parent = Parent(*chosen.parent(name)) if name else None
+    if options.what == "engine":
+        load = validate(engine_speed.EngineSpeedConfig, section, where="bench")
+        result = engine_speed.measure(chosen.model, chosen.tokenizer, parent, load, _tell)
+        return {"model": options.model, **result}, engine_speed.tables(result)
+    decoding = validate(decode_speed.DecodeSpeedConfig, section, where="bench")
+    result = decode_speed.measure(chosen.model, parent, decoding, _tell)
+    return {"model": options.model, **result}, decode_speed.tables(result)
 
 
 def _tell(line: str) -> None:

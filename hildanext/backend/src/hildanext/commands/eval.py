@@ -67,8 +67,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
-    from hildanext.eval.task_session import load_contestants
+    from hildanext.core.runtime import RuntimeConfig
+    from hildanext.eval.task_session import open_pair
 
     section = _section(options)
     dtype = section.pop("dtype", "auto")
@@ -85,17 +85,15 @@ def run(options: argparse.Namespace) -> int:
         if text is not None:
             section["data"] = _prepared(text, section["model"], scratch)
         settings = _settings(section) if reads else None
-        set_threads(options.threads)
-        device = choose_device(options.device)
-        parent = section.get("parent")
-        contestants, told = load_contestants(section["model"], parent, choose_dtype(dtype, device), device)
+        runtime = RuntimeConfig(options.device, dtype, options.threads)
+        pair, who = open_pair(section["model"], section.get("parent"), runtime)
         if settings is not None:
-            _likelihood(settings, contestants, options)
+            _likelihood(settings, pair, options)
     failed = False
     if quality is not None:
-        failed = _tasks(quality, contestants, told, options)
+        failed = _tasks(quality, pair, who, options)
     if options.harness is not None:
-        _harness(contestants, told, options)
+        _harness(pair, who, options)
     return 1 if failed else 0
 
 
@@ -162,34 +160,32 @@ def _prepared(text: str, model: str, scratch: str) -> str:
     return out
 
 
-def _likelihood(settings: "EvalConfig", contestants: "ModelPair", options: argparse.Namespace) -> None:
+def _likelihood(settings: "EvalConfig", pair: "ModelPair", options: argparse.Namespace) -> None:
     from hildanext.datasets import PackedDataset
     from hildanext.eval.evaluation import evaluate, print_result, save_result
 
-    assert contestants.model is not None
+    assert pair.model is not None
     dataset = PackedDataset(settings.data, settings.sequence_length, "documents", settings.pad_to_block)
     tell = None if options.quiet else _tell
-    result = evaluate(contestants.model, contestants.tokenizer, contestants.parent, dataset, settings, tell)
+    result = evaluate(pair.model, pair.tokenizer, pair.parent, dataset, settings, tell)
     if options.out is not None:
         _written(save_result(result, options.out))
     print_result(result)
 
 
-def _tasks(
-    quality: "QualityConfig", contestants: "ModelPair", told: Mapping[str, Any], options: argparse.Namespace
-) -> bool:
+def _tasks(quality: "QualityConfig", pair: "ModelPair", who: Mapping[str, Any], options: argparse.Namespace) -> bool:
     """Run the tasks and print them; True where a mask token was emitted, which must not be."""
     from hildanext.eval.summary import mask_tokens
     from hildanext.eval.task_session import print_tasks, run_session
 
-    out = _out(told, options)
-    result, files = run_session(contestants, told, quality, out, options.samples_out, options.quiet)
+    out = _out(who, options)
+    result, files = run_session(pair, who, quality, out, options.samples_out, options.quiet)
     print_tasks(result)
     _written({**files, "samples": Path(result["samples"])})
     return mask_tokens(result) > 0
 
 
-def _harness(contestants: "ModelPair", told: Mapping[str, Any], options: argparse.Namespace) -> None:
+def _harness(pair: "ModelPair", who: Mapping[str, Any], options: argparse.Namespace) -> None:
     from hildanext.core.config import validate
     from hildanext.decoding import decoder_section
     from hildanext.eval.lm_harness_run import HarnessConfig, print_harness, run_harness
@@ -203,12 +199,12 @@ def _harness(contestants: "ModelPair", told: Mapping[str, Any], options: argpars
         "decoder": decoder_section(mode),
         **load_run(options).get("eval", {}).get("harness", {}),
     }
-    result = run_harness(contestants, validate(HarnessConfig, given, where="eval.harness"), _out(told, options))
+    result = run_harness(pair, validate(HarnessConfig, given, where="eval.harness"), _out(who, options))
     print_harness(result)
 
 
-def _out(told: Mapping[str, Any], options: argparse.Namespace) -> str:
-    name = Path(str(told["model"] or told["parent"])).name
+def _out(who: Mapping[str, Any], options: argparse.Namespace) -> str:
+    name = Path(str(who["model"] or who["parent"])).name
     return str(options.out) if options.out is not None else str(Path("runs") / "eval" / name)
 
 

@@ -32,7 +32,7 @@ class Batch:
 
 
 @runtime_checkable
-class Rows(Protocol):
+class RowDataset(Protocol):
     """A data set of rows, whatever they are made of."""
 
     def __len__(self) -> int: ...

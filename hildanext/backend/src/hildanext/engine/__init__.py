@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ENGINES: dict[str, str] = {
     "transformers": "hildanext.engine.local:LocalEngineConfig",
     "openai": "hildanext.engine.remote.openai:OpenAIConfig",
-    "dinfer": "hildanext.engine.dinfer.adapter:DInferConfig",
+    "dinfer": "hildanext.engine.dinfer.config:DInferConfig",
 }
 """Name to module and class of its section."""
 

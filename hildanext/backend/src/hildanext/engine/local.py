@@ -20,12 +20,11 @@ from pydantic import Field
 from hildanext.ar import Parent
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, HildaError, PromptError
-from hildanext.core.runtime import available_memory
+from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.decoding.base import StepDecoder
 from hildanext.engine.base import (
-    Answer,
     Cancelled,
     Cell,
     DeadlineExceeded,
@@ -37,6 +36,7 @@ from hildanext.engine.base import (
     Finished,
     Overloaded,
     Request,
+    RequestOutput,
     Sink,
     Started,
 )
@@ -46,6 +46,8 @@ from hildanext.inference import checked_prompt, context_length, length_limit
 from hildanext.kv_cache import bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.loading.load import load_parent
+from hildanext.models.loading.loaded_model import LoadedModel
 from hildanext.tokenization import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -76,15 +78,10 @@ class LocalEngineConfig:
 
     def open(self, model: str, parent: str | None, reason: str) -> Engine:
         """Load the models and start the thread. Raises `ModelError`, `CheckpointError` or `ConfigError`."""
-        from hildanext.core.runtime import choose_device, choose_dtype, set_threads
-        from hildanext.models.loading.load import load_diffusion, load_parent
-
-        threads = set_threads(self.threads)
-        device = choose_device(self.device)
-        dtype = choose_dtype(self.dtype, device)
-        loaded, tokenizer = load_diffusion(model, dtype, device)
-        beside = Parent(*load_parent(parent, dtype, device)) if parent is not None else None
-        return LocalEngine(loaded, tokenizer, beside, self, model, parent, reason, threads)
+        opened = LoadedModel.open(model, RuntimeConfig(self.device, self.dtype, self.threads))
+        runtime = opened.runtime
+        beside = Parent(*load_parent(parent, runtime.dtype, runtime.device)) if parent is not None else None
+        return LocalEngine(opened.model, opened.tokenizer, beside, self, model, parent, reason, runtime.threads)
 
 
 class LocalEngine(Engine):
@@ -326,7 +323,7 @@ class LocalEngine(Engine):
     def _finish(self, work: RequestState) -> None:
         assert work.ending is not None
         now = time.perf_counter()
-        answer = Answer(
+        answer = RequestOutput(
             text=work.ending.text,
             tokens=work.ending.tokens,
             finish_reason=work.ending.reason,

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.ar import Parent
 from hildanext.core import plots
 from hildanext.core.config import config, plain
-from hildanext.core.errors import ConfigError, DataError, ModelError
+from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
@@ -25,7 +25,6 @@ from hildanext.datasets import PackedDataset
 from hildanext.eval.generation import PARENT, GenerationBenchConfig, compare, held_out_prompts, label
 from hildanext.likelihood.elbo import Likelihood, LikelihoodConfig, bound, exact, parent_likelihood
 from hildanext.models import DiffusionModel
-from hildanext.models.start import start_conversion
 
 EVALUATION = "eval.json"
 NOTES = (
@@ -79,18 +78,6 @@ class EvalConfig:
                 )
 
 
-def load_baseline(name: str, model: DiffusionModel) -> Parent:
-    """The parent under the model's own vocabulary: mask and unused rows get no probability in either."""
-    card = model.card
-    frozen, tokenizer = start_conversion(name, card.alignment, card.block_size, model.dtype, model.device)
-    if len(frozen.banned) != len(model.banned):
-        raise ModelError(
-            f"the parent {name!r} has {len(frozen.banned)} rows, the checkpoint {len(model.banned)}",
-            "name the parent that this checkpoint was converted from: --parent",
-        )
-    return Parent(frozen.causal_lm.eval(), tokenizer, model.banned)
-
-
 def evaluate(
     model: DiffusionModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -125,7 +112,7 @@ def evaluate(
             tell(f"prompt {done} of {len(prompts)} decoded in every way")
 
         written = compare(model, tokenizer, parent, prompts, settings.generation, each)
-        result["generation"] = [way.plain() for way in written]
+        result["generation"] = [method.to_record() for method in written]
         result["prompts"] = [str(tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in prompts]
     return result
 

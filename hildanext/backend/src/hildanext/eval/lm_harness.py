@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from hildanext.core.errors import ConfigError, HildaError, UnknownChoice
-from hildanext.core.runtime import choose_device, choose_dtype, set_threads
+from hildanext.core.runtime import RuntimeConfig
 from hildanext.decoding import decoder_section
-from hildanext.eval.models import Answer, DiffusionEvalModel, EvalModel, GenerationParams, ModelPair
+from hildanext.eval.models import DiffusionEvalModel, EvalAnswer, EvalModel, GenerationParams, ModelPair
 from hildanext.eval.tasks.base import split_at
 from hildanext.likelihood.conditional import Pair
 
@@ -70,7 +70,7 @@ class HarnessAdapter:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
 
-                def hand(row: int, answer: Answer, batch: Sequence[int] = batch) -> None:
+                def hand(row: int, answer: EvalAnswer, batch: Sequence[int] = batch) -> None:
                     texts[batch[row]] = answer.text
                     self._remember("generate_until", requests[batch[row]].args, answer.text)
 
@@ -264,7 +264,7 @@ def from_arguments(
 
     Raises `ConfigError` for a subject or a batch size that does not exist.
     """
-    from hildanext.eval.task_session import load_contestants
+    from hildanext.eval.task_session import open_pair
 
     if subject not in SUBJECTS:
         raise UnknownChoice("subject", subject, SUBJECTS)
@@ -275,12 +275,10 @@ def from_arguments(
         decoder["tau_mask"] = tau_mask
     if tau_edit is not None:
         decoder["tau_edit"] = None if tau_edit == "off" else tau_edit
-    set_threads(threads)
-    place = choose_device(_usual_device(device))
     name = model if subject == "diffusion" else None
     other = "" if subject == "diffusion" else parent if parent is not None else model
-    contestants, _ = load_contestants(name, other, choose_dtype(dtype, place), place)
-    writer, scorer = subjects(contestants, decoder, block_size, draws)[subject]
+    pair, _ = open_pair(name, other, RuntimeConfig(_usual_device(device), dtype, threads))
+    writer, scorer = subjects(pair, decoder, block_size, draws)[subject]
     return {
         "writer": writer,
         "scorer": scorer,
@@ -303,7 +301,7 @@ def subjects(
 ) -> dict[str, tuple[EvalModel, EvalModel]]:
     """Who can be asked: a way to write and a way to score for the parent and the diffusion model."""
     found: dict[str, tuple[EvalModel, EvalModel]] = {}
-    for way in contestants.parent_way():
+    for way in contestants.parent_models():
         found["parent"] = (way, way)
     if contestants.model is not None:
         writer = contestants.writing({str(decoder["name"]): decoder})[-1]

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hildanext.core.runtime import machine
 from hildanext.data.chat_template import Message, chat_text
 from hildanext.decoding import MODES, make_decoder
 from hildanext.eval.journal import Journal, Sample
-from hildanext.eval.models import Answer, DiffusionEvalModel, EvalModel, GenerationParams, ModelPair
+from hildanext.eval.models import DiffusionEvalModel, EvalAnswer, EvalModel, GenerationParams, ModelPair
 from hildanext.eval.progress import TaskProgress
 from hildanext.eval.tasks import TASKS
 from hildanext.eval.tasks.base import Item, ScoringTask, Task, WritingTask
@@ -191,14 +191,14 @@ def _write(
     ask = GenerationParams(task.max_new_tokens, task.stops, task.temperature, task.top_p)
     seeds = [_seed(settings.seed, prompt.item.index, repeat) for prompt, repeat in batch]
 
-    def hand(index: int, answer: Answer) -> None:
+    def hand(index: int, answer: EvalAnswer) -> None:
         prompt, repeat = batch[index]
         judged = task.judge(prompt.item, answer.text)
-        cost = asdict(answer)
         head = {"index": prompt.item.index, "repeat": repeat, "id": prompt.item.id, "shots": prompt.shots}
+        cost = answer.sample_record()
         said = {"prompt": prompt.text, "completion": cost.pop("text")}
         journal.add({**head, **said, "scores": dict(judged.scores), "extraction": dict(judged.extraction), **cost})
-        progress.advance(answer.tokens)
+        progress.advance(answer.stats.tokens)
 
     way.write([way.encode(prompt.text) for prompt, _ in batch], ask, seeds, hand)
 

@@ -17,8 +17,9 @@ from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
+    from hildanext.data.generation_result import GenerationResult
     from hildanext.decoding import Decoder
-    from hildanext.inference import Completion, GenerationConfig
+    from hildanext.inference import GenerationConfig
     from hildanext.models import DiffusionModel
 
 ANSWERS = "answers.jsonl"
@@ -29,33 +30,33 @@ def answer_file(
     room: Path,
     model: "DiffusionModel",
     tokenizer: Any,
-    ways: Mapping[str, "Decoder"],
+    decoders: Mapping[str, "Decoder"],
     settings: "GenerationConfig",
     chat: bool = False,
 ) -> Path:
-    """Answer every prompt of `source` in every way, into `answers.jsonl` in `room`; returns its path.
+    """Answer every prompt of `source` with every decoder, into `answers.jsonl` in `room`; returns its path.
 
     A prompt that cannot be answered (too long for the model) has `error` in place of a text. Progress goes to
     `metrics.jsonl` beside it. Raises `DataError` where the prompts are not those that the answers there belong to.
     """
     prompts = read_prompts(source)
-    _remember(room, source, list(ways), prompts)
+    _remember(room, source, list(decoders), prompts)
     encoded = [_encoded(tokenizer, prompt, chat) for prompt in prompts]
     path = room / ANSWERS
-    total = len(ways) * len(prompts)
+    total = len(decoders) * len(prompts)
     with MetricLog(path) as answers, MetricLog(room / "metrics.jsonl") as metrics:
         done = before = len(read_metrics(path))
         began = time.monotonic()
         metrics.write(kind="progress", done=done, total=total, unit="answers")
-        for number, (way, decoder) in enumerate(ways.items()):
+        for number, (mode, decoder) in enumerate(decoders.items()):
             for first in range(0, len(prompts), settings.batch_size):
                 place = number * len(prompts) + first
                 batch = range(first, min(first + settings.batch_size, len(prompts)))
                 if place + len(batch) <= done:
                     continue
-                found = _answer(model, tokenizer, decoder, settings, encoded, batch)
-                for index, answer in list(zip(batch, found, strict=True))[done - place :]:
-                    answers.write(way=way, index=index, **prompts[index].as_json(), **answer)
+                records = _answer(model, tokenizer, decoder, settings, encoded, batch)
+                for index, record in list(zip(batch, records, strict=True))[done - place :]:
+                    answers.write(way=mode, index=index, **prompts[index].as_json(), **record)
                 done = place + len(batch)
                 left = (time.monotonic() - began) / (done - before) * (total - done)
                 metrics.write(kind="progress", done=done, total=total, unit="answers", eta_seconds=round(left, 1))
@@ -74,28 +75,22 @@ def _answer(
     from hildanext.core.errors import PromptError
     from hildanext.inference import generate
 
-    def ask(some: Sequence[int]) -> "list[Completion]":
+    def complete(indices: Sequence[int]) -> "list[GenerationResult]":
         tokens: list[Sequence[int]] = []
-        for index in some:
+        for index in indices:
             ids = encoded[index]
             if isinstance(ids, DataError):
                 raise ids
             tokens.append(ids)
-        seeds = [settings.seed + index for index in some]
+        seeds = [settings.seed + index for index in indices]
         return generate(model, tokenizer, tokens, decoder, settings, seeds=seeds)
 
     try:
-        return iter([_told(done) for done in ask(batch)])
+        return iter([result.flat_record("tokens", "forwards", "edits") for result in complete(batch)])
     except (PromptError, DataError) as problem:
         if len(batch) == 1:
             return iter([{"error": str(problem)}])
-    return (told for index in batch for told in _answer(model, tokenizer, decoder, settings, encoded, [index]))
-
-
-def _told(done: "Completion") -> dict[str, Any]:
-    stats = done.stats
-    counts = {"tokens": stats.tokens, "forwards": stats.forwards, "edits": stats.edits}
-    return {"text": done.text, "finish_reason": done.finish_reason, **counts}
+    return (record for index in batch for record in _answer(model, tokenizer, decoder, settings, encoded, [index]))
 
 
 def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataError:
@@ -112,10 +107,10 @@ def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataErro
         return problem
 
 
-def _remember(room: Path, source: str | Path, ways: list[str], prompts: Sequence[Prompt]) -> None:
+def _remember(room: Path, source: str | Path, modes: list[str], prompts: Sequence[Prompt]) -> None:
     """Note which prompts the answers belong to. Raises `DataError` where they belong to others."""
-    asked = json.dumps([prompt.as_json() for prompt in prompts], sort_keys=True)
-    record = {"prompts": len(prompts), "ways": ways, "sha256": hashlib.sha256(asked.encode()).hexdigest()}
+    texts = json.dumps([prompt.as_json() for prompt in prompts], sort_keys=True)
+    record = {"prompts": len(prompts), "ways": modes, "sha256": hashlib.sha256(texts.encode()).hexdigest()}
     path = room / "answers.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != record:
         raise DataError(

@@ -28,11 +28,11 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Evaluate; the numbers go to `eval.json`, the tasks' to `quality.json` and its `samples`, pictures beside them."""
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
+    from hildanext.core.runtime import RuntimeConfig
     from hildanext.datasets import PackedDataset
     from hildanext.eval.evaluation import EvalConfig, evaluate, save_result
     from hildanext.eval.runner import QualityConfig
-    from hildanext.eval.task_session import load_contestants, run_session
+    from hildanext.eval.task_session import open_pair, run_session
 
     given = {"parent": context.parent, **section}
     quality = given.pop("quality", None)
@@ -41,22 +41,20 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     held_out = any("valid" in outcome for outcome in context.outcomes.values())
     if "data" not in given and (quality is None or held_out):
         given["data"] = str(context.outcome("valid"))
-    set_threads(context.threads)
-    device = choose_device(context.device)
-    dtype = choose_dtype(context.dtype, device)
-    contestants, told = load_contestants(given["model"], given["parent"] or "", dtype, device)
+    runtime = RuntimeConfig(context.device, context.dtype, context.threads)
+    pair, who = open_pair(given["model"], given["parent"] or "", runtime)
     outcome: dict[str, Any] = {"pictures": []}
     if "data" in given:
         settings = validate(EvalConfig, given, where=context.key)
-        assert contestants.model is not None
+        assert pair.model is not None
         dataset = PackedDataset(settings.data, settings.sequence_length, pad_to_block=settings.pad_to_block)
-        result = evaluate(contestants.model, contestants.tokenizer, contestants.parent, dataset, settings, logger.info)
+        result = evaluate(pair.model, pair.tokenizer, pair.parent, dataset, settings, logger.info)
         files = save_result(result, context.room)
         outcome["results"] = str(files.pop("json"))
         outcome["pictures"] += [str(path) for path in files.values()]
     if quality is not None:
         config = validate(QualityConfig, quality, where=f"{context.key}.quality")
-        _, files = run_session(contestants, told, config, context.room)
+        _, files = run_session(pair, who, config, context.room)
         outcome["tasks"] = str(files.pop("json"))
         outcome["pictures"] += [str(path) for path in files.values()]
     return outcome

@@ -1,5 +1,6 @@
 """What a model answers to held-out prompts while it is being trained."""
 
+from itertools import islice
 from typing import Any
 
 from pydantic import Field
@@ -29,8 +30,8 @@ class SampleAnswers:
         self.decoder = make_decoder(decoder_section(settings.mode))
         room = context_length(model) - settings.max_new_tokens
         held_out = (dataset.conversation(number) for number in range(dataset.conversations))
-        fitting = (one for one in held_out if len(one.prompt) <= room)
-        self.chosen = [one for _, one in zip(range(settings.count), fitting, strict=False)]
+        fitting = (conversation for conversation in held_out if len(conversation.prompt) <= room)
+        self.chosen = list(islice(fitting, settings.count))
         if settings.count and not self.chosen:
             raise PromptError(
                 f"no held-out prompt leaves room for {settings.max_new_tokens} tokens in the model's context",
@@ -42,18 +43,18 @@ class SampleAnswers:
         if not self.chosen:
             return []
         how = GenerationConfig(max_new_tokens=self.settings.max_new_tokens, batch_size=len(self.chosen))
-        done = generate(self.model, self.tokenizer, [one.prompt for one in self.chosen], self.decoder, how)
+        prompts = [conversation.prompt for conversation in self.chosen]
+        results = generate(self.model, self.tokenizer, prompts, self.decoder, how)
+        records = [result.flat_record("tokens", "forwards") for result in results]
         return [
             {
-                "id": one.id,
-                "prompt": self._text(one.prompt),
-                "answer": completion.text,
-                "wanted": self._text(one.answer),
-                "finish_reason": completion.finish_reason,
-                "tokens": completion.stats.tokens,
-                "forwards": completion.stats.forwards,
+                "id": conversation.id,
+                "prompt": self._text(conversation.prompt),
+                "answer": record["text"],
+                "wanted": self._text(conversation.answer),
+                **{key: record[key] for key in ("finish_reason", "tokens", "forwards")},
             }
-            for one, completion in zip(self.chosen, done, strict=True)
+            for conversation, record in zip(self.chosen, records, strict=True)
         ]
 
     def _text(self, ids: list[int]) -> str:

@@ -12,7 +12,7 @@ from hildanext.data.chat_dataset import ChatDataConfig, open_sources
 from hildanext.losses import make_losses
 from hildanext.models.lora import LoraConfig
 from hildanext.models.quantize import Quantize, check_quantize
-from hildanext.models.start import ParentConfig
+from hildanext.models.tuning import ParentConfig
 from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.sample_generations import SampleConfig
 

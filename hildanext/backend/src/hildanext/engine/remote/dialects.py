@@ -11,25 +11,17 @@ from typing import Any, Literal
 
 from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError
+from hildanext.data.generation_result import GenerationStats
 from hildanext.decoding import MODES, make_decoder
-from hildanext.engine.base import Answer, Cell, EngineEvent, EngineFailed, Piece, Request, Started, Stepped
+from hildanext.engine.base import Cell, EngineEvent, EngineFailed, Piece, Request, RequestOutput, Started, Stepped
 from hildanext.engine.remote.http import ServerEvent, failure, parsed
-from hildanext.inference import DEFAULT_NEW_TOKENS, DecodeStats
+from hildanext.inference import DEFAULT_NEW_TOKENS
 
 UNKNOWN_ID = -1
 """In place of a token's id where the server tells only how many there are."""
 
 SAMPLING = ("name", "temperature", "top_p", "top_k")
 FINISH: Mapping[str, Literal["eos", "stop", "length"]] = {"stop": "eos", "eos": "eos", "length": "length"}
-
-
-class UnknownStats(DecodeStats):
-    """Counts of a server that tells tokens only."""
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """0: not told."""
-        return 0.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Conversation:
 
     def __init__(self, request: Request, times: Times) -> None:
         self.request, self.times = request, times
-        self.answer: Answer | None = None
+        self.answer: RequestOutput | None = None
         self.text: list[str] = []
         self.first: float | None = None
 
@@ -65,11 +57,13 @@ class Conversation:
         self.text.append(text)
         return [Piece(text)]
 
-    def finish(self, tokens: list[int], reason: Any, prompt: int, cached: int, stats: DecodeStats, edits: bool) -> None:
+    def finish(
+        self, tokens: list[int], reason: Any, prompt: int, cached: int, stats: GenerationStats, edits: bool
+    ) -> None:
         if reason not in ("eos", "stop", "length"):
             raise EngineFailed(f"the server ended the text for {reason!r}", "this engine writes plain text only")
         now = time.perf_counter()
-        self.answer = Answer(
+        self.answer = RequestOutput(
             text="".join(self.text),
             tokens=tokens,
             finish_reason=reason,
@@ -131,7 +125,7 @@ class Native(Conversation):
         tokens, forwards, steps = list(data["tokens"]), int(usage["forward_passes"]), int(usage["denoising_steps"])
         pace = float(timing["tokens_per_forward"])
         prefill = forwards - max(round(len(tokens) / pace), 1) if pace > 0 else 0
-        stats = DecodeStats(
+        stats = GenerationStats(
             prefill_forwards=prefill,
             denoise_forwards=steps if steps else forwards - prefill,
             commit_forwards=forwards - prefill - steps if steps else 0,
@@ -208,9 +202,8 @@ class Published(Conversation):
         details = details if isinstance(details, dict) else {}
         cached = self.usage.get("prompt_tokens_details")
         forwards, tokens = _count(details, "forward_passes"), told["completion_tokens"]
-        kind = DecodeStats if forwards else UnknownStats
         seconds = time.perf_counter() - self.times.started
-        stats = kind(0, forwards, 0, 0, tokens, _count(details, "edited_tokens"), seconds, 0.0)
+        stats = GenerationStats(0, forwards, 0, 0, tokens, _count(details, "edited_tokens"), seconds, 0.0)
         known = _count(cached, "cached_tokens") if isinstance(cached, dict) else 0
         self.finish([UNKNOWN_ID] * tokens, reason, told["prompt_tokens"], known, stats, edits=False)
 

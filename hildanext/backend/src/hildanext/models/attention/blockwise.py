@@ -41,7 +41,7 @@ class DoubledAttention:
 
     @classmethod
     def build(
-        cls, rows: masks.Rows, noisy: int, block_size: int, clean_mask: CleanMask, dtype: torch.dtype
+        cls, rows: masks.TokenRows, noisy: int, block_size: int, clean_mask: CleanMask, dtype: torch.dtype
     ) -> "DoubledAttention":
         """`rows` describe the columns, of which the first `noisy` are noisy copies."""
         sees_clean: Bool[Tensor, "batch fed clean"] = masks.among(rows, block_size, clean_mask, first_key=noisy)
@@ -82,7 +82,7 @@ class DoubledAttention:
 
 
 def doubled_attention(
-    rows: masks.Rows, noisy: int, block_size: int, clean_mask: CleanMask, dtype: torch.dtype
+    rows: masks.TokenRows, noisy: int, block_size: int, clean_mask: CleanMask, dtype: torch.dtype
 ) -> AttentionContext:
     """The context of a forward over noisy and clean copies: by blocks where the noisy ones lie on a grid of blocks,
     else (and where there is one kind alone) under the dense mask.
