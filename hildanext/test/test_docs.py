@@ -3,13 +3,19 @@
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+import hildanext
+from hildanext import inference
+from hildanext.core.errors import ConfigError, UnknownChoice
+
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def script(name: str):
@@ -112,3 +118,64 @@ class TestTheMovingPicture:
         cells = [cell for block in made.blocks.values() for cell in block.values()]
         assert sum(kind == "edit" for cell in cells for _, kind, _ in cell.states) == row["stats"]["edits"] > 0
         assert sum(bool(caption) for caption in made.captions) == row["stats"]["edits"] + 1
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return hildanext.load("tiny", device="cpu", dtype="fp32", threads=1)
+
+
+class TestTheFacade:
+    def test_an_import_loads_no_torch_and_names_are_listed(self):
+        code = "import hildanext, sys; print('torch' in sys.modules, 'load' in dir(hildanext), 'stream' in dir(hildanext))"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert said.split() == ["False", "True", "True"]
+
+    def test_a_name_that_is_not_there_is_an_attribute_error(self):
+        with pytest.raises(AttributeError, match="no attribute 'train'"):
+            hildanext.train  # noqa: B018
+
+    def test_the_pieces_of_a_stream_are_the_text_of_a_generation(self, tiny):
+        whole = hildanext.generate(tiny, "Once upon a time", max_new_tokens=21)
+        pieces = list(hildanext.stream(tiny, "Once upon a time", max_new_tokens=21))
+        assert len(pieces) > 1 and "".join(pieces) == whole.text
+        assert whole.stats.tokens == len(whole.tokens) == 21
+
+    def test_several_prompts_give_as_many_results(self, tiny):
+        prompts = ["Once upon a time", "Tom and Lily"]
+        together = hildanext.generate(tiny, prompts, mode="quality", max_new_tokens=8)
+        assert [result.text for result in together] == [
+            hildanext.generate(tiny, prompt, mode="Q_MODE", max_new_tokens=8).text for prompt in prompts
+        ]
+
+    def test_fields_of_the_decoder_are_laid_over_the_mode(self, tiny):
+        edited = hildanext.generate(tiny, "Once upon a time", max_new_tokens=11)
+        plain = hildanext.generate(tiny, "Once upon a time", decoder={"tau_edit": None}, max_new_tokens=11)
+        assert edited.stats.edits > 0 == plain.stats.edits
+
+    def test_what_does_not_exist_is_an_error_before_anything_runs(self, tiny):
+        with pytest.raises(ConfigError, match="max_tokens"):
+            hildanext.generate(tiny, "Once", max_tokens=3)
+        with pytest.raises(ConfigError, match="tau_maks"):
+            list(hildanext.stream(tiny, "Once", decoder={"tau_maks": 0.5}))
+        with pytest.raises(UnknownChoice):
+            hildanext.generate(tiny, "Once", mode="X_MODE")
+
+    def test_a_stream_that_nobody_reads_stops_its_model(self, tiny, monkeypatch):
+        ran, generate = [], inference.generate
+
+        def counted(*arguments):
+            *given, on_event = arguments
+            return generate(*given, lambda event: (ran.append(event.kind), on_event(event)))
+
+        monkeypatch.setattr(inference, "generate", counted)
+        pieces = hildanext.stream(tiny, "Once upon a time", max_new_tokens=200)
+        next(pieces)
+        pieces.close()
+        assert 0 < ran.count("step") < 100
+
+    def test_the_readme_s_lines_of_python_run(self, capsys):
+        code = re.findall(r"```python\n(.*?)```", README, re.S)
+        assert len(code) == 1 and len([line for line in code[0].splitlines() if line.strip()]) <= 8
+        exec(compile(code[0], "README.md", "exec"), {})
+        assert "there was a little girl named Lily" in capsys.readouterr().out
