@@ -127,7 +127,9 @@ def tiny():
 
 class TestTheFacade:
     def test_an_import_loads_no_torch_and_names_are_listed(self):
-        code = "import hildanext, sys; print('torch' in sys.modules, 'load' in dir(hildanext), 'stream' in dir(hildanext))"
+        code = (
+            "import hildanext, sys; print('torch' in sys.modules, 'load' in dir(hildanext), 'stream' in dir(hildanext))"
+        )
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert said.split() == ["False", "True", "True"]
 
@@ -179,3 +181,23 @@ class TestTheFacade:
         assert len(code) == 1 and len([line for line in code[0].splitlines() if line.strip()]) <= 8
         exec(compile(code[0], "README.md", "exec"), {})
         assert "there was a little girl named Lily" in capsys.readouterr().out
+
+
+class TestDesign:
+    TEXT = (ROOT / "hildanext" / "DESIGN.md").read_text(encoding="utf-8")
+
+    def test_the_drawn_order_of_rooms_is_the_one_that_imports_are_held_to(self):
+        drawn = self.TEXT.partition("## The order of rooms")[2].split("```")[1]
+        assert [name for line in drawn.strip().splitlines() for name in line.split()[1:]] == make_docs.rooms()
+
+    @pytest.mark.parametrize("page", ["DESIGN.md", "docs/reading.md"])
+    def test_files_it_names_are_there(self, page):
+        text = (ROOT / "hildanext" / page).read_text(encoding="utf-8")
+        named = set(re.findall(r"(?:^|[\s`(\"])((?:[a-z_0-9]+/)*[a-z_0-9]+\.py)\b", text))
+        places = [ROOT, ROOT / "hildanext", make_docs.PACKAGE]
+        assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []
+
+    def test_every_decision_is_in_the_index(self):
+        folder = ROOT / "hildanext" / "docs" / "decisions"
+        index = (folder / "README.md").read_text(encoding="utf-8")
+        assert [page.name for page in folder.glob("*.md") if f"({page.name})" not in index] == ["README.md"]
