@@ -29,6 +29,7 @@ FAMILIES = {
     "hildanext.data.causal_graphs": ("EXTRACTORS", "hildanext.data.causal_graphs.base", "Extractor"),
     "hildanext.losses": ("LOSSES", "hildanext.losses.base", "TokenLoss"),
     "hildanext.decoding": ("DECODERS", "hildanext.decoding.base", "Decoder"),
+    "hildanext.likelihood": ("LIKELIHOODS", "hildanext.likelihood.base", "Likelihood"),
     "hildanext.grading": ("REWARDS", "hildanext.grading.base", "Reward"),
     "hildanext.eval.tasks": ("TASKS", "hildanext.eval.tasks.base", "Task"),
 }

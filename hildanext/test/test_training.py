@@ -22,7 +22,7 @@ from hildanext.core.errors import CheckpointError, ConfigError, TrainingStopped
 from hildanext.core.metrics_log import MetricLog, read_metrics
 from hildanext.core.runtime import make_generator
 from hildanext.corruption.schedules import BlockPhase, LearningRate
-from hildanext.datasets import PackedDataset, PrepareConfig, prepare
+from hildanext.datasets import PrepareConfig, prepare
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.loading.load import load_diffusion
@@ -30,7 +30,7 @@ from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.guard import Guard, GuardConfig
 from hildanext.trainer.state import STATE
 from hildanext.trainer.task import TrainingTask
-from hildanext.training import real_tokens, train
+from hildanext.training import train
 from hildanext.wsd_stage0 import Validation, convert
 from small_models import small_parent, small_tokenizer
 
@@ -365,15 +365,6 @@ def test_draws_depend_on_the_place_in_the_run_and_not_on_how_steps_are_cut(tmp_p
         found.append(list(asked))
     assert found[0] == found[1]
     assert found[0] == [(7, 3, index, view, turn) for index in range(4) for view in (0, 1) for turn in (0, 1)]
-
-
-def test_real_tokens_are_what_the_documents_hold(tmp_path: Path):
-    """Over one epoch they are the data set's own count; positions hold the padding of blocks as well."""
-    dataset = PackedDataset(corpus(tmp_path / "data"), 32, pad_to_block=8)
-    batch = dataset.batch(range(len(dataset)))
-    assert real_tokens(batch.tokens, batch.document, batch.position, dataset.pad_id) == dataset.tokens
-    assert real_tokens(batch.tokens, batch.document, batch.position, None) == int((batch.document >= 0).sum())
-    assert dataset.tokens < int((batch.document >= 0).sum())
 
 
 def test_metrics_tell_positions_and_real_tokens(sections, tmp_path: Path):

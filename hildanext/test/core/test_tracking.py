@@ -1,6 +1,9 @@
 """Trackers: every number of a metric line arrives, and nothing else; what is missing is said before a run starts."""
 
+import importlib.machinery
 import importlib.util
+import sys
+import types
 
 import pytest
 
@@ -62,32 +65,43 @@ def events(folder):
 def test_tensorboard_shows_every_number_and_a_resumed_run_no_step_twice(tmp_path):
     pytest.importorskip("tensorboard", reason="the tracker's package is an extra")
     for start, steps in ((0, range(1, 6)), (3, range(4, 8))):  # killed after step 5, the checkpoint was at 3
-        (tracker,) = open_trackers(["tensorboard"], tmp_path, {"seed": 0}, start)
+        (tracker,) = open_trackers(["tensorboard"], tmp_path, {"seed": 0, "nested": {"rate": 1e-4}}, start)
         for step in steps:
             tracker.log(step, {"train/loss": float(step)})
         tracker.close()
     assert events(tmp_path / "tensorboard") == {"train/loss": [(step, float(step)) for step in range(1, 8)]}
+    assert all(path.is_file() for path in (tmp_path / "tensorboard").iterdir())  # a folder would be another run
+
+
+def test_tensorboard_shows_nothing_of_steps_that_a_resumed_run_has_not_reached_again(tmp_path):
+    pytest.importorskip("tensorboard", reason="the tracker's package is an extra")
+    for start, steps in ((0, range(1, 10)), (3, range(4, 6))):
+        (tracker,) = open_trackers(["tensorboard"], tmp_path, {}, start)
+        for step in steps:
+            tracker.log(step, {"train/loss": start + step / 10})
+        tracker.close()
+    told = [(1, 0.1), (2, 0.2), (3, 0.3), (4, 3.4), (5, 3.5)]
+    assert events(tmp_path / "tensorboard")["train/loss"] == [(step, pytest.approx(loss)) for step, loss in told]
 
 
 def test_trackio_keeps_a_local_run_named_after_its_folder(tmp_path, monkeypatch):
-    pytest.importorskip("trackio", reason="the tracker's package is an extra")
-    import trackio
+    opened, heard = [], []
 
-    opened = []
-    monkeypatch.setattr(trackio, "init", lambda **options: opened.append(options) or FakeRun())
+    class Run:
+        def log(self, values, step):
+            heard.append((values, step))
+
+        def finish(self):
+            heard.append("finished")
+
+    trackio = types.ModuleType("trackio")
+    trackio.__spec__ = importlib.machinery.ModuleSpec("trackio", None)
+    trackio.init = lambda **options: opened.append(options) or Run()
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
     (tracker,) = open_trackers(["trackio"], tmp_path / "run-7", {"seed": 0}, 0)
     tracker.log(2, {"train/loss": 1.0})
     tracker.close()
-    assert opened[0]["name"] == "run-7" and opened[0]["resume"] == "allow"
-    assert tracker.run.heard == [({"train/loss": 1.0}, 2), "finished"]
-
-
-class FakeRun:
-    def __init__(self):
-        self.heard = []
-
-    def log(self, values, step):
-        self.heard.append((values, step))
-
-    def finish(self):
-        self.heard.append("finished")
+    (options,) = opened
+    assert options["name"] == "run-7" and options["resume"] == "allow" and options["project"] == "hildanext"
+    assert options["config"] == {"seed": 0} and options["embed"] is False
+    assert heard == [({"train/loss": 1.0}, 2), "finished"]

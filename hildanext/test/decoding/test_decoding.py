@@ -252,7 +252,7 @@ def test_every_row_of_the_table_has_a_case():
 
 @pytest.mark.parametrize("wrong", [{"tau_mask": 1.5}, {"tau_mask": -0.1}, {"tau_edit": 2}, {"tau_cautious": -1}])
 def test_a_threshold_outside_its_range_is_refused(wrong):
-    with pytest.raises(ConfigError, match="it is a probability: give 0 to 1"):
+    with pytest.raises(ConfigError, match="Input should be (less than or equal to 1|greater than or equal to 0), got"):
         make_decoder({"name": "threshold_edit", **wrong})
 
 

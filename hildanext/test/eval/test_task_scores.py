@@ -3,12 +3,15 @@ r"""The arithmetic under the tasks: intervals by hand, what a `\boxed{}` holds, 
 import gzip
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.registry import build
+from hildanext.eval import summary
 from hildanext.eval.statistics import (
     Values,
     bootstrap,
@@ -21,7 +24,8 @@ from hildanext.eval.statistics import (
 )
 from hildanext.eval.tasks import TASKS, Task
 from hildanext.eval.tasks.math500 import EXAMPLES
-from hildanext.eval.tasks.rows import beside, fingerprint, read_rows
+from hildanext.eval.tasks.records import beside, fingerprint, read_records
+from hildanext.grading import computer_algebra
 from hildanext.grading.math_answers import boxed, canonical, normalised, official, stated
 from hildanext.likelihood.conditional import Scored
 from quality_fixtures import CHOICES, QUESTIONS, STORIES, gsm8k_folder, lines, stories_file, tiny_pair
@@ -95,6 +99,16 @@ class TestIntervals:
             pass_at_k(2, 1, 3)
 
 
+needs_math_verify = pytest.mark.skipif(
+    computer_algebra.installed_version() is None, reason="math-verify is an extra of evaluation"
+)
+
+
+@pytest.fixture(scope="module")
+def algebra():
+    return computer_algebra.ComputerAlgebra()
+
+
 class TestMath:
     @pytest.mark.parametrize(
         "text, want",
@@ -152,12 +166,80 @@ class TestMath:
         "hostile", ["\\boxed{" * 5000, "{" * 100_000, "\\frac" * 20_000, "1," * 50_000, "(" * 9_000]
     )
     def test_no_answer_takes_long(self, hostile):
-        import time
-
         begun = time.process_time()
         for text in (hostile, "\\boxed{" + hostile + "}", "The final answer is " + hostile):
             canonical(boxed(text) or stated(text) or text, "(1,2)")
         assert time.process_time() - begun < 0.5
+
+    @needs_math_verify
+    @pytest.mark.parametrize(
+        "answer, gold, equal",
+        [
+            ("2+2", "4", True),
+            ("x^2-1", "(x-1)(x+1)", True),
+            (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}", True),
+            (r"2\sqrt{3}", r"\sqrt{12}", True),
+            ("2,1", "1,2", True),
+            (r"\text{even}", "even", True),
+            (r"12\text{ cm}", "12", True),
+            ("5", "6", False),
+            ("(1,2)", "[1,2]", False),
+            ("(2,1)", "(1,2)", False),
+            ("x^2+1", "(x-1)(x+1)", False),
+            ("0.333", r"\frac{1}{3}", False),
+            (r"\frac{1}{0}", r"\frac{2}{0}", False),
+            ("}", "5", False),
+            ("", "5", False),
+            (None, "5", False),
+        ],
+    )
+    def test_which_formulas_are_equal(self, algebra, answer, gold, equal):
+        assert algebra.equal(answer, gold) is equal
+        assert equal or not official(answer, gold)
+
+    @needs_math_verify
+    def test_an_answer_without_end_is_cut_off_and_the_next_one_judged(self, tmp_path):
+        """In a thread, where math-verify's own clock does not work; the product of a factorial hears no signal."""
+        algebra = computer_algebra.ComputerAlgebra(seconds=1.0)
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(algebra.equal, "4", "2+2").result()
+            first = algebra._process
+            begun = time.monotonic()
+            assert thread.submit(algebra.equal, "10000000000!", "1").result() is None
+            assert time.monotonic() - begun < 5 and first.returncode is not None
+            assert thread.submit(algebra.equal, "4", "2+2").result()
+
+    @needs_math_verify
+    def test_its_program_ends_with_it(self):
+        algebra = computer_algebra.ComputerAlgebra()
+        assert algebra.equal("1", "1")
+        process = algebra._process
+        del algebra
+        assert process.returncode is not None
+
+    def test_a_math_verify_that_does_not_start_is_said_so(self, tmp_path, monkeypatch):
+        program = tmp_path / "worker.py"
+        program.write_text("raise SystemExit(1)")
+        monkeypatch.setattr(computer_algebra, "WORKER", program)
+        with pytest.raises(ConfigError, match="math-verify does not start"):
+            computer_algebra.ComputerAlgebra().equal("1", "1")
+
+    def test_without_math_verify_its_column_says_so_and_nothing_stands_in_for_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(computer_algebra, "installed_version", lambda: None)
+        place = lines(tmp_path / "test.jsonl", [{"problem": "What is $1+1$?", "answer": "2"}])
+        task = build("task", TASKS, {"name": "math500", "data": place})
+        judged = task.judge(task.items()[0], "\\boxed{2}")
+        assert judged.scores == {"official": 1.0, "canonical": 1.0} and task.facts() == {"math-verify": "not installed"}
+        items = {name: {0: (score, 1.0)} for name, score in judged.scores.items()}
+        notes = {metric.name: summary._note(task, metric, items) for metric in task.metrics}
+        assert notes == {"official": {}, "canonical": {}, "math_verify": {"note": "math-verify is not installed"}}
+        score = summary._score(task.metrics[2], items, None) | notes["math_verify"]
+        assert summary._with_range(score, True) == "math-verify is not installed"
+
+    def test_a_column_that_was_judged_for_some_items_alone_says_for_how_many(self):
+        items = {"official": {at: (1.0, 1.0) for at in range(3)}, "math_verify": {2: (1.0, 1.0)}}
+        task = build("task", TASKS, {"name": "math500", "data": "x"})
+        assert summary._note(task, task.metrics[2], items) == {"note": "1 of 3 items"}
 
     def test_the_worked_examples_box_what_they_state(self):
         for _, solution in EXAMPLES:
@@ -175,9 +257,12 @@ class TestMath:
         none = build("task", TASKS, {"name": "math500", "data": place, "few_shot": 0})
         assert none.prompt(item, 0).startswith("What is $1+1$?\nPlease reason") and "\\boxed{}" in none.prompt(item, 0)
         judged = few.judge(item, "It is \\boxed{2.0}.")
-        assert judged.scores == {"official": 0.0, "canonical": 1.0} and judged.extraction["answer"] == "2.0"
+        assert {**judged.scores, "math_verify": 1.0} == {"official": 0.0, "canonical": 1.0, "math_verify": 1.0}
+        assert judged.extraction["answer"] == "2.0"
         said = few.judge(item, "Final Answer: The final answer is $2$. I hope it is correct.")
-        assert said.scores == {"official": 0.0, "canonical": 1.0} and said.extraction["boxed"] is False
+        assert said.scores["official"] == 0.0 and said.scores["canonical"] == 1.0 and not said.extraction["boxed"]
+        assert ("math_verify" in said.scores) is (computer_algebra.installed_version() is not None)
+        assert few.metrics[0].name == "official"  # the published rule stays the headline
 
     def test_a_row_without_an_answer_is_refused(self, tmp_path):
         place = lines(tmp_path / "test.jsonl", [{"problem": "?", "solution": "no box"}])
@@ -201,7 +286,7 @@ class TestGsm8k:
         task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 2})
         for item, (first, second) in zip(task.items(), [(6, 3), (0, 6), (0, 4)], strict=False):
             told = [f"Question: What is {n}+1?\nAnswer: It is {n + 1}.\n#### {n + 1}" for n in (first, second)]
-            assert task.prompt(item, 2) == "\n\n".join([*told, f"Question: {item.row['question']}\nAnswer:"])
+            assert task.prompt(item, 2) == "\n\n".join([*told, f"Question: {item.record['question']}\nAnswer:"])
 
     def test_as_a_chat_the_bare_question_is_asked(self, tmp_path):
         task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 0, "chat": True})
@@ -233,7 +318,7 @@ class TestMultipleChoice:
         item = task.items()[0]
         head = "The following are multiple choice questions (with answers) about sky.\n\n"
         assert task.prompt(item) == f"{head}What colour is the sky?\nA. red\nB. blue\nC. green\nD. black\nAnswer:"
-        way = tiny_pair().parent_way()[0]
+        way = tiny_pair().parent_models()[0]
         pairs = task.pairs(item, way.encode, 7)
         context = tuple(way.encode(task.prompt(item)))
         assert [way.tokenizer.decode(list(pair.continuation)) for pair in pairs] == [" A", " B", " C", " D"]
@@ -252,7 +337,7 @@ class TestMultipleChoice:
     def test_mmlu_s_own_csv_has_no_header(self, tmp_path):
         (tmp_path / "test.csv").write_text('"Which, of these?",one,two,three,four,C\nSecond?,a,b,c,d,A\n')
         items = self.task(str(tmp_path)).items()
-        assert [(item.row["question"], item.row["choices"], item.row["gold"]) for item in items] == [
+        assert [(item.record["question"], item.record["choices"], item.record["gold"]) for item in items] == [
             ("Which, of these?", ["one", "two", "three", "four"], 2), ("Second?", ["a", "b", "c", "d"], 0)
         ]  # fmt: skip
 
@@ -274,8 +359,8 @@ class TestTinyStories:
     def test_a_story_is_scored_from_its_beginning_and_cut(self, tmp_path):
         task = build("task", TASKS, {"name": "tinystories", "data": stories_file(tmp_path / "a.txt"), "max_tokens": 5})
         items = task.items()
-        assert [item.row["text"] for item in items] == STORIES
-        way = tiny_pair().parent_way()[0]
+        assert [item.record["text"] for item in items] == STORIES
+        way = tiny_pair().parent_models()[0]
         (pair,) = task.pairs(items[0], way.encode, 0)
         assert pair.context == (way.tokenizer.bos_token_id,)
         assert list(pair.context + pair.continuation) == way.encode(STORIES[0])[:6]
@@ -296,8 +381,8 @@ class TestRows:
         (tmp_path / "list.json").write_text(json.dumps(rows))
         (tmp_path / "t.csv").write_text("question,a\nq,1\n")
         for place in (tmp_path, tmp_path / "test.jsonl", tmp_path / "x.jsonl.gz", tmp_path / "list.json"):
-            assert read_rows(str(place), "test") == rows
-        assert read_rows(str(tmp_path / "t.csv"), "test") == [{"question": "q", "a": "1"}]
+            assert read_records(str(place), "test") == rows
+        assert read_records(str(tmp_path / "t.csv"), "test") == [{"question": "q", "a": "1"}]
         assert beside(str(tmp_path / "x.jsonl.gz"), "test") == str(tmp_path / "test.jsonl")
         assert beside("owner/name", "train") == "owner/name"
         assert fingerprint(rows) == fingerprint([{"a": 1}, {"a": 2}]) != fingerprint([{"a": 2}, {"a": 1}])
@@ -316,7 +401,7 @@ class TestRows:
     def test_broken_files_are_named(self, name, content, word, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=word):
-            read_rows(str(tmp_path / name), "test")
+            read_records(str(tmp_path / name), "test")
 
     def test_a_hub_that_is_out_of_reach_says_what_to_do(self, monkeypatch):
         import datasets
@@ -329,6 +414,6 @@ class TestRows:
             build("task", TASKS, {"name": "gsm8k"}).items()
         assert "local file" in caught.value.hint
         with pytest.raises(DataError, match="no benchmark data"):
-            read_rows("no/such/file.jsonl", "test")
+            read_records("no/such/file.jsonl", "test")
         with pytest.raises(DataError, match="holds no train"):
             beside(__file__, "train")

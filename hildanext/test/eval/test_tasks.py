@@ -17,9 +17,9 @@ from hildanext.decoding import MODES
 from hildanext.eval.journal import Journal
 from hildanext.eval.models import DiffusionEvalModel, GenerationParams, ModelPair, ParentEvalModel
 from hildanext.eval.runner import QualityConfig, as_taught, run_tasks
-from hildanext.eval.summary import lines as told_lines
 from hildanext.eval.summary import mask_tokens, summarise
 from hildanext.eval.task_session import print_tasks, run_session
+from hildanext.eval.task_tables import lines as told_lines
 from hildanext.eval.tasks import TASKS, WritingTask
 from hildanext.models.start import start_conversion
 from hildanext.recipe import StageContext

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hildanext.core.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
@@ -564,6 +565,58 @@ def test_a_process_is_known_by_more_than_its_number():
     ended = subprocess.Popen([sys.executable, "-c", ""])
     wait_until(lambda: processes.birth(ended.pid) is None)  # a zombie is dead, though it was not waited for
     ended.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ticks are Linux's")
+def test_a_job_table_of_before_knows_its_processes(monkeypatch):
+    """The boot and the tick as the kernel writes them, whatever has become of the clock since the boot."""
+    stat = Path("/proc/self/stat").read_text()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    written = f"{boot}:{stat[stat.rfind(')') + 2 :].split()[19]}"
+    assert processes.birth(os.getpid()) == written
+    now = psutil.boot_time()
+    for clock in ([now + 3600.0] * 3, [now, now + 1.0, now + 1.0, *[now + 1.0] * 3]):  # set before, set in between
+        answers = iter(clock)
+
+        def boot_time(answers=answers) -> float:
+            answer = next(answers)
+            monkeypatch.setattr(psutil._psplatform, "BOOT_TIME", answer, raising=False)  # where psutil 5 keeps it
+            return answer
+
+        monkeypatch.setattr(psutil, "boot_time", boot_time)
+        monkeypatch.setattr(psutil._psplatform, "boot_time", boot_time)
+        assert processes._tick(os.getpid()) == int(written.partition(":")[2])
+
+
+@posix
+@pytest.mark.parametrize("born", ["Sat Nov 28 10:00:00 2026", "30983412:1234", "", "1764324000.5", "no-boot:7", None])
+def test_a_birth_in_another_form_is_nobody_s_and_nothing_is_killed_for_it(born):
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        assert not processes.alive(stranger.pid, born)
+        processes.end_group(stranger.pid, born, stranger.pid, born)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 2**22 + 1, 2**40])
+def test_numbers_that_no_process_has_are_nobody_s(pid):
+    assert processes.birth(pid) is None
+
+
+def test_a_process_is_ended_with_all_that_descend_from_it():
+    """As on Windows, where a group cannot be killed."""
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    sleeper = "import time; print(1, flush=True); time.sleep(60)"
+    head = subprocess.Popen([sys.executable, "-c", code, sleeper], stdout=subprocess.PIPE)
+    head.stdout.readline()
+    (below,) = psutil.Process(head.pid).children()
+    threading.Thread(target=head.wait, daemon=True).start()
+    processes._end([head.pid, 2**22 + 1])
+    assert processes.birth(head.pid) is None and processes.birth(below.pid) is None
+    head.stdout.close()
 
 
 def test_the_room_loads_no_torch():

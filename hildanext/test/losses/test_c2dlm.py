@@ -187,7 +187,7 @@ def test_rows_without_any_attention_to_one_side_stay_finite(kind):
 
 
 def whole_map(model, view: NoisedBatch, layer: int, inner: AttentionContext) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax map [batch heads query key] of a layer, and its values, by an onlooker without short cuts."""
+    """Softmax map [batch heads query key] of a layer, and its values, by an attention loss without short cuts."""
     kept = {}
     mask = masks.doubled(view.document, view.position, view.block_size)
 
@@ -312,12 +312,12 @@ def test_a_recomputed_layer_does_not_replace_what_the_first_pass_found():
     view = paired(make_view(length=16), (9, 2), replaced=[9])
     rows = rows_of(view)
     attention = attention_for(view, build_layout(view, "double"), "block_causal", model.head)
-    watch = AttentionToCauses(attention, CausalAttention(), rows, frozenset({0}), 1.0)
+    attention_loss = AttentionToCauses(attention, CausalAttention(), rows, frozenset({0}), 1.0)
     query, key = torch.randn(2, 4, 32, 8).double(), torch.randn(2, 2, 32, 8).double()
-    watch.attend(0, query, key, key, 1.0)
-    first = float(watch.loss())
-    watch.attend(0, -query, key, key, 1.0)
-    assert len(watch.found) == 1 and float(watch.loss()) == first
+    attention_loss.attend(0, query, key, key, 1.0)
+    first = float(attention_loss.loss())
+    attention_loss.attend(0, -query, key, key, 1.0)
+    assert len(attention_loss.means) == 1 and float(attention_loss.loss()) == first
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])

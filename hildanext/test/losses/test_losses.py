@@ -28,6 +28,7 @@ from hildanext.losses.autoregressive import Autoregressive
 from hildanext.losses.distillation import ParentDistillation
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
 from hildanext.losses.mask_to_token import MaskToToken
+from hildanext.losses.objective import _draft
 from hildanext.losses.representation import RepresentationAlignment
 from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.attention.blockwise import DoubledAttention, aligned
@@ -464,6 +465,39 @@ def test_the_first_turn_drafts_what_the_next_one_mends():
     assert bool(written.any())
     assert torch.equal(outcome.draft[written], best[written])
     assert torch.equal(outcome.draft[~view.masked], best[~view.masked])
+
+
+def test_a_draft_fills_what_is_above_a_drawn_threshold_and_leaves_the_rest():
+    """Thresholds are uniform in 0.3 to 0.9; a visible token is drafted whatever its confidence."""
+    view = make_view(t=0.9, batch=4)
+    where = view.maskable.nonzero(as_tuple=True)
+    predicted = torch.full((len(where[0]),), 7)
+    shares = {}
+    for confidence in (0.29, 0.6, 0.91):
+        sure = torch.full((len(where[0]),), confidence)
+        drafts = [_draft(view, where, predicted, sure, torch.Generator().manual_seed(seed)) for seed in range(60)]
+        assert all(bool((draft[~view.masked] == 7).all()) for draft in drafts)
+        filled = [draft[view.masked] != MASK for draft in drafts]
+        assert all(bool(row.all()) or not bool(row.any()) for row in filled), "one threshold a draft"
+        shares[confidence] = sum(bool(row.any()) for row in filled) / 60
+    assert shares[0.29] == 0 and shares[0.91] == 1 and 0.25 < shares[0.6] < 0.75
+
+
+@pytest.mark.parametrize("loss", [ParentDistillation(), ParentDistillation(elbo=False), RepresentationAlignment()])
+def test_the_parent_has_no_say_about_a_document_s_first_token(loss):
+    """It never predicts it. Under block alignment that token is masked and predicted like the others."""
+    view = make_view(t=1.0, documents=[0] * 8 + [1] * 8)
+    weights = loss.weights(view, torch.ones_like(view.masked))
+    weight = next(part for part in weights.parts if part is not None)
+    assert bool(view.masked.all()) and torch.equal(weight > 0, view.position > 0)
+
+
+@pytest.mark.parametrize(("elbo", "weight"), [(True, 0.5 / 0.4), (False, 0.5)])
+def test_distillation_weighs_masks_as_the_elbo_does_or_all_alike(elbo, weight):
+    view = make_view(t=0.4)
+    given = ParentDistillation(elbo=elbo).weights(view, view.maskable).divergence
+    assert given[view.masked & (view.position > 0)].tolist() == pytest.approx([weight] * int(given.count_nonzero()))
+    assert not bool(given[~view.masked].any())
 
 
 @pytest.mark.parametrize("complementary", [False, True])

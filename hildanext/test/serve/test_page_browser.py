@@ -376,7 +376,7 @@ def test_settings_reach_the_service(page: Page):
     page.select_option("#effort", "low")
     for field, value in (("#tau-mask", "0.4"), ("#temperature", "0.8"), ("#seed", "7"), ("#max-tokens", "24")):
         page.fill(field, value)
-    page.check("#never-edit")
+    page.check("#tau-edit-off")
     page.fill("#stop", "The end\n\nxyz")
     write(page)
     body = {"prompt": "Once upon a time", "max_new_tokens": 24, "mode": "Q_MODE", "effort": "low", "tau_mask": 0.4}
@@ -553,9 +553,9 @@ def test_everything_can_be_done_with_keys_alone(page: Page):
         reached.append(at)
         if at == "copy":
             break
-    decoding_params = ["start", "compare", "model", "tau-mask", "tau-edit", "temperature", "seed", "max-tokens", "stop"]
-    decoding_params += ["diffusion-canvas", "play", "back", "scrub", "ahead", "speed", "copy"]
-    assert [name for name in reached if name in decoding_params] == decoding_params
+    expected = ["start", "compare", "model", "tau-mask", "tau-edit", "temperature", "seed", "max-tokens", "stop"]
+    expected += ["diffusion-canvas", "play", "back", "scrub", "ahead", "speed", "copy"]
+    assert [name for name in reached if name in expected] == expected
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     page.focus("#diffusion-canvas")

@@ -16,8 +16,6 @@ from hildanext.serve.settings import ServeConfig
 from hildanext.stages.submission import open_jobs
 from serving import live
 
-CASES = 2000
-
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     openapi.status_code_conformance,
@@ -29,9 +27,9 @@ CHECKS = [
 """That what the document allows is also accepted cannot be asked: it has no way to say "exactly one of these"."""
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("cases", [150, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # of the fuzzer's own making
-def test_two_thousand_cases_find_no_fault_and_no_answer_outside_the_document(tmp_path):
+def test_cases_of_every_route_find_no_fault_and_no_answer_outside_the_document(tmp_path, cases):
     engine = LocalEngineConfig(threads=1).open("tiny", "tiny", "for a test")
     set_template(engine.tokenizer, "auto")
     with open_jobs(tmp_path) as room:
@@ -42,12 +40,12 @@ def test_two_thousand_cases_find_no_fault_and_no_answer_outside_the_document(tmp
             schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
             operations = [found.ok() for found in schema.get_all_operations()]
             fixed = [one for one in operations if not (one.body or one.query or one.headers or one.path_parameters)]
-            each = -(-CASES // (len(operations) - len(fixed)))
+            each = -(-cases // (len(operations) - len(fixed)))
             seen = {one.label: fuzz(one, each, job.id) for one in operations}
     print(seen)
-    assert sum(sum(counts.values()) for counts in seen.values()) >= CASES
+    assert sum(sum(counts.values()) for counts in seen.values()) >= cases
     unanswered = {label for label, counts in seen.items() if not (counts.get(200) or counts.get(202))}
-    assert not unanswered
+    assert not unanswered or cases < 1000  # chance may leave one out of few
 
 
 def fuzz(operation, count: int, known: str) -> dict[int, int]:
@@ -104,7 +102,8 @@ def steer(case, known: str) -> None:
 
 
 UNSETTLED = (
-    "mode effort reasoning_effort window stop block_size block_length steps max_denoising_steps num_inference_steps "
-    "max_tokens max_new_tokens deadline_seconds n best_of logprobs diffusing stream_denoising stream_options"
+    "mode effort decoder reasoning_effort window stop block_size block_length steps max_denoising_steps "
+    "num_inference_steps max_tokens max_new_tokens deadline_seconds n best_of logprobs diffusing stream_denoising "
+    "stream_options"
 ).split()
 """Fields that contradict one another, or ask for what this model does not have."""

@@ -11,8 +11,10 @@ from hildanext.core.errors import DataError
 from hildanext.data.batch import Batch
 from hildanext.datasets import PackedDataset, PrepareConfig, prepare
 from hildanext.diffusion import NoisedBatch
+from hildanext.likelihood.masked_losses import MaskedLosses, masked_losses
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
+from hildanext.models import DiffusionModel
 from hildanext.trainer.validation import EditCheck, Validation, first_batches
 from small_models import small_tokenizer
 
@@ -29,25 +31,26 @@ def held_out(dataset: PackedDataset, rows: int = 8) -> list[Batch]:
     return first_batches(dataset, rows, 2, torch.device("cpu"))
 
 
-class Watched(SupervisedStep):
-    """Keeps the views that a validation scores."""
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[NoisedBatch]:
+    """The views that a validation scores."""
+    views: list[NoisedBatch] = []
 
-    seen: list[NoisedBatch] = []
+    def noted(model: DiffusionModel, view: NoisedBatch, chunk: int) -> MaskedLosses:
+        views.append(view)
+        return masked_losses(model, view, chunk)
 
-    def forward(self, view: NoisedBatch, *rest: object) -> object:
-        Watched.seen.append(view)
-        return super().forward(view, *rest)
+    monkeypatch.setattr("hildanext.likelihood.base.masked_losses", noted)
+    return views
 
 
-def test_only_predictable_tokens_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_predictable_tokens_are_hidden(tmp_path: Path, scored: list[NoisedBatch]):
     """Documents without BOS: their first token is a given under the left shift, not a mask that nobody predicts."""
     dataset = rows_of([[5, 6, 7, 8, 9]] * 40, tmp_path)
-    monkeypatch.setattr("hildanext.trainer.validation.SupervisedStep", Watched)
-    monkeypatch.setattr(Watched, "seen", [])
     model = random_model(alignment="parent")
     Validation(held_out(dataset), dataset.pad_id, model.card)(SupervisedStep(model, {"m2t": MaskToToken()}), 1)
-    assert len(Watched.seen) == 4 and sum(int(view.masked.sum()) for view in Watched.seen) > 20
-    for view in Watched.seen:
+    assert len(scored) == 4 and sum(int(view.masked.sum()) for view in scored) > 20
+    for view in scored:
         assert not bool(view.masked[view.position == 0].any())
         assert bool((view.noisy[view.position == 0] != model.card.mask_id).all())
 
@@ -63,11 +66,17 @@ def test_at_block_size_one_it_is_the_parent_s_own_likelihood_of_the_real_tokens(
     assert found["bound"] == pytest.approx(total / count, rel=1e-6)
 
 
-def test_padding_is_summed_and_not_counted(tmp_path: Path):
+def test_padding_is_summed_and_not_counted(tmp_path: Path, scored: list[NoisedBatch]):
     """Five tokens and EOS in blocks of four: two places of padding a document, whose loss belongs to the bound."""
     dataset = rows_of([[5, 6, 7, 8, 9, EOS]] * 2, tmp_path)
-    validation = Validation(held_out(dataset), dataset.pad_id, random_model(alignment="parent").card)
-    assert validation.counts == [2 * 5]
+    model = random_model(alignment="parent")
+    step = SupervisedStep(model, {"m2t": MaskToToken()})
+    measured = Validation(held_out(dataset), dataset.pad_id, model.card)(step, 1)
+    (view,) = scored
+    with torch.no_grad():
+        outcome = step.eval()(view)
+    assert bool(view.masked[:, 6:8].any()), "else this says nothing of padding"
+    assert measured["bound"] == pytest.approx(float(outcome.total) / (2 * 5), rel=1e-6)
 
 
 def test_documents_of_one_token_are_an_error_that_says_what_to_do(tmp_path: Path):
@@ -76,14 +85,12 @@ def test_documents_of_one_token_are_an_error_that_says_what_to_do(tmp_path: Path
         Validation(held_out(dataset), dataset.pad_id, random_model(alignment="parent").card)
 
 
-def test_masked_accuracy_is_the_share_of_masks_filled_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_masked_accuracy_is_the_share_of_masks_filled_right(tmp_path: Path, scored: list[NoisedBatch]):
     dataset = rows_of([[5, 6, 7, 8, 9, EOS]] * 20, tmp_path)
-    monkeypatch.setattr("hildanext.trainer.validation.SupervisedStep", Watched)
-    monkeypatch.setattr(Watched, "seen", [])
     model = random_model()
     scorer = SupervisedStep(model, {"m2t": MaskToToken()})
     found = Validation(held_out(dataset), dataset.pad_id, model.card)(scorer, 1)
-    outcomes = [scorer(view) for view in Watched.seen]
+    outcomes = [scorer(view) for view in scored]
     right, masked = (sum(int(getattr(o, name).sum()) for o in outcomes) for name in ("correct", "masked"))
     assert masked and found["masked_accuracy"] == right / masked
 
@@ -115,19 +122,17 @@ def test_edits_are_counted_at_wrong_and_at_right_tokens(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("make", ["bound", "edits"])
-def test_hidden_tokens_are_shown_as_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: str):
+def test_hidden_tokens_are_shown_as_masks(tmp_path: Path, scored: list[NoisedBatch], make: str):
     """The next question behind an answer in its block: inference writes the block without it."""
     batch = rows_of([[5, 6, 7, 8, 9, 10, 11, EOS]] * 4, tmp_path).batch([0, 1])
     hidden = torch.zeros_like(batch.maskable)
     hidden[:, 6:8] = True
     batch = Batch(batch.tokens, batch.document, batch.position, batch.maskable & ~hidden, hidden)
-    monkeypatch.setattr("hildanext.trainer.validation.SupervisedStep", Watched)
-    monkeypatch.setattr(Watched, "seen", [])
     model = random_model()
     step = SupervisedStep(model, {"m2t": MaskToToken()})
     if make == "bound":
         Validation([batch], EOS, model.card)(step, 1)
-        views = Watched.seen
+        views = scored
     else:
         views = EditCheck([batch], model.card, torch.arange(3, 60), 0.5).views
     for view in views:

@@ -10,8 +10,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 
 from hildanext import __version__
+from hildanext.core.absent import ABSENT
 from hildanext.core.errors import HildaError
 from hildanext.core.metrics_log import quieten_libraries
 
@@ -38,11 +40,6 @@ WAIT = ("GOMP_SPINCOUNT", "1000")
 burn what a busy machine's other work needs: drawing samples with `tiny` took 5 times as long, on two contended cores.
 """
 
-NOT_YET: dict[str, str] = {
-    "rl": "reinforcement learning (stage 2)",
-    "export": "export to other engines",
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 a check that failed, 2 a user's error, 130 interrupted."""
@@ -64,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments and arguments[0] in NOT_YET:
+    if arguments and arguments[0] in ABSENT:
         verb = arguments[0]
         raise HildaError(
-            f"{verb!r} ({NOT_YET[verb]}) is not in this version ({__version__})", "hildanext --help lists what is"
+            f"{verb!r} ({ABSENT[verb]}) is not in this version ({__version__})", "hildanext --help lists what is"
         )
     parser = _parser(arguments)
     try:
@@ -78,12 +75,12 @@ def _dispatch(arguments: list[str]) -> int:
         parser.print_help()
         return 0
     module = importlib.import_module(VERBS[options.verb][0])
-    return int(module.run(options))
+    return int(copy_context().run(module.run, options))  # a verb's profile ends with it
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; only the verb that was asked for is imported, so that help is quick."""
-    absent = ", ".join(NOT_YET)
+    absent = ", ".join(ABSENT)
     parser = argparse.ArgumentParser(
         prog="hildanext",
         description="Any autoregressive transformer becomes an editable discrete-diffusion language model.",

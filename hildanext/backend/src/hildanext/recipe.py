@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import check_profile, config, full_methods, merge, plain, validate
+from hildanext.core.config import config, merge, plain, validate
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, UnknownChoice
+from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run, write_atomically
 from hildanext.core.run_dir import read_run as open_record
 from hildanext.core.runtime import is_main_process, versions
@@ -96,7 +97,7 @@ Announce = Callable[[Step, str], None]
 def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step]]:
     """The shared knobs and the steps of a run.
 
-    Raises `ConfigError` for unknown sections, wrong types, repeated keys, and FULL methods under SAFE.
+    Raises `ConfigError` for unknown sections, wrong types and repeated keys.
     """
     if not isinstance(run.get("stages"), list) or not run["stages"]:
         raise ConfigError("the run has no stages", f'give "stages": [{{"stage": ...}}], of {", ".join(table)}')
@@ -112,7 +113,6 @@ def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step
     before = ""
     for key, stage, overrides in entries:
         section = merge({**_section(run, stage), **{name: _section(run, name) for name in read[stage]}}, overrides)
-        check_profile(shared.profile, section, key)
         before = fingerprint(shared, stage, section, before)
         steps.append(Step(key, stage, section, before))
     return shared, steps
@@ -120,10 +120,18 @@ def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step
 
 def check(run: Mapping[str, Any], table: Table) -> list[Step]:
     """Build every section but the weights. Raises the `HildaError` of the first one that does not hold."""
+    return _checked(run, table)[1]
+
+
+def _checked(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step], list[str]]:
+    """The run's knobs, its steps, and the names of the research members it builds."""
     shared, steps = read_run(run, table)
+    full: set[str] = set()
     for step in steps:
-        _module(table, step.stage).check(dict(step.section), _context(shared, step.key, {}))
-    return steps
+        with under_profile(shared.profile, step.key) as research:
+            _module(table, step.stage).check(dict(step.section), _context(shared, step.key, {}))
+        full |= research
+    return shared, steps, sorted(full)
 
 
 def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = None) -> dict[str, dict[str, Any]]:
@@ -133,9 +141,8 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
     disk) may call it: the first one writes and announces.
     """
     tell = announce if announce is not None else _log
-    steps = check(run, table)
-    shared, _ = read_run(run, table)
-    extra = {"versions": versions(), "stages": _listed(steps), "full": full_methods([step.section for step in steps])}
+    shared, steps, full = _checked(run, table)
+    extra = {"versions": versions(), "stages": _listed(steps), "full": full}
     if not is_main_process():
         return _follow(shared, steps, table)
     folder = open_run(shared.folder, dict(run), shared.seed, extra)
@@ -149,8 +156,7 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
         _begin(folder, step)
         tell(step, "start")
         begun = time.perf_counter()
-        context = _context(shared, step.key, outcomes)
-        outcome = _module(table, step.stage).stage(dict(step.section), context)
+        outcome = _do(shared, step, table, outcomes)
         outcomes[step.key] = json.loads(json.dumps(outcome, default=str))  # as a resumed run will read it
         _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
         tell(step, "finished")
@@ -174,11 +180,19 @@ def _follow(shared: RunConfig, steps: Sequence[Step], table: Table) -> dict[str,
         done = _read_marker(Path(shared.folder), step.key, "done").get("fingerprint") == step.fingerprint
         module = _module(table, step.stage)
         if getattr(module, "TOGETHER", False) and not done:
-            module.stage(dict(step.section), _context(shared, step.key, outcomes))
+            _do(shared, step, table, outcomes)
         while (marker := _read_marker(Path(shared.folder), step.key, "done")).get("fingerprint") != step.fingerprint:
             time.sleep(WAIT_SECONDS)
         outcomes[step.key] = marker["outcome"]
     return outcomes
+
+
+def _do(shared: RunConfig, step: Step, table: Table, outcomes: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    with under_profile(shared.profile, step.key):
+        outcome: Mapping[str, Any] = _module(table, step.stage).stage(
+            dict(step.section), _context(shared, step.key, outcomes)
+        )
+    return outcome
 
 
 def fingerprint(shared: RunConfig, stage: str, section: Mapping[str, Any], before: str) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from hildanext.core.config import check_profile, full_methods, plain, validate
+from hildanext.core.config import plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import read_metrics
 from hildanext.core.plots import training_plots
+from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
 from hildanext.corruption.noised_batches import NoisedBatches
@@ -52,8 +53,8 @@ def sft(
     `checkpoint/` (the diffusion model) and plots.
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
-    check_profile(profile, [dict(sft_section), dict(data_section)], "sft")
-    config, data = check(sft_section, data_section)
+    with under_profile(profile, "sft") as full:
+        config, data = check(sft_section, data_section)
     run, accelerator = Path(run), open_accelerator(config.train.precision, config.device)
     ready_device(config.train, accelerator.device)
     seed_everything(config.seed)
@@ -63,7 +64,7 @@ def sft(
     _check_model(model, data, int(tokenizer.eos_token_id))
     resolved = {"profile": profile, "sft": plain(config), "data": plain(data)}
     record: dict[str, Any] = {
-        "full": full_methods([dict(sft_section), dict(data_section)]),
+        "full": sorted(full),
         "machine": machine(accelerator.device),
         "processes": accelerator.num_processes,
         "start": start_hash(config.start),
@@ -73,7 +74,8 @@ def sft(
     manifest = on_main(accelerator, lambda: prepare_chat(run / DATA, data, tokenizer, model.card.block_size))
     record["data"] = {name: manifest["parts"][name] for name in ("train", "valid")}
     on_main(accelerator, lambda: open_run(run, resolved, config.seed, record))
-    losses = _losses(config, manifest)
+    with under_profile(profile, "sft"):
+        losses = _losses(config, manifest)
     own = config.parent.name if config.parent is not None else model.card.parent
     name = config.teacher if config.teacher is not None else own
     below = config.parent is not None and config.lora is not None and config.teacher is None

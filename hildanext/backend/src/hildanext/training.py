@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
-from jaxtyping import Int
 from torch import Tensor
 
 from hildanext.core.errors import TrainingStopped
 from hildanext.core.metrics_log import MetricLog
+from hildanext.core.progress import ProgressLine
 from hildanext.core.run_dir import read_run, recover_folder
 from hildanext.core.runtime import keep_freed_memory, make_generator
 from hildanext.core.tracking import Tracker, open_trackers, scalars
 from hildanext.corruption.schedules import BlockPhase
+from hildanext.data.batch import padding_tokens
 from hildanext.diffusion import NoisedBatch, next_turn, targets
 from hildanext.losses import Outcome, SupervisedStep
 from hildanext.trainer.config import TrainConfig
@@ -33,7 +34,6 @@ from hildanext.trainer.guard import Guard
 from hildanext.trainer.interrupt import between_steps
 from hildanext.trainer.optimizer import OffloadedStates, build_optimizer
 from hildanext.trainer.processes import any_process, check_agreement, on_main, open_accelerator, summed
-from hildanext.trainer.progress import TrainingProgress
 from hildanext.trainer.sharded import Shards, clip_gradients, open_shards
 from hildanext.trainer.state import STATE, Held, gather_state, load_state, save_state, trainable
 from hildanext.trainer.task import TrainingTask
@@ -69,19 +69,6 @@ def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.
     """The optimiser of the knobs over what learns in a module. Raises `ConfigError`."""
     rate = config.learning_rate.peak
     return build_optimizer(config.optimizer, trainable(module), rate, config.betas, config.weight_decay)
-
-
-def real_tokens(
-    tokens: Int[Tensor, "batch seq"],
-    document: Int[Tensor, "batch seq"],
-    position: Int[Tensor, "batch seq"],
-    pad_id: int | None,
-) -> int:
-    """Tokens of documents without the padding of their last blocks: `pad_id` after `pad_id` (the first may be real)."""
-    inside = document >= 0
-    if pad_id is not None:
-        inside[:, 1:] &= (tokens[:, 1:] != pad_id) | (tokens[:, :-1] != pad_id) | (position[:, 1:] == 0)
-    return int(inside.sum())
 
 
 def train(
@@ -169,7 +156,7 @@ class _Loop:
         on_main(accelerator, self._open_metrics)
         self.module.train()
         quiet = quiet or not accelerator.is_main_process
-        progress = TrainingProgress(self.stage.total_tokens, counters["tokens"], quiet)
+        progress = ProgressLine(self.stage.total_tokens, "tokens", done=counters["tokens"], quiet=quiet)
         try:
             with between_steps() as interrupt, progress:
                 ended = self._finished()
@@ -205,16 +192,13 @@ class _Loop:
         for tracker in self.trackers:
             self.metrics.listeners.append(partial(_show, tracker))
 
-    def _report(self, line: dict[str, Any], progress: TrainingProgress) -> None:
+    def _report(self, line: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
         self.metrics.write(kind="train", **line, total_tokens=self.stage.total_tokens)
         progress.update(
             line["tokens"],
-            line["phase"],
-            line["block_size"],
-            line["loss"],
-            line["masked_accuracy"],
-            line["tokens_per_second"],
+            f"{line['phase']} block {line['block_size']} | loss {line['loss']:.3f} | "
+            f"masked acc {line['masked_accuracy']:.1%} | {line['tokens_per_second']:.0f} tok/s",
         )
 
     def _due(self, every: int) -> bool:
@@ -267,7 +251,8 @@ class _Loop:
             found = self.stage.views(index, block_phase)
             first = found[0]
             positions += int((first.document >= 0).sum())
-            real += real_tokens(first.clean, first.document, first.position, self.stage.pad_id)
+            inside = first.document >= 0
+            real += int((inside & ~padding_tokens(first.clean, first.document, self.stage.pad_id)).sum())
             views.extend((index, number, view) for number, view in enumerate(found))
         return views, positions, real
 
@@ -308,7 +293,7 @@ class _Loop:
             "masked": [int(x) for x in values[-buckets:]],
         }
 
-    def _evaluate(self, progress: TrainingProgress) -> None:
+    def _evaluate(self, progress: ProgressLine) -> None:
         if self.stage.validate is None:
             return
         self.module.eval()
@@ -326,7 +311,7 @@ class _Loop:
         with torch.no_grad(), self.accelerator.autocast():
             return self.stage.validate(self.plain, self.counters["step"])
 
-    def _note(self, found: dict[str, Any], progress: TrainingProgress) -> None:
+    def _note(self, found: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
         step, tokens = self.counters["step"], self.counters["tokens"]
         self.metrics.write(kind="eval", step=step, tokens=tokens, **found)

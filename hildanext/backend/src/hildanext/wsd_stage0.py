@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.core.config import check_profile, config, plain, validate
+from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import read_metrics
 from hildanext.core.plots import training_plots
+from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
 from hildanext.corruption.noised_batches import NoisedBatches
@@ -90,8 +91,9 @@ def convert(
     Writes `run.json`, `metrics.jsonl`, `state/` (to resume), `checkpoint/` (the diffusion model) and plots.
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
-    check_profile(profile, convert_section, "convert")
-    config, data = check(convert_section, data_section)
+    with under_profile(profile, "convert") as full:
+        config, data = check(convert_section, data_section)
+        losses = _losses(config)
     run, accelerator = Path(run), open_accelerator(config.train.precision, config.device)
     device = accelerator.device
     ready_device(config.train, device)
@@ -109,7 +111,6 @@ def convert(
     adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (dataset, valid)])
     if config.lora is not None:
         add_lora(model, config.lora)
-    losses = _losses(config)
     teacher = teacher_for(
         losses.values(), model, config.parent, config.train.precision, config.lora is not None, config.trust_remote_code
     )
@@ -134,7 +135,7 @@ def convert(
     )
     resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
     hashes = {name: _shards(part) for name, part in (("train", dataset), ("valid", valid))}
-    extra = {"machine": machine(device), "data": hashes, "processes": accelerator.num_processes}
+    extra = {"full": sorted(full), "machine": machine(device), "data": hashes, "processes": accelerator.num_processes}
     on_main(accelerator, lambda: _open(run, resolved, config.seed, extra))
     counters = train(step, stage, config.train, run, quiet, accelerator)
     return on_main(accelerator, lambda: _finish(run, counters, stage, step, best, tokenizer))
@@ -143,6 +144,7 @@ def convert(
 def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[ConvertConfig, DataConfig]:
     """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
     config = validate(ConvertConfig, convert_section, "convert")
+    _losses(config)
     data = validate(DataConfig, data_section, "data")
     check_phases(config.wsd, data.sequence_length)
     if data.sequence_length % config.block_size:
@@ -157,7 +159,6 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
             f"convert.merge_top_k {config.merge_top_k} with lora", "checkpoints of adapters are not merged; set it to 1"
         )
     check_quantize(config.quantize, config.lora is not None)
-    _losses(config)
     return config, data
 
 

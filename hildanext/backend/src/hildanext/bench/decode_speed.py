@@ -39,6 +39,10 @@ class DecodeSpeedConfig:
     seed: int = 0
     decoders: dict[str, dict[str, Any]] = Field(default_factory=lambda: {name: dict(MODES[name]) for name in MODES})
 
+    def __post_init__(self) -> None:
+        for section in self.decoders.values():
+            make_decoder(section)
+
 
 @dataclass
 class Pairs:

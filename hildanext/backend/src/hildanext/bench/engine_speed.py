@@ -41,6 +41,9 @@ class EngineSpeedConfig:
     seed: int = 0
     decoder: dict[str, Any] = Field(default_factory=lambda: dict(MODES["S_MODE"]))
 
+    def __post_init__(self) -> None:
+        make_decoder(self.decoder)
+
 
 @dataclass
 class Pair:

@@ -33,15 +33,19 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 def load_run(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The run of --config over `defaults` (merged section by section), with every --set applied.
 
-    A section that names another family member (`{"name": ...}`) replaces the default one whole.
+    A section that names another family member (`{"name": ...}`) replaces the default one whole. The rest of the verb
+    is under the run's profile.
     Raises `ConfigError` where the file cannot be read.
     """
     from hildanext.core.config import merge, override, read_json
+    from hildanext.core.registry import choose_profile
 
     run: dict[str, Any] = {} if defaults is None else dict(defaults)
     if getattr(options, "config", None):
         run = merge(run, read_json(options.config))
-    return override(run, getattr(options, "assignments", None) or [])
+    run = override(run, getattr(options, "assignments", None) or [])
+    choose_profile(run)  # of the whole verb: what it builds later is built under it
+    return run
 
 
 def read_recipe(options: argparse.Namespace) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def _section_of_server(options: argparse.Namespace, run: dict[str, Any]) -> dict
     engine = {"name": "auto", **chosen.get("engine", {})}
     wanted = {"device": options.device, "dtype": options.dtype, "threads": options.threads}
     engine |= {name: value for name, value in wanted.items() if value not in (None, "auto")}
-    return {**chosen, "engine": engine}
+    return {"profile": run.get("profile", "SAFE"), **chosen, "engine": engine}
 
 
 def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any], footer: str) -> None:

@@ -12,7 +12,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, load_run
-from hildanext.commands.generation_flags import build_generation, decoder_section_of, mode_line, read_prompts
+from hildanext.commands.generation_flags import (
+    add_decoder_flags,
+    build_generation,
+    decoder_section_of,
+    mode_line,
+    read_prompts,
+)
 from hildanext.commands.generation_records import save_trace, stats_line
 
 if TYPE_CHECKING:
@@ -33,15 +39,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server", metavar="URL", help="ask a running service (its key: environment variable HILDA_API_KEY)"
     )
-    parser.add_argument("--mode", help="S_MODE (default; alias speed) or Q_MODE (alias quality)")
-    parser.add_argument("--effort", help="instant, low, medium, high or adaptive: knobs laid over the mode")
-    parser.add_argument("--tau-mask", type=float, help="fill a mask above this probability")
-    parser.add_argument("--tau-edit", type=_threshold, help="replace a written token above this probability, or off")
-    parser.add_argument("--max-post", type=int, help="forwards a block may have after its last mask is filled")
-    parser.add_argument("--window", type=int, help="finished blocks that may still be edited (default 0)")
-    parser.add_argument("--temperature", type=float, help="0 (default) is greedy")
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--top-k", type=int)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     parser.add_argument("--max-new-tokens", type=int)
@@ -56,10 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16 or fp64")
     parser.add_argument("--threads", type=int)
-
-
-def _threshold(text: str) -> float | str:
-    return "off" if text.lower() in ("off", "none") else float(text)
+    add_decoder_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -27,8 +27,7 @@ def stats_line(results: "Sequence[GenerationResult]", machine: Mapping[str, Any]
     kinds = ("prefill", "denoise", "commit", "revise")
     counts = {kind: sum(getattr(part, f"{kind}_forwards") for part in stats) for kind in kinds}
     tokens, forwards = sum(part.tokens for part in stats), sum(counts.values())
-    decoder = machine["decoder"]
-    edit = decoder.get("tau_edit")
+    knobs = {name: "off" if value is None else value for name, value in machine["decoder"].items() if name != "name"}
     parts = [
         f"{tokens / max(seconds, 1e-9):.1f} tokens/s",
         f"{tokens} tokens",
@@ -37,7 +36,7 @@ def stats_line(results: "Sequence[GenerationResult]", machine: Mapping[str, Any]
         f"{sum(part.edits for part in stats)} edits",
         f"{machine['dtype']} on {machine['device']}, {machine['threads']} threads",
         f"block {machine['block_size']}",
-        f"tau_mask {decoder.get('tau_mask')}, tau_edit {'off' if edit is None else edit}",
+        ", ".join(f"{name} {value}" for name, value in knobs.items()),
         machine["mode"],
     ]
     return "[" + "; ".join(parts) + "]"

@@ -83,6 +83,7 @@ def settings_of(options: argparse.Namespace) -> "ServeConfig":
     for name in ("parent", "jobs_folder"):
         if chosen.get(name) == "none":
             chosen[name] = None
+    chosen.setdefault("profile", run.get("profile", "SAFE"))
     engine = dict(chosen.get("engine", {"name": "auto"}))
     if options.engine is not None and options.engine != engine.get("name"):
         engine = {"name": options.engine}

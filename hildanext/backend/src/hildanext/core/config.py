@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from types import NoneType
+from typing import Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -13,13 +14,6 @@ from pydantic.dataclasses import dataclass
 from hildanext.core.errors import ConfigError
 
 Built = TypeVar("Built")
-
-PROFILES = ("SAFE", "FULL")
-FULL_METHODS = frozenset(
-    {"c2dlm", "rcd", "d2f", "fast_dllm_v2", "card", "order_token_search", "ots", "kvzap"}
-    | {"agrpo", "wd1", "stp", "lens", "r3l"}
-)
-"""Research methods: refused by name under SAFE, each off by default under FULL."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
@@ -29,10 +23,15 @@ def config(cls: type[Built]) -> type[Built]:
     return strict(cls)  # type: ignore[return-value]
 
 
-def validate(cls: type[Built], section: Mapping[str, Any], where: str) -> Built:
-    """Validate `section` into `cls`; unknown keys and wrong types are one `ConfigError` naming all of them."""
+def validate(cls: type[Built], section: Mapping[str, Any], where: str, strict: bool = False) -> Built:
+    """Validate `section` into `cls`; unknown keys and wrong types are one `ConfigError` naming all of them.
+
+    `strict` takes types as JSON has them, without conversion.
+    """
     fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     try:
+        if strict:  # as JSON: Python's strictness would want an instance of `cls`
+            return TypeAdapter(cls).validate_json(json.dumps(dict(section)), strict=True)
         return TypeAdapter(cls).validate_python(dict(section))
     except ValidationError as problem:
         raise ConfigError(f"{where}: " + "; ".join(_say(error, fields) for error in problem.errors())) from None
@@ -50,6 +49,12 @@ def _say(error: Any, fields: Sequence[str]) -> str:
     shown = repr(value) if len(repr(value)) < 80 else type(value).__name__
     text = error["msg"].removeprefix("Value error, ")
     return f"{place}: {text}, got {shown}" if place else text
+
+
+def may_be_none(cls: type[Any]) -> frozenset[str]:
+    """The fields of a configuration for which None is a value."""
+    fields = cls.__pydantic_fields__.items()
+    return frozenset(name for name, field in fields if NoneType in get_args(field.annotation))
 
 
 def plain(section_object: Any) -> dict[str, Any]:
@@ -76,6 +81,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def read_value(text: str) -> Any:
+    """A value written on the command line: JSON where it parses, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 def override(run: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Apply `section.field=value` overrides; values are JSON where they parse, else text. Returns a new mapping."""
     result: dict[str, Any] = json.loads(json.dumps(run))
@@ -83,10 +96,7 @@ def override(run: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise ConfigError(f"--set {assignment!r}", "write section.field=value")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
+        value = read_value(text)
         place = result
         *parents, last = path.split(".")
         for name in parents:
@@ -107,25 +117,3 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
             value = merge(base, value) if same else value
         result[key] = value
     return result
-
-
-def full_methods(section: Any) -> list[str]:
-    """The FULL methods that a section names, as a key (of anything but None) or as a `name`, however deep; sorted."""
-    found: set[str] = set()
-    if isinstance(section, Mapping):
-        for key, value in section.items():
-            names = (key if value is not None else "", value if key == "name" else "")
-            found |= {name for name in names if isinstance(name, str)} & FULL_METHODS
-            found.update(full_methods(value))
-    elif isinstance(section, list | tuple):
-        found.update(name for value in section for name in full_methods(value))
-    return sorted(found)
-
-
-def check_profile(profile: str, section: Any, where: str) -> None:
-    """Raise `ConfigError` for a profile that does not exist, and for a FULL method under SAFE."""
-    if profile not in PROFILES:
-        raise ConfigError(f"profile {profile!r}", f"profiles: {', '.join(PROFILES)}")
-    methods = full_methods(section)
-    if profile == "SAFE" and methods:
-        raise ConfigError(f"{where}: {methods[0]!r} is a FULL method", 'set "profile": "FULL" to allow it')

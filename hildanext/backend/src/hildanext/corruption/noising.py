@@ -30,6 +30,7 @@ class NoiseConfig:
     """How a batch is noised. A stage's own knobs may extend these."""
 
     t_range: tuple[float, float] = (0.05, 1.0)
+    """Bounds the weight 1/t at 20."""
     complementary: bool = False
     replace_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of visible tokens replaced by random ones, drawn per micro-batch from [0, this]."""
@@ -73,7 +74,7 @@ def noised(
     if pairs is not None:
         view = replace(view, pairs=pairs.to(blocks.device))
     views = [view, complement(view, card.mask_id)] if noise.complementary and not alone else [view]
-    if batch.hidden is not None:
+    if batch.hidden is not None:  # inference writes the block that an answer ends in without the next question
         views = [hide_tokens(v, batch.hidden, card.mask_id) for v in views]
     if alone:
         return views

@@ -31,6 +31,27 @@ class Batch:
         return Batch(**{name: part.to(device) for name, part in there.items() if part is not None})
 
 
+def padding_tokens(
+    tokens: Int[Tensor, "batch seq"], document: Int[Tensor, "batch seq"], pad_id: int | None
+) -> Bool[Tensor, "batch seq"]:
+    """What only fills a document's last block: the `pad_id` at its end, but for the first, its own end of text.
+
+    A piece is a stretch of one number in `document`. Its first token is never padding: documents are cut at whole
+    blocks, so that a piece may open with the end of the one that was cut. What looks the same counts as padding: the
+    EOS of an empty document behind a BOS of the same id, and a cut right behind two ends inside a text.
+    """
+    if pad_id is None:
+        return torch.zeros_like(document, dtype=torch.bool)
+    opens = torch.ones_like(document, dtype=torch.bool)
+    opens[:, 1:] = document[:, 1:] != document[:, :-1]
+    piece = opens.flatten().cumsum(0).view_as(document) - 1
+    column = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    text = torch.where(tokens != pad_id, column, torch.where(opens, column - 1, -1))  # a pad id inside a text is text
+    last = torch.full((tokens.numel(),), -1, device=tokens.device)
+    last = last.scatter_reduce(0, piece.flatten(), text.flatten(), "amax")
+    return (document >= 0) & (column > last[piece] + 1)
+
+
 @runtime_checkable
 class RowDataset(Protocol):
     """A data set of rows, whatever they are made of."""

@@ -1,8 +1,10 @@
 """Ways to fill a masked canvas. To add one: write the file, add its row, add its case."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from hildanext.core.errors import UnknownChoice
+from hildanext.core.config import may_be_none
+from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build
 from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, StepDecoder
 from hildanext.decoding.threshold_edit import ThresholdEdit
@@ -41,16 +43,30 @@ def mode_name(mode: str) -> str:
     return names[mode.lower()]
 
 
-def decoder_section(mode: str = "S_MODE", effort: str | None = None, **changes: Any) -> dict[str, Any]:
-    """The section of a mode, an effort over it, and single knobs over both. Raises `UnknownChoice`."""
+def decoder_section(
+    mode: str | None = None, effort: str | None = None, over: Mapping[str, Any] | None = None, /, **knobs: Any
+) -> dict[str, Any]:
+    """The section of a mode (S_MODE where none is named), an effort over it, a section over both, and single knobs.
+
+    "off" is None for each knob that may be None: this is the one place that knows. Raises `UnknownChoice`, and
+    `ConfigError` for a mode or an effort of another decoder than the section's.
+    """
     if effort is not None and effort not in EFFORTS:
         raise UnknownChoice("effort", effort, EFFORTS)
-    return {**MODES[mode_name(mode)], **(EFFORTS[effort] if effort is not None else {}), **changes}
+    base = {**MODES[mode_name(mode if mode is not None else "S_MODE")], **EFFORTS.get(str(effort), {})}
+    chosen = {**(over if over is not None else {}), **knobs}
+    name = chosen.get("name", base["name"])
+    if name != base["name"]:
+        if mode is not None or effort is not None:
+            raise ConfigError(f"modes and efforts are presets of {base['name']!r}, not of {name!r}", "leave them out")
+        base = {}
+    off = may_be_none(DECODERS[name]) if name in DECODERS else frozenset()
+    return {**base, **{key: None if value == "off" and key in off else value for key, value in chosen.items()}}
 
 
-def make_decoder(section: dict[str, Any]) -> Decoder:
+def make_decoder(section: Mapping[str, Any], strict: bool = False) -> Decoder:
     """A decoder from its section. Raises `UnknownChoice`, or `ConfigError` for a knob out of range."""
-    return build("decoder", DECODERS, section)
+    return build("decoder", DECODERS, section, strict)
 
 
 __all__ = [

@@ -6,7 +6,7 @@ configuration. The general contract is `Decoder.decode`; most methods are one `S
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -75,6 +75,8 @@ class Denoiser(Protocol):
 class Decoder:
     """Any way to fill masked blocks. Members are frozen knobs."""
 
+    research: ClassVar[bool] = False
+    """A research method: built under the profile FULL alone."""
     window = 0
     """Finished blocks that may still change; their text is not shown yet."""
 

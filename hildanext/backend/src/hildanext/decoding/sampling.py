@@ -10,22 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hildanext.core.errors import ConfigError
-
 
 def uniforms(seed: int, count: int) -> Float[Tensor, " count"]:
     """`count` draws from [0, 1), from a generator of their own."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def check_sampling(temperature: float, top_p: float | None, top_k: int | None) -> None:
-    """Raise `ConfigError` for a sampling knob outside its range."""
-    if not 0.0 <= temperature < float("inf"):
-        raise ConfigError(f"temperature {temperature} is out of range", "give 0 (greedy) or a positive number")
-    if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise ConfigError(f"top_p {top_p} is out of range", "give a number in (0, 1], or leave it out")
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"top_k {top_k} is out of range", "give 1 or more, or leave it out")
 
 
 def candidates(

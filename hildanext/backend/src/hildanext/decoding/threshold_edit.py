@@ -8,7 +8,7 @@ from torch import Tensor
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.decoding.base import Canvas, Denoiser, Edit, StepDecoder, most_confident
-from hildanext.decoding.sampling import candidates, check_sampling
+from hildanext.decoding.sampling import candidates
 
 
 @config
@@ -26,29 +26,26 @@ class ThresholdEdit(StepDecoder):
     whole block.
     """
 
-    tau_mask: float = 0.7
+    tau_mask: float = Field(title="Fill a mask above", default=0.7, ge=0, le=1, allow_inf_nan=False)
     """Probability above which a mask is filled; 1 fills one position per forward."""
-    tau_edit: float | None = 0.5
-    """Probability above which a written token is replaced; None is off, 0 edits on any disagreement."""
-    max_post: int = Field(default=16, ge=0)
+    tau_edit: float | None = Field(title="Edit a word above", default=0.5, ge=0, le=1, allow_inf_nan=False)
+    """Probability above which a written token is replaced; off (None) edits nothing, 0 on any disagreement."""
+    max_post: int = Field(title="Forwards once filled", default=16, ge=0, le=1024)
     """Forwards a block may have after its last mask was filled."""
-    tau_cautious: float | None = None
-    """Where the masks' mean confidence m is low, fill above tau_cautious + m (tau_mask - tau_cautious); None is off."""
-    kv_safe: bool = False
+    tau_cautious: float | None = Field(title="Where unsure, above", default=None, ge=0, le=1, allow_inf_nan=False)
+    """Where the masks' mean confidence m is low, fill above tau_cautious + m (tau_mask - tau_cautious); off is None."""
+    kv_safe: bool = Field(title="End only when settled", default=False)
     """End a block only with a forward that changed nothing: at most one forward more, never another token."""
-    window: int = Field(default=0, ge=0)
+    window: int = Field(title="Blocks still edited", default=0, ge=0, le=1024)
     """Finished blocks that are offered for editing again after each block; their text is held back until then."""
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
+    temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    """0 is greedy."""
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    """Draw from the likeliest tokens that hold this probability together; None is all of them."""
+    top_k: int | None = Field(default=None, ge=1, le=2147483648)
+    """Draw from this many of the likeliest tokens; None is all of them."""
 
     def __post_init__(self) -> None:
-        for name in ("tau_mask", "tau_edit", "tau_cautious"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                off = " (or leave it off)" if name != "tau_mask" else ""
-                raise ConfigError(f"{name} {value} is out of range", f"it is a probability: give 0 to 1{off}")
-        check_sampling(self.temperature, self.top_p, self.top_k)
         if self.window > 0 and self.tau_edit is None:
             raise ConfigError("window edits finished blocks but tau_edit is off", "give tau_edit, or window 0")
 

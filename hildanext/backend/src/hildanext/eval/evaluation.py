@@ -23,7 +23,7 @@ from hildanext.core.runtime import machine
 from hildanext.data.batch import Batch
 from hildanext.datasets import PackedDataset
 from hildanext.eval.generation import PARENT, GenerationBenchConfig, compare, held_out_prompts, label
-from hildanext.likelihood.elbo import Likelihood, LikelihoodConfig, bound, exact, parent_likelihood
+from hildanext.likelihood.held_out import LikelihoodConfig, TextLikelihood, bound, parent_likelihood
 from hildanext.models import DiffusionModel
 
 EVALUATION = "eval.json"
@@ -139,7 +139,7 @@ def _likelihoods(
     rows: list[dict[str, Any]] = []
     base = math.nan
 
-    def add(name: str, found: Likelihood) -> None:
+    def add(name: str, found: TextLikelihood) -> None:
         over = 100 * (found.nats / base - 1) if base == base else None
         rows.append({"name": name, **found.plain(), "percent_over_parent": over})
         tell(f"{name}: {found.nats:.4f} nats per token")
@@ -149,8 +149,7 @@ def _likelihoods(
         base = baseline.nats
         add(PARENT, baseline)
     for size in settings.block_sizes:
-        found = exact(model, batches, pad_id) if size == 1 else bound(model, batches, size, pad_id, settings)
-        add(f"diffusion, block {size}", found)
+        add(f"diffusion, block {size}", bound(model, batches, size, pad_id, settings))
     if not rows or rows[0]["tokens"] == 0:
         raise DataError("the evaluation data has no token to predict", "prepare a longer held-out text")
     return rows

@@ -46,6 +46,10 @@ class GenerationBenchConfig:
     )
     """Name to decoder section."""
 
+    def __post_init__(self) -> None:
+        for section in self.decoders.values():
+            make_decoder(section)
+
 
 @dataclass
 class MethodResults:

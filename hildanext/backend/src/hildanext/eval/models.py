@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
 from hildanext.data.generation_result import GenerationResult
@@ -61,6 +61,11 @@ class EvalModel:
     """What a score depends on beside the task; it is printed with it, and a resumed run must have the same."""
     tokenizer: PreTrainedTokenizerBase
     context: int
+
+    @property
+    def network(self) -> PreTrainedModel:
+        """Its weights."""
+        raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
         """Ids of a document's beginning: BOS where the tokenizer has one."""
@@ -121,6 +126,10 @@ class DiffusionEvalModel(EvalModel):
             settings |= {"scored_at": self.block_size, "draws": draws if self.block_size > 1 else 1}
         self.settings = settings
 
+    @property
+    def network(self) -> PreTrainedModel:
+        return self.model.causal_lm
+
     def write(
         self, prompts: Sequence[Sequence[int]], params: GenerationParams, seeds: Sequence[int], on_answer: OnAnswer
     ) -> None:
@@ -154,6 +163,10 @@ class ParentEvalModel(EvalModel):
         self.parent, self.tokenizer, self.stop_ids = parent, tokenizer, sorted(stop_ids)
         self.context = int(parent.causal_lm.config.max_position_embeddings)
         self.settings = {"decoder": {"name": "autoregressive"}}
+
+    @property
+    def network(self) -> PreTrainedModel:
+        return self.parent.causal_lm
 
     def write(
         self, prompts: Sequence[Sequence[int]], params: GenerationParams, seeds: Sequence[int], on_answer: OnAnswer

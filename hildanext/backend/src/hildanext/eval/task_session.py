@@ -13,7 +13,7 @@ from hildanext.ar import Parent
 from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import RuntimeConfig
-from hildanext.eval import summary
+from hildanext.eval import summary, task_tables
 from hildanext.eval.evaluation import wide_console
 from hildanext.eval.models import ModelPair
 from hildanext.eval.runner import QualityConfig, as_taught, run_tasks
@@ -61,8 +61,8 @@ def run_session(
 def print_tasks(result: Mapping[str, Any], console: Console | None = None) -> None:
     """The table, what each score was measured with, and a warning where a mask token was emitted."""
     console = console if console is not None else wide_console(WIDTH)
-    console.print(summary.table(result))
-    for line in summary.lines(result):
+    console.print(task_tables.table(result))
+    for line in task_tables.lines(result):
         console.print(f"[dim]{line}[/dim]", highlight=False)
     count = summary.mask_tokens(result)
     if count:

@@ -50,21 +50,21 @@ def official(completion: str, gold: str) -> bool:
 
     Source: openai/grade-school-math, dataset.py.
     """
-    found = _OFFICIAL.search(completion)
-    return found is not None and found.group(1).replace(",", "") == gold.replace(",", "")
+    match = _OFFICIAL.search(completion)
+    return match is not None and match.group(1).replace(",", "") == gold.replace(",", "")
 
 
 def strict(completion: str, gold: str) -> bool:
     """lm-evaluation-harness `strict-match`: the official pattern, then `_without_marks` on both sides."""
-    found = _OFFICIAL.search(completion)
-    return found is not None and _without_marks(found.group(1)) == _without_marks(gold)
+    match = _OFFICIAL.search(completion)
+    return match is not None and _without_marks(match.group(1)) == _without_marks(gold)
 
 
 def flexible(completion: str, gold: str) -> bool:
     """lm-evaluation-harness `flexible-extract`: the last number anywhere. Not for training: any number scores."""
     last = ""
-    for found in _FLEXIBLE.finditer(completion):
-        last = found.group()
+    for match in _FLEXIBLE.finditer(completion):
+        last = match.group()
     return last != "" and _without_marks(last) == _without_marks(gold)
 
 
@@ -79,9 +79,9 @@ def espo(completion: str, gold: str) -> bool:
 
     Source: ML-GSAI/ESPO, espo/rewards.py.
     """
-    found = _ANSWER_IS.search(completion) or _OFFICIAL.search(completion)
-    if found:
-        return found.group(1) == gold
+    match = _ANSWER_IS.search(completion) or _OFFICIAL.search(completion)
+    if match:
+        return match.group(1) == gold
     last = ""
     for match in _INTEGER.finditer(completion):
         last = match.group()
@@ -103,12 +103,12 @@ def d1_eval(completion: str, gold: str) -> bool:
     sign, so a negative one is never right.
     """
     wanted = _GOLD_OF_D1.match(gold)
-    told = _boxed_number(completion)
-    if told is None:
+    number = _boxed_number(completion)
+    if number is None:
         _, opened, rest = completion.partition("<answer>")
         inside, closed, _ = rest.partition("</answer>")
-        told = _float_in(inside.strip(), -1) if opened and closed else None
-    return wanted is not None and told is not None and told == float(wanted.group(1).replace(",", "") or "nan")
+        number = _float_in(inside.strip(), -1) if opened and closed else None
+    return wanted is not None and number is not None and number == float(wanted.group(1).replace(",", "") or "nan")
 
 
 def _boxed_number(text: str) -> float | None:
@@ -140,22 +140,22 @@ def canonical(completion: str, gold: str) -> bool:
     wanted = _decimal_at_start(gold)
     if wanted is None:
         raise DataError(f"the gold answer {gold[:80]!r} is not a number", "give the text after '####' of a GSM8K row")
-    found = _OFFICIAL.search(completion)
-    if found:
-        return _decimal_at_start(found.group(1)) == wanted
+    match = _OFFICIAL.search(completion)
+    if match:
+        return _decimal_at_start(match.group(1)) == wanted
     _, marker, rest = completion.partition("####")
     line = rest.lstrip("#")[:LONGEST_LINE].partition("\n")[0]
     return bool(marker) and _decimal_at_start(line) == wanted
 
 
 def _decimal_at_start(text: str) -> Decimal | None:
-    found = _SIGNED.match(text.replace("\N{MINUS SIGN}", "-"))
-    if not found or (found.group(1) and found.group(2)):
+    match = _SIGNED.match(text.replace("\N{MINUS SIGN}", "-"))
+    if not match or (match.group(1) and match.group(2)):
         return None
-    number = _NUMBER.match(found.group(3).replace(",", ""))
+    number = _NUMBER.match(match.group(3).replace(",", ""))
     if not number or len(number.group()) - number.group().count(".") > MOST_DIGITS:
         return None
-    return Decimal(found.group(1) + found.group(2) + number.group())
+    return Decimal(match.group(1) + match.group(2) + number.group())
 
 
 RULES: dict[str, Callable[[str, str], bool]] = {

@@ -41,10 +41,10 @@ def boxed(text: str) -> str | None:
 
 def stated(text: str) -> str | None:
     """The answer of the last "The final answer is ..." (Minerva, arXiv:2206.14858), dollars removed."""
-    found = None
+    sentence = None
     for line in text[-20 * LONGEST :].splitlines():
-        found = _SENTENCE.search(line[-LONGEST:]) or found
-    return found.group(1).strip().strip("$").strip() if found else None
+        sentence = _SENTENCE.search(line[-LONGEST:]) or sentence
+    return sentence.group(1).strip().strip("$").strip() if sentence else None
 
 
 def official(answer: str | None, gold: str) -> bool:
@@ -90,14 +90,14 @@ def _with_roots(text: str) -> str:
 def _with_fractions(text: str) -> str:
     r"""`\frac12` as `\frac{1}{2}`, `\frac1{72}` as `\frac{1}{72}`."""
     first, *rest = text.split("\\frac")
-    found = first
+    written = first
     for part in rest:
         if part.startswith("{") or len(part) < 2:
-            found += "\\frac" + part
+            written += "\\frac" + part
             continue
         top, below, after = part[0], part[1], part[2:]
-        found += f"\\frac{{{top}}}{below}{after}" if below == "{" else f"\\frac{{{top}}}{{{below}}}{after}"
-    return found
+        written += f"\\frac{{{top}}}{below}{after}" if below == "{" else f"\\frac{{{top}}}{{{below}}}{after}"
+    return written
 
 
 def _entries(text: str) -> list[str]:
@@ -112,8 +112,8 @@ def _entries(text: str) -> list[str]:
 def _same(ours: str, theirs: str) -> bool:
     if ours == theirs:
         return True
-    one, other = _number(ours), _number(theirs)
-    return one is not None and one == other
+    number = _number(ours)
+    return number is not None and number == _number(theirs)
 
 
 def _number(text: str) -> Fraction | None:

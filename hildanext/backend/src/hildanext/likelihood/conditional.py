@@ -21,11 +21,10 @@ from torch.nn.functional import cross_entropy
 
 from hildanext.ar import Parent
 from hildanext.core.errors import PromptError
-from hildanext.corruption.input_layout import choose_layout
 from hildanext.diffusion import NoisedBatch
 from hildanext.inference import context_length
+from hildanext.likelihood.masked_losses import hidden_states
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
-from hildanext.losses.objective import attention_for
 from hildanext.models import DiffusionModel
 
 Ids = tuple[int, ...]
@@ -190,9 +189,7 @@ def _losses(
 ) -> Iterator[tuple[int, int, int, float]]:
     """(pair, draw, block, weighted loss) of every scored token of one forward."""
     view = _view(units, size, model.card.mask_id, model.device)
-    fed = choose_layout(view, model.card.shift)
-    embeddings = model.embed(fed.tokens(view))
-    hidden = model(embeddings, fed.rows(view).position, attention_for(view, fed, model.card.clean_mask, embeddings))
+    hidden, fed = hidden_states(model, view)
     readout = fed.prediction_index(view.position, size, model.card.shift).cpu()
     rows, columns, labels, marks = [], [], [], []
     for row, unit in enumerate(units):

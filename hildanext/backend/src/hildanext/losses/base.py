@@ -1,7 +1,7 @@
 """What a supervised loss is: a weight for each token's prediction. The objective adds them up in one head call."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -61,7 +61,7 @@ class ForwardContext:
 
 
 class AttentionLoss(AttentionContext, Protocol):
-    """An attention context that looks on while a forward runs through it, and has a loss to say afterwards."""
+    """An attention context that notes what runs through it, and has a loss on that afterwards."""
 
     def loss(self) -> Float[Tensor, ""]:
         """Averaged over the rows it looked at, its own weight included."""
@@ -70,10 +70,12 @@ class AttentionLoss(AttentionContext, Protocol):
 class TokenLoss:
     """A supervised loss. Members are frozen knobs; the common case is one method."""
 
+    research: ClassVar[bool] = False
+    """A research method: built under the profile FULL alone."""
     needs_parent: bool = False
     needs_graphs: bool = False
     """Whether it has nothing to say about data without causal graphs."""
-    watches: bool = False
+    wraps_attention: bool = False
     """Whether it has a loss on the forward itself (`auxiliary`)."""
 
     def check(self, card: Card) -> None:
@@ -82,7 +84,7 @@ class TokenLoss:
     def check_model(self, model: DiffusionModel) -> None:
         """Raise `ConfigError` where this loss asks for what the backbone does not have."""
 
-    def auxiliary(self, scene: ForwardContext) -> AttentionLoss | None:
+    def auxiliary(self, context: ForwardContext) -> AttentionLoss | None:
         """A loss on the coming forward, or None where it has nothing to look at: nothing is drawn or computed then."""
         return None
 

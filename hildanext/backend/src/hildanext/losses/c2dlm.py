@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,8 +37,9 @@ class CausalAttention(TokenLoss):
     read, one before the effect, as in CAT. The mask and other special tokens are no "other" columns.
     """
 
+    research: ClassVar[bool] = True
     needs_graphs = True
-    watches = True
+    wraps_attention = True
 
     apply: Literal["off", "m2t", "t2t", "both"] = "t2t"
     """Effects that are masked, that hold a wrong token, or either."""
@@ -80,25 +81,25 @@ class CausalAttention(TokenLoss):
             return self.lambda_c
         return self.lambda_c * max(0.0, (1.0 - progress) / (1.0 - self.decay_from))
 
-    def auxiliary(self, scene: ForwardContext) -> "AttentionToCauses | None":
-        weight, view = self.weight_at(scene.progress), scene.view
+    def auxiliary(self, context: ForwardContext) -> "AttentionToCauses | None":
+        weight, view = self.weight_at(context.progress), context.view
         if self.apply == "off" or weight == 0.0:
             return None
         rows = causal_rows(
             view,
-            scene.fed,
-            scene.model.card.shift,
-            scene.model.card.clean_mask,
-            self._wanted(view) & scene.targets,
-            scene.special,
+            context.fed,
+            context.model.card.shift,
+            context.model.card.clean_mask,
+            self._wanted(view) & context.targets,
+            context.special,
             self.max_rows,
-            scene.generator,
+            context.generator,
         )
         if rows is None:
             return None
-        layers = self._layers(scene.model.causal_lm.config.num_hidden_layers)
-        grams = {layer: _gram(scene.model, layer) for layer in layers} if self.reattention == "v_out_norm" else None
-        return AttentionToCauses(scene.attention, self, rows, frozenset(layers), weight, grams)
+        layers = self._layers(context.model.causal_lm.config.num_hidden_layers)
+        grams = {layer: _gram(context.model, layer) for layer in layers} if self.reattention == "v_out_norm" else None
+        return AttentionToCauses(context.attention, self, rows, frozenset(layers), weight, grams)
 
     def _wanted(self, view: NoisedBatch) -> Bool[Tensor, "batch seq"]:
         if self.apply == "both":
@@ -116,7 +117,7 @@ class AttentionToCauses:
     """Runs another context and, at the chosen layers, computes the rows that matter a second time.
 
     Under gradient checkpointing a layer is computed again in the backward pass, this part included (the recomputation
-    must save what the forward saved), but only what the first pass found counts.
+    must save what the forward saved), but only the first pass counts.
     """
 
     inner: AttentionContext
@@ -125,7 +126,7 @@ class AttentionToCauses:
     layers: frozenset[int]
     weight: float
     grams: dict[int, Tensor] | None = None
-    found: dict[int, Tensor] = field(default_factory=dict)
+    means: dict[int, Tensor] = field(default_factory=dict)
     """Layer -> means over the heads, [2 batch rows]: attention to causes and to the rest."""
     parts: tuple[Tensor, Tensor] | None = None
 
@@ -133,13 +134,13 @@ class AttentionToCauses:
         out = self.inner.attend(layer, query, key, value, scale)
         if layer in self.layers:
             with torch.autocast(query.device.type, enabled=False):
-                seen = self._look(layer, query, key, value, scale)
-            self.found.setdefault(layer, seen)
+                means = self._look(layer, query, key, value, scale)
+            self.means.setdefault(layer, means)  # a layer that is computed again for its gradient says it twice
         return out
 
     def loss(self) -> Float[Tensor, ""]:
         """lambda_c times the mean of the rows' losses."""
-        causes, others = torch.stack(list(self.found.values())).mean(0)
+        causes, others = torch.stack(list(self.means.values())).mean(0)
         real = self.rows.real
         config = self.config
         return self.weight * row_loss(causes[real], others[real], config.loss, config.alpha, config.eps).mean()
@@ -183,8 +184,8 @@ def re_attention(
     """
     if norms is None:
         return (scores + unseen).softmax(-1)
-    given = norms.clamp_min(torch.finfo(norms.dtype).tiny).log()[:, :, None]  # [batch kv_heads 1 group-or-1 fed]
-    return (scores + (unseen + given)).softmax(-1)
+    log_norms = norms.clamp_min(torch.finfo(norms.dtype).tiny).log()[:, :, None]  # [batch kv_heads 1 group-or-1 fed]
+    return (scores + (unseen + log_norms)).softmax(-1)
 
 
 def value_norms(

@@ -48,16 +48,16 @@ def _predict(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     return probabilities.div_(mass), cross_entropy[:, 0], best[:, 0], 1.0 / mass[:, 0]
 
 
-def _entropy(probabilities: Tensor, weight: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+def _entropy(probabilities: Tensor, weight: Tensor, entropies: Tensor) -> tuple[Tensor, Tensor]:
     """The rows whose weight is not zero and the gradient of their weighted entropies to the logits.
 
-    The entropies are written to `found`. With p the softmax of z and H its entropy, dH/dz = -p (log p + H).
+    The entropies are written to `entropies`. With p the softmax of z and H its entropy, dH/dz = -p (log p + H).
     """
     rows = weight.nonzero()[:, 0]
     p = probabilities[rows]
     log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log_()
     entropy = -(p * log_p).sum(-1)
-    found[rows] = entropy
+    entropies[rows] = entropy
     return rows, log_p.add_(entropy[:, None]).mul_(p).mul_(-weight[rows, None])
 
 
@@ -109,8 +109,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad, cross_entropy[part], predicted[part], confidence[part] = _predict(logits, labels[part])
             steep = None
             if entropy_weight is not None:
-                asked = entropy_weight[part].to(wide) * (predicted[part] == labels[part])
-                right, steep = _entropy(grad, asked, entropy[part])
+                wanted = entropy_weight[part].to(wide) * (predicted[part] == labels[part])
+                right, steep = _entropy(grad, wanted, entropy[part])
             scale = weight[part].to(wide)
             if divergence_weight is not None and teacher_head is not None and teacher_hidden is not None:
                 logits = (teacher_hidden[part].to(hidden.dtype) @ teacher_matrix.T).to(wide)

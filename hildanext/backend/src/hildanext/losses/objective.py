@@ -55,7 +55,7 @@ class SupervisedStep(nn.Module):
 
     `teacher_hidden` of `forward` are the frozen parent's hidden states of the clean batch, [batch seq hidden].
     `special` lists ids that are no text ([vocab]); None takes those that may never be emitted.
-    `layout` says which copies of a view's tokens are fed (see `feeding.choose`); it changes no number.
+    `layout` says which copies of a view's tokens are fed (see `input_layout.choose_layout`); it changes no number.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class SupervisedStep(nn.Module):
         fed = choose_layout(view, card.shift, _read_clean(weights.values()), self.layout)
         embeddings = self.model.embed(fed.tokens(view), mask_noise, generator, fed.token, fed.seq)
         attention = attention_for(view, fed, card.clean_mask, embeddings)
-        attention, watches = self._wrap_attention(view, fed, may_predict, attention, progress, generator)
+        attention, attention_losses = self._wrap_attention(view, fed, may_predict, attention, progress, generator)
         with self.model.dropout_from(generator):
             hidden = self.model(embeddings, fed.rows(view).position, attention)
         total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
@@ -138,7 +138,7 @@ class SupervisedStep(nn.Module):
                 draft = _draft(view, rows.where, losses.predicted, losses.confidence, generator)
         # Every parameter must take part in every backward, or data-parallel training waits for ever.
         total = total + 0.0 * hidden.sum()
-        return Outcome(total, sums, *counts, draft, *self._aux_losses(watches, total))
+        return Outcome(total, sums, *counts, draft, *self._aux_losses(attention_losses, total))
 
     def _wrap_attention(
         self,
@@ -149,21 +149,21 @@ class SupervisedStep(nn.Module):
         progress: float,
         generator: torch.Generator | None,
     ) -> tuple[AttentionContext, dict[str, AttentionLoss]]:
-        """The attention with everything that looks on wrapped around it, and the onlookers by name."""
-        watches: dict[str, AttentionLoss] = {}
+        """The attention inside every loss that wraps it, and these losses by name."""
+        attention_losses: dict[str, AttentionLoss] = {}
         for name, loss in self.losses.items():
-            scene = ForwardContext(view, fed, may_predict, self.model, attention, self.special, progress, generator)
-            watch = loss.auxiliary(scene)
-            if watch is not None:
-                watches[name] = attention = watch
-        return attention, watches
+            context = ForwardContext(view, fed, may_predict, self.model, attention, self.special, progress, generator)
+            attention_loss = loss.auxiliary(context)
+            if attention_loss is not None:
+                attention_losses[name] = attention = attention_loss
+        return attention, attention_losses
 
     def _aux_losses(
-        self, watches: Mapping[str, AttentionLoss], total: Tensor
+        self, attention_losses: Mapping[str, AttentionLoss], total: Tensor
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The sum of the onlookers' losses (None without any), and each detached, absent ones as 0."""
-        losses = {name: watch.loss().to(total.dtype) for name, watch in watches.items()}
-        averages = {name: total.new_zeros(()) for name, loss in self.losses.items() if loss.watches}
+        """Their sum (None without any), and each detached, absent ones as 0."""
+        losses = {name: loss.loss().to(total.dtype) for name, loss in attention_losses.items()}
+        averages = {name: total.new_zeros(()) for name, loss in self.losses.items() if loss.wraps_attention}
         averages |= {name: loss.detach() for name, loss in losses.items()}
         return _sum(losses.values()), averages
 
@@ -236,11 +236,11 @@ def _sum(parts: Iterable[Tensor | None]) -> Tensor | None:
 
 
 def _weighted(weight: Weights, where: tuple[Tensor, ...], losses: RowLosses, apart: Tensor | None) -> Tensor:
-    found = losses.cross_entropy, losses.divergence, None if apart is None else apart.detach(), losses.entropy
+    values = losses.cross_entropy, losses.divergence, None if apart is None else apart.detach(), losses.entropy
     total = losses.cross_entropy.new_zeros(())
-    for part, loss in zip(weight.parts, found, strict=True):
-        if part is not None and loss is not None:
-            total = total + (part[where] * loss).sum()
+    for part, value in zip(weight.parts, values, strict=True):
+        if part is not None and value is not None:
+            total = total + (part[where] * value).sum()
     return total
 
 

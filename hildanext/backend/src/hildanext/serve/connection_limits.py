@@ -21,6 +21,11 @@ LINGER_SECONDS = 1.0
 class BoundedProtocol(H11Protocol):
     """One connection. `bounded_by` makes the class that a server uses."""
 
+    # `H11Protocol` is uvicorn's own affair: it may change with any minor version, which is why the requirement ends
+    # before the first one that was not tried (VERSIONS.md). From outside the bounds cannot be had: no option of
+    # uvicorn's limits the time of a head or of an unread answer; a middleware runs only once the head is there; around
+    # a protocol of uvicorn's one would have to guess from the bytes what it already knows (whether a request is being
+    # answered), and could not give a refusal our shape. A proxy in front has such limits, and a laptop has no proxy.
     bounds: ServeConfig
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

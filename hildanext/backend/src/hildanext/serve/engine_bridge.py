@@ -17,7 +17,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 class EngineCall:
     """Requests of one call, and all their events, each with its request's index.
 
-    with await Asked.of(engine, receive, requests) as asked: ...      whatever has not ended then is cancelled
+    with await EngineCall.of(engine, receive, requests) as call: ...      whatever has not ended then is cancelled
     `receive` is the connection's: whoever asked and goes away ends the call with `Cancelled`.
     """
 
@@ -33,26 +33,26 @@ class EngineCall:
     @classmethod
     async def of(cls, engine: Engine, receive: Receive, requests: Sequence[Request]) -> "EngineCall":
         """Give the requests to the engine. Raises the engine's errors; then none of them goes on."""
-        asked = cls(engine, receive)
+        call = cls(engine, receive)
         with ExitStack() as undo:
-            undo.callback(asked.close)
+            undo.callback(call.close)
             for index, request in enumerate(requests):
-                await to_thread.run_sync(asked._give, index, request)
+                await to_thread.run_sync(call._give, index, request)
             undo.pop_all()
-        return asked
+        return call
 
     async def next(self, patience: float | None = None) -> tuple[int, EngineEvent] | None:
         """What happens next; None where nothing did for so many seconds. Raises `Cancelled` once nobody listens."""
         try:
-            found = await asyncio.wait_for(self._events.get(), patience)
+            happening = await asyncio.wait_for(self._events.get(), patience)
         except TimeoutError:
             return None
-        if found is None:
+        if happening is None:
             raise Cancelled("whoever asked has gone away", "ask again")
-        index, event = found
+        index, event = happening
         if isinstance(event, Finished | Failed):
             self._tickets.pop(index, None)
-        return found
+        return happening
 
     def close(self) -> None:
         """Cancel what has not ended."""

@@ -74,8 +74,8 @@ class _EngineTotals(Collector):
             "hilda_kv_usage": ("Share of those in use", usage),
             "hilda_cache_hit_rate": ("Share of prompt tokens whose keys and values were there", hit_rate),
         }
-        for name, (told, value) in gauges.items():
-            yield GaugeMetricFamily(name, told, value=value)
+        for name, (help_text, value) in gauges.items():
+            yield GaugeMetricFamily(name, help_text, value=value)
         counters = {
             "hilda_prompt_tokens": ("Tokens of prompts", load.prompt_tokens),
             "hilda_cached_tokens": ("Tokens of prompts that another request had left", load.cached_tokens),
@@ -85,8 +85,8 @@ class _EngineTotals(Collector):
             "hilda_edits": ("Written tokens that were replaced", load.edits),
             "hilda_blocks": ("Finished blocks", load.blocks),
         }
-        for name, (told, value) in counters.items():
-            yield CounterMetricFamily(name, told, value=value)
+        for name, (help_text, value) in counters.items():
+            yield CounterMetricFamily(name, help_text, value=value)
         ended = CounterMetricFamily("hilda_texts", "Texts that have ended", labels=["reason"])
         for reason, count in load.finished.items():
             ended.add_metric([reason], count)
@@ -96,7 +96,7 @@ class _EngineTotals(Collector):
 
 
 def _states(jobs: JobService) -> Metric:
-    found = GaugeMetricFamily("hilda_jobs", "Jobs by state", labels=["state"])
+    gauge = GaugeMetricFamily("hilda_jobs", "Jobs by state", labels=["state"])
     for state, count in jobs.counts().items():
-        found.add_metric([state], count)
-    return found
+        gauge.add_metric([state], count)
+    return gauge

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hildanext.core.errors import HildaError
+from hildanext.core.registry import under_profile
 from hildanext.serve.errors import Refused, answer
 from hildanext.serve.metrics import Metrics
 from hildanext.serve.settings import ServeConfig
@@ -42,11 +43,22 @@ HEADERS: list[tuple[bytes, bytes]] = [
 """On every answer that does not have its own: nothing is loaded from elsewhere, nor shown inside another page."""
 
 
+class UnderProfile:
+    """Whatever a request makes the service build, it builds under the service's profile."""
+
+    def __init__(self, app: ASGIApp, profile: str) -> None:
+        self.app, self.profile = app, profile
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with under_profile(self.profile, "request"):
+            await self.app(scope, receive, send)
+
+
 class RequestId:
     """Gives every request an id, logs it as one JSON line when it is over, and counts it."""
 
-    def __init__(self, app: ASGIApp, measures: Metrics) -> None:
-        self.app, self.measures = app, measures
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,16 +72,16 @@ class RequestId:
         if headless:
             scope["method"] = "GET"
         begun = time.perf_counter()
-        told: dict[str, Any] = {"status": 500, "bytes": 0}
+        answered: dict[str, Any] = {"status": 500, "bytes": 0}
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told["status"] = message["status"]
+                answered["status"] = message["status"]
                 there = {key for key, _ in message["headers"]}
                 more = [pair for pair in HEADERS if pair[0] not in there]
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode()), *more]
             elif message["type"] == "http.response.body":
-                told["bytes"] += len(message.get("body", b""))
+                answered["bytes"] += len(message.get("body", b""))
                 if headless:
                     message = {**message, "body": b""}
             await send(message)
@@ -79,7 +91,7 @@ class RequestId:
         finally:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", "unknown")
-            self.measures.requests.labels(_known_method(method), route, str(told["status"])).inc()
+            self.metrics.requests.labels(_known_method(method), route, str(answered["status"])).inc()
             client = scope.get("client")
             line = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -88,7 +100,7 @@ class RequestId:
                 "method": method[:20],
                 "path": scope["path"][:300],
                 "seconds": round(seconds, 4),
-                **told,
+                **answered,
             }
             access.info(json.dumps(line))
 
@@ -122,9 +134,9 @@ class Auth:
         path = scope["path"]
         if self.key is None or path in OPEN or path.startswith("/static/"):
             return
-        kind, _, given = _header(scope, b"authorization").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self.key):
-            what = "the key is wrong" if given else "this service asks for a key"
+        kind, _, key = _header(scope, b"authorization").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self.key):
+            what = "the key is wrong" if key else "this service asks for a key"
             raise Refused(what, "send it as Authorization: Bearer KEY", 401, "invalid_api_key")
 
 
@@ -236,10 +248,12 @@ def _finite(text: str) -> float:
 
 
 def _check_kind(scope: Scope) -> None:
-    given = _header(scope, b"content-type").partition(";")[0].strip().lower()
-    if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
+    media_type = _header(scope, b"content-type").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
         raise Refused(
-            f"the body is said to be {given[:100] or 'nothing'!r}",
+            f"the body is said to be {media_type[:100] or 'nothing'!r}",
             "send Content-Type: application/json",
             415,
             "media_type",
@@ -250,12 +264,12 @@ def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
-def _host(given: str) -> str:
+def _host(header: str) -> str:
     """A Host header without its port; an IPv6 address without its brackets."""
-    given = given.strip().lower()
-    if given.startswith("["):
-        return given[1:].partition("]")[0]
-    return given.partition(":")[0]
+    host = header.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
 
 
 def _known_method(method: str) -> str:

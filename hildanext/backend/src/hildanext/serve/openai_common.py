@@ -10,9 +10,9 @@ from fastapi import Request as HttpRequest
 
 from hildanext.engine.base import EngineEvent, Failed, Finished, Piece, Request, RequestOutput, Started, Stepped
 from hildanext.serve.canvas import Canvas, Glyph
+from hildanext.serve.decoding_params import decoding_params
 from hildanext.serve.engine_bridge import EngineCall
 from hildanext.serve.errors import Refused, shape_of
-from hildanext.serve.options import decoding_params
 from hildanext.serve.requests import OpenAIBody
 from hildanext.serve.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 from hildanext.serve.service import Service
@@ -69,10 +69,10 @@ class Call:
         self.logprobs = logprobs
         self.facts = service.engine.facts
         self._check(len(prompts))
-        how = decoding_params(body, self.facts, service.settings, tokens, effort)
+        params = decoding_params(body, self.facts, service.settings, tokens, effort)
         steps = logprobs or body.diffusing or body.stream_denoising
         each = [prompt for prompt in prompts for _ in range(self.n)]
-        self.requests: list[Request] = [how.request(one, i, steps, self.parent) for i, one in enumerate(each)]
+        self.requests: list[Request] = [params.request(prompt, i, steps, self.parent) for i, prompt in enumerate(each)]
         self.choices = [Choice() for _ in each]
         self.id, self.created = f"{dialect.prefix}-{secrets.token_hex(12)}", int(time.time())
 
@@ -81,28 +81,28 @@ class Call:
 
     async def answer(self, http: HttpRequest) -> dict[str, Any]:
         """All of it but the choices, which are filled then."""
-        with await self.ask(http) as asked:
+        with await self.ask(http) as engine_call:
             while any(choice.answer is None for choice in self.choices):
-                found = await asked.next()
-                assert found is not None
-                index, event_ = found
+                happening = await engine_call.next()
+                assert happening is not None
+                index, event_ = happening
                 self._take(index, event_)
                 if isinstance(event_, Failed):
                     raise event_.error
         return {"id": self.id, "created": self.created, "model": self.body.model, "usage": self.usage()}
 
-    async def chunks(self, asked: EngineCall) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, engine_call: EngineCall) -> AsyncGenerator[bytes, None]:
         """Server-sent events of `chunk` objects, and the literal end."""
         opening = self.dialect.opening()
         if opening is not None:
             for index in range(len(self.choices)):
                 yield self._chunk(index, opening)
         while any(choice.answer is None for choice in self.choices):
-            found = await asked.next(self.service.settings.keep_alive_seconds)
-            if found is None:
+            happening = await engine_call.next(self.service.settings.keep_alive_seconds)
+            if happening is None:
                 yield KEEP_ALIVE
                 continue
-            index, happened = found
+            index, happened = happening
             self._take(index, happened)
             for chunk in self._tell(index, happened):
                 yield chunk
@@ -171,7 +171,7 @@ class Call:
                 choice.characters += len(text)
             case Finished(answer):
                 choice.answer = answer
-                self.service.measures.answered(answer, self.parent)
+                self.service.metrics.answered(answer, self.parent)
 
     def _tell(self, index: int, happened: EngineEvent) -> list[bytes]:
         """The chunks that follow from what happened to a choice."""

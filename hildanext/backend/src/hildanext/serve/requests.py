@@ -1,14 +1,21 @@
-"""What the service takes, as types: they are checked, and they are the OpenAPI document. `answers` has what it gives.
+"""What the service takes, as types: they are checked, and they are the OpenAPI document. `responses` has what it gives.
 
 Requests are strict: no unknown fields, no text for a number. A field of a request may have other names (`ALIASES`).
 """
 
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, create_model, model_validator
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
+
+from hildanext.core.config import may_be_none
+from hildanext.core.knobs import knobs_of
+from hildanext.decoding import DECODERS, MODES
+from hildanext.serve.decoders import DecoderSection
 
 DECODING_ALIASES = {
     "threshold": "tau_mask",
@@ -33,25 +40,25 @@ class Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_names(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        found: dict[str, Any] = {}
-        for given, content in value.items():
-            name = cls.ALIASES.get(given, given)
+    def _known_names(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        content: dict[str, Any] = {}
+        for written, value in body.items():
+            name = cls.ALIASES.get(written, written)
             if name not in cls.model_fields:
                 names = [*cls.model_fields, *cls.ALIASES]
-                close = get_close_matches(given, names, n=3)
+                close = get_close_matches(written, names, n=3)
                 guess = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(cls.model_fields)}"
                 raise PydanticCustomError(
-                    "unknown_field", "unknown field {name}: {guess}", {"name": repr(given[:80]), "guess": guess}
+                    "unknown_field", "unknown field {name}: {guess}", {"name": repr(written[:80]), "guess": guess}
                 )
-            if name in found:
+            if name in content:
                 raise PydanticCustomError(
-                    "given_twice", "{name} is given twice, as {given} too", {"name": name, "given": given}
+                    "given_twice", "{name} is given twice, as {given} too", {"name": name, "given": written}
                 )
-            found[name] = content
-        return found
+            content[name] = value
+        return content
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -79,31 +86,46 @@ class ChatMessage(Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class Decoding(Strict):
+def _knob(name: str, knob: FieldInfo, text: str) -> Any:
+    """A knob as a field of a body, which may be left out; "off" is null for those that may be null."""
+    parts = [part for part in get_args(knob.annotation) if part is not NoneType] or [knob.annotation]
+    value = Annotated[Union[tuple(parts)], *knob.metadata] if knob.metadata else Union[tuple(parts)]  # noqa: UP007
+    if name in OPTIONAL:
+        return value | Literal["off"] | None, Field(None, description=f"{text} null is off")
+    return value | None, Field(None, description=text)
+
+
+PRESET: type[Any] = DECODERS[MODES["S_MODE"]["name"]]
+"""The decoder that modes are presets of: its knobs are fields of a body."""
+OPTIONAL = may_be_none(PRESET)
+KNOBS = {knob.name: _knob(knob.name, PRESET.__pydantic_fields__[knob.name], knob.help) for knob in knobs_of(PRESET)}
+
+
+class DecodingFields(Strict):
     """How a text is written. What is left out is as the mode has it."""
 
     ALIASES = DECODING_ALIASES
     mode: Text | None = Field(None, description="S_MODE (the default; alias speed) or Q_MODE (alias quality)")
     effort: Text | None = Field(None, description="instant, low, medium, high or adaptive: laid over the mode")
-    tau_mask: float | None = Field(None, ge=0, le=1, description="fill a mask above this probability")
-    tau_edit: Annotated[float, Field(ge=0, le=1)] | Literal["off"] | None = Field(
-        None, description="replace a written token above this probability; null or off: do not edit"
+    decoder: Annotated[dict[str, Any] | None, DecoderSection] = Field(
+        None, description="a decoder by its name, and its knobs; without the name those of the mode's own"
     )
-    tau_cautious: float | None = Field(None, ge=0, le=1, description="threshold where the masks are unsure on average")
-    max_post: int | None = Field(None, ge=0, le=1024, description="forwards of a block after its last mask is filled")
-    window: int | None = Field(None, ge=0, le=1024, description="finished blocks that may still be edited")
-    kv_safe: bool | None = Field(None, description="end a block only with a forward that changed nothing")
     block_size: int | None = Field(None, ge=1, description="must be the model's own: a property of the checkpoint")
     steps: int | None = Field(
         None, ge=1, description="most forwards that fill masks of a block; fewer than its size cannot be promised"
     )
-    temperature: float | None = Field(None, ge=0, le=100, description="0 (the default) is greedy")
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1, le=2**31)
     seed: Seed | None = Field(None, description="0 where it is left out; choice i draws from seed + i")
     stop: Text | list[Text] | None = Field(None, description="the text ends before the first of these, at most 4")
     ignore_eos: bool = Field(False, description="go on after an end of text, up to the length")
     deadline_seconds: float | None = Field(None, gt=0, description="at most the server's own limit")
+
+
+if TYPE_CHECKING:
+    Decoding = DecodingFields
+else:
+    Decoding = create_model(
+        "Decoding", __base__=DecodingFields, __module__=__name__, __doc__=DecodingFields.__doc__, **KNOBS
+    )
 
 
 class GenerateBody(Decoding):

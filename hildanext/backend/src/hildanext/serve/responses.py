@@ -246,6 +246,8 @@ class HealthAnswer(BaseModel):
     limits: dict[str, int | float] = Field(description="what a request may be at most")
     modes: dict[str, dict[str, Any]]
     efforts: list[str]
+    decoders: dict[str, dict[str, Any]]
+    """JSON Schema of what the field `decoder` of a request may hold, by name."""
 
 
 class LiveAnswer(BaseModel):

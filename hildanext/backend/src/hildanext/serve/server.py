@@ -98,13 +98,13 @@ class GracefulServer(uvicorn.Server):
             yield
             return
         names = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last one is Windows'
-        decoding_params = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        before = {one: signal.signal(one, self.handle_exit) for one in decoding_params}
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        handlers = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def configure_access_log() -> None:

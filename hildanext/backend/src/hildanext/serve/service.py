@@ -21,7 +21,7 @@ class Service:
     settings: ServeConfig
     engine: Engine
     jobs: JobService | None
-    measures: Metrics
+    metrics: Metrics
     since: float = field(default_factory=time.time)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the service was told to end: streams that would never end by themselves end then."""

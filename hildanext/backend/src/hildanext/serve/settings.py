@@ -23,6 +23,8 @@ class ServeConfig:
     None: loopback's own where it listens there, any otherwise."""
     engine: dict[str, Any] = Field(default_factory=lambda: {"name": "auto"})
     """Section of an engine: its name (auto, or a row of `engines.ENGINES`) and its knobs."""
+    profile: Literal["SAFE", "FULL"] = "SAFE"
+    """FULL: requests may name research methods."""
     model: str = "tiny"
     parent: str | None = None
     """Autoregressive model that answers beside it; None: there is none."""

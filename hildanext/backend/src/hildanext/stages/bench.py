@@ -42,12 +42,10 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys and sizes that do not divide, `UnknownChoice` for an unknown decoder."""
     from hildanext.bench.decode_speed import DecodeSpeedConfig
     from hildanext.bench.train_speed import TrainSpeedConfig
-    from hildanext.decoding import make_decoder
 
     settings = validate(BenchConfig, section, where=context.key)
     validate(TrainSpeedConfig, settings.train, where=f"{context.key}.train")
-    for decoder in validate(DecodeSpeedConfig, settings.decode, where=f"{context.key}.decode").decoders.values():
-        make_decoder(dict(decoder))
+    validate(DecodeSpeedConfig, settings.decode, where=f"{context.key}.decode")
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:

@@ -86,12 +86,14 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
 
 def _decoders(settings: SampleConfig) -> "dict[str, Decoder]":
     """A decoder for each mode, by the mode's name."""
-    from hildanext.decoding import decoder_section, make_decoder, mode_name
+    from hildanext.decoding import MODES, decoder_section, make_decoder, mode_name
 
     usual = ("S_MODE", "Q_MODE") if settings.prompts_file is None else ("S_MODE",)
     modes = settings.modes if settings.modes is not None else usual
-    sections = {mode_name(mode): decoder_section(mode, settings.effort) for mode in modes}
-    return {name: make_decoder({**section, **settings.decoder}) for name, section in sections.items()}
+    name = settings.decoder.get("name", MODES["S_MODE"]["name"])
+    if settings.modes is None and name != MODES["S_MODE"]["name"]:
+        return {name: make_decoder(decoder_section(None, settings.effort, settings.decoder))}
+    return {mode_name(mode): make_decoder(decoder_section(mode, settings.effort, settings.decoder)) for mode in modes}
 
 
 def _samples(

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hildanext.core.absent import ABSENT
 from hildanext.core.errors import ConfigError
 from hildanext.jobs.service import JobService
 from hildanext.stages import STAGES
 
 FOLDER = "runs/jobs"
 """Where jobs live, unless another folder is named."""
-
-ABSENT = {"rl": "reinforcement learning", "export": "export to other engines"}
 
 COMMAND = (sys.executable, "-m", "hildanext.cli", "run")
 

@@ -75,8 +75,8 @@ def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tu
     if isinstance(section.get("train", {}), Mapping):
         section["train"] = merge(TRAIN_DEFAULTS, section.get("train", {}))
     config = validate(SftConfig, section, "sft")
+    make_losses(config.losses, "sft.losses")
     data = validate(ChatDataConfig, data_section, "chat")
     open_sources(data)
-    make_losses(config.losses, "sft.losses")
     check_quantize(config.quantize, config.lora is not None)
     return config, data

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from hildanext.core.errors import DataError
 from hildanext.core.metrics_log import MetricLog, read_metrics
 from hildanext.core.runtime import make_generator
-from hildanext.data.batch import Batch, RowDataset
+from hildanext.data.batch import Batch, RowDataset, padding_tokens
 from hildanext.data.packing.rows import row_order
 from hildanext.diffusion import NoisedBatch, block_index, block_times, hide_tokens, mask_tokens, replace_tokens, targets
+from hildanext.likelihood.held_out import NoisedText, text_likelihood
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.card import Card
@@ -37,26 +38,23 @@ def measure_start(metrics: Path, stage: TrainingTask, step: SupervisedStep) -> N
     """Validate what is about to be trained, once in a run, so that it can say what it learned: the line of step 0."""
     if stage.validate is None or any(line["kind"] == "eval" for line in read_metrics(metrics)):
         return
-    found = stage.validate(step.eval(), 0)
+    measured = stage.validate(step.eval(), 0)
     with MetricLog(metrics) as log:
-        log.write(kind="eval", step=0, tokens=0, **found)
+        log.write(kind="eval", step=0, tokens=0, **measured)
 
 
 class Validation:
     """The bound at the checkpoint's block size on fixed batches, under fixed noise.
 
-    Padding to the block boundary (`pad_id` after `pad_id`) is predicted and summed but not counted, so the figure
-    is an upper bound in nats per real token. Raises `DataError` where there is none.
+    Padding to the block boundary is predicted and summed but not counted, so the figure is an upper bound in nats per
+    real token. Raises `DataError` where there is none.
     """
 
     def __init__(self, batches: Sequence[Batch], pad_id: int, card: Card) -> None:
-        self.batches, self.card = list(batches), card
-        self.predictable = [targets(batch.maskable, batch.position, card.shift) for batch in self.batches]
-        self.counts = [
-            int((may & ~_padding(batch, pad_id)).sum())
-            for may, batch in zip(self.predictable, self.batches, strict=True)
-        ]
-        if not sum(self.counts):
+        self.batches, self.card, self.pad_id = list(batches), card, pad_id
+        predictable = [targets(batch.maskable, batch.position, card.shift) for batch in self.batches]
+        padding = [padding_tokens(batch.tokens, batch.document, pad_id) for batch in self.batches]
+        if not any(bool((may & ~filling).any()) for may, filling in zip(predictable, padding, strict=True)):
             rows = sum(len(batch.tokens) for batch in self.batches)
             raise DataError(
                 f"the validation data holds no token to predict in {rows} rows",
@@ -66,30 +64,30 @@ class Validation:
     @torch.no_grad()
     def __call__(self, step: SupervisedStep, number: int) -> dict[str, Any]:
         """The bound of `step`'s model; `number` is the optimiser step, which changes nothing."""
-        scorer = SupervisedStep(step.model, {"m2t": MaskToToken()}, chunk=step.chunk).eval()
-        block_size = self.card.block_size
-        nats: list[float] = []
-        right = masked = 0
-        for index, (batch, may) in enumerate(zip(self.batches, self.predictable, strict=True)):
-            generator = make_generator(0, 2, index)
-            blocks = block_index(batch.document, batch.position, block_size)
-            time = block_times(blocks, (1e-3, 1.0) if block_size > 1 else (1.0 - 1e-9, 1.0), generator)
-            view = mask_tokens(
-                batch.tokens, batch.document, batch.position, may, time, block_size, self.card.mask_id, generator
-            )
-            if batch.hidden is not None:
-                view = hide_tokens(view, batch.hidden, self.card.mask_id)
-            outcome = scorer(view)
-            nats.append(float(outcome.total))
-            right, masked = right + int(outcome.correct.sum()), masked + int(outcome.masked.sum())
-        per_batch = torch.tensor([total / max(count, 1) for total, count in zip(nats, self.counts, strict=True)])
-        spread = float(per_batch.std(unbiased=True)) if len(nats) > 1 else float("nan")
+        model, block_size = step.model.eval(), self.card.block_size
+        parts = [
+            text_likelihood(model, [self._noised(index)], block_size, self.pad_id, chunk=step.chunk)
+            for index in range(len(self.batches))
+        ]
+        per_batch = torch.tensor([part.nats for part in parts])
+        spread = float(per_batch.std(unbiased=True)) if len(parts) > 1 else float("nan")
         return {
             "block_size": block_size,
-            "bound": sum(nats) / sum(self.counts),
-            "bound_se": spread / len(nats) ** 0.5,
-            "masked_accuracy": right / max(masked, 1),
+            "bound": sum(part.real + part.padding for part in parts) / sum(part.tokens for part in parts),
+            "bound_se": spread / len(parts) ** 0.5,
+            "masked_accuracy": sum(part.right for part in parts) / max(sum(part.masked for part in parts), 1),
         }
+
+    def _noised(self, index: int) -> NoisedText:
+        """One draw, whose levels are shared out among the blocks of the batch."""
+        batch, card, generator = self.batches[index], self.card, make_generator(0, 2, index)
+        scored = targets(batch.maskable, batch.position, card.shift)
+        blocks = block_index(batch.document, batch.position, card.block_size)
+        time = block_times(blocks, (1e-3, 1.0) if card.block_size > 1 else (1.0 - 1e-9, 1.0), generator)
+        view = mask_tokens(
+            batch.tokens, batch.document, batch.position, scored, time, card.block_size, card.mask_id, generator
+        )
+        return NoisedText(batch, scored, [[(view.masked, 1.0 / time)]])
 
 
 class EditCheck:
@@ -122,17 +120,10 @@ class EditCheck:
             draft = scorer(view, generator=make_generator(0, 5), wants_draft=True).draft
             if draft is not None:
                 right = draft == view.clean
-                found = (right & view.replaced, view.replaced, right & view.kept, view.kept)
-                counts += torch.stack([one.sum() for one in found]).cpu()
+                groups = (right & view.replaced, view.replaced, right & view.kept, view.kept)
+                counts += torch.stack([group.sum() for group in groups]).cpu()
         corrected, wrong, kept, rest = counts.tolist()
         return {
             "corrected": corrected / wrong if wrong else float("nan"),
             "kept": kept / rest if rest else float("nan"),
         }
-
-
-def _padding(batch: Batch, pad_id: int) -> Bool[Tensor, "batch seq"]:
-    """Ends of text after the end of text, there only to fill the document's last block."""
-    padding = torch.zeros_like(batch.maskable)
-    padding[:, 1:] = (batch.tokens[:, 1:] == pad_id) & (batch.tokens[:, :-1] == pad_id)
-    return padding & (batch.position > 0)

@@ -1,9 +1,16 @@
-"""What a tracker is: somewhere that a run's metric lines are shown as well. The JSON lines stay the record."""
+"""What a tracker is: somewhere that a run's metric lines are shown as well. The JSON lines stay the record.
+
+Accelerate's trackers do the writing. A row opens one, since only it knows how steps are taken back after a resume:
+Accelerate's by themselves go on writing, and steps that a killed run wrote past its checkpoint stand there twice.
+"""
 
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 
 class Tracker:
@@ -17,14 +24,19 @@ class Tracker:
     """What has to be installed for it."""
 
     def __init__(self, run: Path, config: Mapping[str, Any], step: int) -> None:
+        self.inner = self.open(run, config, step)
+
+    def open(self, run: Path, config: Mapping[str, Any], step: int) -> "GeneralTracker":
+        """Accelerate's tracker, started, whose steps after `step` are gone where its package can do that."""
         raise NotImplementedError
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show the numbers of one metric line."""
-        raise NotImplementedError
+        self.inner.log(dict(values), step=step)
 
     def close(self) -> None:
         """Write what is still held back."""
+        self.inner.finish()
 
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:

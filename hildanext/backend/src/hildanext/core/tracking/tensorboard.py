@@ -3,9 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hildanext.core.tracking.base import Tracker
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 
 class TensorBoard(Tracker):
@@ -13,16 +16,12 @@ class TensorBoard(Tracker):
 
     package = "tensorboard"
 
-    def __init__(self, run: Path, config: Mapping[str, Any], step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    def open(self, run: Path, config: Mapping[str, Any], step: int) -> "GeneralTracker":
+        from accelerate.tracking import TensorBoardTracker
 
         purge = step + 1 if step else None  # what a killed run wrote past its checkpoint is not shown twice
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=purge)
-        self.writer.add_text("config", f"```json\n{json.dumps(config, indent=2, default=str)}\n```", step)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.writer.close()
+        inner = TensorBoardTracker("tensorboard", run, purge_step=purge)
+        inner.start()
+        # As text: Accelerate would store it as hyperparameters, which must be flat and make a folder at every resume.
+        inner.tracker.add_text("config", f"```json\n{json.dumps(config, indent=2, default=str)}\n```", step)
+        return inner

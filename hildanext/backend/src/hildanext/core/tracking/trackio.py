@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hildanext.core.tracking.base import Tracker
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 
 class Trackio(Tracker):
@@ -16,11 +19,11 @@ class Trackio(Tracker):
 
     package = "trackio"
 
-    def __init__(self, run: Path, config: Mapping[str, Any], step: int) -> None:
-        import trackio
+    def open(self, run: Path, config: Mapping[str, Any], step: int) -> "GeneralTracker":
+        from accelerate.tracking import TrackioTracker
 
-        self.run = trackio.init(
-            project="hildanext",
+        inner = TrackioTracker(
+            "hildanext",
             name=run.resolve().name,
             config=dict(config),
             resume="allow",
@@ -28,9 +31,5 @@ class Trackio(Tracker):
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self.run.finish()
+        inner.start()
+        return inner

@@ -84,10 +84,10 @@ class Native(Conversation):
 
     def body(self, parent: bool, deadline_seconds: float | None) -> dict[str, Any]:
         request = self.request
-        config = plain(make_decoder(dict(request.decoder))) if request.decoder else {}
-        body: dict[str, Any] = {name: value for name, value in config.items() if value is not None}
-        if config and config["tau_edit"] is None:
-            body["tau_edit"] = "off"
+        body: dict[str, Any] = {}
+        if request.decoder:
+            decoder = dict(request.decoder)
+            body["decoder"] = {"name": decoder["name"], **plain(make_decoder(decoder))}
         if request.tokens is not None:
             body["tokens"] = list(request.tokens)
         elif request.messages:
@@ -214,7 +214,9 @@ def extras_of(request: Request) -> dict[str, Any]:
     wishes: dict[str, Any] = {"ignore_eos": True} if request.ignore_eos else {}
     if section.get("top_k") is not None:
         wishes["top_k"] = section["top_k"]
-    if section:
+    if section and section["name"] != MODES["S_MODE"]["name"]:
+        wishes["decoder"] = section
+    elif section:
         usual, wanted = (plain(make_decoder(one)) for one in (dict(MODES["S_MODE"]), section))
         wishes |= {k: v for k, v in wanted.items() if k not in SAMPLING and v != usual[k]}
     if request.steps:

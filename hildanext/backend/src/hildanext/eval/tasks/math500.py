@@ -1,17 +1,20 @@
 r"""MATH-500: competition problems, answered with a formula in `\boxed{}`."""
 
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
-from hildanext.eval.tasks.rows import Row, read_rows, text_of
+from hildanext.eval.tasks.records import Record, read_records, text_of
+from hildanext.grading import computer_algebra
 from hildanext.grading.math_answers import boxed, canonical, official, stated
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+
+MATH_VERIFY = "math_verify"
 
 EXAMPLES: tuple[tuple[str, str], ...] = (
     (
@@ -48,17 +51,19 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
 
 @config
 class Math500(WritingTask):
-    r"""The last `\boxed{}` under the data set's own rule (`official`), and one that knows equal numbers (`canonical`).
+    r"""The last `\boxed{}` under three rules: the data set's own (`official`), one of equal numbers (`canonical`), and
+    one that simplifies (`math_verify`, where that package is installed; its column says where it is not).
 
-    `canonical` also reads "The final answer is ..." where nothing is boxed. With `few_shot` 1 to 4 the prompt is
+    The last two also read "The final answer is ..." where nothing is boxed. With `few_shot` 1 to 4 the prompt is
     Minerva's (as in lm-evaluation-harness's `minerva_math500`), with 0 it is the problem and an instruction, for chat
     models.
 
     Paper: MATH, arXiv:2103.03874; the 500 problems: arXiv:2305.20050.
-    Differs: no computer algebra: equal formulas in different shapes are wrong (see `math_answers.py`).
+    Differs: two more rules beside the published one, which stays the headline. For `official` and `canonical` equal
+    formulas in different shapes are wrong (see `math_answers.py`).
     """
 
-    metrics: ClassVar[tuple[Metric, ...]] = (Metric("official"), Metric("canonical"))
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("official"), Metric("canonical"), Metric(MATH_VERIFY))
     hub: ClassVar[tuple[str, str | None]] = ("HuggingFaceH4/MATH-500", None)
     stops: ClassVar[tuple[str, ...]] = ("Problem:", "</s>", "<|im_end|>")
 
@@ -71,35 +76,51 @@ class Math500(WritingTask):
             raise ConfigError("math500: worked examples inside a chat message", "give few_shot 0 with chat")
 
     @cached_property
-    def _rows(self) -> list[Row]:
-        return read_rows(self.data if self.data is not None else self.hub[0], self.split, self.hub[1])
+    def _algebra(self) -> computer_algebra.ComputerAlgebra:
+        return computer_algebra.ComputerAlgebra()
+
+    @cached_property
+    def _records(self) -> list[Record]:
+        return read_records(self.data if self.data is not None else self.hub[0], self.split, self.hub[1])
 
     def items(self, limit: int | None = None) -> list[Item]:
         found = []
-        for index, row in enumerate(self._rows[:limit]):
-            name = str(row.get("unique_id", f"math500-{index}"))
-            text_of(row, "problem", name)
-            found.append(Item(index, name, {**row, "answer": self._gold(row, name)}))
+        for index, record in enumerate(self._records[:limit]):
+            name = str(record.get("unique_id", f"math500-{index}"))
+            text_of(record, "problem", name)
+            found.append(Item(index, name, {**record, "answer": self._gold(record, name)}))
         return found
 
     def prompt(self, item: Item, shots: int) -> str:
-        problem = str(item.row["problem"])
+        problem = str(item.record["problem"])
         if self.few_shot == 0:
             return f"{problem}\n{INSTRUCTION}" + ("" if self.chat else "\n")
         parts = [f"Problem:\n{example}\n\nSolution: {solution}" for example, solution in EXAMPLES[:shots]]
         return "\n\n".join([*parts, f"Problem:\n{problem}\n\nSolution:"])
 
     def judge(self, item: Item, text: str) -> Judgement:
-        gold, box = str(item.row["answer"]), boxed(text)
+        gold, box = str(item.record["answer"]), boxed(text)
         answer = box if box is not None else stated(text)
         scores = {"official": float(official(box, gold)), "canonical": float(canonical(answer, gold))}
-        return Judgement(scores, {"answer": answer, "boxed": box is not None, "gold": gold})
+        told = {"answer": answer, "boxed": box is not None, "gold": gold}
+        if not self.absent():
+            equal = self._algebra.equal(answer, gold)
+            scores[MATH_VERIFY] = float(equal is True)  # what cannot be decided in time is wrong, as in math-verify
+            told |= {"no_verdict": True} if equal is None else {}
+        return Judgement(scores, told)
 
-    def _gold(self, row: Row, name: str) -> str:
+    def absent(self) -> dict[str, str]:
+        missing = f"{computer_algebra.PACKAGE} is not installed"
+        return {MATH_VERIFY: missing} if computer_algebra.installed_version() is None else {}
+
+    def facts(self) -> dict[str, Any]:
+        return {computer_algebra.PACKAGE: computer_algebra.installed_version() or "not installed"}
+
+    def _gold(self, record: Record, name: str) -> str:
         """The `answer` column, or what the `solution` boxes."""
-        if isinstance(row.get("answer"), str):
-            return str(row["answer"])
-        found = boxed(text_of(row, "solution", name))
+        if isinstance(record.get("answer"), str):
+            return str(record["answer"])
+        found = boxed(text_of(record, "solution", name))
         if found is None:
             raise DataError(f"{name} has neither 'answer' nor a boxed solution", "give rows of MATH or MATH-500")
         return found

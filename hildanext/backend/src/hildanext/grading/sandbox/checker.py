@@ -69,7 +69,7 @@ class Judge:
         self.watch(seconds, "timeout", f"longer than {seconds:g} s")
         reply = self.exchange({"load": self.job["program"], "entry_point": self.job["entry_point"]}, 0)
         if "raised" in reply:
-            self.finish("failed", f"did not load: {told(reply)}")
+            self.finish("failed", f"did not load: {described(reply)}")
         with Caught() as trouble:
             scope["check"](scope[self.job["entry_point"]])
         if trouble.kind is None:
@@ -211,7 +211,7 @@ class Judge:
         os._exit(0)
 
 
-def told(reply: dict[str, Any]) -> str:
+def described(reply: dict[str, Any]) -> str:
     """The exception of a reply as text."""
     return f"{reply['raised']}: {reply.get('text', '')}"[:300].rstrip(": ")
 
@@ -224,7 +224,7 @@ def exception_like(reply: dict[str, Any]) -> Exception:
             return kind(str(reply.get("text", ""))[:200])
         except TypeError:
             pass  # a few, as UnicodeDecodeError, want more than a text
-    return CandidateError(told(reply))
+    return CandidateError(described(reply))
 
 
 def protect(limits: Mapping[str, Any]) -> None:

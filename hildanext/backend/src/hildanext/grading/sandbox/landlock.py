@@ -35,12 +35,12 @@ def install(readable: Sequence[str], hidden: Sequence[str]) -> None:
 
     Needs no_new_privs.
     """
-    found = version()
-    rules = _Rules(files=(1 << _FILE_RIGHTS.get(found, 16)) - 1)
+    kernel_version = version()
+    rules = _Rules(files=(1 << _FILE_RIGHTS.get(kernel_version, 16)) - 1)
     size = 8
-    if found >= 4:
+    if kernel_version >= 4:
         rules.network, size = _BIND_AND_CONNECT, 16
-    if found >= 6:
+    if kernel_version >= 6:
         rules.scoped, size = _ABSTRACT_SOCKETS_AND_SIGNALS, 24
     rule_set = kernel.syscall("landlock_create_ruleset", CREATE, ctypes.byref(rules), size, 0)
     for path in readable:

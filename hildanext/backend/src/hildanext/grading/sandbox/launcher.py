@@ -41,8 +41,8 @@ def main() -> None:
     alone = {"namespaces", "seccomp"} & set(settings["mechanisms"])  # the kernel killed its processes, or it had none
     left = 0 if alone else _clear(child)
     code = os.waitstatus_to_exitcode(status)
-    told = {"exit": code, "cpu": round(usage.ru_utime + usage.ru_stime, 3), "peak_kb": usage.ru_maxrss, "left": left}
-    os.write(2, json.dumps(told).encode() + b"\n")
+    end = {"exit": code, "cpu": round(usage.ru_utime + usage.ru_stime, 3), "peak_kb": usage.ru_maxrss, "left": left}
+    os.write(2, json.dumps(end).encode() + b"\n")
 
 
 def _channel(settings: Mapping[str, Any], read_from: int, write_to: int) -> Channel:
@@ -122,7 +122,7 @@ def _clear(child: int) -> int:
     while time.monotonic() < deadline:
         left = _descendants(child)
         for process in left:
-            with_luck(process)
+            kill_if_there(process)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -134,7 +134,7 @@ def _clear(child: int) -> int:
     return len(_descendants(child))
 
 
-def with_luck(process: int) -> None:
+def kill_if_there(process: int) -> None:
     """Kill a process that may be gone already, or another user's."""
     try:
         os.kill(process, signal.SIGKILL)

@@ -54,8 +54,8 @@ def readable_paths() -> list[str]:
     paths |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"}
     if sys.base_prefix.startswith("/nix/"):
         paths.add("/nix/store")
-    found = sorted({os.path.normpath(path) for path in paths if os.path.exists(path)})
-    return [path for path in found if not any(path.startswith(above + os.sep) for above in found)]
+    existing = sorted({os.path.normpath(path) for path in paths if os.path.exists(path)})
+    return [path for path in existing if not any(path.startswith(above + os.sep) for above in existing)]
 
 
 def hidden_paths(readable: Iterable[str]) -> list[str]:
@@ -64,12 +64,12 @@ def hidden_paths(readable: Iterable[str]) -> list[str]:
     return sorted({path for pattern in patterns for path in glob.glob(pattern) if os.path.isdir(path)})
 
 
-def applicable(found: Iterable[str]) -> tuple[str, ...]:
+def applicable(working: Iterable[str]) -> tuple[str, ...]:
     """The mechanisms to use of those that work: Landlock only where there is no root of its own."""
-    found = set(found)
-    if "namespaces" in found:
-        found.discard("landlock")
-    return tuple(name for name in MECHANISMS if name in found)
+    working = set(working)
+    if "namespaces" in working:
+        working.discard("landlock")
+    return tuple(name for name in MECHANISMS if name in working)
 
 
 CANARY = """

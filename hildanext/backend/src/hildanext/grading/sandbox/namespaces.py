@@ -22,12 +22,12 @@ def enter() -> None:
     Raises `OSError` naming the step that the kernel refused.
     """
     user, group = os.geteuid(), os.getegid()
-    mine, mappers = os.pipe()
+    go_ahead, mappers = os.pipe()
     mapper = os.fork()  # an id map of more than one entry must be written from outside
     if mapper == 0:
         os.close(mappers)
-        os._exit(_map_when_told(mine, os.getppid(), user, group))
-    os.close(mine)
+        os._exit(_map_when_ready(go_ahead, os.getppid(), user, group))
+    os.close(go_ahead)
     try:
         kernel.unshare(sum(kernel.NEW_NAMESPACES.values()))
         os.write(mappers, b"!")
@@ -40,8 +40,8 @@ def enter() -> None:
     _forbid_more()
 
 
-def _map_when_told(told: int, process: int, user: int, group: int) -> int:
-    if not os.read(told, 1):
+def _map_when_ready(go_ahead: int, process: int, user: int, group: int) -> int:
+    if not os.read(go_ahead, 1):
         return 0  # unshare failed, and says so itself
     try:
         if user == 0 and _write_maps(process, "0 0 1\n65534 65534 1", "0 0 1\n65534 65534 1"):

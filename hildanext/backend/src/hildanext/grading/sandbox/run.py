@@ -103,7 +103,7 @@ def usable_cores() -> int:
 def probe(without: tuple[str, ...] = ()) -> Isolation:
     """What works on this machine, tried with real workers once per process."""
     reasons = {name: "left out on request" for name in without}
-    found = []
+    working = []
     for name in MECHANISMS:
         if name in without:
             continue
@@ -112,10 +112,10 @@ def probe(without: tuple[str, ...] = ()) -> Isolation:
             continue
         verdict = judge(Job("def f(): pass", "f", "def check(c): c()"), Limits(seconds=10), (name,))
         if verdict.passed:
-            found.append(name)
+            working.append(name)
         else:
             reasons[name] = verdict.detail or verdict.kind
-    isolation = Isolation(applicable(found), reasons)
+    isolation = Isolation(applicable(working), reasons)
     if isolation.mechanisms and (problem := _canary(isolation.mechanisms)):
         broken = dict.fromkeys(isolation.mechanisms, f"it does not hold here ({problem})")
         isolation = Isolation((), {**reasons, **broken})
@@ -163,10 +163,10 @@ def judge(job: Job, limits: Limits, mechanisms: Sequence[str]) -> Verdict:
 
 
 def _order(job: Job, limits: Limits, mechanisms: Sequence[str], folder: str) -> dict[str, object]:
-    nonce, told, readable = secrets.token_hex(16), limits.settings(), readable_paths()
+    nonce, bounds, readable = secrets.token_hex(16), limits.settings(), readable_paths()
     worker = {
         "nonce": nonce,
-        "limits": told,
+        "limits": bounds,
         "mechanisms": list(mechanisms),
         "folder": folder,
         "readable": readable,
@@ -175,7 +175,7 @@ def _order(job: Job, limits: Limits, mechanisms: Sequence[str], folder: str) -> 
     return {
         "launcher": [*_command("launcher"), json.dumps(worker)],
         "nonce": nonce,
-        "limits": told,
+        "limits": bounds,
         "mechanisms": list(mechanisms),
         "program": job.program,
         "entry_point": job.entry_point,
@@ -220,8 +220,8 @@ def _read(output: bytes, errors: bytes, code: int, seconds: float) -> Verdict:
     except (ValueError, TypeError, KeyError):
         if started:
             return Verdict("timeout", "the test itself did not come to an end", seconds)
-        told = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        return Verdict("sandbox_error", _printable(f"the checker ended with {code}: {told[:300]}"))
+        last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        return Verdict("sandbox_error", _printable(f"the checker ended with {code}: {last_line[:300]}"))
 
 
 def _printable(text: str) -> str:

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
 from hildanext.serve.canvas import Glyph
+from hildanext.serve.decoding_params import check_length, conversation
 from hildanext.serve.errors import Refused, responses
 from hildanext.serve.openai_common import REASONS, Call, Dialect, streamed
-from hildanext.serve.options import check_length, conversation
 from hildanext.serve.requests import ChatBody
 from hildanext.serve.responses import AnswerMessage, ChatAnswer, ChatChoice
 from hildanext.serve.service import Service, service_of
@@ -33,8 +33,8 @@ class ChatDialect(Dialect):
 
     def logprobs(self, glyphs: Sequence[Glyph]) -> dict[str, Any]:
         content = [
-            {"token": one.text, "logprob": one.logprob, "bytes": list(one.text.encode()), "top_logprobs": []}
-            for one in glyphs
+            {"token": glyph.text, "logprob": glyph.logprob, "bytes": list(glyph.text.encode()), "top_logprobs": []}
+            for glyph in glyphs
         ]
         return {"content": content}
 
@@ -53,8 +53,8 @@ async def chat_completions(
     tokens, logprobs = _tokens(body), bool(body.logprobs)
     call = Call(service, body, ChatDialect(), [{"messages": messages}], tokens, logprobs, _effort(body))
     if body.stream:
-        asked = await call.ask(http)
-        return EventStream(call.chunks(asked), asked.close)
+        engine_call = await call.ask(http)
+        return EventStream(call.chunks(engine_call), engine_call.close)
     head = await call.answer(http)
     choices = [
         ChatChoice(

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
 from hildanext.serve.canvas import Glyph
+from hildanext.serve.decoding_params import check_length
 from hildanext.serve.errors import Refused, responses
 from hildanext.serve.openai_common import REASONS, Call, Dialect, streamed
-from hildanext.serve.options import check_length
 from hildanext.serve.requests import CompletionBody
 from hildanext.serve.responses import CompletionAnswer, CompletionChoice
 from hildanext.serve.service import Service, service_of
@@ -30,10 +30,10 @@ class CompletionDialect(Dialect):
         return {"text": text}
 
     def logprobs(self, glyphs: Sequence[Glyph]) -> dict[str, Any]:
-        ends = accumulate((len(one.text) for one in glyphs), initial=0)
+        ends = accumulate((len(glyph.text) for glyph in glyphs), initial=0)
         return {
-            "tokens": [one.text for one in glyphs],
-            "token_logprobs": [one.logprob for one in glyphs],
+            "tokens": [glyph.text for glyph in glyphs],
+            "token_logprobs": [glyph.logprob for glyph in glyphs],
             "top_logprobs": None,
             "text_offset": list(ends)[: len(glyphs)],
         }
@@ -53,8 +53,8 @@ async def completions(
     prompts = _prompts(body, service)
     call = Call(service, body, CompletionDialect(), prompts, body.max_tokens, body.logprobs is not None)
     if body.stream:
-        asked = await call.ask(http)
-        return EventStream(call.chunks(asked), asked.close)
+        engine_call = await call.ask(http)
+        return EventStream(call.chunks(engine_call), engine_call.close)
     head = await call.answer(http)
     choices = [
         CompletionChoice(
@@ -70,12 +70,10 @@ async def completions(
 
 
 def _prompts(body: CompletionBody, service: Service) -> list[Mapping[str, Any]]:
-    given = body.prompt
-    if isinstance(given, str):
-        given = [given]
-    if isinstance(given[0], int):
-        return [{"tokens": tuple(given)}]
-    if isinstance(given[0], list):
-        return [{"tokens": tuple(ids)} for ids in given]
-    check_length(given, service.settings, "prompt")
-    return [{"prompt": text} for text in given]
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if isinstance(prompts[0], int):
+        return [{"tokens": tuple(prompts)}]
+    if isinstance(prompts[0], list):
+        return [{"tokens": tuple(ids)} for ids in prompts]
+    check_length(prompts, service.settings, "prompt")
+    return [{"prompt": text} for text in prompts]

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
 from hildanext.engine.base import EngineFailed, Failed, Finished, Piece, Request, RequestOutput, Started, Stepped
+from hildanext.serve.decoding_params import DecodingParams, check_length, conversation, decoding_params
 from hildanext.serve.engine_bridge import EngineCall
 from hildanext.serve.errors import Refused, responses, shape_of
-from hildanext.serve.options import DecodingParams, check_length, conversation, decoding_params
 from hildanext.serve.requests import GenerateBody
 from hildanext.serve.responses import GenerateAnswer, GenerateUsage, StartEvent, Timing
 from hildanext.serve.service import Service, service_of
@@ -25,7 +25,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 class GenerateCall:
-    """One call: what was asked, and what is told of it."""
+    """One call: what the body asks for, and the answer about it."""
 
     def __init__(self, service: Service, body: GenerateBody) -> None:
         self.service, self.body = service, body
@@ -62,7 +62,7 @@ class GenerateCall:
 
     def finished(self, answer: RequestOutput, frames: list[dict[str, Any]] | None = None) -> GenerateAnswer:
         stats = answer.stats
-        self.service.measures.answered(answer, self.body.parent)
+        self.service.metrics.answered(answer, self.body.parent)
         return GenerateAnswer(
             id=self.id,
             model=self.model,
@@ -97,9 +97,9 @@ class GenerateCall:
 
 def prompt_of(body: GenerateBody, service: Service) -> dict[str, Any]:
     """The one prompt of a body, by the name it has in the engine's request. Raises `Refused`."""
-    given = [name for name in ("prompt", "messages", "tokens") if getattr(body, name) is not None]
-    if len(given) != 1:
-        raise Refused(f"a text needs one of prompt, messages and tokens, this has {len(given)}", "give exactly one")
+    named = [name for name in ("prompt", "messages", "tokens") if getattr(body, name) is not None]
+    if len(named) != 1:
+        raise Refused(f"a text needs one of prompt, messages and tokens, this has {len(named)}", "give exactly one")
     if body.prompt is not None:
         check_length([body.prompt], service.settings, "prompt")
         return {"prompt": body.prompt}
@@ -117,16 +117,16 @@ async def generate(
     body: GenerateBody, http: HttpRequest, service: Annotated[Service, Depends(service_of)]
 ) -> GenerateAnswer:
     """Write one text."""
-    telling = GenerateCall(service, body)
+    call = GenerateCall(service, body)
     frames: list[dict[str, Any]] | None = [] if body.frames else None
-    requests = [telling.request(bool(body.frames))]
-    with await EngineCall.of(service.engine, http.receive, requests) as asked:
-        while (found := await asked.next()) is not None:
-            match found[1]:
+    requests = [call.request(bool(body.frames))]
+    with await EngineCall.of(service.engine, http.receive, requests) as engine_call:
+        while (happening := await engine_call.next()) is not None:
+            match happening[1]:
                 case Stepped(record) if frames is not None:
-                    frames.append(telling.frame(record))
+                    frames.append(call.frame(record))
                 case Finished(answer):
-                    return telling.finished(answer, frames)
+                    return call.finished(answer, frames)
                 case Failed(error):
                     raise error
     raise EngineFailed("the engine ended without an answer", "report it")
@@ -142,28 +142,28 @@ async def generate_stream(
     body: GenerateBody, http: HttpRequest, service: Annotated[Service, Depends(service_of)]
 ) -> EventStream:
     """Write one text, and tell every forward of it."""
-    telling = GenerateCall(service, body)
-    asked = await EngineCall.of(service.engine, http.receive, [telling.request(body.frames is not False)])
-    return EventStream(_events(telling, asked, service.settings.keep_alive_seconds), asked.close)
+    call = GenerateCall(service, body)
+    engine_call = await EngineCall.of(service.engine, http.receive, [call.request(body.frames is not False)])
+    return EventStream(_events(call, engine_call, service.settings.keep_alive_seconds), engine_call.close)
 
 
-async def _events(telling: GenerateCall, asked: EngineCall, patience: float) -> AsyncGenerator[bytes, None]:
+async def _events(call: GenerateCall, engine_call: EngineCall, patience: float) -> AsyncGenerator[bytes, None]:
     pieces = 0
     while True:
-        found = await asked.next(patience)
-        match found[1] if found is not None else None:
+        happening = await engine_call.next(patience)
+        match happening[1] if happening is not None else None:
             case None:
                 yield KEEP_ALIVE
             case Started() as started:
-                yield event(telling.started(started), "start")
+                yield event(call.started(started), "start")
             case Stepped(record):
-                yield event(telling.frame(record), "frame")
+                yield event(call.frame(record), "frame")
             case Piece(text):
-                seconds = round(time.perf_counter() - telling.arrived, 6)
+                seconds = round(time.perf_counter() - call.arrived, 6)
                 yield event({"index": pieces, "text": text, "seconds": seconds}, "block")
                 pieces += 1
             case Finished(answer):
-                yield event(telling.finished(answer).model_dump(exclude={"frames"}), "done")
+                yield event(call.finished(answer).model_dump(exclude={"frames"}), "done")
                 return
             case Failed(error):
                 yield event(shape_of(error), "error")

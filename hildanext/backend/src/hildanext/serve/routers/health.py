@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Response
 
 from hildanext.core.runtime import versions
 from hildanext.decoding import EFFORTS, MODES
+from hildanext.serve.decoders import decoder_schemas
 from hildanext.serve.errors import Refused, responses
 from hildanext.serve.responses import EngineAnswer, HealthAnswer, LiveAnswer, Load
 from hildanext.serve.service import Service, service_of
@@ -67,6 +68,7 @@ def health(service: TheService) -> HealthAnswer:
         limits={name: getattr(service.settings, name) for name in LIMITS},
         modes=MODES,
         efforts=list(EFFORTS),
+        decoders=decoder_schemas(),
     )
 
 
@@ -86,4 +88,4 @@ async def live() -> LiveAnswer:
 )
 def metrics(service: TheService) -> Response:
     """Counts and gauges for Prometheus."""
-    return Response(service.measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -35,7 +35,7 @@ HARMLESS = {"Content-Security-Policy": "sandbox; default-src 'none'; style-src '
 @router.post("/submit", status_code=202, responses=responses(404, 408, 413, 415))
 def submit(body: JobBody, service: TheService) -> JobAnswer:
     """Check and queue a stage, or a whole recipe (kind `run`)."""
-    return _told(service.the_jobs().submit(body.kind, body.config))
+    return _job_answer(service.the_jobs().submit(body.kind, body.config))
 
 
 @router.get("", responses=responses(404))
@@ -46,28 +46,28 @@ def listing(
     state: State | None = None,
 ) -> JobList:
     """The newest first."""
-    room = service.the_jobs()
-    jobs = room.list(limit + 1 if limit < 1000 else limit, before, state)
+    service_jobs = service.the_jobs()
+    jobs = service_jobs.list(limit + 1 if limit < 1000 else limit, before, state)
     more = len(jobs) > limit or (limit == 1000 and len(jobs) == limit)
     jobs = jobs[:limit]
     return JobList(
-        jobs=[_told(job) for job in jobs],
+        jobs=[_job_answer(job) for job in jobs],
         next=jobs[-1].id if jobs and more else None,
-        kinds=["run", *room.kinds],
+        kinds=["run", *service_jobs.kinds],
     )
 
 
 @router.get("/{id}", responses=responses(404))
 def show(id: Id, service: TheService) -> JobAnswer:
     """One job, with what its finished stages returned."""
-    room = service.the_jobs()
-    return _told(room.get(id), room.outcomes(id))
+    jobs = service.the_jobs()
+    return _job_answer(jobs.get(id), jobs.outcomes(id))
 
 
 @router.post("/{id}/cancel", responses=responses(404, 409))
 def cancel(id: Id, service: TheService) -> JobAnswer:
     """Stop it; a training saves first."""
-    return _told(service.the_jobs().cancel(id))
+    return _job_answer(service.the_jobs().cancel(id))
 
 
 @router.get(
@@ -91,24 +91,24 @@ async def events(
     last_event_id: Annotated[str | None, Header(description="what a browser gives when it comes again")] = None,
 ) -> EventStream:
     """What happened to it, and what happens."""
-    room = service.the_jobs()
-    await to_thread.run_sync(room.get, id)
+    jobs = service.the_jobs()
+    await to_thread.run_sync(jobs.get, id)
     if last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
         after = max(after, int(last_event_id[:18]))
-    return EventStream(_events(room, id, after, follow, service, http), lambda: None)
+    return EventStream(_events(jobs, id, after, follow, service, http), lambda: None)
 
 
 async def _events(
-    room: JobService, id: str, after: int, follow: bool, service: Service, http: HttpRequest
+    jobs: JobService, id: str, after: int, follow: bool, service: Service, http: HttpRequest
 ) -> AsyncGenerator[bytes, None]:
     silent = 0.0
     while not await http.is_disconnected():
-        job = await to_thread.run_sync(room.get, id)  # asked first: what came before its end is then in the table
-        found = await to_thread.run_sync(room.events, id, after)
-        for one in found:
-            yield event(one.as_json(), one.kind, one.id)
-            after = one.id
-        if found:
+        job = await to_thread.run_sync(jobs.get, id)  # asked first: what came before its end is then in the table
+        events = await to_thread.run_sync(jobs.events, id, after)
+        for occurrence in events:
+            yield event(occurrence.as_json(), occurrence.kind, occurrence.id)
+            after = occurrence.id
+        if events:
             silent = 0.0
             continue
         if job.over or not follow or service.closing.is_set():
@@ -131,7 +131,9 @@ def log(id: Id, service: TheService) -> PlainTextResponse:
 @router.get("/{id}/artefacts", responses=responses(404))
 def artefacts(id: Id, service: TheService) -> ArtefactList:
     """The files in its folder."""
-    return ArtefactList(artefacts=[ArtefactAnswer(**one.as_json()) for one in service.the_jobs().artefacts(id)])
+    return ArtefactList(
+        artefacts=[ArtefactAnswer(**artefact.as_json()) for artefact in service.the_jobs().artefacts(id)]
+    )
 
 
 @router.get(
@@ -148,5 +150,5 @@ def artefact(id: Id, name: Annotated[str, Path(max_length=4096)], service: TheSe
     return FileResponse(path, filename=path.name, content_disposition_type=shown, headers=HARMLESS)
 
 
-def _told(job: Job, outcomes: dict[str, Any] | None = None) -> JobAnswer:
+def _job_answer(job: Job, outcomes: dict[str, Any] | None = None) -> JobAnswer:
     return JobAnswer(**job.as_json(), outcomes=outcomes)

@@ -34,9 +34,9 @@ def docs(request: Request) -> HTMLResponse:
     """The OpenAPI document as a list for people; it needs no script."""
     document = request.app.openapi()
     rows = [
-        f"<tr><td>{method.upper()}<td><code>{escape(path)}</code><td>{escape(told.get('description', ''))}</tr>"
+        f"<tr><td>{method.upper()}<td><code>{escape(path)}</code><td>{escape(operation.get('description', ''))}</tr>"
         for path, methods in document["paths"].items()
-        for method, told in methods.items()
+        for method, operation in methods.items()
     ]
     title = escape(f"{document['info']['title']} {document['info']['version']}")
     return HTMLResponse(

@@ -9,18 +9,12 @@ from test_bench import parent_of
 from torch import nn
 
 from hildanext import masks
-from hildanext.data.batch import Batch
+from hildanext.data.batch import Batch, padding_tokens
 from hildanext.diffusion import block_index, elbo_weight, mask_tokens
-from hildanext.likelihood.elbo import (
-    LikelihoodConfig,
-    bound,
-    exact,
-    masked_nll,
-    noisings,
-    padding_tokens,
-    parent_likelihood,
-    scored_tokens,
-)
+from hildanext.likelihood import LIKELIHOODS
+from hildanext.likelihood.base import scored_tokens
+from hildanext.likelihood.held_out import LikelihoodConfig, bound, exact, parent_likelihood
+from hildanext.likelihood.masked_losses import masked_losses
 from hildanext.masks import TokenRows
 from hildanext.models import Card, DiffusionModel
 from hildanext.models.attention.dense import MaskedAttention
@@ -164,7 +158,7 @@ def test_every_model_is_asked_about_the_same_tokens(make_model, alignment, block
 def test_padding_is_in_the_sum_of_a_bound_but_not_in_its_count(make_model):
     document = [*text(6, 4), EOS]
     padded, bare = batch_of([[[*document, EOS, EOS]]], 12), batch_of([[document]], 12)
-    assert padding_tokens(padded, EOS).sum() == 2
+    assert padding_tokens(padded.tokens, padded.document, EOS).sum() == 2
     model = make_model("llama", "parent")
     with_padding, without = exact(model, [padded], EOS), exact(model, [bare], EOS)
     assert with_padding.tokens == without.tokens == 6
@@ -176,14 +170,14 @@ def test_padding_is_in_the_sum_of_a_bound_but_not_in_its_count(make_model):
 
 def test_an_eos_of_the_next_document_is_not_padding():
     batch = batch_of([[[0, 5, EOS], [EOS, 7, EOS]]], 8)
-    assert padding_tokens(batch, EOS).sum() == 0
+    assert padding_tokens(batch.tokens, batch.document, EOS).sum() == 0
 
 
 def test_every_draw_masks_as_many_tokens_as_its_weight_says(batch):
     scored, blocks = scored_tokens(batch), block_index(batch.document, batch.position, 4)
     sizes = torch.bincount(blocks[scored], minlength=int(blocks.max()) + 1)
     levels = []
-    for pair in noisings(scored, blocks, 4, "count", torch.Generator().manual_seed(0)):
+    for pair in LIKELIHOODS["count"](draws=4).noisings(scored, blocks, torch.Generator().manual_seed(0)):
         ((masked, weight),) = pair
         assert not (masked & ~scored).any()
         masks_in = torch.bincount(blocks[masked], minlength=len(sizes))
@@ -263,14 +257,14 @@ def test_a_coupled_draw_has_the_values_of_the_vector():
     copies = batch_of([[[BOS, 0, 1]]] * 3000, 3)
     scored, blocks = scored_tokens(copies), block_index(copies.document, copies.position, 4)
     generator = torch.Generator().manual_seed(0)
-    (first, weight), (second, other) = next(iter(noisings(scored, blocks, 1, "coupled", generator)))
+    (first, weight), (second, other) = next(LIKELIHOODS["coupled"](draws=1).noisings(scored, blocks, generator))
     assert not (first & second).any() and ((first | second) == scored).all()
     model = Toy(from_joint)
     total = torch.zeros(3000, dtype=torch.float64)
     for masked, w in ((first, weight), (second, other)):
         sure = torch.ones(masked.shape)
         view = mask_tokens(copies.tokens, copies.document, copies.position, masked, sure, 4, MASK, generator)
-        total += (w * masked_nll(model, view)).sum(-1) / 2
+        total += (w * masked_losses(model, view).nll).sum(-1) / 2
     values = sorted({round(value, 5) for value in total.tolist()})
     assert values == pytest.approx([0.75 * 1.609438, 1.5 * 2.995732], abs=1e-5)
     assert float(total.mean()) == pytest.approx(2.302585, abs=0.1)
@@ -284,7 +278,7 @@ def test_a_clipped_noise_level_is_biased(weighting, wanted):
     generator = torch.Generator().manual_seed(0)
     time = (0.3 + 0.5 * torch.rand(rows, 1, generator=generator)).expand(rows, 3)
     view = mask_tokens(copies.tokens, copies.document, copies.position, copies.maskable, time, 4, MASK, generator)
-    losses = masked_nll(Toy(from_joint), view, chunk=4096)
+    losses = masked_losses(Toy(from_joint), view, chunk=4096).nll
     if weighting == "elbo":
         value = float((elbo_weight(view) * losses).sum() / rows)
     else:

@@ -9,12 +9,9 @@ from hildanext.decoding import decoder_section, make_decoder
 from hildanext.engine.base import EngineFacts, Request
 from hildanext.inference import DEFAULT_NEW_TOKENS
 from hildanext.serve.errors import Refused
-from hildanext.serve.requests import ChatMessage, Decoding, GenerateBody
+from hildanext.serve.requests import KNOBS, OPTIONAL, ChatMessage, Decoding, GenerateBody
 from hildanext.serve.settings import ServeConfig
 
-OFF_BY_NULL = ("tau_edit", "tau_cautious")
-"""Knobs for which null is a value. Of all others null is the same as nothing."""
-KNOBS = ("tau_mask", "max_post", "window", "kv_safe", "temperature", "top_p", "top_k")
 MOST_STOPS = 4
 LONGEST_STOP = 1000
 
@@ -75,7 +72,9 @@ def decoding_params(
 
 def conversation(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """A developer is a system by another name."""
-    return tuple(Message("system" if one.role == "developer" else one.role, one.text) for one in messages)
+    return tuple(
+        Message("system" if message.role == "developer" else message.role, message.text) for message in messages
+    )
 
 
 def check_length(texts: Sequence[str], settings: ServeConfig, param: str) -> None:
@@ -96,11 +95,8 @@ def _unasked(settings: ServeConfig) -> int | None:
 
 
 def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str, Any]:
-    changes = {name: value for name in KNOBS if (value := getattr(body, name)) is not None}
-    for name in OFF_BY_NULL:
-        if name in body.model_fields_set:
-            value = getattr(body, name)
-            changes[name] = None if value == "off" else value
+    written = {name: getattr(body, name) for name in KNOBS if name in body.model_fields_set}
+    knobs = {name: value for name, value in written.items() if value is not None or name in OPTIONAL}
     if body.block_size is not None and body.block_size != facts.block_size:
         own = "not known here" if facts.block_size is None else facts.block_size
         raise Refused(
@@ -114,14 +110,13 @@ def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str
             "a step may fill a single token: choose the pace by effort or tau_mask",
             param="steps",
         )
-    mode = body.mode if body.mode is not None else "S_MODE"
-    section = decoder_section(mode, effort if effort is not None else body.effort, **changes)
-    make_decoder(section)
+    section = decoder_section(body.mode, effort if effort is not None else body.effort, body.decoder, **knobs)
+    make_decoder(section, strict=True)
     return section
 
 
-def _stop(given: str | list[str] | None) -> tuple[str, ...]:
-    words = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
+    words = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     if len(words) > MOST_STOPS:
         raise Refused(f"{len(words)} stop texts are too many", f"give {MOST_STOPS} at most", param="stop")
     if any(not word or len(word) > LONGEST_STOP for word in words):

@@ -1,0 +1,48 @@
+"""One forward of a noised view: what the model says of its masked tokens."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hildanext.corruption.input_layout import InputLayout, choose_layout
+from hildanext.diffusion import NoisedBatch
+from hildanext.losses.linear_cross_entropy import linear_cross_entropy
+from hildanext.losses.linear_log_probs import linear_log_probs
+from hildanext.losses.objective import attention_for
+from hildanext.models import DiffusionModel
+
+
+class MaskedLosses(NamedTuple):
+    """Of every token of a view; 0 and False where it is not masked."""
+
+    nll: Float[Tensor, "batch seq"]
+    """-log p(token | what the view shows)."""
+    right: Bool[Tensor, "batch seq"]
+    """Whether the token is the most probable one; False everywhere while gradients are formed."""
+
+
+def masked_losses(model: DiffusionModel, view: NoisedBatch, chunk: int = 128) -> MaskedLosses:
+    """Differentiable where gradients are on. Logits exist for `chunk` of the masked tokens at a time."""
+    hidden, fed = hidden_states(model, view)
+    where = view.masked.nonzero(as_tuple=True)
+    rows = hidden[where[0], fed.prediction_index(view.position, view.block_size, model.card.shift)[where]]
+    labels, right = view.clean[where], torch.zeros_like(view.masked)
+    if torch.is_grad_enabled():
+        losses = -linear_log_probs(rows, model.head, labels, model.banned, chunk)
+    else:
+        weight = torch.ones(len(rows), device=rows.device)
+        heads = linear_cross_entropy(rows, model.head, labels, weight, model.banned, chunk=chunk)
+        losses = heads.cross_entropy
+        right[where] = heads.predicted == labels
+    nll = torch.zeros(view.clean.shape, dtype=losses.dtype, device=losses.device)
+    return MaskedLosses(nll.index_put(where, losses), right)
+
+
+def hidden_states(model: DiffusionModel, view: NoisedBatch) -> tuple[Float[Tensor, "batch fed hidden"], InputLayout]:
+    """The final states of a view's columns, and which columns these are."""
+    fed = choose_layout(view, model.card.shift)
+    embeddings = model.embed(fed.tokens(view))
+    attention = attention_for(view, fed, model.card.clean_mask, embeddings)
+    return model(embeddings, fed.rows(view).position, attention), fed
