@@ -104,9 +104,7 @@ def tree(modules: Mapping[str, ast.Module], order: list[str]) -> str:
     lines += ["those above it in this list alone. Paths are below `hildanext/backend/src/hildanext/`.", ""]
     for room in order:
         title, head = head_of(modules, room)
-        first, *rest = paragraphs(head)
-        lines += [f"## `{title}`", "", first, ""]
-        lines += [line for part in rest if "Read `" in part and title.endswith("/") for line in (part, "")]
+        lines += [f"## `{title}`", "", ast.get_docstring(head) or "" if title.endswith("/") else first_line(head), ""]
         members = [name for name in modules if name.startswith(title) and title.endswith("/")]
         lines += [f"- `{name}`: {first_line(modules[name])}" for name in members if not name.endswith("__init__.py")]
         lines += [""] if members else []

@@ -30,6 +30,7 @@ from hildanext.core.runtime import machine, make_generator, set_threads
 from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.decoding import Decoder, decoder_section, make_decoder
+from hildanext.decoding.base import run
 from hildanext.decoding.state import DecodeState
 from hildanext.eval.identity import weights_hash
 from hildanext.eval.statistics import Values, bootstrap, paired_bootstrap
@@ -186,7 +187,7 @@ def corrected(model: DiffusionModel, cases: Sequence[Case], decoder: Decoder) ->
         session.add(row)
         rows.append(row)
     session.prefill()
-    decoder.decode(session)
+    run(decoder, session)
     found = []
     for case, row in zip(cases, rows, strict=True):
         wrong = case.counted & (case.shown != case.truth)

@@ -78,7 +78,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "corruption/input_layout.py",
-        "corruption/test_input_layout.py losses/test_losses.py",
+        "corruption/test_input_layout.py",
         (
             "a block's first token is read from its own noisy half",
             "return torch.where(position % block_size == 0, clean, self.noisy_column.gather(1, before))",
@@ -143,8 +143,66 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *of(
+        "decoding/state.py",
+        "test_inference.py",
+        (
+            "auto commits after an edit",
+            "unchanged=not had_masks and not wrote)",
+            "unchanged=not had_masks)",
+        ),
+    ),
+    *of(
+        "decoding/commit.py",
+        "test_inference.py",
+        (
+            "a block too many is committed",
+            "row.cache.commit(segment.start + segment.clean, row.tokens)",
+            "row.cache.commit(segment.start + segment.clean + self.block, row.tokens)",
+        ),
+        ("auto commits token-causal blocks", ' and self.clean_mask == "block_causal"', ""),
+    ),
+    *of(
+        "decoding/per_row.py",
+        "engine/test_local_engine.py",
+        (
+            "the engine revises nothing",
+            "                decoder.after_block(denoiser, finished)",
+            "                pass",
+        ),
+    ),
+    *of(
+        "engine/runners.py",
+        "engine/test_local_engine.py",
+        (
+            "a prefix comes without its last hidden state",
+            "row.last_clean_hidden[: blocks + 1] = prefix.last_clean_hidden[: blocks + 1]",
+            "pass",
+        ),
+        ("the parent reads the first token of a piece", "last.append(end - 1)", "last.append(end - len(tokens))"),
+        (
+            "every request to the parent has the same seed",
+            "request.generator = torch.Generator().manual_seed(spec.seed)",
+            "request.generator = torch.Generator().manual_seed(0)",
+        ),
+    ),
+    *of(
+        "models/sampling.py",
+        "decoding/test_decoding.py",
+        (
+            "the nucleus has one more",
+            "ordered.cumsum(-1) - ordered >= top_p",
+            "ordered.cumsum(-1) - ordered > top_p",
+        ),
+        ("the nucleus has one fewer", "ordered.cumsum(-1) - ordered >= top_p", "ordered.cumsum(-1) >= top_p"),
+        (
+            "every equal of the k-th is kept",
+            "level.cumsum(-1) <= k - above.sum(-1, keepdim=True)",
+            "level.cumsum(-1) <= k",
+        ),
+    ),
+    *of(
         "kv_cache/block_cache.py",
-        "kv_cache/test_kv_cache.py kv_cache/test_prefix_cache.py",
+        "kv_cache/test_prefix_cache.py kv_cache/test_kv_cache.py",
         ("two clean blocks have no mask", "one_block = segment.clean <= cache.block_size and", "one_block = True or"),
         ("restore does nothing", "self.keys[:, :, begin:end], self.values[:, :, begin:end] = kept", "pass"),
         ("adopted values are forgotten", "self.values[:, :, :length] = other.values[:, :, :length]", "pass"),
@@ -168,17 +226,17 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "losses/base.py",
-        "losses/test_losses.py",
+        "losses/test_loss_weights.py",
         ("a mean is over the tokens that are no targets", "    chosen = chosen & targets\n", ""),
     ),
     *of(
         "losses/token_to_token.py",
-        "losses/test_losses.py",
+        "losses/test_loss_weights.py",
         ("a kept share is not reweighted", "else chosen.float() / self.keep_share)", "else chosen.float())"),
     ),
     *of(
         "losses/distillation.py",
-        "losses/test_losses.py",
+        "losses/test_loss_weights.py",
         (
             "the parent has a say about the first token",
             "targets & (view.position > 0), self.weight",
@@ -188,7 +246,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "losses/objective.py",
-        "losses/test_losses.py",
+        "losses/test_loss_weights.py losses/test_losses.py",
         (
             "a draft ignores tau_mask",
             "write = ~view.masked[where] | (confidence > tau_mask)",
@@ -307,7 +365,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "grading/sandbox/checker.py",
-        "grading/test_sandbox_guards.py grading/test_sandbox_parts.py",
+        "grading/test_sandbox_guards.py",
         ("processes left over are ignored", 'elif end.get("left"):', "elif False:"),
         (
             "so are they where the worker ended itself",

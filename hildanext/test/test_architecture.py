@@ -51,7 +51,8 @@ PROMISED = {
     "hildanext.models.checkpoint": ["save_diffusion", "merge_checkpoints"],
     "hildanext.models.start": ["start_conversion"],
     "hildanext.decoding": ["MODES", "DECODERS"],
-    "hildanext.core.metrics_log": ["MetricLog", "read_metrics", "configure_logging"],
+    "hildanext.core.metrics_log": ["METRICS", "MetricLog", "read_metrics", "run_metrics"],
+    "hildanext.core.logging_setup": ["configure_logging"],
     "hildanext.core.run_dir": ["open_run", "write_atomically", "save_folder_atomically"],
 }
 

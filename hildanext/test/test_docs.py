@@ -168,7 +168,7 @@ class TestTheFacade:
         with pytest.raises(ConfigError, match="max_tokens"):
             hildanext.generate(tiny, "Once", max_tokens=3)
         with pytest.raises(ConfigError, match="tau_maks"):
-            list(hildanext.stream(tiny, "Once", decoder={"tau_maks": 0.5}))
+            hildanext.stream(tiny, "Once", decoder={"tau_maks": 0.5})
         with pytest.raises(UnknownChoice):
             hildanext.generate(tiny, "Once", mode="X_MODE")
 

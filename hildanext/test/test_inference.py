@@ -10,6 +10,7 @@ from decoding_stubs import MARGIN, MASK, ScriptedModel, StubTokenizer, Watched
 from hildanext.ar import Parent
 from hildanext.core.errors import PromptError
 from hildanext.decoding import ThresholdEdit
+from hildanext.decoding.base import run as decode
 from hildanext.decoding.state import DecodeState
 from hildanext.inference import GenerationConfig, context_length, generate
 from small_models import small_tokenizer
@@ -220,7 +221,7 @@ def test_the_prompt_survives_a_model_that_disagrees_everywhere():
 
     session = DecodeState(model, [prompt], [53], ended)
     session.prefill()
-    ThresholdEdit(tau_mask=0.5, tau_edit=0.0).decode(session)
+    decode(ThresholdEdit(tau_mask=0.5, tau_edit=0.0), session)
     assert finals[-1][:33] == prompt and finals[-1][33:] == [30] * 31
     done = generate(model, None, [prompt], ThresholdEdit(), GenerationConfig(max_new_tokens=20))[0]
     assert done.tokens == [30] * 20 and done.finish_reason == "length"
@@ -273,7 +274,7 @@ def test_top_k_1_and_a_tiny_top_p_are_greedy():
 
 
 def test_a_long_prompt_is_prefilled_in_pieces(monkeypatch):
-    monkeypatch.setattr("hildanext.decoding.state.PREFILL_TOKENS", 16)
+    monkeypatch.setattr("hildanext.decoding.feed_plan.PREFILL_TOKENS", 16)
     for alignment in ALIGNMENTS:
         model = random_model("llama", alignment, BLOCK)
         prompts = [prompt_of(50, 1), prompt_of(21, 2)]

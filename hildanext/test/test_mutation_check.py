@@ -2,6 +2,9 @@
 
 import ast
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -55,12 +58,20 @@ def test_what_becomes_of_a_mutant(script, tmp_path):
     (tests / "test_sums.py").write_text(
         "from hildanext.sums import add\n\ndef test_add():\n    assert add(1, 2) == 3\n"
     )
+    program = (
+        "import json, pathlib, sys, mutation_check as m; "
+        "mutants = [m.Mutant(*row[:4], (row[4],)) for row in json.loads(sys.argv[1])]; "
+        "m.run(mutants, pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))"
+    )
     mutants = [
-        script.Mutant("less", "sums.py", "a + b", "a - b", ("test_sums.py",)),
-        script.Mutant("a comment", "sums.py", "nothing", "no more", ("test_sums.py",)),
-        script.Mutant("no test", "sums.py", "a + b", "a - b", ("test_none.py",)),
+        ("less", "sums.py", "a + b", "a - b", "test_sums.py"),
+        ("a comment", "sums.py", "nothing", "no more", "test_sums.py"),
+        ("no test", "sums.py", "a + b", "a - b", "test_none.py"),
     ]
-    rows = script.run(mutants, tmp_path, tmp_path / "out.json")
+    arguments = [json.dumps(mutants), str(tmp_path), str(tmp_path / "out.json")]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, env=environment, capture_output=True)
+    rows = json.loads((tmp_path / "out.json").read_text())
     assert [row["result"] for row in rows[:2]] == ["killed", "survived"] and rows[2]["result"].startswith("error")
-    assert rows[0]["by"] == "test_sums.py::test_add" and (tmp_path / "out.json").is_file()
+    assert rows[0]["by"] == "test_sums.py::test_add"
     assert "a + b  # and nothing else" in (package / "sums.py").read_text()

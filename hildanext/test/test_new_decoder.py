@@ -19,10 +19,10 @@ from hildanext.core.config import config, may_be_none
 from hildanext.core.errors import ConfigError
 from hildanext.core.knobs import knobs_in, knobs_of
 from hildanext.core.registry import under_profile
-from hildanext.decoding import DECODERS, Canvas, Edit, StepDecoder, decoder_section, make_decoder
-from hildanext.decoding.sampling import candidates
+from hildanext.decoding import DECODERS, Canvas, Decoder, Edit, decoder_section, make_decoder
 from hildanext.engine.local import LocalEngineConfig
 from hildanext.eval.lm_harness import from_arguments
+from hildanext.models.sampling import candidates
 from hildanext.serve.requests import DECODING_ALIASES, GenerateBody
 from hildanext.serve.settings import ServeConfig
 from hildanext.stages.submission import check_submission
@@ -31,7 +31,7 @@ ASKED = {"name": "toy", "alpha": 0.3}
 
 
 @config
-class Toy(StepDecoder):
+class Toy(Decoder):
     """Fill whatever is surer than alpha, and else everything."""
 
     alpha: float = Field(default=0.5, ge=0, le=1)
@@ -113,6 +113,7 @@ def test_a_request_takes_it(engine, path):
         ({"decoder": ASKED, "tau_mask": 0.5}, "unknown key 'tau_mask'"),
         ({"decoder": ASKED, "effort": "low"}, "leave them out"),
         ({"decoder": "toy"}, "valid dictionary"),
+        ({"decoder": {"name": ["toy"]}}, "decoder has no name"),
     ):
         answer = ask(engine, "POST", path, **SHORT, **model, **wrong)
         assert answer.status_code == 400 and says in answer.json()["error"]["message"], answer.text
@@ -122,6 +123,12 @@ def test_a_request_may_name_the_mode_s_own_decoder_too(engine):
     body = {**SHORT, "mode": "Q_MODE", "decoder": {"tau_edit": "off", "max_post": 2}, "max_post": 3}
     told = ask(engine, "POST", "/generate", **body).json()["decoder"]
     assert told == {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": None, "max_post": 3}
+
+
+@pytest.mark.parametrize("beta", ["\ud800", "1", 1.5, [1], {}])
+def test_strictness_takes_types_as_json_has_them(beta):
+    with pytest.raises(ConfigError, match="decoder toy"):
+        make_decoder({**ASKED, "beta": beta}, strict=True)
 
 
 def test_the_harness_takes_it():

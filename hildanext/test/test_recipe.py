@@ -33,9 +33,9 @@ def kitchen(monkeypatch):
         module.calls.append((context.key, section, context))
         if module.broken:
             raise KeyboardInterrupt
-        context.room.mkdir(parents=True, exist_ok=True)
-        (context.room / "meal").write_text(json.dumps(section))
-        return {"meal": str(context.room / "meal")}
+        context.stage_dir.mkdir(parents=True, exist_ok=True)
+        (context.stage_dir / "meal").write_text(json.dumps(section))
+        return {"meal": str(context.stage_dir / "meal")}
 
     module.stage = stage
     module.check = lambda section, context: validate(CookConfig, section, context.key)

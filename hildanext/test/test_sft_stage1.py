@@ -32,32 +32,9 @@ from hildanext.sft_stage1 import prepare_data, sft
 from hildanext.stages import STAGES
 from hildanext.tokenization import load_tokenizer
 from hildanext.trainer.best_checkpoints import BestCheckpoints
-from test_training import environment, losses, wait_for_steps
+from training_fixtures import change, environment, losses, small_checkpoint, wait_for_steps
 
 CHAT = {"train": {"name": "arithmetic", "count": 48, "steps": 1}, "valid_share": 0.15, "sequence_length": 96}
-
-
-def small_checkpoint(folder: Path) -> Path:
-    """A random diffusion model with the embedded tokenizer: small enough for steps of milliseconds."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from hildanext.models.attention.dense import install_seam
-    from hildanext.models.bidirectional import DiffusionModel
-    from hildanext.models.card import read_card
-    from hildanext.models.checkpoint import save_diffusion
-
-    card = read_card(tiny.folder("diffusion"))
-    config = Qwen3Config(
-        vocab_size=card.vocab_rows, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, attn_implementation=install_seam(),
-    )  # fmt: skip
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    model = DiffusionModel(Qwen3ForCausalLM(config), card)
-    torch.random.set_rng_state(state)
-    save_diffusion(folder, model, load_tokenizer(tiny.folder("diffusion")))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +46,7 @@ def start(tmp_path_factory) -> str:
 def quick(request, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures cost more than all the steps of a small run; one test draws them."""
     if "template" not in request.node.name and "verb" not in request.node.name:
-        monkeypatch.setattr("hildanext.sft_stage1.training_plots", lambda metrics, folder: [])
+        monkeypatch.setattr("hildanext.trainer.run.training_plots", lambda metrics, folder: [])
 
 
 @pytest.fixture
@@ -86,10 +63,6 @@ def section(start: str) -> dict[str, Any]:
             "evaluate_every": 6,
         },
     }
-
-
-def change(section: dict[str, Any], **train_fields: Any) -> dict[str, Any]:
-    return {**section, "train": {**section["train"], **train_fields}}
 
 
 def weights(summary: dict[str, Any]) -> list[torch.Tensor]:
@@ -193,7 +166,7 @@ def test_a_step_forwards_every_view_once_a_turn(
             seen.append((self.training, view, outcome))
             return outcome
 
-    monkeypatch.setattr("hildanext.sft_stage1.SupervisedStep", Counted)
+    monkeypatch.setattr("hildanext.trainer.run.SupervisedStep", Counted)
     section = {**change(section, stop_after=1), "turns": turns, "complementary": complementary, "samples": {"count": 0}}
     sft(section, CHAT, tmp_path / "run", quiet=True)
     trained = [(view, outcome) for training, view, outcome in seen if training]

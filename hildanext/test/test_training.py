@@ -1,7 +1,6 @@
 """The loop and the conversion stage: normalisation, resume, guards, processes, and what happens when killed."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -22,7 +21,6 @@ from hildanext.core.errors import CheckpointError, ConfigError, TrainingStopped
 from hildanext.core.metrics_log import MetricLog, read_metrics
 from hildanext.core.runtime import make_generator
 from hildanext.corruption.schedules import BlockPhase, LearningRate
-from hildanext.datasets import PrepareConfig, prepare
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.loading.load import load_diffusion
@@ -32,50 +30,13 @@ from hildanext.trainer.state import STATE
 from hildanext.trainer.task import TrainingTask
 from hildanext.training import train
 from hildanext.wsd_stage0 import Validation, convert
-from small_models import small_parent, small_tokenizer
-
-PHASES = [
-    {"phase": "warmup", "block_size": 1, "tokens": 256},
-    {"phase": "warmup", "block_size": 4, "tokens": 256},
-    {"phase": "stable", "block_size": 32, "tokens": 256},
-    {"phase": "decay", "block_size": 8, "tokens": 512},
-]
-
-
-def corpus(folder: Path, documents: int = 40, seed: int = 0) -> Path:
-    numbers = np.random.default_rng(seed)
-    texts = [numbers.integers(3, 60, int(numbers.integers(4, 40))).tolist() for _ in range(documents)]
-    prepare(PrepareConfig(source={"name": "list"}, out=str(folder)), small_tokenizer(), documents=texts)
-    return folder
+from noised_examples import make_view
+from training_fixtures import PHASES, change, corpus, environment, losses, small_conversion, wait_for_steps
 
 
 @pytest.fixture
 def sections(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = {"train": str(corpus(tmp_path / "train")), "valid": str(corpus(tmp_path / "valid", 6, 1))}
-    data |= {"sequence_length": 32, "pad_to_block": 8}
-    conversion = {
-        "parent": str(small_parent(tmp_path / "parent")),
-        "alignment": "parent",
-        "block_size": 8,
-        "wsd": PHASES,
-        "valid_rows": 4,
-        "train": {
-            "batch_size": 2,
-            "precision": "no",
-            "learning_rate": {"peak": 1e-3},
-            "checkpoint_every": 3,
-            "evaluate_every": 5,
-        },
-    }
-    return conversion, data
-
-
-def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "train"]
-
-
-def change(conversion: dict[str, Any], **train_fields: Any) -> dict[str, Any]:
-    return {**conversion, "train": {**conversion["train"], **train_fields}}
+    return small_conversion(tmp_path)
 
 
 def test_a_conversion_leaves_a_checkpoint_that_loads(sections, tmp_path: Path):
@@ -189,8 +150,6 @@ def fixed_stage(views: list[list[Any]], tokens: int) -> TrainingTask:
 
 def test_accumulation_divides_by_the_window_and_not_by_the_micro_batch(tmp_path: Path):
     """Micro-batches of different length accumulate to the loss and weights of one large batch."""
-    from test_losses import make_view
-
     both = make_view(length=16, batch=2, documents=[0] * 16)
     first = make_view(length=16, batch=2, documents=[0] * 5 + [-1] * 11)
     halves = [[both], [first]]
@@ -208,8 +167,6 @@ def test_accumulation_divides_by_the_window_and_not_by_the_micro_batch(tmp_path:
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Path):
-    from test_losses import make_view
-
     model = random_model(seed=1)
     knobs = TrainConfig(precision="no", checkpoint_every=1, learning_rate=LearningRate(peak=1e-3))
     views = [[make_view(seed=index)] for index in range(6)]
@@ -231,8 +188,6 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Pa
 @pytest.mark.parametrize(("last", "saved"), [(7, [3]), (9, [3, 8, 9])])
 def test_no_state_is_saved_while_the_loss_spikes(tmp_path: Path, monkeypatch, last: int, saved: list[int]):
     """Steps 6 and 7 meet a text of another kind. The save that is due at 6 is made up for at 8, the next calm step."""
-    from test_losses import make_view
-
     easy, other = make_view(seed=0), make_view(seed=3)
     views = [[other if step in (6, 7) else easy] for step in range(1, 10)]
     found, save = [], hildanext.training.save_state
@@ -259,8 +214,6 @@ def test_spikes_stop_a_run_only_when_they_stay():
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path):
-    from test_losses import make_view
-
     knobs = TrainConfig(precision="no", learning_rate=LearningRate(peak=1e-3))
     for layers, words in ((3, ""), (2, "of another model")):
         step = SupervisedStep(random_model(layers=layers), {"m2t": MaskToToken()})
@@ -345,8 +298,6 @@ def test_bad_configurations_are_refused_in_one_line(sections, tmp_path: Path, se
 def test_draws_depend_on_the_place_in_the_run_and_not_on_how_steps_are_cut(tmp_path: Path, monkeypatch):
     """Two steps of two micro-batches, four of one: the same keys for two views of two turns, so that the processes
     of a run may share its micro-batches as they like."""
-    from test_losses import make_view
-
     asked: list[tuple[int, ...]] = []
 
     def noted(*keys: int) -> torch.Generator:
@@ -392,20 +343,6 @@ def write_config(sections: tuple[dict[str, Any], dict[str, Any]], folder: Path) 
 def start(config: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "hildanext.cli", "convert", "--config", str(config), "--out", str(out), "--quiet"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
-
-
-def environment() -> dict[str, str]:
-    import hildanext
-
-    return {**os.environ, "PYTHONPATH": str(Path(hildanext.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-
-
-def wait_for_steps(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= count:
-            return
-        time.sleep(0.005)
 
 
 @pytest.mark.slow

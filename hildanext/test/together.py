@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_losses import make_view
 
 import hildanext.training
 from conftest import random_model
@@ -19,6 +18,7 @@ from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.processes import any_process, on_main, open_accelerator
 from hildanext.trainer.task import TrainingTask
 from hildanext.training import train
+from noised_examples import make_view
 
 
 def met(action: Callable[[], Any]) -> str:

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from hildanext.ar import Parent
 from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
 from hildanext.cli import main
 from hildanext.core.config import validate
@@ -28,19 +25,9 @@ from hildanext.eval.generation import (
 )
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
+from small_models import parent_of, words_tokenizer
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12]]
-
-
-def words_tokenizer() -> PreTrainedTokenizerFast:
-    """Words w0 to w60 with their numbers as ids; w0 is BOS, w1 EOS."""
-    core = Tokenizer(models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w2"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="w0", eos_token="w1", unk_token="w2")
-
-
-def parent_of(model) -> Parent:
-    return Parent(model.causal_lm, words_tokenizer(), model.banned)
 
 
 def test_distinct_and_repetition_by_hand():

@@ -14,7 +14,8 @@ from pydantic import Field
 from hildanext.core import run_dir as runfolder
 from hildanext.core.config import config, merge, override, plain, read_json, validate
 from hildanext.core.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
-from hildanext.core.metrics_log import MetricLog, configure_logging, read_metrics
+from hildanext.core.logging_setup import configure_logging
+from hildanext.core.metrics_log import MetricLog, read_metrics
 from hildanext.core.registry import build
 from hildanext.core.runtime import (
     capability_is_covered,
@@ -259,7 +260,7 @@ class TestRuntime:
 def test_a_program_does_not_hear_of_kernels_that_a_library_misses(caplog):
     import logging
 
-    from hildanext.core.metrics_log import quieten_libraries
+    from hildanext.core.logging_setup import quieten_libraries
 
     quieten_libraries()
     logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
@@ -270,7 +271,7 @@ def test_the_log_follows_a_replaced_standard_error(monkeypatch):
     import io
     import logging
 
-    from hildanext.core.metrics_log import configure_logging
+    from hildanext.core.logging_setup import configure_logging
 
     first, second = io.StringIO(), io.StringIO()
     logger = logging.getLogger("hildanext")
@@ -287,7 +288,7 @@ def test_the_log_follows_a_replaced_standard_error(monkeypatch):
 def test_the_log_writes_to_what_pytest_captures(capsys):
     import logging
 
-    from hildanext.core.metrics_log import configure_logging
+    from hildanext.core.logging_setup import configure_logging
 
     logger = logging.getLogger("hildanext")
     before = (logger.handlers[:], logger.level, logger.propagate)

@@ -6,33 +6,11 @@ import sys
 import pytest
 
 from hildanext.core import plots
-
-
-def metrics(steps: int = 40) -> list[dict]:
-    """Warm-up at 1 and 4, stable at 64, decay at 16, an evaluation every ten steps."""
-    lines: list[dict] = []
-    for step in range(1, steps + 1):
-        share = step / steps
-        phase, size = ("warmup", 1 if share < 0.2 else 4) if share <= 0.4 else ("stable", 64)
-        if share > 0.7:
-            phase, size = "decay", 16
-        lines.append(
-            {
-                "kind": "train", "step": step, "tokens": 100 * step, "phase": phase, "block_size": size,
-                "learning_rate": 1e-3, "loss": 5 - 2 * share, "losses": {"m2t": 4 - 2 * share, "t2t": 1.0},
-                "accuracy_by_t": {"0.00-0.25": share, "0.25-0.50": None, "0.75-1.00": 0.1},
-                "masked_accuracy": share, "tokens_per_second": 300.0, "seconds": 0.3,
-            }
-        )  # fmt: skip
-        if step % 10 == 0:
-            lines.append(
-                {"kind": "eval", "step": step, "tokens": 100 * step, "block_size": 16, "bound": 4.0, "bound_se": 0.1}
-            )
-    return lines
+from training_fixtures import metric_lines
 
 
 def test_every_picture_is_a_png(tmp_path):
-    files = plots.training_plots(metrics(), tmp_path / "plots")
+    files = plots.training_plots(metric_lines(), tmp_path / "plots")
     assert [file.stem for file in files] == ["loss", "losses", "masked_accuracy", "learning_rate", "throughput"]
     for file in files:
         assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 5000
@@ -40,14 +18,14 @@ def test_every_picture_is_a_png(tmp_path):
 
 
 def test_phases_touch_without_gaps():
-    spans = plots.phase_spans(metrics())
+    spans = plots.phase_spans(metric_lines())
     assert [phase for _, _, phase in spans] == ["warmup", "stable", "decay"]
     assert spans[0][0] == 0 and spans[-1][1] == 4000
     assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
 
 
 def test_the_loss_picture_shows_phases_blocks_and_held_out_bounds():
-    figure = plots.loss_figure(metrics())
+    figure = plots.loss_figure(metric_lines())
     axes, twin = figure.axes
     assert {text.get_text() for text in axes.texts} == {"warmup", "stable", "decay"}
     assert [tick.get_text() for tick in twin.get_yticklabels()] == ["1", "4", "16", "64"]
@@ -56,7 +34,7 @@ def test_the_loss_picture_shows_phases_blocks_and_held_out_bounds():
 
 
 def test_a_bucket_without_tokens_is_no_point():
-    (axes,) = plots.accuracy_figure(metrics()).axes
+    (axes,) = plots.accuracy_figure(metric_lines()).axes
     lengths = {line.get_label(): len(line.get_xdata()) for line in axes.lines}
     assert lengths == {"t in 0.00-0.25": 40, "t in 0.25-0.50": 0, "t in 0.75-1.00": 40}
 
@@ -67,7 +45,7 @@ def test_a_run_that_never_trained_has_no_pictures(tmp_path, lines):
 
 
 def test_one_step_is_enough(tmp_path):
-    assert len(plots.training_plots(metrics(1), tmp_path)) == 5
+    assert len(plots.training_plots(metric_lines(1), tmp_path)) == 5
 
 
 def test_smoothing_keeps_constants_length_and_ends():
@@ -77,10 +55,10 @@ def test_smoothing_keeps_constants_length_and_ends():
 
 
 def test_runs_are_compared_by_block_size_with_levels():
-    figure = plots.comparison_figure({"a": metrics(), "b": metrics(20)}, levels={"parent": 2.39})
+    figure = plots.comparison_figure({"a": metric_lines(), "b": metric_lines(20)}, levels={"parent": 2.39})
     labels = {text.get_text() for text in figure.legends[0].get_texts()}
     assert labels == {"a, block 16", "b, block 16", "parent: 2.39"}
-    assert plots.comparison_figure({"a": metrics()}, field="loss").axes
+    assert plots.comparison_figure({"a": metric_lines()}, field="loss").axes
 
 
 def test_bars_write_their_values():

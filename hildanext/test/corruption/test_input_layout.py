@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_losses import right_at_the_end
 
 from conftest import random_model
 from hildanext import masks
@@ -13,11 +12,7 @@ from hildanext.corruption.input_layout import InputLayout, build_layout, choose_
 from hildanext.diffusion import (
     CausalPairs,
     NoisedBatch,
-    block_index,
-    block_times,
-    mask_tokens,
     next_turn,
-    replace_tokens,
 )
 from hildanext.losses import SupervisedStep, TokenLoss, Weights
 from hildanext.losses.autoregressive import Autoregressive
@@ -30,11 +25,7 @@ from hildanext.losses.representation import RepresentationAlignment
 from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.attention.blockwise import DoubledAttention
 from hildanext.models.attention.dense import MaskedAttention
-
-MASK = 61
-
-Row = list[list[int]]
-"""Documents of a batch row, each as lengths of prompt, answer, prompt, answer, ..."""
+from noised_examples import MASK, Row, answers, right_at_the_end
 
 ROWS: dict[str, list[Row]] = {
     "one answer": [[[9, 7]], [[5, 11]]],
@@ -46,26 +37,6 @@ ROWS: dict[str, list[Row]] = {
     "no prompt": [[[0, 8], [0, 8]], [[8, 8]]],
     "nothing to learn": [[[12]], [[7]]],
 }
-
-
-def answers(rows: list[Row], block: int = 4, seed: int = 0) -> NoisedBatch:
-    """A noised view of documents of prompts and answers; only answers are maskable, rows are padded at the end."""
-    generator = torch.Generator().manual_seed(seed)
-    seq = max(sum(map(sum, row)) for row in rows)
-    document, position = torch.full((len(rows), seq), -1), torch.zeros(len(rows), seq, dtype=torch.long)
-    maskable = torch.zeros(len(rows), seq, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        at = 0
-        for number, spans in enumerate(row):
-            document[index, at : at + sum(spans)] = number
-            position[index, at : at + sum(spans)] = torch.arange(sum(spans))
-            for turn, span in enumerate(spans):
-                maskable[index, at : at + span] = turn % 2 == 1
-                at += span
-    tokens = torch.randint(0, MASK, (len(rows), seq), generator=generator)
-    time = block_times(block_index(document, position, block), (0.3, 0.8), generator).double()
-    view = mask_tokens(tokens, document, position, maskable, time, block, MASK, generator)
-    return replace_tokens(view, 0.5, torch.arange(MASK), generator)
 
 
 def with_pairs(view: NoisedBatch) -> NoisedBatch:

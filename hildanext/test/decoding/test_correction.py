@@ -9,7 +9,7 @@ import torch
 
 from conftest import random_model
 from hildanext.core.runtime import make_generator
-from hildanext.decoding import Edit, StepDecoder, decoder_section, make_decoder
+from hildanext.decoding import Decoder, Edit, decoder_section, make_decoder
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "measure_correction.py"
 PROMPT, PAD = [5, 6, 7], 1
@@ -45,7 +45,7 @@ def test_only_the_answer_is_damaged_and_every_damage_is_wrong(script):
     assert 0.18 < float(torch.stack(rates).mean()) < 0.21
 
 
-class Sevens(StepDecoder):
+class Sevens(Decoder):
     """Writes 7 over everything that may be written, and is content."""
 
     def edit(self, logits, where, canvas):

@@ -19,9 +19,9 @@ from hildanext.decoding import (
     make_decoder,
     mode_name,
 )
-from hildanext.decoding.sampling import candidates, uniforms
 from hildanext.decoding.trace import trace_record
 from hildanext.inference import GenerationConfig, generate
+from hildanext.models.sampling import candidates, sample, uniforms
 
 A, B, C, D, X, P, Q, R, S, EOS = range(1, 11)
 PROMPT = [20, 21, 22, 23]
@@ -84,6 +84,18 @@ def canvas(tokens, fixed=None, checks=0):
     fixed = torch.zeros_like(tokens, dtype=torch.bool) if fixed is None else torch.tensor(fixed)
     uniform = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0))
     return Canvas(tokens, (tokens == MASK) & ~fixed, fixed, uniform, torch.full((len(tokens),), checks))
+
+
+def test_a_probability_of_one_is_not_above_a_threshold_of_one():
+    """Rounding makes sure tokens exactly 1: a threshold of 1 then still fills one mask at a time and edits nothing."""
+    state = canvas([[A, A, MASK, MASK]])
+    logits = torch.zeros(4, VOCAB)
+    logits[:, B] = 200.0
+    where = torch.ones(1, 4, dtype=torch.bool)
+    edit = ThresholdEdit(tau_mask=1.0, tau_edit=1.0).edit(logits, where, state)
+    assert edit.confidence.eq(1.0).all() and edit.write[0].tolist() == [False, False, True, False]
+    surer = ThresholdEdit(tau_mask=0.99, tau_edit=0.99).edit(logits, where, state)
+    assert surer.write.all()
 
 
 def test_equal_confidences_commit_the_lowest_position():
@@ -333,6 +345,41 @@ def test_sampling_follows_the_distribution_and_its_filters():
     assert frequencies(top_k=3, top_p=0.8) == pytest.approx([0.625, 0.375, 0, 0], abs=0.01)
     cold = candidates(logits, draws, 0.05)[0].bincount(minlength=4)
     assert cold[0] > 19990
+
+
+def test_the_nucleus_ends_with_the_token_that_reaches_it():
+    """Four tokens of exactly a quarter: half of the mass is two of them, a bit more is three."""
+    logits, draws = torch.zeros(4000, 4, dtype=torch.float64), uniforms(2, 4000)
+
+    def drawn(top_p):
+        return sample(logits, draws, 1.0, top_p).unique().tolist()
+
+    assert (drawn(0.25), drawn(0.5), drawn(0.5 + 1e-9), drawn(1.0)) == ([0], [0, 1], [0, 1, 2], [0, 1, 2, 3])
+
+
+def test_of_equal_logits_the_lowest_ids_are_among_the_k_highest():
+    logits = torch.tensor([[1.0, 2.0, 2.0, 0.0, 2.0, 1.0]]).expand(4000, 6)
+    kept = {1: [1], 2: [1, 2], 3: [1, 2, 4], 4: [0, 1, 2, 4], 6: [0, 1, 2, 3, 4, 5], 9: [0, 1, 2, 3, 4, 5]}
+    for k, ids in kept.items():
+        assert sample(logits, uniforms(k, 4000), 5.0, None, k).unique().tolist() == ids
+
+
+def test_two_tokens_that_swap_ranks_leave_the_draws_of_the_others_alone():
+    draws = uniforms(3, 4000)
+    before = torch.tensor([0.3, 0.3 + 1e-9, 0.2, 0.1, 0.1], dtype=torch.float64).log().expand(4000, 5)
+    after = before[:, [1, 0, 2, 3, 4]]
+    for filters in ((None, None), (0.95, None), (None, 4), (0.85, 4)):
+        assert torch.equal(sample(before, draws, 1.0, *filters), sample(after, draws, 1.0, *filters))
+
+
+def test_a_filter_changes_only_what_it_cuts():
+    logits = torch.randn(2000, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    draws = uniforms(4, 2000)
+    plain = sample(logits, draws, 1.0)
+    for filters in ((1.0, None), (None, 30)):
+        assert torch.equal(sample(logits, draws, 1.0, *filters), plain)
+    nearly = sample(logits, draws, 1.0, 1 - 1e-9)
+    assert (nearly == plain).float().mean() > 0.999
 
 
 def test_a_banned_token_is_never_sampled():

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 import fake_dinfer
 from hildanext.commands import doctor
+from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError, ModelError, PromptError
 from hildanext.decoding import decoder_section
 from hildanext.engine import choose
@@ -209,8 +210,7 @@ class TestWhetherItCanBeUsed:
     def test_a_knob_that_it_does_not_have_keeps_auto_from_it_without_importing_it(self, folder, monkeypatch):
         monkeypatch.setattr(dinfer_probe, "installed", lambda: True)
         monkeypatch.setattr(dinfer_probe, "probe", lambda seconds: GOOD)
-        knobs = {field.name: field.default for field in dataclasses.fields(DInferConfig)}
-        assert dinfer_probe.why_unavailable({"name": "auto", **knobs}, str(folder)) == ""
+        assert dinfer_probe.why_unavailable({"name": "auto", **plain(DInferConfig())}, str(folder)) == ""
         assert "sets slots, which it does not know" in dinfer_probe.why_unavailable({"slots": 2}, str(folder))
         assert "dinfer" not in sys.modules
 

@@ -40,8 +40,7 @@ def dinfer(monkeypatch):
     def finds(found: ProbeResult) -> list[float]:
         asked: list[float] = []
         monkeypatch.setattr(dinfer_probe, "installed", lambda: True)
-        for place in (dinfer_probe, sys.modules.get("hildanext.engine.dinfer.adapter", dinfer_probe)):
-            monkeypatch.setattr(place, "probe", lambda seconds=120.0: (asked.append(seconds), found)[1])
+        monkeypatch.setattr(dinfer_probe, "probe", lambda seconds=120.0: (asked.append(seconds), found)[1])
         return asked
 
     return finds
@@ -49,7 +48,7 @@ def dinfer(monkeypatch):
 
 class TestTheTable:
     def test_every_row_is_a_section_that_opens(self):
-        assert list(ENGINES) == ["transformers", "openai", "dinfer"]
+        assert list(ENGINES) == ["local", "transformers", "openai", "dinfer"]
         for name in ENGINES:
             assert callable(engine_class(name).open)
 
@@ -63,7 +62,9 @@ class TestTheTable:
 
     @pytest.mark.parametrize("call", [choose, open_engine])
     def test_a_name_that_nobody_has_is_an_error_with_the_choices(self, call):
-        with pytest.raises(UnknownChoice, match=r"did you mean 'openai'\? choices: auto, dinfer, openai, transformers"):
+        with pytest.raises(
+            UnknownChoice, match=r"did you mean 'openai'\? choices: auto, dinfer, local, openai, transformers"
+        ):
             call({"name": "opnai"}, "tiny")
 
     @pytest.mark.parametrize("call", [choose, open_engine])

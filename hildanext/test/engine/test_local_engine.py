@@ -11,8 +11,10 @@ import torch
 from conftest import random_model
 from decoding_stubs import StubTokenizer
 from hildanext.ar import Parent
+from hildanext.bench.engine_speed import together
+from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, PromptError, UnknownChoice
-from hildanext.decoding import decoder_section, make_decoder
+from hildanext.decoding import DECODERS, Decoder, Edit, decoder_section, make_decoder
 from hildanext.engine.base import (
     Cancelled,
     DeadlineExceeded,
@@ -187,6 +189,80 @@ def test_the_parent_answers_as_it_does_alone(engine):
         assert answer.tokens == theirs.tokens and answer.stats.forwards == theirs.stats.forwards == 12
 
 
+SAMPLINGS = [
+    decoder_section(),
+    decoder_section("S_MODE", temperature=1.3, top_k=30),
+    decoder_section("S_MODE", temperature=0.8, top_p=0.9),
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_requests_to_the_parent_share_forwards_and_are_answered_as_if_alone(family):
+    """Prompts of many lengths, in pieces, greedy and sampled, taking turns: each text is `Parent.generate`'s own."""
+    model = random_model(family, "block", BLOCK)
+    parent = Parent(model.causal_lm, StubTokenizer(bos=0), banned=model.banned)
+    engine = engine_of(model, parent, slots=5, quantum=1, prefill_tokens=6)
+    draw = random.Random(7)
+    wanted = [
+        Request(
+            tokens=tuple(draw.randrange(60) for _ in range(draw.randint(1, 20))),
+            decoder=SAMPLINGS[number % 3],
+            max_new_tokens=draw.randint(1, 14),
+            seed=number,
+            parent=True,
+        )
+        for number in range(9)
+    ]
+    answers, _ = together(engine, wanted)
+    forwards, taken_part = engine.load().forwards, sum(answer.stats.forwards for answer in answers)
+    assert engine.load().cache_bytes == 0
+    engine.close()
+    for number, request in enumerate(wanted):
+        sampling = {key: request.decoder[key] for key in ("temperature", "top_p", "top_k") if key in request.decoder}
+        theirs = parent.generate(request.tokens, request.max_new_tokens, seed=number, stop_ids=[], **sampling)
+        assert answers[number].tokens == theirs.tokens, number
+    assert forwards < taken_part / 2, "they were computed together"
+
+
+def test_a_prompt_longer_than_the_parent_s_context_is_refused(engine):
+    other = random_model("llama", "block", BLOCK)
+    other.causal_lm.config.max_position_embeddings = 16
+    engine.parent.causal_lm = other.causal_lm
+    with pytest.raises(PromptError, match="context of 16"):
+        engine.submit(Request(tokens=(1,) * 12, max_new_tokens=8, parent=True), lambda event: None)
+
+
+@config
+class Rethinks(Decoder):
+    """Another decoder with a window: fills a block at once, and rewrites in finished blocks what it sees otherwise."""
+
+    window: int = 1
+
+    def edit(self, logits, where, canvas):
+        tokens = canvas.tokens.masked_scatter(where, logits.argmax(-1))
+        write = (canvas.masked | canvas.editable) & (tokens != canvas.tokens)
+        final = torch.ones(len(tokens), dtype=torch.bool)
+        return Edit(write, tokens, torch.ones(tokens.shape, dtype=torch.float64), final)
+
+    def after_block(self, denoiser, rows):
+        denoiser.revise(self.window, self.edit, rows)
+
+
+def test_any_decoder_with_a_window_revises_when_served_as_when_it_runs_alone(monkeypatch):
+    """Beside rows of another decoder, each its own window; a decoder is asked through its own methods alone."""
+    monkeypatch.setitem(DECODERS, "rethinks", Rethinks)
+    model = random_model("llama", "block", BLOCK, seed=3)
+    engine = engine_of(model, slots=4)
+    ways = [{"name": "rethinks"}, WAYS[4], {"name": "rethinks", "window": 2}, WAYS[0]]
+    wanted = [Request(tokens=(5, number), decoder=way, max_new_tokens=26) for number, way in enumerate(ways)]
+    answers, _ = together(engine, wanted)
+    engine.close()
+    for request, answer in zip(wanted, answers, strict=True):
+        assert answer.tokens == alone(model, request)
+        assert (answer.stats.revise_forwards > 0) == (request.decoder != WAYS[0])
+    assert sum(answer.stats.edits for answer in answers) > 0
+
+
 def test_a_long_request_does_not_keep_short_ones_waiting():
     """One place, a request of 40 blocks in it: a short one that comes later ends long before it."""
     model = random_model("llama", "block", BLOCK)
@@ -273,8 +349,8 @@ def test_a_request_that_waits_can_run_out_of_time_as_well(engine):
     hold.set()
 
 
-def test_a_long_prompt_of_the_parent_is_fed_in_pieces_between_which_others_are_served(engine, monkeypatch):
-    monkeypatch.setattr("hildanext.ar.PREFILL_TOKENS", 4)
+def test_a_long_prompt_of_the_parent_is_fed_in_pieces_between_which_others_are_served(engine):
+    engine.autoregressive.prefill_budget = 4
     alone = complete(engine, Request(tokens=tuple(range(1, 47)), max_new_tokens=5, ignore_eos=True, parent=True))
     assert (alone.stats.prefill_forwards, alone.stats.forwards) == (11, 16)
     assert alone.stats.tokens_per_forward == 1.0, "the parent writes one token a forward"

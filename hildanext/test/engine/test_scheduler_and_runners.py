@@ -5,10 +5,9 @@ import torch
 
 from conftest import random_model
 from decoding_stubs import StubTokenizer
-from hildanext.ar import Parent
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.decoding import per_row as mixed
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
+from hildanext.decoding.per_row import PerRow, _part
 from hildanext.decoding.state import DecodeState
 from hildanext.engine.base import Overloaded
 from hildanext.engine.scheduler import Admission, Schedulable, Scheduler
@@ -145,30 +144,19 @@ def test_rows_with_other_decoders_are_decided_as_if_alone():
     session = DecodeState(model, [[1, 2], [3], [4, 5, 6]], [12, 12, 12], lambda *_: False)
     session.rows[1].tokens[2] = 7
     canvas = session.canvas()
-    where = mixed.needs(decoders, canvas)
+    together = PerRow(decoders)
+    where = together.needs(canvas)
     assert where.sum(-1).tolist() == [2, 3, 1], "only the row that edits reads what is written"
     logits = torch.randn(int(where.sum()), 64, generator=draw, dtype=torch.float64) * 3
-    edit = mixed.edit(decoders, logits, where, canvas)
+    edit = together.edit(logits, where, canvas)
     begin = 0
     for row, decoder in enumerate(decoders):
-        one = mixed._of(canvas, torch.tensor([row]))
+        one = _part(canvas, torch.tensor([row]))
         count = int(where[row].sum())
         alone = decoder.edit(logits[begin : begin + count], where[row : row + 1], one)
         begin += count
         for name in ("write", "tokens", "confidence", "final"):
             assert torch.equal(getattr(edit, name)[row], getattr(alone, name)[0]), name
-
-
-def test_the_parent_s_stream_is_its_generation(monkeypatch):
-    model = random_model("qwen3", "parent", BLOCK)
-    model.causal_lm.double()
-    parent = Parent(model.causal_lm, StubTokenizer(bos=0), banned=model.banned)
-    for sampling in ({}, {"temperature": 1.2, "top_p": 0.9, "top_k": 20}):
-        monkeypatch.undo()
-        whole = parent.generate([4, 5, 6], 15, seed=3, stop_ids=[], **sampling).tokens
-        assert list(parent.stream([4, 5, 6], 15, seed=3, **sampling)) == whole
-        monkeypatch.setattr("hildanext.ar.PREFILL_TOKENS", 2)
-        assert list(parent.stream([4, 5, 6], 15, seed=3, **sampling)) == [None, *whole]
 
 
 def test_pieces_are_shown_once_and_joined_are_the_text():

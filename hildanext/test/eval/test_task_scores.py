@@ -11,7 +11,7 @@ import pytest
 
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.registry import build
-from hildanext.eval import summary
+from hildanext.eval import summary, task_tables
 from hildanext.eval.statistics import (
     Values,
     bootstrap,
@@ -234,7 +234,7 @@ class TestMath:
         notes = {metric.name: summary._note(task, metric, items) for metric in task.metrics}
         assert notes == {"official": {}, "canonical": {}, "math_verify": {"note": "math-verify is not installed"}}
         score = summary._score(task.metrics[2], items, None) | notes["math_verify"]
-        assert summary._with_range(score, True) == "math-verify is not installed"
+        assert task_tables._with_range(score, True) == "math-verify is not installed"
 
     def test_a_column_that_was_judged_for_some_items_alone_says_for_how_many(self):
         items = {"official": {at: (1.0, 1.0) for at in range(3)}, "math_verify": {2: (1.0, 1.0)}}

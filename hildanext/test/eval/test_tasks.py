@@ -46,7 +46,7 @@ def samples_of(runs, cost: bool = False) -> dict:
     """(task, way, index, repeat) to a sample, without what a clock told."""
     clocks = set() if cost else {"seconds", "wall_seconds"}
     return {
-        (run.key, outcome.way.name, sample["index"], sample["repeat"]): {
+        (run.key, outcome.model.name, sample["index"], sample["repeat"]): {
             key: value for key, value in sample.items() if key not in clocks
         }
         for run in runs
@@ -73,7 +73,7 @@ def test_every_way_sees_the_same_string_and_every_sample_is_kept(sections, tmp_p
     runs = run_tasks(tiny_pair(), QualityConfig(tasks=sections), tmp_path / "out", quiet=True)
     assert [run.key for run in runs] == list(sections)
     for run in runs:
-        names = [outcome.way.name for outcome in run.outcomes]
+        names = [outcome.model.name for outcome in run.outcomes]
         assert names[0] == "AR parent" and len(names) == (2 if isinstance(run.task, WritingTask) else 3)
         prompts = [[sample["prompt"] for sample in outcome.samples] for outcome in run.outcomes]
         assert all(own == prompts[0] for own in prompts) and len(prompts[0]) == len(run.task.items())
@@ -85,7 +85,7 @@ def test_every_way_sees_the_same_string_and_every_sample_is_kept(sections, tmp_p
             (path,) = [
                 file
                 for file in (tmp_path / "out").glob(f"{run.key.replace('_', '-')}--*.jsonl")
-                if json.loads(file.with_suffix(".json").read_text())["way"] == outcome.way.name
+                if json.loads(file.with_suffix(".json").read_text())["way"] == outcome.model.name
             ]
             assert {sample["index"] for sample in read_metrics(path)} == {item.index for item in run.task.items()}
 

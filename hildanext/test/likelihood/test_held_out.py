@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from test_bench import parent_of
 from torch import nn
 
 from hildanext import masks
@@ -18,6 +17,7 @@ from hildanext.likelihood.masked_losses import masked_losses
 from hildanext.masks import TokenRows
 from hildanext.models import Card, DiffusionModel
 from hildanext.models.attention.dense import MaskedAttention
+from small_models import parent_of
 
 EOS = 1
 ALIGNMENTS = ["block", "parent"]

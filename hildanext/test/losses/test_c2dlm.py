@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_losses import MASK, make_view
 
 from conftest import random_model
 from hildanext import masks
@@ -28,6 +27,7 @@ from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.task import TrainingTask
 from hildanext.training import train
 from hildanext.wsd_stage0 import convert
+from noised_examples import MASK, make_view
 
 NO_SPECIALS = torch.zeros(64, dtype=torch.bool)
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_input_layout import answers
-from test_losses import MASK, make_view, noisy_logits, right_at_the_end
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,6 +17,7 @@ from hildanext.losses.distillation import ParentDistillation
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.losses.token_to_token import TokenToToken
+from noised_examples import MASK, answers, make_view, noisy_logits, right_at_the_end
 
 ROWS, VOCAB = 11, 20
 BANNED = torch.arange(VOCAB) >= 18

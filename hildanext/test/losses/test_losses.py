@@ -12,15 +12,12 @@ from conftest import random_model
 from hildanext import masks
 from hildanext.ar import Parent
 from hildanext.core.errors import ConfigError, UnknownChoice
-from hildanext.core.registry import build
-from hildanext.corruption.input_layout import InputLayout, build_layout, layout_of
+from hildanext.core.registry import build, under_profile
+from hildanext.corruption.input_layout import build_layout
 from hildanext.diffusion import (
     CausalPairs,
     NoisedBatch,
-    block_index,
-    block_times,
     complement,
-    mask_tokens,
     replace_tokens,
 )
 from hildanext.losses import LOSSES, SupervisedStep
@@ -28,14 +25,13 @@ from hildanext.losses.autoregressive import Autoregressive
 from hildanext.losses.distillation import ParentDistillation
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
 from hildanext.losses.mask_to_token import MaskToToken
-from hildanext.losses.objective import _draft
 from hildanext.losses.representation import RepresentationAlignment
 from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.attention.blockwise import DoubledAttention, aligned
 from hildanext.models.attention.dense import MaskedAttention
 from hildanext.models.lora import LoraConfig, add_lora, without_lora
+from noised_examples import MASK, make_view, model_input, noisy_logits, right_at_the_end
 
-MASK = 61
 CASES = [  # every loss, once mild and once harsh
     {"name": "m2t"},
     {"name": "m2t", "weight": 3.0, "weighting": "uniform"},
@@ -54,53 +50,6 @@ CASES = [  # every loss, once mild and once harsh
     {"name": "c2dlm"},
     {"name": "c2dlm", "apply": "both", "loss": "mass", "reattention": "v_out_norm", "layers": "all", "lambda_c": 9.0},
 ]
-
-
-def make_view(length=16, batch=2, block=4, t=None, seed=0, documents=None) -> NoisedBatch:
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, MASK, (batch, length), generator=generator)
-    document = torch.zeros(batch, length, dtype=torch.long)
-    position = torch.arange(length).repeat(batch, 1)
-    if documents is not None:
-        document = torch.tensor([documents]).repeat(batch, 1)
-        counts: dict[int, int] = {}
-        row = []
-        for number in documents:
-            row.append(counts.get(number, 0) if number >= 0 else 0)
-            counts[number] = counts.get(number, 0) + 1
-        position = torch.tensor([row]).repeat(batch, 1)
-    blocks = block_index(document, position, block)
-    time = block_times(blocks, (0.2, 1.0), generator) if t is None else torch.full(blocks.shape, t)
-    return mask_tokens(tokens, document, position, document >= 0, time.double(), block, MASK, generator)
-
-
-def model_input(view: NoisedBatch, fed: InputLayout) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and positions of a forward."""
-    return fed.tokens(view), fed.rows(view).position
-
-
-def noisy_logits(model, view):
-    """Logits of every token's prediction, [batch seq vocab], by the dense mask."""
-    layout = layout_of(view.block_size, view.clean.shape[1], model.card.shift)
-    fed = build_layout(view, layout)
-    tokens, positions = model_input(view, fed)
-    if layout == "double":
-        mask = masks.doubled(view.document, view.position, view.block_size, model.card.clean_mask)
-    elif layout == "single":
-        mask = masks.same_document(view.document)
-    else:
-        mask = masks.clean_only(view.document, view.position, view.block_size, model.card.clean_mask)
-    hidden = model(model.embed(tokens), positions, MaskedAttention(mask))
-    index = fed.prediction_index(view.position, view.block_size, model.card.shift)
-    return model.logits(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])))
-
-
-def right_at_the_end(model, view: NoisedBatch) -> NoisedBatch:
-    """The view whose truth in the last block, which no prediction sees, is what the model predicts."""
-    best = noisy_logits(model, view).argmax(-1)
-    last = view.position // view.block_size == view.position.max() // view.block_size
-    clean = torch.where(last & view.masked, best, view.clean)
-    return replace(view, clean=clean, noisy=torch.where(view.masked, view.noisy, clean))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
@@ -467,39 +416,6 @@ def test_the_first_turn_drafts_what_the_next_one_mends():
     assert torch.equal(outcome.draft[~view.masked], best[~view.masked])
 
 
-def test_a_draft_fills_what_is_above_a_drawn_threshold_and_leaves_the_rest():
-    """Thresholds are uniform in 0.3 to 0.9; a visible token is drafted whatever its confidence."""
-    view = make_view(t=0.9, batch=4)
-    where = view.maskable.nonzero(as_tuple=True)
-    predicted = torch.full((len(where[0]),), 7)
-    shares = {}
-    for confidence in (0.29, 0.6, 0.91):
-        sure = torch.full((len(where[0]),), confidence)
-        drafts = [_draft(view, where, predicted, sure, torch.Generator().manual_seed(seed)) for seed in range(60)]
-        assert all(bool((draft[~view.masked] == 7).all()) for draft in drafts)
-        filled = [draft[view.masked] != MASK for draft in drafts]
-        assert all(bool(row.all()) or not bool(row.any()) for row in filled), "one threshold a draft"
-        shares[confidence] = sum(bool(row.any()) for row in filled) / 60
-    assert shares[0.29] == 0 and shares[0.91] == 1 and 0.25 < shares[0.6] < 0.75
-
-
-@pytest.mark.parametrize("loss", [ParentDistillation(), ParentDistillation(elbo=False), RepresentationAlignment()])
-def test_the_parent_has_no_say_about_a_document_s_first_token(loss):
-    """It never predicts it. Under block alignment that token is masked and predicted like the others."""
-    view = make_view(t=1.0, documents=[0] * 8 + [1] * 8)
-    weights = loss.weights(view, torch.ones_like(view.masked))
-    weight = next(part for part in weights.parts if part is not None)
-    assert bool(view.masked.all()) and torch.equal(weight > 0, view.position > 0)
-
-
-@pytest.mark.parametrize(("elbo", "weight"), [(True, 0.5 / 0.4), (False, 0.5)])
-def test_distillation_weighs_masks_as_the_elbo_does_or_all_alike(elbo, weight):
-    view = make_view(t=0.4)
-    given = ParentDistillation(elbo=elbo).weights(view, view.maskable).divergence
-    assert given[view.masked & (view.position > 0)].tolist() == pytest.approx([weight] * int(given.count_nonzero()))
-    assert not bool(given[~view.masked].any())
-
-
 @pytest.mark.parametrize("complementary", [False, True])
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 1.0])
 def test_a_share_of_the_kept_tokens_stands_for_all_of_them(share, complementary):
@@ -530,7 +446,8 @@ def test_which_kept_tokens_carry_the_loss_depends_on_the_generator_alone():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_loss_gives_finite_gradients(case):
     model = random_model(alignment="parent")
-    loss = build("loss", LOSSES, case)
+    with under_profile("FULL"):
+        loss = build("loss", LOSSES, case)
     pairs = CausalPairs.collate([[(i, i - 3, 1.0) for i in range(3, 16)]] * 2)
     view = replace(make_view(t=0.5), replaced=~make_view(t=0.5).masked, pairs=pairs)
     view = right_at_the_end(model, view)  # or a random model would never be right, which is what cap is about

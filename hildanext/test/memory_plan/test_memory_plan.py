@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_losses import make_view
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hildanext.cli import main
@@ -29,6 +28,7 @@ from hildanext.models.attention.dense import install_seam
 from hildanext.models.card import alignment_fields
 from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.models.quantize import place
+from noised_examples import make_view
 
 CONFIGS = Path(__file__).parents[2] / "runs" / "configs"
 MIB = 2**20

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_losses import make_view
 from torch import nn
 
 from hildanext.core.errors import ConfigError
@@ -14,6 +13,7 @@ from hildanext.models.checkpoint import load_diffusion, plain_state, save_diffus
 from hildanext.models.lora import LoraConfig, add_lora, without_lora
 from hildanext.models.quantize import BLOCK, Nf4Linear, bitsandbytes_on, check_quantize, place
 from hildanext.models.start import start_conversion
+from noised_examples import make_view
 from small_models import small_causal, small_parent, small_tokenizer
 
 CPU = torch.device("cpu")

@@ -6,8 +6,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from test_bench import words_tokenizer
-from test_plots import metrics
 
 from hildanext.ar import Parent
 from hildanext.cli import main
@@ -20,6 +18,8 @@ from hildanext.datasets import PackedDataset, PrepareConfig, prepare
 from hildanext.eval.evaluation import EvalConfig, evaluate, print_result, save_result
 from hildanext.report import trace_html
 from hildanext.report.html import verdicts_of, write_report
+from small_models import words_tokenizer
+from training_fixtures import metric_lines
 
 VOID = {"meta", "img", "br"}
 
@@ -86,9 +86,9 @@ def run(tmp_path, make_model) -> tuple[Path, dict]:
     source = {"name": "parent", "documents": 5, "max_tokens": 9}
     open_run(folder, {"parent": "tiny", "prepare": {"valid": {"source": source}}, "note": "</pre><script>"}, seed=3)
     with MetricLog(folder / "convert" / "metrics.jsonl") as log:
-        for line in metrics():
+        for line in metric_lines():
             log.write(**line)
-    plots.training_plots(metrics(), folder / "convert" / "plots")
+    plots.training_plots(metric_lines(), folder / "convert" / "plots")
     sample = {
         "way": "S_MODE", "prompt": "Once", "prompt_cells": ["Once"], "text": "", "finish_reason": "eos", "tokens": 2,
         "forwards": 2, "tokens_per_forward": 1.0, "tokens_per_second": 7.0, "edits": 1, "trace": {"steps": STEPS},

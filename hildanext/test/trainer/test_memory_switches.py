@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_losses import make_view
 from torch import nn
 
 from conftest import random_model
@@ -24,8 +23,15 @@ from hildanext.trainer.config import TrainConfig, ready_device
 from hildanext.trainer.optimizer import OffloadedStates, build_optimizer, check_device
 from hildanext.training import make_optimizer
 from hildanext.wsd_stage0 import check, convert
-from test_training import change, sections  # noqa: F401 (a fixture)
-from test_training import losses as losses_of
+from noised_examples import make_view
+from training_fixtures import change, small_conversion
+from training_fixtures import losses as losses_of
+
+
+@pytest.fixture
+def sections(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return small_conversion(tmp_path)
+
 
 CPU = torch.device("cpu")
 needs_bitsandbytes = pytest.mark.skipif(

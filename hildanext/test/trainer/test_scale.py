@@ -27,8 +27,7 @@ from hildanext.trainer.processes import open_accelerator
 from hildanext.trainer.sharded import check_shardable, laid_like, open_shards, wants_shards, whole_tensor
 from hildanext.wsd_stage0 import convert
 from small_models import small_parent
-from test_sft_stage1 import small_checkpoint
-from test_training import change, corpus, environment, losses
+from training_fixtures import change, corpus, environment, losses, small_checkpoint
 
 FILES = Path(__file__).parents[2] / "runs" / "accelerate"
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

@@ -15,7 +15,7 @@ from contextvars import copy_context
 from hildanext import __version__
 from hildanext.core.absent import ABSENT
 from hildanext.core.errors import HildaError
-from hildanext.core.metrics_log import quieten_libraries
+from hildanext.core.logging_setup import quieten_libraries
 
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("hildanext.commands.run", "run a recipe: stages in order, resumable"),
@@ -88,10 +88,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hildanext {__version__}")
     rows = parser.add_subparsers(dest="verb", metavar="verb", title="verbs")
-    asked = next((word for word in arguments if not word.startswith("-")), None)
+    named = next((word for word in arguments if not word.startswith("-")), None)
     for verb, (module, summary) in VERBS.items():
         row = rows.add_parser(verb, help=summary, description=summary)
-        if verb == asked:
+        if verb == named:
             importlib.import_module(module).configure(row)
     return parser
 

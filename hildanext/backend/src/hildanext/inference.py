@@ -26,9 +26,11 @@ from hildanext.core.errors import PromptError
 from hildanext.core.runtime import RuntimeConfig
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.decoding.base import Decoder
+from hildanext.decoding.base import Decoder, run
+from hildanext.decoding.commit import Commit
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
-from hildanext.decoding.state import Commit, DecodeState, SequenceState, Step
+from hildanext.decoding.sequence import SequenceState, Step
+from hildanext.decoding.state import DecodeState
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.loading.loaded_model import LoadedModel
 from hildanext.tokenization import encode_prompt
@@ -102,8 +104,8 @@ def generate(
     for first in range(0, len(prompts), settings.batch_size):
         batch = range(first, min(first + settings.batch_size, len(prompts)))
         drawn = [seeds[i] for i in batch]
-        run = _Run(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion)
-        completions += run.complete([prompts[i] for i in batch], [limits[i] for i in batch])
+        rows = _Batch(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion)
+        completions += rows.complete([prompts[i] for i in batch], [limits[i] for i in batch])
     return completions
 
 
@@ -112,8 +114,8 @@ def context_length(model: DiffusionModel) -> int:
     return model.causal_lm.config.max_position_embeddings // model.card.block_size * model.card.block_size
 
 
-class _Run:
-    """One batch: turns a session's finished blocks into text, events and completions."""
+class _Batch:
+    """Prompts that are decoded together: turns their finished blocks into text, events and completions."""
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class _Run:
         self.on_event, self.batch, self.seeds, self.on_completion = on_event, batch, seeds, on_completion
         eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
-        self.transcripts = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._teller(i)) for i in batch]
+        self.detokenizers = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._show(i)) for i in batch]
         self.done: dict[int, GenerationResult] = {}
         self.began = self.prefilled = 0.0
 
@@ -138,7 +140,7 @@ class _Run:
     def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[GenerationResult]:
         watching = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
-        session = DecodeState(
+        state = DecodeState(
             self.model,
             prompts,
             limits,
@@ -149,36 +151,36 @@ class _Run:
             observe=self._observe if watching else None,
             debug=self.settings.debug,
         )
-        session.prefill()
+        state.prefill()
         self.prefilled = time.perf_counter() - self.began
-        self.decoder.decode(session)
+        run(self.decoder, state)
         return [self.done[i] for i in range(len(prompts))]
 
     def _observe(self, step: Step) -> None:
         if self.settings.trace:
             self.steps[step.row].append(step)
-        self._tell(Event(self.batch[step.row], "step", step=step))
+        self._send(Event(self.batch[step.row], "step", step=step))
 
-    def _tell(self, event: Event) -> None:
+    def _send(self, event: Event) -> None:
         if self.on_event is not None:
             self.on_event(event)
 
-    def _teller(self, row: int) -> Callable[[str], None] | None:
-        """What hears of the new text of a row."""
-        return None if self.on_event is None else lambda text: self._tell(Event(row, "text", text=text))
+    def _show(self, row: int) -> Callable[[str], None] | None:
+        """Sends the new text of a row."""
+        return None if self.on_event is None else lambda text: self._send(Event(row, "text", text=text))
 
     def _ended(self, row: SequenceState, tokens: list[int]) -> bool:
         held = self.decoder.window * self.model.card.block_size
         new = tokens[row.prompt : row.limit]
-        ending = self.transcripts[row.index].add(new, row.start >= row.limit, held)
+        ending = self.detokenizers[row.index].add(new, row.start >= row.limit, held)
         if ending is None:
             return False
         stats = stats_of(row, len(ending.tokens), time.perf_counter() - self.began, self.prefilled)
-        done = GenerationResult(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
-        self.done[row.index] = done
-        self._tell(Event(self.batch[row.index], "end"))
+        result = GenerationResult(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
+        self.done[row.index] = result
+        self._send(Event(self.batch[row.index], "end"))
         if self.on_completion is not None:
-            self.on_completion(self.batch[row.index], done)
+            self.on_completion(self.batch[row.index], result)
         return True
 
 
@@ -198,13 +200,13 @@ def stats_of(row: SequenceState, tokens: int, seconds: float, prefill_seconds: f
 
 def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
     """Ids that end a text: the tokenizer's, and those of the model's own generation settings."""
-    found: set[int] = set()
+    ids: set[int] = set()
     if tokenizer is not None:
         listed = getattr(model.causal_lm.generation_config, "eos_token_id", None)
-        found.update([listed] if isinstance(listed, int) else listed or [])
+        ids.update([listed] if isinstance(listed, int) else listed or [])
         if tokenizer.eos_token_id is not None:
-            found.add(tokenizer.eos_token_id)
-    return frozenset(found)
+            ids.add(tokenizer.eos_token_id)
+    return frozenset(ids)
 
 
 def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int]) -> list[int]:
@@ -226,17 +228,17 @@ def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int])
 def length_limit(model: DiffusionModel, prompt: int, new: int | None) -> int:
     """Tokens of the finished document. Raises `PromptError` where they do not fit the context."""
     context = context_length(model)
-    room = context - prompt
-    if room < 1:
+    left = context - prompt
+    if left < 1:
         raise PromptError(
             f"the prompt has {prompt} tokens, the model's context is {context}", f"shorten it to {context - 1} or fewer"
         )
-    if new is not None and new > room:
+    if new is not None and new > left:
         raise PromptError(
             f"prompt ({prompt} tokens) and {new} new tokens exceed the context of {context}",
-            f"ask for at most {room} new tokens",
+            f"ask for at most {left} new tokens",
         )
-    return prompt + (new if new is not None else min(DEFAULT_NEW_TOKENS, room))
+    return prompt + (new if new is not None else min(DEFAULT_NEW_TOKENS, left))
 
 
 def load_model(
@@ -250,53 +252,39 @@ def load_model(
 
 
 @overload
-def generate_text(
-    model: LoadedModel, prompt: str, mode: str = ..., *, decoder: Mapping[str, Any] | None = ..., **settings: Any
-) -> GenerationResult: ...
+def generate_text(model: LoadedModel, prompt: str, mode: str | None = ..., **options: Any) -> GenerationResult: ...
 @overload
 def generate_text(
-    model: LoadedModel,
-    prompt: Sequence[str],
-    mode: str = ...,
-    *,
-    decoder: Mapping[str, Any] | None = ...,
-    **settings: Any,
+    model: LoadedModel, prompt: Sequence[str], mode: str | None = ..., **options: Any
 ) -> list[GenerationResult]: ...
 def generate_text(
-    model: LoadedModel,
-    prompt: str | Sequence[str],
-    mode: str = "S_MODE",
-    *,
-    decoder: Mapping[str, Any] | None = None,
-    **settings: Any,
+    model: LoadedModel, prompt: str | Sequence[str], mode: str | None = None, **options: Any
 ) -> GenerationResult | list[GenerationResult]:
     """Continue a text, or each of several in one batch: `text`, `tokens`, `finish_reason` and `stats` of each.
 
-    `decoder` holds single fields laid over the mode (`{"tau_edit": None}`); `settings` are the fields of
-    `GenerationConfig` (`max_new_tokens`, `seed`, `stop`, ...). Raises `ConfigError`, `UnknownChoice`, `PromptError`.
+    `mode` is S_MODE where none is named. Options: `effort`; `decoder`, a mapping of fields laid over the mode
+    (`{"tau_edit": None}`) or another decoder's section (`{"name": ...}`); and the fields of `GenerationConfig`
+    (`max_new_tokens`, `seed`, `stop`, ...). Raises `ConfigError`, `UnknownChoice`, `PromptError`.
     """
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    results = _generate_texts(model, texts, mode, decoder, settings, None)
+    results = _text_run(model, texts, mode, **options)(None)
     return results[0] if isinstance(prompt, str) else results
+
+
+def stream_text(model: LoadedModel, prompt: str, mode: str | None = None, **options: Any) -> Iterator[str]:
+    """The pieces of `generate_text(...).text`, a finished block at a time, while the next one is being denoised.
+
+    The model runs in a thread beside the reader; whoever stops reading stops it at its next forward. Raises what
+    `generate_text` raises: at once what is wrong with the options, with the first piece what is wrong with the prompt.
+    """
+    return _pieces(_text_run(model, [prompt], mode, **options))
 
 
 class _Abandoned(Exception):
     """Nobody reads the stream any more."""
 
 
-def stream_text(
-    model: LoadedModel,
-    prompt: str,
-    mode: str = "S_MODE",
-    *,
-    decoder: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> Iterator[str]:
-    """The pieces of `generate_text(...).text`, a finished block at a time, while the next one is being denoised.
-
-    The model runs in a thread beside the reader; whoever stops reading stops it at its next forward. Raises what
-    `generate_text` raises, when the first piece is asked for.
-    """
+def _pieces(text_run: Callable[[OnEvent | None], list[GenerationResult]]) -> Iterator[str]:
     pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     unread = threading.Event()
 
@@ -307,7 +295,7 @@ def stream_text(
             pieces.put(event.text)
 
     with ThreadPoolExecutor(1) as executor:
-        running = executor.submit(_generate_texts, model, [prompt], mode, decoder, settings, on_event)
+        running = executor.submit(text_run, on_event)
         running.add_done_callback(lambda _: pieces.put(None))
         try:
             yield from iter(pieces.get, None)
@@ -317,15 +305,16 @@ def stream_text(
                 running.result()
 
 
-def _generate_texts(
+def _text_run(
     model: LoadedModel,
     texts: Sequence[str],
-    mode: str,
-    decoder: Mapping[str, Any] | None,
-    settings: Mapping[str, Any],
-    on_event: OnEvent | None,
-) -> list[GenerationResult]:
-    section = decoder_section(mode, **(decoder if decoder is not None else {}))
+    mode: str | None,
+    effort: str | None = None,
+    decoder: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Callable[[OnEvent | None], list[GenerationResult]]:
+    """A generation with everything checked, to be run in any thread: the profile of research methods is the caller's."""
+    built = make_decoder(decoder_section(mode, effort, decoder))
     chosen = validate(GenerationConfig, settings, where="settings of a generation")
     prompts = [encode_prompt(model.tokenizer, text) for text in texts]
-    return generate(model.model, model.tokenizer, prompts, make_decoder(section), chosen, on_event)
+    return lambda on_event: generate(model.model, model.tokenizer, prompts, built, chosen, on_event)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,10 @@ from hildanext.core.errors import CheckpointError, ConfigError, DataError, Unkno
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run, write_atomically
 from hildanext.core.run_dir import read_run as open_record
-from hildanext.core.runtime import is_main_process, versions
+from hildanext.core.runtime import RuntimeConfig, is_main_process, versions
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +67,19 @@ class StageContext:
     """What the stages before this one returned, by key."""
 
     @property
-    def room(self) -> Path:
+    def stage_dir(self) -> Path:
         """The folder this stage writes into."""
         return self.folder / self.key
+
+    def open_device(self) -> "tuple[torch.device, torch.dtype]":
+        """Where the stage computes, and in what; from here on with the run's threads."""
+        runtime = self.runtime.resolve()
+        return runtime.device, runtime.dtype
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """What `LoadedModel.open` takes."""
+        return RuntimeConfig(self.device, self.dtype, self.threads)
 
     def outcome(self, name: str) -> Any:
         """The latest value of that name among earlier outcomes. Raises `ConfigError` where no stage gave one."""
@@ -227,30 +240,21 @@ def _module(table: Table, stage: str) -> Any:
 
 
 def _context(shared: RunConfig, key: str, outcomes: Mapping[str, Mapping[str, Any]]) -> StageContext:
-    return StageContext(
-        folder=Path(shared.folder),
-        key=key,
-        profile=shared.profile,
-        seed=shared.seed,
-        device=shared.device,
-        dtype=shared.dtype,
-        threads=shared.threads,
-        parent=shared.parent,
-        outcomes=dict(outcomes),
-    )
+    knobs = {name: getattr(shared, name) for name in ("profile", "seed", "device", "dtype", "threads", "parent")}
+    return StageContext(Path(shared.folder), key, outcomes=dict(outcomes), **knobs)
 
 
 def _begin(folder: Path, step: Step) -> None:
     """Note that the step began; what another configuration of it left is put aside, never deleted."""
     started = _read_marker(folder, step.key, "started").get("fingerprint", step.fingerprint)
-    room = folder / step.key
-    if started != step.fingerprint and room.exists():
+    stage_dir = folder / step.key
+    if started != step.fingerprint and stage_dir.exists():
         aside = folder / f"{step.key}.before-{started[:8]}"
         count = 1
         while aside.exists():
             count += 1
             aside = folder / f"{step.key}.before-{started[:8]}-{count}"
-        room.rename(aside)
+        stage_dir.rename(aside)
         logger.info("the configuration of %s changed: its old folder is now %s", step.key, aside)
     _write_marker(folder, step, "started")
 

@@ -1,8 +1,9 @@
 """The supervised loop, used by every stage: accumulate, clip, guard, log, checkpoint, resume.
 
-A stage hands in a `TrainingTask`: which block size now, which views for a micro-batch, what to validate. Views are
-a pure function of the micro-batch's global index, so a resumed run, and a run on two processes with half the
-accumulation, see the same data and the same noise.
+A stage hands in a `TrainingTask`: which block size now, which views for a micro-batch, what to validate. A global step
+is one update of the optimiser; it takes a gradient accumulation window of `accumulate` micro-batches in each process.
+Views are a pure function of the micro-batch's global index, so a resumed run, and a run on two processes with half
+the accumulation, see the same data and the same noise.
 """
 
 import logging
@@ -20,7 +21,7 @@ from accelerate.utils import AutocastKwargs
 from torch import Tensor
 
 from hildanext.core.errors import TrainingStopped
-from hildanext.core.metrics_log import MetricLog
+from hildanext.core.metrics_log import METRICS, MetricLog
 from hildanext.core.progress import ProgressLine
 from hildanext.core.run_dir import read_run, recover_folder
 from hildanext.core.runtime import keep_freed_memory, make_generator
@@ -40,29 +41,42 @@ from hildanext.trainer.task import TrainingTask
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 BUCKETS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
 
 
 @dataclass
-class _Window:
-    """Sums over the micro-batches of one optimiser step."""
+class _WindowSums:
+    """Sums over the forwards of this process's gradient accumulation window.
 
-    total: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)
-    correct: Tensor | None = None
-    masked: Tensor | None = None
+    They are read once, when the window ends: the host waits for the device wherever it reads a number.
+    """
+
+    parts: list[tuple[str, float, bool]] = field(default_factory=list)
+    """Of each scalar: the loss it belongs to ("" for none), its share, and whether it is part of the total."""
+    scalars: list[Tensor] = field(default_factory=list)
+    hits: Tensor | None = None
+    """Right ones and masked tokens, [2 buckets]."""
 
     def add(self, outcome: Outcome, share: float) -> None:
         """`share` is what a loss that is an average already counts for, so that the normaliser divides it away."""
-        self.total += float(outcome.total.detach())
-        for name, value in outcome.losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + float(value)
-        for name, value in outcome.averages.items():
-            self.losses[name] = self.losses.get(name, 0.0) + share * float(value)
-            self.total += share * float(value)
-        self.correct = outcome.correct if self.correct is None else self.correct + outcome.correct
-        self.masked = outcome.masked if self.masked is None else self.masked + outcome.masked
+        rows = [("", 1.0, True, outcome.total.detach())]
+        rows += [(name, 1.0, False, value) for name, value in outcome.losses.items()]
+        rows += [(name, share, True, value) for name, value in outcome.averages.items()]
+        self.parts += [(name, weight, in_total) for name, weight, in_total, _ in rows]
+        self.scalars += [value for *_, value in rows]
+        hits = torch.stack([outcome.correct, outcome.masked])
+        self.hits = hits if self.hits is None else self.hits + hits
+
+    def read(self) -> tuple[float, dict[str, float], list[list[int]]]:
+        """The total, each loss, and the right and the masked ones by noise level."""
+        assert self.hits is not None
+        total, losses = 0.0, dict[str, float]()
+        for (name, weight, in_total), value in zip(self.parts, torch.stack(self.scalars).tolist(), strict=True):
+            total += weight * value if in_total else 0.0
+            if name:
+                losses[name] = losses.get(name, 0.0) + weight * value
+        hits: list[list[int]] = self.hits.tolist()
+        return total, losses, hits
 
 
 def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -73,13 +87,13 @@ def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.
 
 def train(
     step_module: SupervisedStep,
-    stage: TrainingTask,
+    task: TrainingTask,
     config: TrainConfig,
     run: Path,
     quiet: bool = False,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
-    """Train until the stage's tokens are seen; resumes where `run` has a state. Returns the counters.
+    """Train until the task's tokens are seen; resumes where `run` has a state. Returns the counters.
 
     `tokens`, of which the schedules and tokens per second speak, are positions of documents: what is computed, the
     padding of last blocks included, a complementary pair counted once. `real_tokens` leaves the padding out.
@@ -96,26 +110,26 @@ def train(
         step_module.model.recompute_layers()
         # Autocast would keep each weight's narrow copy until the forward ends; recomputing is there to keep nothing.
         accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
-    shards = open_shards(accelerator, step_module, config, stage.teacher is not None)
-    plain = step_module if shards is None else shards.module
-    optimizer = make_optimizer(plain, config)
+    shards = open_shards(accelerator, step_module, config, task.teacher is not None)
+    unwrapped = step_module if shards is None else shards.module
+    optimizer = make_optimizer(unwrapped, config)
     on_main(accelerator, lambda: recover_folder(run / STATE))
-    saved = load_state(run, plain, optimizer)
+    saved = load_state(run, unwrapped, optimizer)
     counters = {"step": 0, "tokens": 0, "real_tokens": 0, "seconds": 0.0, **(saved if saved is not None else {})}
     check_agreement(accelerator, counters["step"])
-    stage.counters.update(counters.get("stage", {}))
+    task.callbacks.state.update(counters.get("stage", {}))
     guard = Guard(config.guard)
     if "guard" in counters:
         guard.restore(counters["guard"])
-    module, optimizer = accelerator.prepare(plain, optimizer) if shards is None else (plain, optimizer)
-    loop = _Loop(accelerator, module, plain, optimizer, stage, config, run, guard, counters, shards)
+    module, optimizer = accelerator.prepare(unwrapped, optimizer) if shards is None else (unwrapped, optimizer)
+    loop = _Loop(accelerator, module, unwrapped, optimizer, task, config, run, guard, counters, shards)
     loop.saved_step = None if saved is None else counters["step"]
-    if shards is not None and stage.samples is not None:
-        stage.samples = None  # the whole model rests on a CPU, where writing would take for ever
+    if shards is not None and task.callbacks.samples is not None:
+        task.callbacks.samples = None  # the whole model rests on a CPU, where writing would take for ever
         logger.warning("a sharded run writes no samples while it trains")
     if config.offload is not None:
-        loop.resting = OffloadedStates(loop.bare_optimizer, accelerator.device)
-        loop.resting.offload()
+        loop.offloaded = OffloadedStates(loop.bare_optimizer, accelerator.device)
+        loop.offloaded.offload()
     loop.run_to_end(quiet)
     if shards is not None:
         shards.end()
@@ -133,21 +147,22 @@ class _Loop:
         module: Any,
         step_module: SupervisedStep,
         optimizer: Any,
-        stage: TrainingTask,
+        task: TrainingTask,
         config: TrainConfig,
         run: Path,
         guard: Guard,
         counters: dict[str, Any],
         shards: Shards | None = None,
     ) -> None:
-        self.accelerator, self.module, self.plain, self.optimizer = accelerator, module, step_module, optimizer
-        self.stage, self.config, self.run, self.guard, self.counters = stage, config, run, guard, counters
+        self.accelerator, self.module, self.unwrapped, self.optimizer = accelerator, module, step_module, optimizer
+        self.task, self.config, self.run, self.guard, self.counters = task, config, run, guard, counters
+        self.callbacks = task.callbacks
         self.shards = shards
         self.saved_step: int | None = None
         self.owes_save = False
         self.metrics: MetricLog | None = None
         self.trackers: list[Tracker] = []
-        self.resting: OffloadedStates | None = None
+        self.offloaded: OffloadedStates | None = None
         self.bare_optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     def run_to_end(self, quiet: bool) -> None:
@@ -156,20 +171,21 @@ class _Loop:
         on_main(accelerator, self._open_metrics)
         self.module.train()
         quiet = quiet or not accelerator.is_main_process
-        progress = ProgressLine(self.stage.total_tokens, "tokens", done=counters["tokens"], quiet=quiet)
+        progress = ProgressLine(self.task.total_tokens, "tokens", done=counters["tokens"], quiet=quiet)
         try:
             with between_steps() as interrupt, progress:
                 ended = self._finished()
-                while counters["tokens"] < self.stage.total_tokens and counters["step"] < last and not ended:
+                while counters["tokens"] < self.task.total_tokens and counters["step"] < last and not ended:
                     line = self._step()
                     on_main(accelerator, partial(self._report, line, progress))
                     if self._due(config.evaluate_every):
                         self._evaluate(progress)
                         ended = self._finished()
-                    asked = any_process(accelerator, interrupt.asked)
-                    self.owes_save |= asked or self._due(config.checkpoint_every)
+                    # One process may be told to stop alone; all must leave the loop after the same step.
+                    interrupted = any_process(accelerator, interrupt.asked)
+                    self.owes_save |= interrupted or self._due(config.checkpoint_every)
                     self._save()
-                    if asked:
+                    if interrupted:
                         raise KeyboardInterrupt
         finally:
             if self.metrics is not None:
@@ -180,8 +196,9 @@ class _Loop:
         self._save()
 
     def _finished(self) -> bool:
-        """Whether the stage ends here; the main process knows."""
-        ended = self.accelerator.is_main_process and self.stage.finished is not None and self.stage.finished()
+        """Whether the training ends here; the main process knows."""
+        finished = self.callbacks.finished
+        ended = self.accelerator.is_main_process and finished is not None and finished()
         return any_process(self.accelerator, ended)
 
     def _open_metrics(self) -> None:
@@ -194,7 +211,7 @@ class _Loop:
 
     def _report(self, line: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
-        self.metrics.write(kind="train", **line, total_tokens=self.stage.total_tokens)
+        self.metrics.write(kind="train", **line, total_tokens=self.task.total_tokens)
         progress.update(
             line["tokens"],
             f"{line['phase']} block {line['block_size']} | loss {line['loss']:.3f} | "
@@ -202,28 +219,30 @@ class _Loop:
         )
 
     def _due(self, every: int) -> bool:
-        return self.counters["step"] % every == 0 or self.counters["tokens"] >= self.stage.total_tokens
+        return self.counters["step"] % every == 0 or self.counters["tokens"] >= self.task.total_tokens
 
     def _step(self) -> dict[str, Any]:
         started, counters, accelerator = time.perf_counter(), self.counters, self.accelerator
-        block_phase = self.stage.block_phase(counters["tokens"])
-        progress = counters["tokens"] / self.stage.total_tokens
+        block_phase = self.task.block_phase(counters["tokens"])
+        progress = counters["tokens"] / self.task.total_tokens
         views, positions, real = self._window_views(block_phase)
-        shift = self.plain.model.card.shift
-        count = sum(int(targets(view.maskable, view.position, shift).sum()) for *_, view in views)
-        totals = summed(accelerator, torch.tensor([count * self.stage.turns, positions, real]))
-        normaliser, positions, real = totals.tolist()
+        shift = self.unwrapped.model.card.shift
+        # Losses are sums over tokens, divided by what the whole global step may predict: micro-batches of different
+        # lengths then weigh as they would in one large batch.
+        count = torch.stack([targets(view.maskable, view.position, shift).sum() for *_, view in views]).sum()
+        totals = summed(accelerator, torch.stack([count * self.task.turns, positions, real]))
+        normaliser, positions, real = totals.tolist()  # one wait for the device instead of three for each micro-batch
         if normaliser == 0:
             raise TrainingStopped("a step has no token to predict", "check the data: documents of one token?")
         rate = self.config.learning_rate.at(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        window = self._forward_backward(views, normaliser, progress)
+        window_sums = self._forward_backward(views, normaliser, progress)
         norm = clip_gradients(accelerator, self.module, self.config.clip)
-        sums = self._reduced(window)
+        sums = self._reduced(window_sums)
         loss = sums.pop("total") / normaliser
         self.guard.check(counters["step"] + 1, block_phase.block_size, loss, norm)
-        with self.resting.onload() if self.resting is not None else nullcontext():
+        with self.offloaded.onload() if self.offloaded is not None else nullcontext():
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
@@ -239,51 +258,54 @@ class _Loop:
             "gradient_norm": norm, "tokens_per_second": positions / seconds, "seconds": seconds,
         }  # fmt: skip
 
-    def _window_views(self, block_phase: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], int, int]:
-        """This process's views of the step, each after its global micro-batch and its number in there; the positions
-        and the real tokens of the data in them."""
+    def _window_views(self, block_phase: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], Tensor, Tensor]:
+        """This process's views of the accumulation window, each after its micro-batch's global index and its number in
+        there; the positions and the real tokens of the data in them."""
         accelerator, config = self.accelerator, self.config
         views: list[tuple[int, int, NoisedBatch]] = []
-        positions, real = 0, 0
-        for micro in range(config.accumulate):
-            window = self.counters["step"] * config.accumulate + micro
-            index = window * accelerator.num_processes + accelerator.process_index
-            found = self.stage.views(index, block_phase)
-            first = found[0]
-            positions += int((first.document >= 0).sum())
+        positions: list[Tensor] = []
+        real: list[Tensor] = []
+        for number_in_window in range(config.accumulate):
+            micro_batch = self.counters["step"] * config.accumulate + number_in_window
+            # Processes take turns: n of them with accumulation a see what one sees with n * a, in the same step.
+            index = micro_batch * accelerator.num_processes + accelerator.process_index
+            noised = self.task.views(index, block_phase)
+            first = noised[0]  # a complementary pair has the same tokens twice
             inside = first.document >= 0
-            real += int((inside & ~padding_tokens(first.clean, first.document, self.stage.pad_id)).sum())
-            views.extend((index, number, view) for number, view in enumerate(found))
-        return views, positions, real
+            positions.append(inside.sum())
+            real.append((inside & ~padding_tokens(first.clean, first.document, self.task.pad_id)).sum())
+            views.extend((index, number, view) for number, view in enumerate(noised))
+        return views, torch.stack(positions).sum(), torch.stack(real).sum()
 
-    def _forward_backward(self, views: list[tuple[int, int, NoisedBatch]], normaliser: int, progress: float) -> _Window:
-        accelerator, window, mask_noise = self.accelerator, _Window(), self.config.mask_noise.at(progress)
-        forwards = [(*place, turn) for place in views for turn in range(self.stage.turns)]
+    def _forward_backward(
+        self, views: list[tuple[int, int, NoisedBatch]], normaliser: int, progress: float
+    ) -> _WindowSums:
+        accelerator, sums, mask_noise = self.accelerator, _WindowSums(), self.config.mask_noise.at(progress)
+        forwards = [(*place, turn) for place in views for turn in range(self.task.turns)]
         view = views[0][2]
         for done, (index, number, start, turn) in enumerate(forwards, 1):
             view = start if turn == 0 else view
-            generator = make_generator(self.stage.seed, 3, index, number, turn)
-            teacher = self.stage.teacher(view) if self.stage.teacher is not None else None
-            wants_draft = turn + 1 < self.stage.turns
+            generator = make_generator(self.task.seed, 3, index, number, turn)
+            teacher = self.task.teacher(view) if self.task.teacher is not None else None
+            wants_draft = turn + 1 < self.task.turns
             # In pieces each gradient is cut up at once: whole ones, kept for the window, are as large as the model.
-            keeps = done < len(forwards) and self.shards is None
-            with accelerator.no_sync(self.module) if keeps else accelerator.autocast():
+            accumulates = done < len(forwards) and self.shards is None
+            with accelerator.no_sync(self.module) if accumulates else accelerator.autocast():
                 with accelerator.autocast():
                     outcome = self.module(view, mask_noise, generator, teacher, wants_draft, progress)
                 loss = outcome.total * (accelerator.num_processes / normaliser)
                 if outcome.auxiliary is not None:  # gradients are averaged over processes already
                     loss = loss + outcome.auxiliary / len(forwards)
                 accelerator.backward(loss)
-            window.add(outcome, normaliser / (len(forwards) * accelerator.num_processes))
+            sums.add(outcome, normaliser / (len(forwards) * accelerator.num_processes))
             if wants_draft and outcome.draft is not None:
-                view = next_turn(view, outcome.draft, self.plain.model.card.mask_id)
-        return window
+                view = next_turn(view, outcome.draft, self.unwrapped.model.card.mask_id)
+        return sums
 
-    def _reduced(self, window: _Window) -> dict[str, Any]:
-        names = sorted(window.losses)
-        assert window.correct is not None and window.masked is not None
-        flat = torch.tensor([window.total, *(window.losses[n] for n in names)], dtype=torch.float64)
-        flat = torch.cat([flat, window.correct.cpu().double(), window.masked.cpu().double()])
+    def _reduced(self, window: _WindowSums) -> dict[str, Any]:
+        total, losses, hits = window.read()
+        names = sorted(losses)
+        flat = torch.tensor([total, *(losses[name] for name in names), *hits[0], *hits[1]], dtype=torch.float64)
         values = summed(self.accelerator, flat).tolist()
         buckets = len(BUCKETS)
         return {
@@ -294,32 +316,32 @@ class _Loop:
         }
 
     def _evaluate(self, progress: ProgressLine) -> None:
-        if self.stage.validate is None:
+        if self.task.validate is None:
             return
         self.module.eval()
         if self.shards is None:
             on_main(self.accelerator, lambda: self._note(self._measured(), progress))
         else:
             with self.shards.readable():
-                found = self._measured()
+                measured = self._measured()
             self.shards.gather()
-            on_main(self.accelerator, lambda: self._note(found, progress))
+            on_main(self.accelerator, lambda: self._note(measured, progress))
         self.module.train()
 
     def _measured(self) -> dict[str, Any]:
-        assert self.stage.validate is not None
+        assert self.task.validate is not None
         with torch.no_grad(), self.accelerator.autocast():
-            return self.stage.validate(self.plain, self.counters["step"])
+            return self.task.validate(self.unwrapped, self.counters["step"])
 
-    def _note(self, found: dict[str, Any], progress: ProgressLine) -> None:
+    def _note(self, measured: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
         step, tokens = self.counters["step"], self.counters["tokens"]
-        self.metrics.write(kind="eval", step=step, tokens=tokens, **found)
-        numbers = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
+        self.metrics.write(kind="eval", step=step, tokens=tokens, **measured)
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if isinstance(value, float))
         progress.say(f"step {step}: {numbers}")
-        if self.stage.on_evaluation is not None:
-            self.stage.on_evaluation(step, found)
-        for sample in self.stage.samples(step) if self.stage.samples is not None else []:
+        if self.callbacks.on_evaluation is not None:
+            self.callbacks.on_evaluation(step, measured)
+        for sample in self.callbacks.samples(step) if self.callbacks.samples is not None else []:
             self.metrics.write(kind="sample", step=step, **sample)
             progress.say("\n".join(f"  {name}: {value}" for name, value in sample.items()))
 
@@ -332,13 +354,13 @@ class _Loop:
             return
         self.owes_save = False
         if self.saved_step != self.counters["step"]:
-            gather = partial(gather_state, self.plain, self.bare_optimizer, keep=self.accelerator.is_main_process)
+            gather = partial(gather_state, self.unwrapped, self.bare_optimizer, keep=self.accelerator.is_main_process)
             held = gather() if self.shards is not None else None  # of pieces every process brings its own
             on_main(self.accelerator, lambda: self._save_state(gather() if held is None else held))
             self.saved_step = self.counters["step"]
 
     def _save_state(self, held: Held) -> None:
-        state = {**self.counters, "guard": self.guard.state(), "stage": self.stage.counters}
+        state = {**self.counters, "guard": self.guard.state(), "stage": self.callbacks.state}
         save_state(self.run, held, state)
-        if self.stage.on_saved is not None:
-            self.stage.on_saved()
+        if self.callbacks.on_saved is not None:
+            self.callbacks.on_saved()

@@ -12,16 +12,13 @@ from pydantic import Field
 
 from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import ConfigError
-from hildanext.core.metrics_log import read_metrics
-from hildanext.core.plots import training_plots
 from hildanext.core.registry import under_profile
-from hildanext.core.run_dir import RUN_FILE, open_run
-from hildanext.core.runtime import machine, seed_everything
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase, check_padding, check_phases, phase_at, total_tokens
 from hildanext.datasets import PackedDataset, Packing
 from hildanext.losses import SupervisedStep, TokenLoss, make_losses
+from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
 from hildanext.models.document_edges import adopt_edges
@@ -30,15 +27,11 @@ from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.models.start import start_conversion
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
-from hildanext.trainer.config import TrainConfig, comparable_train, ready_device
-from hildanext.trainer.processes import on_main, open_accelerator
-from hildanext.trainer.state import check_resumes
-from hildanext.trainer.task import TrainingTask
-from hildanext.trainer.teacher import reader, teacher_for
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.run import CHECKPOINT, TrainingRun, comparable_section, refuse_graph_losses
+from hildanext.trainer.task import Callbacks, TrainingTask
 from hildanext.trainer.validation import Validation, first_batches
-from hildanext.training import METRICS, train
-
-CHECKPOINT = "checkpoint"
+from hildanext.training import train
 
 
 @config
@@ -82,11 +75,11 @@ class ConvertConfig(NoiseConfig):
 def convert(
     convert_section: Mapping[str, Any],
     data_section: Mapping[str, Any],
-    run: str | Path,
+    folder: str | Path,
     profile: str = "SAFE",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Run (or resume) a conversion in the folder `run` and return its summary.
+    """Run (or resume) a conversion in a folder and return its summary.
 
     Writes `run.json`, `metrics.jsonl`, `state/` (to resume), `checkpoint/` (the diffusion model) and plots.
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
@@ -94,51 +87,36 @@ def convert(
     with under_profile(profile, "convert") as full:
         config, data = check(convert_section, data_section)
         losses = _losses(config)
-    run, accelerator = Path(run), open_accelerator(config.train.precision, config.device)
-    device = accelerator.device
-    ready_device(config.train, device)
-    seed_everything(config.seed)
+    run = TrainingRun(folder, config)
     model, tokenizer = start_conversion(
-        config.parent, config.alignment, config.block_size, torch.float32, device,
+        config.parent, config.alignment, config.block_size, torch.float32, run.device,
         mask_delta=config.lora is not None, trust_remote_code=config.trust_remote_code, quantize=config.quantize,
     )  # fmt: skip
-    dataset, valid = (open_data(folder, data, tokenizer) for folder in (data.train, data.valid))
-    for part in (dataset, valid):
-        if part.vocab_size > model.card.vocab_rows:
-            raise ConfigError(
-                "the data was prepared with a larger vocabulary", "prepare it with this parent's tokenizer"
-            )
-    adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (dataset, valid)])
+    dataset, valid = _open_data(data, model, tokenizer)
+    # Adapters draw their weights from the seed that the run has just set: nothing may draw between.
     if config.lora is not None:
         add_lora(model, config.lora)
-    teacher = teacher_for(
-        losses.values(), model, config.parent, config.train.precision, config.lora is not None, config.trust_remote_code
-    )
-    step = SupervisedStep(
-        model, losses, teacher.head if teacher else None, config.train.chunk, layout=config.train.layout
-    )
+    resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
+    record = run.record(resolved, full=sorted(full), data={"train": _shards(dataset), "valid": _shards(valid)})
+    run.check_resumes(record, _comparable)
+    run.write_record(record)
+    step, teacher = run.supervised(model, losses, config.parent, config.lora is not None, config.trust_remote_code)
+    best = BestCheckpoints(run.folder, model, tokenizer, config.merge_top_k if config.merge_top_k > 1 else 0)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
-    held_out = first_batches(valid, config.valid_rows, config.train.batch_size, device)
-    best = BestCheckpoints(run, model, tokenizer, config.merge_top_k if config.merge_top_k > 1 else 0)
-    stage = TrainingTask(
+    held_out = first_batches(valid, config.valid_rows, config.train.batch_size, run.device)
+    task = TrainingTask(
         total_tokens=total_tokens(config.wsd),
         block_phase=lambda tokens: phase_at(config.wsd, tokens),
-        views=NoisedBatches(dataset, config.train.batch_size, config, model.card, real, device, config.seed),
+        views=NoisedBatches(dataset, config.train.batch_size, config, model.card, real, run.device, config.seed),
         validate=Validation(held_out, valid.pad_id, model.card),
-        teacher=reader(teacher, model),
+        teacher=teacher,
         turns=config.turns,
         seed=config.seed,
-        on_evaluation=best,
-        on_saved=best.prune,
         pad_id=valid.pad_id,
-        counters=best.state,
+        callbacks=Callbacks(on_evaluation=best, on_saved=best.prune, state=best.state),
     )
-    resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
-    hashes = {name: _shards(part) for name, part in (("train", dataset), ("valid", valid))}
-    extra = {"full": sorted(full), "machine": machine(device), "data": hashes, "processes": accelerator.num_processes}
-    on_main(accelerator, lambda: _open(run, resolved, config.seed, extra))
-    counters = train(step, stage, config.train, run, quiet, accelerator)
-    return on_main(accelerator, lambda: _finish(run, counters, stage, step, best, tokenizer))
+    counters = train(step, task, config.train, run.folder, quiet, run.accelerator)
+    return run.finish(counters, task, lambda whole: _conclude(run, counters["step"], task, step, best) if whole else {})
 
 
 def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[ConvertConfig, DataConfig]:
@@ -164,15 +142,23 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
 
 def _losses(config: ConvertConfig) -> dict[str, TokenLoss]:
     losses = make_losses(config.losses, "convert.losses")
-    without = [name for name, loss in losses.items() if loss.needs_graphs]
-    if without:
-        raise ConfigError(f"convert.losses: {without[0]!r} needs causal graphs", "packed text has none; use it in sft")
+    refuse_graph_losses(losses, "convert.losses", "", "packed text has none; use it in sft")
     return losses
 
 
-def open_data(folder: str, data: DataConfig, tokenizer: Any) -> PackedDataset:
-    """Raises `DataError` where the shards are not whole or were cut by another tokenizer."""
-    return PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block, tokenizer=tokenizer)
+def _open_data(data: DataConfig, model: DiffusionModel, tokenizer: Any) -> tuple[PackedDataset, PackedDataset]:
+    """What is trained on and what is held out; the model's card takes over the ids at the edges of their documents.
+
+    Raises `DataError` where the shards are not whole or were cut by another tokenizer.
+    """
+    train, valid = (
+        PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block, tokenizer=tokenizer)
+        for folder in (data.train, data.valid)
+    )
+    if max(train.vocab_size, valid.vocab_size) > model.card.vocab_rows:
+        raise ConfigError("the data was prepared with a larger vocabulary", "prepare it with this parent's tokenizer")
+    adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (train, valid)])
+    return train, valid
 
 
 def _shards(dataset: PackedDataset) -> list[dict[str, Any]]:
@@ -180,51 +166,27 @@ def _shards(dataset: PackedDataset) -> list[dict[str, Any]]:
     return [entry for _, manifest in dataset.manifests for entry in manifest["shards"]]
 
 
-def _open(run: Path, resolved: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> None:
-    check_resumes(run, {"config": resolved, **extra}, _comparable)
-    open_run(run, resolved, seed, extra)
-
-
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `run.json` decides a conversion's numbers. Where the data lies does not, what is in it does.
-
-    Sections are built anew, so that knobs which an older version did not know have their defaults.
-    """
-    resolved = record["config"]
-    section = plain(validate(ConvertConfig, resolved.get("convert", {}), f"{RUN_FILE}: convert"))
-    data = plain(validate(DataConfig, resolved.get("data", {}), f"{RUN_FILE}: data"))
-    section["train"] = comparable_train(section["train"], record.get("processes", 1))
-    for mapping, harmless in ((section, ("device", "trust_remote_code")), (data, ("train", "valid"))):
-        for name in harmless:
-            del mapping[name]
-    return {"profile": resolved.get("profile"), "convert": section, "data": {**data, "shards": record["data"]}}
+    """What of `run.json` decides a conversion's numbers. Where the data lies does not, what is in it does."""
+    section = comparable_section(ConvertConfig, record, "convert", ("device", "trust_remote_code"))
+    data = comparable_section(DataConfig, record, "data", ("train", "valid"))
+    shards = {**data, "shards": record["data"]}
+    return {"profile": record["config"].get("profile"), "convert": section, "data": shards}
 
 
-def _finish(
-    run: Path,
-    counters: dict[str, Any],
-    stage: TrainingTask,
-    step: SupervisedStep,
-    best: BestCheckpoints,
-    tokenizer: Any,
+def _conclude(
+    run: TrainingRun, number: int, task: TrainingTask, step: SupervisedStep, best: BestCheckpoints
 ) -> dict[str, Any]:
-    """Merge where asked, write the checkpoint and the plots."""
-    whole = counters["tokens"] >= stage.total_tokens
-    told = ("step", "tokens", "real_tokens", "seconds")
-    summary: dict[str, Any] = {**{name: counters[name] for name in told}, "whole": whole}
-    assert stage.validate is not None
-    step.eval()
-    if whole:
-        with torch.no_grad():
-            summary["last"] = stage.validate(step, counters["step"])
-            folders = best.folders()
-            if len(folders) > 1:
-                before = {name: value.clone() for name, value in step.model.causal_lm.state_dict().items()}
-                load_weights(step.model, merge_checkpoints(folders))
-                summary["merged"] = stage.validate(step, counters["step"])
-                if summary["merged"]["bound"] > summary["last"]["bound"]:
-                    step.model.causal_lm.load_state_dict(before)
-        save_diffusion(run / CHECKPOINT, step.model, tokenizer)
-        summary["checkpoint"] = str(run / CHECKPOINT)
-    training_plots(read_metrics(run / METRICS), run / "plots")
-    return summary
+    """Merge the best checkpoints where asked and where that is no worse, and write the checkpoint."""
+    assert task.validate is not None
+    model, folders = step.eval().model, best.folders()
+    with torch.no_grad():
+        measured = {"last": task.validate(step, number)}
+        if len(folders) > 1:
+            last = {name: value.clone() for name, value in model.causal_lm.state_dict().items()}
+            load_weights(model, merge_checkpoints(folders))
+            measured["merged"] = task.validate(step, number)
+            if measured["merged"]["bound"] > measured["last"]["bound"]:
+                model.causal_lm.load_state_dict(last)
+    save_diffusion(run.folder / CHECKPOINT, model, best.tokenizer)
+    return {**measured, "checkpoint": str(run.folder / CHECKPOINT)}

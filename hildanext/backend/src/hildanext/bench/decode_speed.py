@@ -21,9 +21,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hildanext.ar import Parent
 from hildanext.core.config import config, plain
-from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import machine
-from hildanext.decoding import MODES, StepDecoder, make_decoder
+from hildanext.decoding import MODES, make_decoder
+from hildanext.decoding.base import step
 from hildanext.decoding.state import DecodeState
 from hildanext.eval.generation import GenerationBenchConfig, compare, label
 from hildanext.models import DiffusionModel
@@ -134,8 +134,6 @@ def loop_against_bare(
 ) -> None:
     """Decode `prompt`, following each step by its bare forward; adds to `into`, by kind of step."""
     decoder = make_decoder(dict(section))
-    if not isinstance(decoder, StepDecoder):
-        raise ConfigError(f"decoder {section['name']!r} has no steps to time", "choose a step decoder")
     bare = BareForward(model)
     session = DecodeState(model, [prompt], [len(prompt) + settings.new_tokens], lambda row, tokens: False)
     session.prefill()
@@ -146,8 +144,7 @@ def loop_against_bare(
         if canvas is None:
             return
         start, cached = session.rows[0].start, session.rows[0].cached
-        where = decoder.needs(canvas)
-        session.write(decoder.edit(session.logits(where), where, canvas))
+        step(decoder, session, canvas)
         finish(model.device)
         loop = time.perf_counter() - begun
         fed = start - cached + session.noisy
@@ -157,7 +154,7 @@ def loop_against_bare(
         backbone, hidden = bare.backbone(fed, start + session.noisy)
         pair.loop.append(loop)
         pair.backbone.append(backbone)
-        pair.network.append(backbone + bare.head(hidden[: int(where.sum())]))
+        pair.network.append(backbone + bare.head(hidden[: int(decoder.needs(canvas).sum())]))
 
 
 def measure(
@@ -205,10 +202,10 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for column in ("decoder", "kind", "steps", "loop", "bare + head", "bare", "loop / (bare + head)", "loop / bare"):
         steps.add_column(column, justify="left" if column in ("decoder", "kind") else "right", no_wrap=True)
     for name, kinds in result["steps"].items():
-        for kind, found in kinds.items():
-            times = [f"{found[f'{key}_ms']:.2f}" for key in ("loop", "network", "backbone")]
-            ratios = [f"{found[f'over_{key}']:.2f}" for key in ("network", "backbone")]
-            steps.add_row(label(name), kind, str(found["steps"]), *times, *ratios)
+        for kind, medians in kinds.items():
+            times = [f"{medians[f'{key}_ms']:.2f}" for key in ("loop", "network", "backbone")]
+            ratios = [f"{medians[f'over_{key}']:.2f}" for key in ("network", "backbone")]
+            steps.add_row(label(name), kind, str(medians["steps"]), *times, *ratios)
     shown = ("tokens_per_second", "tokens", "forwards", "tokens_per_forward", "edits")
     whole = Table(title="Whole generations, one prompt at a time", title_justify="left")
     for column in ("", "tokens/s", "tokens", "forwards", "tok/forward", "edits", "decoder"):

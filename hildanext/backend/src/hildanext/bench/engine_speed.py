@@ -236,15 +236,15 @@ def _parent(parent: Parent, prompts: list[list[int]], settings: EngineSpeedConfi
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """Tokens per second and ratios, medians over the repeats."""
-    found, many = result["medians"], result["settings"]["concurrency"]
+    medians, many = result["medians"], result["settings"]["concurrency"]
     speed = Table(title="Tokens per second", title_justify="left")
     for column in ("", "one alone", f"{many} together"):
         speed.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    speed.add_row("engine", *(f"{found[f'{key}_tokens_per_second']:.1f}" for key in ("alone", "together")))
-    speed.add_row("the network alone", "", f"{found['together_network_tokens_per_second']:.1f}")
-    if "parent_alone_tokens_per_second" in found:
+    speed.add_row("engine", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in ("alone", "together")))
+    speed.add_row("the network alone", "", f"{medians['together_network_tokens_per_second']:.1f}")
+    if "parent_alone_tokens_per_second" in medians:
         ways = ("parent_alone", "parent_together")
-        speed.add_row("AR parent", *(f"{found[f'{key}_tokens_per_second']:.1f}" for key in ways))
+        speed.add_row("AR parent", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in ways))
     ratios = Table(title="Ratios", title_justify="left")
     ratios.add_column("", no_wrap=True)
     ratios.add_column("median", justify="right")
@@ -256,5 +256,5 @@ def tables(result: dict[str, Any]) -> list[Table]:
         "tokens_per_forward": "tokens per forward of a request",
     }
     for key, words in rows.items():
-        ratios.add_row(words, f"{found[key]:.2f}")
+        ratios.add_row(words, f"{medians[key]:.2f}")
     return [speed, ratios]

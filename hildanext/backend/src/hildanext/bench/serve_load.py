@@ -114,13 +114,13 @@ def plans(settings: ServeLoadConfig) -> Iterator[Plan]:
     """The requests, those for warming up first. Raises `DataError` for a file of prompts that cannot be read."""
     draw = random.Random(settings.seed)
     shared = [draw.choice(WORDS) for _ in range(settings.shared_words)]
-    given = read_prompts(settings.prompts_file) if settings.prompts_file is not None else None
+    from_file = read_prompts(settings.prompts_file) if settings.prompts_file is not None else None
     arrival = 0.0
     for number in range(settings.warmup + settings.requests):
         words = shared + [draw.choice(WORDS) for _ in range(draw.randint(*settings.prompt_words))]
         made = Prompt(number + 1, text=" ".join(words).capitalize())
         leaves = draw.uniform(0.0, settings.cancel_seconds) if draw.random() < settings.cancel_rate else None
-        prompt = made if given is None else given[(number - settings.warmup) % len(given)]
+        prompt = made if from_file is None else from_file[(number - settings.warmup) % len(from_file)]
         yield Plan(prompt, settings.seed + number, arrival, leaves)
         if settings.rate is not None and number >= settings.warmup:
             arrival += draw.expovariate(settings.rate)
@@ -140,7 +140,7 @@ def measure(
     `ModelError` and `EngineFailed` where there is no such server or model, `DataError` for prompts that are none.
     """
     address, headers = address_of(url), key_header(api_key_env)
-    found = []
+    measured = []
     with httpx.Client(base_url=address, headers=headers, timeout=30.0) as client:
         server = probe_server(client, address, model, parent)
         for settings in loads:
@@ -152,14 +152,14 @@ def measure(
                 if name is not None:
                     results[role] = _loaded(client, server, name, settings, say)
             loop = "closed" if settings.rate is None else "open"
-            found.append({"loop": loop, "settings": plain(settings), "results": results})
-    told = {key: server.hilda.get(key) for key in ("engine", "device", "dtype", "threads", "versions")}
+            measured.append({"loop": loop, "settings": plain(settings), "results": results})
+    facts = {key: server.hilda.get(key) for key in ("engine", "device", "dtype", "threads", "versions")}
     return {
         "bench": "serve",
         "url": address,
-        "server": told if server.hilda else None,
+        "server": facts if server.hilda else None,
         "client": {"cpu": cpu_name(), "cores": usable_cores()},
-        "loads": found,
+        "loads": measured,
     }
 
 
@@ -247,10 +247,10 @@ class _Loading:
         self.open += 1
         leaves = None if stays else plan.leaves
         turns = tuple(Message(role, content) for role, content in plan.prompt.messages)
-        asked = Request(
+        request = Request(
             prompt=plan.prompt.text, messages=turns, seed=plan.seed, max_new_tokens=self.settings.max_new_tokens
         )
-        talk = Published(asked, Times(due, due))
+        talk = Published(request, Times(due, due))
         try:
             async with asyncio.timeout(leaves):
                 answer = await self._talk(client, talk)
@@ -314,8 +314,8 @@ def summary(outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
 def _percentiles(values: list[float]) -> dict[str, float] | None:
     if not values:
         return None
-    found = {f"p{share}": float(np.percentile(values, share)) for share in PERCENTILES}
-    return {"mean": float(np.mean(values)), **found, "max": max(values)}
+    points = {f"p{share}": float(np.percentile(values, share)) for share in PERCENTILES}
+    return {"mean": float(np.mean(values)), **points, "max": max(values)}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -325,8 +325,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def _table(url: str, load: dict[str, Any]) -> Table:
     results, settings = load["results"], load["settings"]
-    asked = f"{settings['requests']} requests of {settings['max_new_tokens']} tokens"
-    title = f"{url}, {load_of(settings['clients'], settings['rate'])}, {asked}"
+    volume = f"{settings['requests']} requests of {settings['max_new_tokens']} tokens"
+    title = f"{url}, {load_of(settings['clients'], settings['rate'])}, {volume}"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for role, one in results.items():
@@ -350,6 +350,6 @@ def _table(url: str, load: dict[str, Any]) -> Table:
     return table
 
 
-def _number(found: dict[str, Any] | None, key: str) -> str:
-    value = found.get(key) if found is not None else None
+def _number(percentiles: dict[str, Any] | None, key: str) -> str:
+    value = percentiles.get(key) if percentiles is not None else None
     return f"{value:.3f}" if value is not None else "not told"

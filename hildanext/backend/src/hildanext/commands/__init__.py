@@ -5,7 +5,9 @@ To add one: write the file, add its row in `cli.py`, add its test.
 """
 
 import argparse
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hildanext.core.errors import ConfigError
@@ -28,6 +30,26 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of verbs that take a whole recipe."""
     parser.add_argument("recipe", nargs="?", metavar="FILE", help="a run: a JSON object with stages")
     add_run_flags(parser)
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of verbs that train in a folder of their own."""
+    add_run_flags(parser)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="run folder; an unfinished run in it is resumed")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+
+
+def report_training(
+    options: argparse.Namespace, run: Mapping[str, Any], outcome: Mapping[str, Any], summary: Mapping[str, Any]
+) -> int:
+    """Write the page of a verb that trained and print its summary, in the main process; the exit code."""
+    from hildanext.core.runtime import is_main_process
+    from hildanext.report.html import write_report
+
+    if is_main_process():
+        report = write_report(options.out, {options.verb: outcome}, run.get("name", "") or Path(options.out).name)
+        print(json.dumps({**summary, "report": str(report)}))
+    return 0
 
 
 def load_run(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hildanext.bench.serve_load import ServeLoadConfig
-    from hildanext.models.loading.loaded_model import LoadedModel
 
 KEY = "HILDA_API_KEY"
 
@@ -90,15 +89,24 @@ def run(options: argparse.Namespace) -> int:
     stray = [name for name in flags if getattr(options, name) is not None]
     if stray:
         raise ConfigError(f"--{stray[0].replace('_', '-')} is about a service", "use it with bench serve")
-    options.model = options.model if options.model is not None else "tiny"
     if options.what == "decode" and options.chat is not None:
         raise ConfigError("--chat is about steps of fine-tuning", "use it with bench train")
-    section: dict[str, Any] = dict(load_run(options).get("bench", {}))
-    if options.block_size is not None and options.what == "train" and options.chat is None:
-        section["block_size"] = options.block_size
-    result, tables = _measure(options, section)
-    from hildanext.eval.evaluation import machine_line
 
+    from hildanext.core.config import merge, validate
+    from hildanext.core.console import machine_line
+    from hildanext.recipe import StageContext
+    from hildanext.stages.bench import BenchConfig, measure
+
+    knobs: dict[str, Any] = dict(load_run(options).get("bench", {}))
+    what, block_size = options.what, {} if options.block_size is None else {"block_size": options.block_size}
+    if what == "train" and options.chat is not None:
+        what, knobs = "answers", merge({"data": {"train": {"name": "files", "path": options.chat}}}, knobs)
+    elif what == "train":
+        knobs |= block_size
+    section = {"what": what, "parent": options.parent, "alignment": options.alignment, **block_size, what: knobs}
+    section["model"] = options.model if options.model is not None else "tiny"
+    context = StageContext(Path(), "bench", device=options.device, dtype=options.dtype, threads=options.threads)
+    result, tables = measure(validate(BenchConfig, section, where="bench"), context, "bench", _tell)
     _show(options, result, tables, machine_line(result))
     return 0
 
@@ -125,7 +133,7 @@ def _load(options: argparse.Namespace) -> int:
     if options.out is not None:
         picture = serve_picture.draw(result, Path(options.out).with_suffix(".png"))
         _tell(f"picture: {picture}" if picture is not None else "no picture: nothing was answered")
-    return 0 if all(one["answered"] for load in result["loads"] for one in load["results"].values()) else 1
+    return 0 if all(done["answered"] for load in result["loads"] for done in load["results"].values()) else 1
 
 
 def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadConfig]":
@@ -140,9 +148,9 @@ def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadC
     section: dict[str, Any] = dict(run.get("bench", {}))
     section |= {knob: getattr(options, flag) for flag, knob in LOAD_FLAGS.items() if getattr(options, flag) is not None}
     named: list[dict[str, Any]] = [
-        {**({"rate": None} if flag == "clients" else {}), flag: one}
+        {**({"rate": None} if flag == "clients" else {}), flag: number}
         for flag in ("clients", "rate")
-        for one in _numbers(flag, getattr(options, flag))
+        for number in _numbers(flag, getattr(options, flag))
     ]
     loads = []
     for number, pace in enumerate(named or [{}]):
@@ -185,8 +193,8 @@ def _section_of_server(options: argparse.Namespace, run: dict[str, Any]) -> dict
 
 def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any], footer: str) -> None:
     """Tables for people, a line for scripts."""
+    from hildanext.core.console import wide_console
     from hildanext.core.run_dir import write_atomically
-    from hildanext.eval.evaluation import wide_console
 
     console = wide_console()
     for table in tables:
@@ -196,43 +204,6 @@ def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any]
     print(line)
     if options.out is not None:
         write_atomically(Path(options.out), line + "\n")
-
-
-def _measure(options: argparse.Namespace, section: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    from hildanext.ar import Parent
-    from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
-    from hildanext.core.config import merge, validate
-    from hildanext.core.runtime import RuntimeConfig
-    from hildanext.stages.bench import open_model
-
-    block = options.block_size if options.block_size is not None else 32
-    # Weights are fp32 in training, whose steps autocast.
-    dtype = "fp32" if options.what == "train" else options.dtype
-    runtime = RuntimeConfig(options.device, dtype, options.threads)
-
-    def opened() -> "LoadedModel":  # after the section is checked
-        return open_model(options.model, runtime, options.alignment, block, _tell)
-
-    if options.what == "train" and options.chat is not None:
-        source = {"data": {"train": {"name": "files", "path": options.chat}}}
-        answering = validate(answer_speed.AnswerSpeedConfig, merge(source, section), where="bench")
-        chosen = opened()
-        result = answer_speed.measure(chosen.model, chosen.tokenizer, answering, _tell)
-        return {"model": options.model, **result}, answer_speed.tables(result)
-    if options.what == "train":
-        training = validate(train_speed.TrainSpeedConfig, section, where="bench")
-        result = train_speed.measure(opened().model, training, _tell)
-        return {"model": options.model, **result}, train_speed.tables(result)
-    chosen = opened()
-    name = options.parent if options.parent is not None else chosen.parent_name
-    parent = Parent(*chosen.parent(name)) if name else None
-    if options.what == "engine":
-        load = validate(engine_speed.EngineSpeedConfig, section, where="bench")
-        result = engine_speed.measure(chosen.model, chosen.tokenizer, parent, load, _tell)
-        return {"model": options.model, **result}, engine_speed.tables(result)
-    decoding = validate(decode_speed.DecodeSpeedConfig, section, where="bench")
-    result = decode_speed.measure(chosen.model, parent, decoding, _tell)
-    return {"model": options.model, **result}, decode_speed.tables(result)
 
 
 def _tell(line: str) -> None:

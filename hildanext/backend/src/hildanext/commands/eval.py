@@ -67,8 +67,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.runtime import RuntimeConfig
-    from hildanext.eval.task_session import open_pair
+    from hildanext.core.config import validate
+    from hildanext.eval.evaluation import EvalConfig
+    from hildanext.recipe import StageContext
+    from hildanext.stages.eval import open_pair
 
     section = _section(options)
     dtype = section.pop("dtype", "auto")
@@ -84,16 +86,14 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="hildanext-eval-") as scratch:
         if text is not None:
             section["data"] = _prepared(text, section["model"], scratch)
-        settings = _settings(section) if reads else None
-        runtime = RuntimeConfig(options.device, dtype, options.threads)
-        pair, who = open_pair(section["model"], section.get("parent"), runtime)
+        settings = validate(EvalConfig, section, where="eval") if reads else None
+        context = StageContext(Path(), "eval", device=options.device, dtype=dtype, threads=options.threads)
+        pair, names = open_pair(section["model"], section.get("parent"), context)
         if settings is not None:
-            _likelihood(settings, pair, options)
-    failed = False
-    if quality is not None:
-        failed = _tasks(quality, pair, who, options)
+            _held_out(settings, pair, options)
+    failed = quality is not None and _tasks(quality, pair, names, options)
     if options.harness is not None:
-        _harness(pair, who, options)
+        _harness(pair, names, options)
     return 1 if failed else 0
 
 
@@ -110,39 +110,32 @@ def _section(options: argparse.Namespace) -> dict[str, Any]:
     return section
 
 
-def _settings(section: Mapping[str, Any]) -> "EvalConfig":
-    from hildanext.core.config import validate
-    from hildanext.eval.evaluation import EvalConfig
-
-    return validate(EvalConfig, section, where="eval")
-
-
 def _quality(section: Mapping[str, Any] | None, options: argparse.Namespace) -> "QualityConfig | None":
     """The section with the flags over it; `--tasks` chooses among its tasks and adds to them."""
     from hildanext.core.config import validate
     from hildanext.decoding import decoder_section, mode_name
     from hildanext.eval.runner import QualityConfig
 
-    given: dict[str, Any] = dict(section) if section is not None else {}
-    known = dict(given.get("tasks", {}))
+    knobs: dict[str, Any] = dict(section) if section is not None else {}
+    known = dict(knobs.get("tasks", {}))
     if options.tasks is not None:
         chosen = [part.strip().partition("=") for part in options.tasks.split(",") if part.strip()]
-        given["tasks"] = {
+        knobs["tasks"] = {
             name: {**known.get(name, {}), **({"data": place} if equals else {})} for name, equals, place in chosen
         }
     if options.allow_unsafe_execution:
-        if "humaneval" not in given.get("tasks", {}):
+        if "humaneval" not in knobs.get("tasks", {}):
             raise ConfigError("--allow-unsafe-execution without programs to run", "it goes with --tasks humaneval")
-        given["tasks"]["humaneval"] = {**given["tasks"]["humaneval"], "allow_unsafe_execution": True}
+        knobs["tasks"]["humaneval"] = {**knobs["tasks"]["humaneval"], "allow_unsafe_execution": True}
     if options.mode is not None:
         modes = [mode_name(mode.strip()) for mode in options.mode.split(",")]
-        given["decoders"] = {mode: decoder_section(mode) for mode in modes}
+        knobs["decoders"] = {mode: decoder_section(mode) for mode in modes}
     for name in ("limit", "batch_size"):
         if getattr(options, name) is not None:
-            given[name] = getattr(options, name)
-    if "tasks" not in given:
+            knobs[name] = getattr(options, name)
+    if "tasks" not in knobs:
         return None
-    return validate(QualityConfig, given, where="eval.quality")
+    return validate(QualityConfig, knobs, where="eval.quality")
 
 
 def _prepared(text: str, model: str, scratch: str) -> str:
@@ -160,38 +153,35 @@ def _prepared(text: str, model: str, scratch: str) -> str:
     return out
 
 
-def _likelihood(settings: "EvalConfig", pair: "ModelPair", options: argparse.Namespace) -> None:
-    from hildanext.datasets import PackedDataset
-    from hildanext.eval.evaluation import evaluate, print_result, save_result
+def _held_out(settings: "EvalConfig", pair: "ModelPair", options: argparse.Namespace) -> None:
+    from hildanext.eval.evaluation import print_result
+    from hildanext.stages.eval import held_out_numbers
 
-    assert pair.model is not None
-    dataset = PackedDataset(settings.data, settings.sequence_length, "documents", settings.pad_to_block)
-    tell = None if options.quiet else _tell
-    result = evaluate(pair.model, pair.tokenizer, pair.parent, dataset, settings, tell)
-    if options.out is not None:
-        _written(save_result(result, options.out))
+    result, files = held_out_numbers(pair, settings, options.out, None if options.quiet else _tell)
+    if files:
+        _written(files)
     print_result(result)
 
 
-def _tasks(quality: "QualityConfig", pair: "ModelPair", who: Mapping[str, Any], options: argparse.Namespace) -> bool:
+def _tasks(quality: "QualityConfig", pair: "ModelPair", names: Mapping[str, Any], options: argparse.Namespace) -> bool:
     """Run the tasks and print them; True where a mask token was emitted, which must not be."""
     from hildanext.eval.summary import mask_tokens
     from hildanext.eval.task_session import print_tasks, run_session
 
-    out = _out(who, options)
-    result, files = run_session(pair, who, quality, out, options.samples_out, options.quiet)
+    out = _out(names, options)
+    result, files = run_session(pair, names, quality, out, options.samples_out, options.quiet)
     print_tasks(result)
     _written({**files, "samples": Path(result["samples"])})
     return mask_tokens(result) > 0
 
 
-def _harness(pair: "ModelPair", who: Mapping[str, Any], options: argparse.Namespace) -> None:
+def _harness(pair: "ModelPair", names: Mapping[str, Any], options: argparse.Namespace) -> None:
     from hildanext.core.config import validate
     from hildanext.decoding import decoder_section
     from hildanext.eval.lm_harness_run import HarnessConfig, print_harness, run_harness
 
     mode = (options.mode or "S_MODE").split(",")[0]
-    given = {
+    section = {
         "tasks": [name.strip() for name in options.harness.split(",") if name.strip()],
         "data": options.harness_data,
         "limit": options.limit,
@@ -199,12 +189,12 @@ def _harness(pair: "ModelPair", who: Mapping[str, Any], options: argparse.Namesp
         "decoder": decoder_section(mode),
         **load_run(options).get("eval", {}).get("harness", {}),
     }
-    result = run_harness(pair, validate(HarnessConfig, given, where="eval.harness"), _out(who, options))
+    result = run_harness(pair, validate(HarnessConfig, section, where="eval.harness"), _out(names, options))
     print_harness(result)
 
 
-def _out(who: Mapping[str, Any], options: argparse.Namespace) -> str:
-    name = Path(str(who["model"] or who["parent"])).name
+def _out(names: Mapping[str, Any], options: argparse.Namespace) -> str:
+    name = Path(str(names["model"] or names["parent"])).name
     return str(options.out) if options.out is not None else str(Path("runs") / "eval" / name)
 
 

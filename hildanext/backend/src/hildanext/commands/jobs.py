@@ -170,7 +170,7 @@ def _artefacts(room: "JobService", options: argparse.Namespace) -> None:
 
 
 def _work(room: "JobService", options: argparse.Namespace) -> None:
-    from hildanext.core.metrics_log import configure_logging
+    from hildanext.core.logging_setup import configure_logging
 
     configure_logging("info")
     for one in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has Ctrl-C ignored

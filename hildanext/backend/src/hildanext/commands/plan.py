@@ -59,14 +59,14 @@ def run(options: argparse.Namespace) -> int:
     if options.context < 1 or options.documents < 1 or not 0 < options.answers <= 1:
         raise ConfigError("--context, --documents or --answers", "give 1 or more, and a share above 0 and up to 1")
     plans = [make_plan(question, machine, memory) for question in _questions(options, machine)]
-    told = record(plans, machine, memory)
+    plan_record = record(plans, machine, memory)
     if options.json:
-        print(json.dumps(told))
+        print(json.dumps(plan_record))
     else:
-        _tell(plans, machine)
+        _print_plans(plans, machine)
     if options.out is not None:
         folder = Path(options.out)
-        write_atomically(folder / "plan.json", json.dumps(told, indent=2) + "\n")
+        write_atomically(folder / "plan.json", json.dumps(plan_record, indent=2) + "\n")
         shown = {name: parts for plan in plans for name, parts in bars(plan).items()}
         save(plan_figure(shown, memory, plans[0].budget), folder / "plan.png")
     return 0 if all(plan.fits for plan in plans) else 1
@@ -86,29 +86,29 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
         raise ConfigError("nothing to plan", "hildanext plan --config FILE, or --model qwen3-0.6b")
     start = {"parent": options.model, **NEUTRAL} if options.config is None else {}
     shared, steps = read_run(as_recipe(load_run(options, start)), STAGES)
-    found: list[Question] = []
+    questions: list[Question] = []
     made, block = options.model, None
     shape = find_architecture(made) if made is not None else None
     for step in steps:
         section = dict(step.section)
         if step.stage == "convert":
             section = {"parent": shared.parent, **section}
-            found.append(convert_question(section, section.pop("data", {}), machine))
-            made, block = section["parent"], found[-1].block_size
+            questions.append(convert_question(section, section.pop("data", {}), machine))
+            made, block = section["parent"], questions[-1].block_size
         elif step.stage == "sft":
             chat = section.pop("chat", {})
-            found.append(sft_question(section, chat, machine, made, block, options.answers))
-            block = found[-1].block_size
-        shape = found[-1].cases[0].shape if found else shape
-    if not found or shape is None:
+            questions.append(sft_question(section, chat, machine, made, block, options.answers))
+            block = questions[-1].block_size
+        shape = questions[-1].cases[0].shape if questions else shape
+    if not questions or shape is None:
         raise ConfigError("the run has no stage that trains", "plan knows convert and sft; or give --model alone")
-    return [*found, serving_question(shape, machine, options.documents, options.context, block or DEFAULT_BLOCK)]
+    return [*questions, serving_question(shape, machine, options.documents, options.context, block or DEFAULT_BLOCK)]
 
 
-def _tell(plans: "list[StagePlan]", machine: "Machine") -> None:
+def _print_plans(plans: "list[StagePlan]", machine: "Machine") -> None:
     from rich.table import Table
 
-    from hildanext.eval.evaluation import wide_console
+    from hildanext.core.console import wide_console
     from hildanext.memory_plan.machine import MIB, show_bytes
     from hildanext.memory_plan.plan import host_bytes, verdict
 
@@ -131,10 +131,10 @@ def _tell(plans: "list[StagePlan]", machine: "Machine") -> None:
         for name, price, total in plan.switches:
             mark = "fits" if total <= plan.budget else "    "
             console.print(f"  {mark} {show_bytes(total):>11}  {name}  [dim]{price}[/dim]", highlight=False, markup=True)
-    told = "; ".join(dict.fromkeys(f"{plan.stage}: {', '.join(plan.assumes)}" for plan in plans))
+    assumptions = "; ".join(dict.fromkeys(f"{plan.stage}: {', '.join(plan.assumes)}" for plan in plans))
     host = show_bytes(max(host_bytes(plan.shape) for plan in plans))
     console.print(
-        f"[dim]assumed: {told}; {show_bytes(machine.framework)} for the libraries themselves. "
+        f"[dim]assumed: {assumptions}; {show_bytes(machine.framework)} for the libraries themselves. "
         f"Saving a checkpoint in fp32 needs {host} of the computer's own memory.[/dim]",
         highlight=False,
     )

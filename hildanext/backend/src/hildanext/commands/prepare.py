@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, load_run
@@ -61,14 +62,14 @@ def run(options: argparse.Namespace) -> int:
     part = _shard(options.shard)
     tokenizer_name = section.pop("tokenizer", "tiny")
 
-    from hildanext.core.config import validate
-    from hildanext.datasets import PrepareConfig, prepare
+    from hildanext.datasets import prepare
+    from hildanext.recipe import StageContext
+    from hildanext.stages.prepare import open_part
 
-    settings = validate(PrepareConfig, section, where="prepare")
-    tokenizer = _tokenizer(tokenizer_name)
+    settings, tokenizer, documents = open_part(section, tokenizer_name, StageContext(Path(), "prepare"))
     started = time.perf_counter()
     with _display(options.quiet) as (progress, seen):
-        manifest = prepare(settings, tokenizer, part, progress=progress)
+        manifest = prepare(settings, tokenizer, part, documents=documents, progress=progress)
     seconds = time.perf_counter() - started
     print(f"{settings.out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, ", end="")
     print(f"{len(manifest['shards'])} shards; ", end="")
@@ -133,18 +134,6 @@ def _shard(text: str) -> tuple[int, int]:
     if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise ConfigError(f"--shard {text!r}", "write I/N with I from 0 to N-1, for example --shard 0/4")
     return int(part), int(parts)
-
-
-def _tokenizer(name: str) -> Any:
-    from hildanext.models.loading.names import locate
-    from hildanext.tokenization import load_tokenizer
-
-    place = locate(name)
-    if place.is_file():
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(place.parent, gguf_file=place.name)
-    return load_tokenizer(place)
 
 
 @contextmanager

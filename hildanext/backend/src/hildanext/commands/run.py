@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.metrics_log import configure_logging
+    from hildanext.core.logging_setup import configure_logging
     from hildanext.core.runtime import is_main_process
     from hildanext.recipe import execute
 

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("one run cannot be compared", "name at least two run folders")
     different = differences(runs) if options.compare else {}
     if options.json:
-        print(json.dumps({"runs": [one.as_json() for one in runs], "differences": different}, default=str))
+        print(json.dumps({"runs": [run.as_json() for run in runs], "differences": different}, default=str))
     elif options.compare:
         _print_comparison(runs, different)
     else:
@@ -55,9 +55,9 @@ def _print_list(runs: "Sequence[RunSummary]") -> None:
     from rich.table import Table
 
     table = Table("run", "kind", "profile", "changed (UTC)", "step", "tokens", "loss", "bound", "checkpoint", box=None)
-    for one in runs:
-        end = "yes" if one.checkpoint else ""
-        table.add_row(str(one.folder), one.kind, one.profile, one.changed, *_numbers(one), end)
+    for run in runs:
+        end = "yes" if run.checkpoint else ""
+        table.add_row(str(run.folder), run.kind, run.profile, run.changed, *_numbers(run), end)
     _console().print(table)
 
 
@@ -70,12 +70,12 @@ def _print_comparison(runs: "Sequence[RunSummary]", different: dict[str, list[An
     for key, values in different.items():
         table.add_row(key, *(_cell(value) for value in values))
     table.add_section()
-    ends = [_numbers(one) for one in runs]
+    ends = [_numbers(run) for run in runs]
     for index, name in enumerate(("step", "tokens", "loss", "held-out bound")):
         table.add_row(name, *(end[index] for end in ends))
-    measured = sorted({name for one in runs for name in one.held_out} - {"bound", "block_size"})
+    measured = sorted({name for run in runs for name in run.held_out} - {"bound", "block_size"})
     for name in measured:
-        table.add_row(f"held out: {name}", *(_cell(one.held_out.get(name)) for one in runs))
+        table.add_row(f"held out: {name}", *(_cell(run.held_out.get(name)) for run in runs))
     _console().print(table)
 
 
@@ -86,8 +86,8 @@ def _console() -> "Console":
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
-def _numbers(one: "RunSummary") -> list[str]:
-    return [_cell(one.step), _cell(one.tokens), _cell(one.loss), _cell(one.bound)]
+def _numbers(run: "RunSummary") -> list[str]:
+    return [_cell(run.step), _cell(run.tokens), _cell(run.loss), _cell(run.bound)]
 
 
 def _cell(value: Any) -> str:

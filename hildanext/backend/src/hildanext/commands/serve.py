@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from hildanext.api import create_app, read_key
-    from hildanext.core.metrics_log import configure_logging
+    from hildanext.core.logging_setup import configure_logging
     from hildanext.serve.server import address_of, bind, configure_access_log, serve
     from hildanext.stages.submission import open_jobs
 

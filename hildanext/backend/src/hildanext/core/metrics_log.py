@@ -1,47 +1,17 @@
-"""Logging for programs, and metrics as JSON lines. Configured by the command line only, never on import."""
+"""Metrics as JSON lines: where they lie, how they are written, how they are read."""
 
 import json
-import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
-from hildanext.core.errors import CheckpointError, ConfigError
+from hildanext.core.errors import CheckpointError
 
-LEVELS = ("debug", "info", "warning", "error")
-
-
-class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at that moment: a program may have replaced it since, and closed the old one."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> Any:  # type: ignore[override]  # a terminal, a file, or what a test puts there
-        return sys.stderr
-
-
-def configure_logging(level: str = "info") -> None:
-    """Send the package's log to stderr. Raises `ConfigError` for a level that does not exist."""
-    if level not in LEVELS:
-        raise ConfigError(f"unknown log level {level!r}", f"choices: {', '.join(LEVELS)}")
-    handler = _StandardError()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("hildanext")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level.upper())
-    logger.propagate = False
-
-
-def quieten_libraries() -> None:
-    """Silence what libraries say of extras that nobody asked for; for programs, before anything is imported."""
-    # accelerate and peft import bitsandbytes where it is installed, which then misses kernels that we never call.
-    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
+METRICS = "metrics.jsonl"
+"""The file in a training run's or a stage's folder that holds what was measured, a line at a time."""
 
 
 class MetricLog:
@@ -110,6 +80,11 @@ class MetricLog:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Every whole line of a metrics file, oldest first. A missing file is an empty list."""
     return [json.loads(line) for line in _lines(Path(path))]
+
+
+def run_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """The metrics of a run's or a stage's folder."""
+    return read_metrics(Path(folder) / METRICS)
 
 
 def _lines(path: Path) -> list[str]:

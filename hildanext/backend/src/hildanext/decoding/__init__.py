@@ -1,4 +1,18 @@
-"""Ways to fill a masked canvas. To add one: write the file, add its row, add its case."""
+"""Ways to fill a masked canvas. To add one: write the file, add its row, add its case.
+
+In reading order:
+
+- `base`: what a decoder is (`Canvas` in, `Edit` out), and the one loop that runs it (`run`, `step`);
+- `threshold_edit`: the first member, where masks are filled and written tokens edited;
+- `sequence`: a document that is being written, and a record of what a forward did to it;
+- `feed_plan`: which tokens of it go into a forward;
+- `commit`: where and when a finished block's keys and values are committed;
+- `state`: the model's side, which does these three for many rows at once;
+- `per_row`: rows with decoders of their own in one forward;
+- `detokenizer` and `trace`: what is shown of it.
+
+From logits to a candidate: `hildanext.models.sampling`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +74,7 @@ def decoder_section(
         if mode is not None or effort is not None:
             raise ConfigError(f"modes and efforts are presets of {base['name']!r}, not of {name!r}", "leave them out")
         base = {}
-    off = may_be_none(DECODERS[name]) if name in DECODERS else frozenset()
+    off = may_be_none(DECODERS[name]) if isinstance(name, str) and name in DECODERS else frozenset()
     return {**base, **{key: None if value == "off" and key in off else value for key, value in chosen.items()}}
 
 

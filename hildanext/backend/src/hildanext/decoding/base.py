@@ -1,18 +1,15 @@
-"""What a decoder is: something that turns forwards of active blocks into edits, until every block is final.
+"""What a decoder is, and the one loop that runs it: forwards of active blocks become edits, until every block is final.
 
-State that changes travels in values (`Canvas`, `Edit`), never in the algorithm, which is its own frozen
-configuration. The general contract is `Decoder.decode`; most methods are one `StepDecoder.edit`.
+State that changes travels in values (`Canvas`, `Edit`), never in the algorithm, which is its own frozen configuration.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from hildanext.core.config import config
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,15 @@ class Edit:
 
 
 EditRule = Callable[[Tensor, Tensor, Canvas], Edit]
-"""`edit(logits, where, canvas)`, as `StepDecoder.edit`."""
+"""`edit(logits, where, canvas)`, as `Decoder.edit`."""
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """The model's side of decoding; `hildanext.decoding.state` is one, a test's table of logits another."""
+    """The model's side of decoding; `hildanext.decoding.state` is one, a test's table of logits another.
+
+    Rows are counted as in the last canvas.
+    """
 
     def canvas(self) -> Canvas | None:
         """The active blocks, or None once every row has ended. Rows may move to their next block at any time."""
@@ -65,29 +65,20 @@ class Denoiser(Protocol):
     def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
         """One forward of the active blocks; the logits that predict the chosen positions, in row-major order."""
 
-    def write(self, edit: Edit) -> None:
-        """Apply an edit; rows whose block is final move on."""
+    def write(self, edit: Edit) -> list[int]:
+        """Apply an edit; rows whose block is final move on. Returns those."""
 
-    def revise(self, window: int, edit: EditRule) -> None:
-        """After a block is final: offer the `window` finished blocks before it to `edit`, in one forward."""
+    def revise(self, window: int, edit: EditRule, rows: Sequence[int]) -> None:
+        """Of rows whose block has just become final: offer the `window` finished blocks before it to `edit`."""
 
 
 class Decoder:
-    """Any way to fill masked blocks. Members are frozen knobs."""
+    """Turns the logits of one forward into one edit; rows advance independently. Members are frozen knobs."""
 
     research: ClassVar[bool] = False
     """A research method: built under the profile FULL alone."""
     window = 0
     """Finished blocks that may still change; their text is not shown yet."""
-
-    def decode(self, denoiser: Denoiser) -> None:
-        """Run until `denoiser.canvas()` is None."""
-        raise NotImplementedError(f"{type(self).__name__} has no decode")
-
-
-@config
-class StepDecoder(Decoder):
-    """A decoder that turns the logits of one forward into one edit; rows advance independently."""
 
     def needs(self, canvas: Canvas) -> Bool[Tensor, "batch block"]:
         """Positions whose logits `edit` will read."""
@@ -97,10 +88,27 @@ class StepDecoder(Decoder):
         """What to write, given the logits at `where` (row-major)."""
         raise NotImplementedError(f"{type(self).__name__} has no edit")
 
-    def decode(self, denoiser: Denoiser) -> None:
-        while (canvas := denoiser.canvas()) is not None:
-            where = self.needs(canvas)
-            denoiser.write(self.edit(denoiser.logits(where), where, canvas))
+    def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
+        """A step has finished the blocks of `rows`; what is revised here is revised before their text is looked at."""
+
+
+StepDecoder = Decoder
+"""The name from when there was another kind."""
+
+
+def run(decoder: Decoder, denoiser: Denoiser) -> None:
+    """Step until every row has ended."""
+    while (canvas := denoiser.canvas()) is not None:
+        step(decoder, denoiser, canvas)
+
+
+def step(decoder: Decoder, denoiser: Denoiser, canvas: Canvas) -> list[int]:
+    """One forward and what follows from it; the rows whose block it finished. The engine calls this one, too."""
+    where = decoder.needs(canvas)
+    finished = denoiser.write(decoder.edit(denoiser.logits(where), where, canvas))
+    if finished:
+        decoder.after_block(denoiser, finished)
+    return finished
 
 
 def most_confident(

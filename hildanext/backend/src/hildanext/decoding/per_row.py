@@ -6,57 +6,57 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hildanext.decoding.base import Canvas, Edit, StepDecoder
+from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
 
 
-def needs(decoders: Sequence[StepDecoder], canvas: Canvas) -> Bool[Tensor, "batch block"]:
-    """Positions whose logits the rows' decoders will read; `decoders` has one for each row."""
-    groups = _groups(decoders)
-    if len(groups) == 1:
-        return decoders[0].needs(canvas)
-    where = torch.zeros_like(canvas.masked)
-    for decoder, rows in groups.items():
-        where[rows] = decoder.needs(_of(canvas, rows))
-    return where
+class PerRow(Decoder):
+    """A decoder for each row of a canvas. Rows whose decoders are equal are decided at once."""
+
+    def __init__(self, decoders: Sequence[Decoder]) -> None:
+        self.groups: dict[Decoder, list[int]] = {}
+        """Rows, in rising order, by decoder."""
+        for row, decoder in enumerate(decoders):
+            self.groups.setdefault(decoder, []).append(row)
+
+    def needs(self, canvas: Canvas) -> Bool[Tensor, "batch block"]:
+        if len(self.groups) == 1:
+            return next(iter(self.groups)).needs(canvas)
+        where = torch.zeros_like(canvas.masked)
+        for decoder, rows in self._rows(canvas):
+            where[rows] = decoder.needs(_part(canvas, rows))
+        return where
+
+    def edit(self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas) -> Edit:
+        if len(self.groups) == 1:
+            return next(iter(self.groups)).edit(logits, where, canvas)
+        owner = where.nonzero()[:, 0]
+        parts = [
+            (rows, decoder.edit(logits[torch.isin(owner, rows)], where[rows], _part(canvas, rows)))
+            for decoder, rows in self._rows(canvas)
+        ]
+        whole = Edit(
+            torch.zeros_like(canvas.masked),
+            canvas.tokens.clone(),
+            torch.zeros(where.shape, dtype=parts[0][1].confidence.dtype, device=where.device),
+            torch.zeros(len(where), dtype=torch.bool, device=where.device),
+        )
+        for rows, part in parts:
+            whole.write[rows], whole.tokens[rows] = part.write, part.tokens
+            whole.confidence[rows], whole.final[rows] = part.confidence, part.final
+        return whole
+
+    def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
+        for decoder, own in self.groups.items():
+            finished = [row for row in own if row in rows]
+            if finished:
+                decoder.after_block(denoiser, finished)
+
+    def _rows(self, canvas: Canvas) -> list[tuple[Decoder, Tensor]]:
+        device = canvas.tokens.device
+        return [(decoder, torch.tensor(rows, device=device)) for decoder, rows in self.groups.items()]
 
 
-def edit(
-    decoders: Sequence[StepDecoder],
-    logits: Float[Tensor, "rows vocab"],
-    where: Bool[Tensor, "batch block"],
-    canvas: Canvas,
-) -> Edit:
-    """What to write, given the logits at `where` (row-major). Rows whose decoders are equal are decided at once."""
-    groups = _groups(decoders)
-    if len(groups) == 1:
-        return decoders[0].edit(logits, where, canvas)
-    owner = where.nonzero()[:, 0]
-    parts = [
-        (rows, decoder.edit(logits[torch.isin(owner, rows)], where[rows], _of(canvas, rows)))
-        for decoder, rows in groups.items()
-    ]
-    first = parts[0][1]
-    whole = Edit(
-        torch.zeros_like(canvas.masked),
-        canvas.tokens.clone(),
-        torch.zeros(where.shape, dtype=first.confidence.dtype, device=where.device),
-        torch.zeros(len(where), dtype=torch.bool, device=where.device),
-    )
-    for rows, part in parts:
-        whole.write[rows], whole.tokens[rows] = part.write, part.tokens
-        whole.confidence[rows], whole.final[rows] = part.confidence, part.final
-    return whole
-
-
-def _groups(decoders: Sequence[StepDecoder]) -> dict[StepDecoder, Tensor]:
-    """Rows (in rising order) by decoder."""
-    found: dict[StepDecoder, list[int]] = {}
-    for row, decoder in enumerate(decoders):
-        found.setdefault(decoder, []).append(row)
-    return {decoder: torch.tensor(rows) for decoder, rows in found.items()}
-
-
-def _of(canvas: Canvas, rows: Tensor) -> Canvas:
+def _part(canvas: Canvas, rows: Tensor) -> Canvas:
     return Canvas(
         canvas.tokens[rows], canvas.masked[rows], canvas.fixed[rows], canvas.uniform[rows], canvas.checks[rows]
     )

@@ -1,82 +1,25 @@
 """The model's side of decoding: documents that each denoise their own active block, all in one forward.
 
-Rows advance independently, join (`join`) and leave whenever they like; a forward feeds the tokens of all of them one
-behind another, unpadded. A finished block enters its row's cache as clean rows of
-the next forward ("fused"), of a forward of its own ("separate"), or with no work at all where the block-causal
-rule makes its last, unchanged forward the same thing ("auto", fused otherwise). `parent` alignment reads the first
-token of a block from the clean hidden state before it, kept in `last_clean_hidden`.
+Rows advance independently, join (`add`) and leave (`remove`) whenever they like; a forward feeds the tokens of all of
+them one behind another, unpadded. What is fed is `feed_plan`'s, what is committed to a cache `commit`'s.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hildanext import masks
 from hildanext.decoding.base import Canvas, Edit, EditRule
-from hildanext.decoding.sampling import uniforms
-from hildanext.kv_cache import BlockCache, CachedAttention, Segment, positions_of, rows_of
+from hildanext.decoding.commit import Commit, CommitPolicy
+from hildanext.decoding.feed_plan import Feed, active_blocks, prompt_pieces, revised_blocks
+from hildanext.decoding.sequence import SequenceState, Step, steps
+from hildanext.kv_cache import BlockCache, CachedAttention, positions_of, rows_of
+from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention
 from hildanext.models.bidirectional import DiffusionModel
-
-Commit = Literal["auto", "fused", "separate"]
-Kind = Literal["denoise", "revise"]
-
-PREFILL_TOKENS = 1024
-"""A longer prompt is fed in several forwards, so that the mask stays small."""
-
-
-@dataclass(eq=False)
-class SequenceState:
-    """One document. Forwards are counted for the row: those in which it took part."""
-
-    index: int
-    """Which prompt this is, whatever has left since."""
-    prompt: int
-    """Tokens of the prompt: they are never written."""
-    limit: int
-    """The row ends once this many tokens are final."""
-    start: int
-    """First position of the active block; everything before it is final."""
-    tokens: Int[Tensor, " capacity"]
-    """The document in whole blocks, masks where nothing is written yet."""
-    uniform: Float[Tensor, " capacity"]
-    last_clean_hidden: Float[Tensor, "blocks hidden"]
-    """Clean hidden state before each block; zeros before the first."""
-    cache: BlockCache | None
-    """None runs every forward from position 0 on."""
-    checks: int = 0
-    prefill: int = 0
-    denoise: int = 0
-    commit: int = 0
-    revise: int = 0
-    edits: int = 0
-
-    @property
-    def cached(self) -> int:
-        """Tokens whose keys and values are kept."""
-        return 0 if self.cache is None else self.cache.length
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one forward did to one row. Positions are absolute in the document."""
-
-    row: int
-    forward: int
-    start: int
-    kind: Kind
-    masks: list[int]
-    """Masked positions before the step."""
-    drafts: list[tuple[int, int, float]] = field(default_factory=list)
-    """Filled masks: position, token, probability."""
-    edits: list[tuple[int, int, int, float]] = field(default_factory=list)
-    """Rewritten tokens: position, old token, new token, probability."""
-    final: bool = False
-    """True where the block was finished by this step."""
+from hildanext.models.sampling import uniforms
 
 
 class DecodeState:
@@ -100,7 +43,8 @@ class DecodeState:
     ) -> None:
         self.model, self.card = model, model.card
         self.block = model.card.block_size
-        self.commit_mode, self.observe, self.ended = commit, observe, ended
+        self.commit_policy = CommitPolicy(commit, self.block, model.card.clean_mask)
+        self.observe, self.ended = observe, ended
         self.cached, self.debug = cached, debug
         self.rows: list[SequenceState] = []
         """Those that denoise: the rows of the canvas, in its order."""
@@ -135,10 +79,10 @@ class DecodeState:
 
     def add(self, row: SequenceState) -> None:
         """Let a row take part from the next canvas on, or from when its prompt is fed."""
-        (self.joining if self._unfed(row) > 0 else self.rows).append(row)
+        (self.joining if row.unfed > 0 else self.rows).append(row)
 
     def remove(self, row: SequenceState) -> None:
-        """Let a row rest between two steps. It keeps all it has, and goes on where it was once it joins again."""
+        """Let a row rest between two steps. It keeps all it has, and goes on where it was once it is added again."""
         for rows in (self.rows, self.joining, self._finished):
             if row in rows:
                 rows.remove(row)
@@ -150,7 +94,8 @@ class DecodeState:
 
     def prefill_step(self, budget: int) -> None:
         """One forward that feeds at most about `budget` tokens of joining prompts, first come first served."""
-        self._forward(self._prefills(budget))
+        pieces = self._prompt_pieces(budget)
+        self.commit_policy.fed(pieces, self._forward(pieces))
         self.retire_finished()
 
     def retire_finished(self) -> list[SequenceState]:
@@ -161,7 +106,7 @@ class DecodeState:
         ended = [row for row in self._finished if self.ended(row, row.tokens[: row.start].tolist())]
         ended += [row for row in self._finished if row not in ended and row.start >= row.limit]
         self._finished = []
-        fed = [row for row in self.joining if self._unfed(row) == 0]
+        fed = [row for row in self.joining if row.unfed == 0]
         self.joining = [row for row in self.joining if row not in fed]
         self.rows = [row for row in self.rows if row not in ended] + fed
         return ended
@@ -181,58 +126,53 @@ class DecodeState:
         return self._canvas
 
     def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
-        pending = [row.start - row.cached for row in self.rows]
-        if self.commit_mode == "separate" and self.cached and max(pending) > 0:
-            self._forward([(row, Segment(row.cached, new, 0)) for row, new in zip(self.rows, pending, strict=True)])
-            for row, fed in zip(self.rows, pending, strict=True):
-                row.commit += fed > 0
-            pending = [0] * len(pending)
-        segments = [Segment(row.cached, new, self.noisy) for row, new in zip(self.rows, pending, strict=True)]
-        feeds = list(zip(self.rows, segments, strict=True))
-        prompts = self._prefills(self.prefill_budget) if self.prefill_budget is not None else []
-        hidden = self._forward(feeds + prompts)
+        ahead = self.commit_policy.ahead(self.rows)
+        if ahead:
+            self.commit_policy.fed(ahead, self._forward(ahead))
+        for row, _ in ahead:
+            row.commit += 1
+        feeds = active_blocks(self.rows, self.noisy)
+        pieces = self._prompt_pieces(self.prefill_budget) if self.prefill_budget is not None else []
+        hidden = self._forward(feeds + pieces)
+        self.commit_policy.fed(feeds + pieces, hidden)
         for row, segment in feeds:
             row.denoise += segment.num_tokens > 0
         return self._read(hidden, feeds, where)
 
-    def write(self, edit: Edit) -> None:
+    def write(self, edit: Edit) -> list[int]:
         canvas = self._canvas
         written = canvas.apply(edit)
         edits = (edit.write & ~canvas.masked).sum(-1)
         flags = torch.stack([edit.final, canvas.masked.any(-1), edit.write.any(-1), edits], -1).tolist()
         if self.observe is not None:
-            for step in steps(self.rows, canvas, edit, self._places, "denoise"):
-                self.observe(step)
-        for row, tokens, (final, had_masks, wrote, edited) in zip(self.rows, written, flags, strict=True):
+            for taken in steps(self.rows, canvas, edit, self._places, "denoise"):
+                self.observe(taken)
+        finished = []
+        for number, (row, tokens, (final, had_masks, wrote, edited)) in enumerate(
+            zip(self.rows, written, flags, strict=True)
+        ):
             row.tokens[row.start : row.start + self.block] = tokens
             row.edits += edited
             row.checks += not had_masks
-            if not final:
-                continue
-            row.start, row.checks = row.start + self.block, 0
-            self._finished.append(row)
-            same = not had_masks and not wrote and self.card.clean_mask == "block_causal"
-            if same and row.cache is not None and self.commit_mode == "auto":
-                row.cache.commit(row.start, row.tokens)
+            if final:
+                row.start, row.checks = row.start + self.block, 0
+                self.commit_policy.finished(row, unchanged=not had_masks and not wrote)
+                self._finished.append(row)
+                finished.append(number)
+        return finished
 
-    def revise(self, window: int, edit: EditRule, row: SequenceState | None = None) -> None:
-        """As `Denoiser.revise`; `row` offers the blocks of one row alone."""
-        for one in self._finished if row is None else [row]:
-            first = max(one.prompt // self.block * self.block, one.start - (window + 1) * self.block)
-            if first < one.start - self.block:
-                self._revise_row(one, first, edit)
-
-    def finished(self, row: SequenceState) -> bool:
-        """Whether the row's last step ended a block."""
-        return row in self._finished
+    def revise(self, window: int, edit: EditRule, rows: Sequence[int]) -> None:
+        for row in [self.rows[number] for number in rows]:
+            first = max(row.prompt // self.block * self.block, row.start - (window + 1) * self.block)
+            if first < row.start - self.block:
+                self._revise_row(row, first, edit)
 
     def _revise_row(self, row: SequenceState, first: int, edit: EditRule) -> None:
         """Read finished blocks from `first` on as one noisy block, edit all but the newest; what changed runs again."""
-        segment = (
-            Segment(first, 0, row.start - first) if row.cache is not None else Segment(0, first, row.start - first)
-        )
+        feeds = [revised_blocks(row, first)]
         kept = None if row.cache is None else row.cache.snapshot(first, row.cache.length)
-        hidden = self._forward([(row, segment)])
+        hidden = self._forward(feeds)
+        self.commit_policy.fed(feeds, hidden)
         if row.cache is not None and kept is not None:
             row.cache.restore(first, kept)
         row.revise += 1
@@ -242,7 +182,7 @@ class DecodeState:
         nothing = torch.zeros_like(fixed)
         uniform = row.uniform[None, first : row.start]
         canvas = Canvas(tokens, nothing, fixed, uniform, torch.zeros(1, dtype=torch.int64, device=tokens.device))
-        change = edit(self._read(hidden, [(row, segment)], canvas.editable), canvas.editable, canvas)
+        change = edit(self._read(hidden, feeds, canvas.editable), canvas.editable, canvas)
         if self.observe is not None:
             self.observe(steps([row], canvas, change, places, "revise")[0])
         changed = change.write[0].nonzero()[:, 0].tolist()
@@ -253,58 +193,38 @@ class DecodeState:
         if row.cache is not None:
             row.cache.truncate(min(row.cache.length, (first + changed[0]) // self.block * self.block))
 
-    def _unfed(self, row: SequenceState) -> int:
-        """Tokens of the prompt's whole blocks that are still to be prefilled."""
-        return row.start - row.cached if self.cached and row.start <= row.prompt else 0
-
-    def _prefills(self, budget: int) -> list[tuple[SequenceState, Segment]]:
-        """What joining rows feed within a budget of tokens: whole blocks, one at least."""
-        feeds: list[tuple[SequenceState, Segment]] = []
-        for row in self.joining:
-            chunk = max(min(budget, PREFILL_TOKENS) // self.block, not feeds) * self.block
-            if chunk == 0:
-                break
-            segment = Segment(row.cached, min(chunk, self._unfed(row)), 0)
-            feeds.append((row, segment))
+    def _prompt_pieces(self, budget: int) -> list[Feed]:
+        pieces = prompt_pieces(self.joining, budget, self.block)
+        for row, _ in pieces:
             row.prefill += 1
-            budget -= segment.num_tokens
-        return feeds
+        return pieces
 
-    def _forward(self, feeds: Sequence[tuple[SequenceState, Segment]]) -> Float[Tensor, "fed hidden"]:
-        """Hidden states of the fed tokens, the rows' segments one behind another; commits the clean ones."""
-        feeds = [(row, segment) for row, segment in feeds if segment.num_tokens > 0]
+    def _forward(self, feeds: Sequence[Feed]) -> Float[Tensor, "fed hidden"]:
+        """Hidden states of the fed tokens, the rows' segments one behind another. Commits nothing.
+
+        Unpadded: some row has a block to commit in nearly every forward; a rectangle would be twice as wide for all.
+        """
+        feeds = [feed for feed in feeds if feed.segment.num_tokens > 0]
         if not feeds:
-            return torch.zeros(0, self.model.causal_lm.config.hidden_size, dtype=self.model.dtype)
+            hidden_size = self.model.causal_lm.config.hidden_size
+            return torch.zeros(0, hidden_size, dtype=self.model.dtype, device=self.model.device)
         segments = [segment for _, segment in feeds]
         tokens = torch.cat([row.tokens[segment.start : segment.end] for row, segment in feeds])[None]
         caches = [row.cache for row, _ in feeds if row.cache is not None]
         if caches:
-            for row, _ in feeds:
-                assert row.cache is not None
-                row.cache.verify(row.tokens)
+            for row, cache in zip((row for row, _ in feeds), caches, strict=True):
+                cache.verify(row.tokens)
             context = CachedAttention(caches, segments)
             attention: AttentionContext = context
             positions = context.positions
         else:
             positions = positions_of(segments, tokens.device)
             attention = MaskedAttention(masks.among(rows_of(segments, tokens.device), self.block, self.card.clean_mask))
-        hidden = self.model(self.model.embed(tokens), positions, attention)[0]
-        begin = 0
-        for row, segment in feeds:
-            if segment.clean > 0:
-                block = segment.start // self.block + 1
-                lasts = hidden[begin + self.block - 1 : begin + segment.clean : self.block]
-                row.last_clean_hidden[block : block + len(lasts)] = lasts
-                if row.cache is not None:
-                    row.cache.commit(segment.start + segment.clean, row.tokens)
-            begin += segment.num_tokens
+        hidden: Float[Tensor, "fed hidden"] = self.model(self.model.embed(tokens), positions, attention)[0]
         return hidden
 
     def _read(
-        self,
-        hidden: Float[Tensor, "fed hidden"],
-        feeds: Sequence[tuple[SequenceState, Segment]],
-        where: Bool[Tensor, "batch block"],
+        self, hidden: Float[Tensor, "fed hidden"], feeds: Sequence[Feed], where: Bool[Tensor, "batch block"]
     ) -> Float[Tensor, "rows vocab"]:
         """Logits that predict the positions at `where` of the noisy segments; `feeds` came first in their forward."""
         begins, begin = [], 0
@@ -315,32 +235,11 @@ class DecodeState:
         index = torch.tensor(begins, device=hidden.device)[row] + place
         if self.card.shift == "left":  # one state further left; where nothing clean was fed, the boundary
             before = torch.stack(
-                [one.last_clean_hidden[(segment.start + segment.clean) // self.block] for one, segment in feeds]
+                [row.last_clean_hidden[(segment.start + segment.clean) // self.block] for row, segment in feeds]
             )
             index = torch.where(place == 0, row, index + len(before) - 1)
             hidden = torch.cat([before, hidden])
         return self.model.logits(hidden[index])
 
 
-def steps(
-    rows: Sequence[SequenceState], canvas: Canvas, edit: Edit, places: Int[Tensor, "batch block"], kind: Kind
-) -> list[Step]:
-    """What an edit does to each row, in plain numbers."""
-    fields: tuple[Any, ...] = (places, canvas.tokens, canvas.masked, edit.write, edit.tokens, edit.confidence)
-    columns = [field.tolist() for field in fields]
-    found = []
-    for r, row in enumerate(rows):
-        cells = list(zip(*(column[r] for column in columns), strict=True))
-        found.append(
-            Step(
-                row=row.index,
-                forward=row.denoise + row.revise,
-                start=cells[0][0],
-                kind=kind,
-                masks=[place for place, _, masked, *_ in cells if masked],
-                drafts=[(place, new, p) for place, _, masked, write, new, p in cells if write and masked],
-                edits=[(place, old, new, p) for place, old, masked, write, new, p in cells if write and not masked],
-                final=bool(edit.final[r]),
-            )
-        )
-    return found
+__all__ = ["Commit", "DecodeState", "SequenceState", "Step"]

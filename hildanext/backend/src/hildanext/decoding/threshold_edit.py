@@ -1,5 +1,7 @@
 """LLaDA2.1's joint threshold: fill what the model is sure of, rewrite what it has become surer about."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
@@ -7,12 +9,12 @@ from torch import Tensor
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
-from hildanext.decoding.base import Canvas, Denoiser, Edit, StepDecoder, most_confident
-from hildanext.decoding.sampling import candidates
+from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, most_confident
+from hildanext.models.sampling import candidates
 
 
 @config
-class ThresholdEdit(StepDecoder):
+class ThresholdEdit(Decoder):
     """Fill masked positions the model is sure of; rewrite written ones it disagrees with.
 
     With v the candidate and p its probability, position i is written when it is masked and p_i > tau_mask,
@@ -84,9 +86,6 @@ class ThresholdEdit(StepDecoder):
             write &= ~spent[:, None]
         return write
 
-    def decode(self, denoiser: Denoiser) -> None:
-        while (canvas := denoiser.canvas()) is not None:
-            where = self.needs(canvas)
-            denoiser.write(self.edit(denoiser.logits(where), where, canvas))
-            if self.window > 0:
-                denoiser.revise(self.window, self.edit)
+    def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
+        if self.window > 0:
+            denoiser.revise(self.window, self.edit, rows)

@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from hildanext.decoding.state import Step
+from hildanext.decoding.sequence import Step
 
 TRACE_FORMAT = 1
 STYLES = {"prompt": "dim", "kept": "", "draft": "bold green", "edit": "bold black on yellow", "mask": "dim blue"}

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from hildanext.engine.base import Engine
 
 ENGINES: dict[str, str] = {
+    "local": "hildanext.engine.local:LocalEngineConfig",
     "transformers": "hildanext.engine.local:LocalEngineConfig",
     "openai": "hildanext.engine.remote.openai:OpenAIConfig",
     "dinfer": "hildanext.engine.dinfer.config:DInferConfig",
 }
-"""Name to module and class of its section."""
+"""Name to module and class of its section. `transformers` is the older name of `local`, and what /health calls it."""
 
 
 @runtime_checkable
@@ -39,8 +40,8 @@ def engine_class(name: str) -> type[EngineConfig]:
     if name not in ENGINES:
         raise UnknownChoice("engine", name, ["auto", *ENGINES])
     module, attribute = ENGINES[name].split(":")
-    found: type[EngineConfig] = getattr(importlib.import_module(module), attribute)
-    return found
+    section: type[EngineConfig] = getattr(importlib.import_module(module), attribute)
+    return section
 
 
 def open_engine(section: Mapping[str, Any], model: str, parent: str | None = None) -> "Engine":

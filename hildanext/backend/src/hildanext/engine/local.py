@@ -23,7 +23,6 @@ from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.decoding.base import StepDecoder
 from hildanext.engine.base import (
     Cancelled,
     Cell,
@@ -80,8 +79,8 @@ class LocalEngineConfig:
         """Load the models and start the thread. Raises `ModelError`, `CheckpointError` or `ConfigError`."""
         opened = LoadedModel.open(model, RuntimeConfig(self.device, self.dtype, self.threads))
         runtime = opened.runtime
-        beside = Parent(*load_parent(parent, runtime.dtype, runtime.device)) if parent is not None else None
-        return LocalEngine(opened.model, opened.tokenizer, beside, self, model, parent, reason, runtime.threads)
+        autoregressive = Parent(*load_parent(parent, runtime.dtype, runtime.device)) if parent is not None else None
+        return LocalEngine(opened.model, opened.tokenizer, autoregressive, self, model, parent, reason, runtime.threads)
 
 
 class LocalEngine(Engine):
@@ -100,13 +99,15 @@ class LocalEngine(Engine):
     ) -> None:
         self.model, self.tokenizer, self.parent = model, tokenizer, parent
         self.settings = settings = settings if settings is not None else LocalEngineConfig()
-        self.token_bytes = bytes_per_token(model)
+        self.token_bytes = bytes_per_token(model.causal_lm)
         self.limit_bytes = _cache_limit(settings, model.device)
         self.totals = Totals()
         kept = self.limit_bytes if settings.keep_prefixes else 0
         self.prefixes = PrefixCache(model.card.block_size, kept)
         self.diffusion = DiffusionRunner(model, tokenizer, self.prefixes, settings.prefill_tokens, self.totals)
-        self.autoregressive = None if parent is None else ARRunner(parent, model.card.block_size, self.totals)
+        self.autoregressive = (
+            None if parent is None else ARRunner(parent, model.card.block_size, settings.prefill_tokens, self.totals)
+        )
         self._facts = EngineFacts(
             engine="transformers",
             reason=reason,
@@ -124,7 +125,7 @@ class LocalEngine(Engine):
             chat_template=tokenizer.chat_template is not None,
             special_tokens=frozenset(tokenizer.all_special_ids),
         )
-        self._rotation: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)
+        self._scheduler: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)
         self._ids = itertools.count()
         self._encoding = threading.Lock()
         self._changed = threading.Condition()
@@ -144,8 +145,8 @@ class LocalEngine(Engine):
     def load(self) -> EngineLoad:
         with self._changed:
             return EngineLoad(
-                waiting=len(self._rotation.waiting),
-                running=len(self._rotation.running),
+                waiting=len(self._scheduler.waiting),
+                running=len(self._scheduler.running),
                 alive=self._thread.is_alive() and not self._closing,
                 cache_bytes=self._taken() + self.prefixes.bytes,
                 cache_limit_bytes=self.limit_bytes,
@@ -165,30 +166,31 @@ class LocalEngine(Engine):
     def submit(self, request: Request, sink: Sink) -> "EngineTicket":
         prompt = self._encode(request)
         limit = length_limit(self.model, len(prompt), request.max_new_tokens)
-        block = self.model.card.block_size
-        size = -(-limit // block) * block * self.token_bytes
+        if request.parent and self.parent is not None:
+            self.parent.check_length(len(prompt), limit - len(prompt))
+        size = self._cache_bytes(request, limit)
         if size > self.limit_bytes:
             raise PromptError(
                 f"{limit} tokens take {size >> 20} MiB of keys and values, the limit is {self.limit_bytes >> 20}",
                 "ask for fewer new tokens, or raise engine.cache_mib",
             )
-        work = RequestState(
+        state = RequestState(
             id=next(self._ids),
             request=request,
             sink=sink,
             prompt=prompt,
             limit=limit,
-            decoder=self._decoder(request),
+            decoder=make_decoder(dict(request.decoder) if request.decoder else decoder_section()),
             bytes=size,
             submitted=time.perf_counter(),
         )
         with self._changed:
             if self._closing or not self._thread.is_alive():
                 raise Overloaded("the engine is closing", "ask another server, or this one after its restart", 5.0)
-            self._rotation.enqueue(work)
-            self._live[work.id] = work
+            self._scheduler.enqueue(state)
+            self._live[state.id] = state
             self._changed.notify_all()
-        return EngineTicket(self, work)
+        return EngineTicket(self, state)
 
     def close(self, drain_seconds: float = 0.0) -> None:
         with self._changed:
@@ -198,16 +200,23 @@ class LocalEngine(Engine):
         self._thread.join()
         _open.discard(self)
 
-    def cancel(self, work: RequestState) -> None:
+    def cancel(self, state: RequestState) -> None:
         """Called by tickets."""
         with self._changed:
-            work.cancelled = True
+            state.cancelled = True
             self._changed.notify_all()
 
+    def _cache_bytes(self, request: Request, limit: int) -> int:
+        """Keys and values of `limit` tokens: of the diffusion model in whole blocks."""
+        if request.parent and self.autoregressive is not None:
+            return limit * self.autoregressive.token_bytes
+        block = self.model.card.block_size
+        return -(-limit // block) * block * self.token_bytes
+
     def _encode(self, request: Request) -> list[int]:
-        given = [request.prompt is not None, bool(request.messages), request.tokens is not None]
-        if sum(given) != 1:
-            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(given)}")
+        kinds = [request.prompt is not None, bool(request.messages), request.tokens is not None]
+        if sum(kinds) != 1:
+            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(kinds)}")
         if request.parent and self.parent is None:
             raise ConfigError("this server has no autoregressive parent", "start it with --parent")
         texts = [request.prompt or "", *(message.content for message in request.messages), *request.stop]
@@ -224,15 +233,6 @@ class LocalEngine(Engine):
             raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
         return checked_prompt(self.model, self.tokenizer, ids)
 
-    def _decoder(self, request: Request) -> StepDecoder:
-        section = dict(request.decoder) if request.decoder else decoder_section()
-        decoder = make_decoder(section)
-        if not isinstance(decoder, StepDecoder):
-            raise ConfigError(
-                f"decoder {section['name']!r} does not share forwards", "use a step decoder, as threshold_edit"
-            )
-        return decoder
-
     def _run(self) -> None:
         """The model thread. Whatever ends it, nobody is left waiting."""
         try:
@@ -244,9 +244,9 @@ class LocalEngine(Engine):
                 self._closing = True
                 left = list(self._live.values())
             closed = time.perf_counter() >= self._give_up
-            for work in left:
+            for state in left:
                 error = Overloaded("the engine has closed", "ask again after its restart", 5.0) if closed else _died()
-                self._fail(work, error)
+                self._fail(state, error)
 
     def _wait(self) -> bool:
         """Sleep while there is nothing to do; False once the engine is to end."""
@@ -258,16 +258,18 @@ class LocalEngine(Engine):
     def _turn(self) -> None:
         """Let go whoever has gone, give places, move everybody by one step."""
         now = time.perf_counter()
-        for work in [work for work in list(self._live.values()) if work.cancelled or now > work.deadline]:
-            if work.cancelled:
-                self._fail(work, Cancelled("the request was cancelled", "ask again"))
+        for state in [state for state in list(self._live.values()) if state.cancelled or now > state.deadline]:
+            if state.cancelled:
+                self._fail(state, Cancelled("the request was cancelled", "ask again"))
             else:
-                seconds = work.request.deadline_seconds
-                self._fail(work, DeadlineExceeded(f"no whole answer within {seconds} s", "ask for less, or allow more"))
+                seconds = state.request.deadline_seconds
+                self._fail(
+                    state, DeadlineExceeded(f"no whole answer within {seconds} s", "ask for less, or allow more")
+                )
         with self._changed:
-            resting = self._rotation.preempt()
-        for work in resting:
-            self._lane(work).pause(work)
+            resting = self._scheduler.preempt()
+        for state in resting:
+            self._runner(state).pause(state)
         while (started := self._admit()) is not None:
             self._start(started)
         runners: list[DiffusionRunner | ARRunner] = [self.diffusion]
@@ -276,91 +278,91 @@ class LocalEngine(Engine):
         try:
             ended = step_all(runners)
         except torch.cuda.OutOfMemoryError as problem:
-            logger.error("out of memory with %d requests: %s", len(self._rotation.running), problem)
-            for work in list(self._rotation.running):
-                self._fail(work, EngineFailed("the device ran out of memory", "ask again; lower slots or cache_mib"))
+            logger.error("out of memory with %d requests: %s", len(self._scheduler.running), problem)
+            for state in list(self._scheduler.running):
+                self._fail(state, EngineFailed("the device ran out of memory", "ask again; lower slots or cache_mib"))
             return
-        for work in ended:
-            self._finish(work)
+        for state in ended:
+            self._finish(state)
 
     def _admit(self) -> RequestState | None:
         with self._changed:
-            return self._rotation.admit(self._judge)
+            return self._scheduler.admit(self._judge)
 
-    def _judge(self, work: RequestState) -> Admission:
+    def _judge(self, state: RequestState) -> Admission:
         """Called under the lock: is there memory for it, and nobody feeding the same prompt already?"""
         taken = self._taken()
-        if taken + work.bytes > self.limit_bytes:
+        if taken + state.bytes > self.limit_bytes:
             return Admission.STOP
-        if not work.request.parent and self.diffusion.feeds_the_same(work.prompt):
+        if not state.request.parent and self.diffusion.feeds_the_same(state.prompt):
             return Admission.LATER
-        self.prefixes.shrink(self.limit_bytes - taken - work.bytes)
+        self.prefixes.shrink(self.limit_bytes - taken - state.bytes)
         return Admission.GO
 
     def _taken(self) -> int:
-        return sum(work.bytes for work in self._live.values() if work.begun)
+        return sum(state.bytes for state in self._live.values() if state.begun)
 
-    def _lane(self, work: RequestState) -> DiffusionRunner | ARRunner:
-        if work.request.parent:
+    def _runner(self, state: RequestState) -> DiffusionRunner | ARRunner:
+        if state.request.parent:
             assert self.autoregressive is not None
             return self.autoregressive
         return self.diffusion
 
-    def _start(self, work: RequestState) -> None:
-        first = not work.started
+    def _start(self, state: RequestState) -> None:
+        first = not state.started
         if first:
-            work.started = time.perf_counter()
-        self._lane(work).resume(work)
+            state.started = time.perf_counter()
+        self._runner(state).resume(state)
         if not first:
             return
         with self._changed:
-            self._tokens["prompt"] += len(work.prompt)
-            self._tokens["cached"] += work.cached
-        shown = work.prompt if work.request.steps else []
+            self._tokens["prompt"] += len(state.prompt)
+            self._tokens["cached"] += state.cached
+        shown = state.prompt if state.request.steps else []
         cells = [Cell(at, token, self.tokenizer.decode([token])) for at, token in enumerate(shown)]
-        work.sink(Started(len(work.prompt), work.cached, work.started - work.submitted, cells))
+        state.sink(Started(len(state.prompt), state.cached, state.started - state.submitted, cells))
 
-    def _finish(self, work: RequestState) -> None:
-        assert work.ending is not None
+    def _finish(self, state: RequestState) -> None:
+        assert state.ending is not None
         now = time.perf_counter()
         answer = RequestOutput(
-            text=work.ending.text,
-            tokens=work.ending.tokens,
-            finish_reason=work.ending.reason,
-            prompt_tokens=len(work.prompt),
-            cached_tokens=work.cached,
-            stats=work.stats(),
-            queue_seconds=work.started - work.submitted,
-            first_piece_seconds=(work.first_piece or now) - work.submitted,
-            seconds=now - work.submitted,
+            text=state.ending.text,
+            tokens=state.ending.tokens,
+            finish_reason=state.ending.reason,
+            prompt_tokens=len(state.prompt),
+            cached_tokens=state.cached,
+            stats=state.stats(),
+            queue_seconds=state.started - state.submitted,
+            first_piece_seconds=(state.first_piece or now) - state.submitted,
+            seconds=now - state.submitted,
         )
-        self._let_go(work, work.ending.reason)
+        self._let_go(state, state.ending.reason)
         with self._changed:
             self._tokens["generated"] += len(answer.tokens)
             self._tokens["edits"] += answer.stats.edits
-        work.sink(Finished(answer))
+        state.sink(Finished(answer))
 
-    def _fail(self, work: RequestState, error: HildaError) -> None:
+    def _fail(self, state: RequestState, error: HildaError) -> None:
         kinds: Mapping[type, str] = {Cancelled: "cancelled", DeadlineExceeded: "deadline"}
-        self._let_go(work, kinds.get(type(error), "error"))
-        work.sink(Failed(error))
+        self._let_go(state, kinds.get(type(error), "error"))
+        state.sink(Failed(error))
 
-    def _let_go(self, work: RequestState, reason: str) -> None:
-        self._lane(work).end(work)
+    def _let_go(self, state: RequestState, reason: str) -> None:
+        self._runner(state).finish(state)
         with self._changed:
-            self._rotation.remove(work)
-            self._live.pop(work.id, None)
+            self._scheduler.remove(state)
+            self._live.pop(state.id, None)
             self._counts[reason] += 1
 
 
 class EngineTicket:
     """A request in our engine."""
 
-    def __init__(self, engine: LocalEngine, work: RequestState) -> None:
-        self._engine, self._work = engine, work
+    def __init__(self, engine: LocalEngine, state: RequestState) -> None:
+        self._engine, self._state = engine, state
 
     def cancel(self) -> None:
-        self._engine.cancel(self._work)
+        self._engine.cancel(self._state)
 
 
 @atexit.register

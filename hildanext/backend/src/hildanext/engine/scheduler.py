@@ -26,7 +26,7 @@ class Admission(Enum):
 
 @dataclass(eq=False)
 class Schedulable:
-    """A request as the rotation sees it."""
+    """A request as the scheduler sees it."""
 
     blocks: int = 0
     """Blocks since its turn began."""
@@ -49,7 +49,7 @@ class Scheduler(Generic[Item]):
 
     def enqueue(self, item: Item) -> None:
         """Queue a new request. Raises `Overloaded` where the queue is full."""
-        fresh = sum(not one.begun for one in self.waiting)
+        fresh = sum(not other.begun for other in self.waiting)
         free = self.slots - len(self.running) - (len(self.waiting) - fresh)
         if fresh >= self.queue + max(free, 0):
             raise Overloaded(

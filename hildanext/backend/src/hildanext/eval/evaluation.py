@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.ar import Parent
 from hildanext.core import plots
 from hildanext.core.config import config, plain
+from hildanext.core.console import machine_line, wide_console
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
@@ -139,10 +139,10 @@ def _likelihoods(
     rows: list[dict[str, Any]] = []
     base = math.nan
 
-    def add(name: str, found: TextLikelihood) -> None:
-        over = 100 * (found.nats / base - 1) if base == base else None
-        rows.append({"name": name, **found.plain(), "percent_over_parent": over})
-        tell(f"{name}: {found.nats:.4f} nats per token")
+    def add(name: str, scored: TextLikelihood) -> None:
+        over = 100 * (scored.nats / base - 1) if base == base else None
+        rows.append({"name": name, **scored.plain(), "percent_over_parent": over})
+        tell(f"{name}: {scored.nats:.4f} nats per token")
 
     if parent is not None:
         baseline = parent_likelihood(parent, batches, pad_id)
@@ -163,15 +163,15 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         likelihood.add_column(column, justify="left" if column in ("", "kind") else "right", no_wrap=True)
     for row in result["likelihood"]:
         likelihood.add_row(*likelihood_cells(row))
-    found = [likelihood]
+    shown = [likelihood]
     if "generation" in result:
         speed = Table(title=f"Writing: {len(result['prompts'])} prompts, one at a time", title_justify="left")
         for column in GENERATION_COLUMNS:
             speed.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
         for row in result["generation"]:
             speed.add_row(*generation_cells(row))
-        found.append(speed)
-    return found
+        shown.append(speed)
+    return shown
 
 
 def likelihood_cells(row: Mapping[str, Any]) -> list[str]:
@@ -210,22 +210,6 @@ def print_result(result: Mapping[str, Any], console: Console | None = None) -> N
     for note in result["notes"]:
         console.print(f"[dim]{note}[/dim]", highlight=False)
     console.print(f"[dim]{machine_line(result)}[/dim]", highlight=False)
-
-
-def wide_console(width: int = 140) -> Console:
-    """Standard output, not narrower than our tables where it is a file or a pipe."""
-    console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=max(console.width, width))
-
-
-def machine_line(result: Mapping[str, Any]) -> str:
-    """Device, dtype, threads, block size and versions in one line."""
-    found, card = result["machine"], result["card"]
-    return (
-        f"{found['device_name'] or found['device']}, {found['dtype']}, {found['threads']} threads, "
-        f"block size {card['block_size']}, shift {card['shift']}, torch {found['versions']['torch']}, "
-        f"transformers {found['versions']['transformers']}"
-    )
 
 
 def save_result(result: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:

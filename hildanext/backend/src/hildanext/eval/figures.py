@@ -36,7 +36,7 @@ Bar = tuple[str, str, float, float, float]
 
 def _bars(result: Mapping[str, Any], percent: bool) -> list[Bar]:
     """The percentages of every metric; of the others the first metric of each task."""
-    found: list[Bar] = []
+    bars: list[Bar] = []
     for task in result["tasks"]:
         for number, metric in enumerate(task["ways"][0]["scores"]):
             for method in task["ways"]:
@@ -45,8 +45,8 @@ def _bars(result: Mapping[str, Any], percent: bool) -> list[Bar]:
                     continue
                 scale = 100 if percent else 1
                 name = f"{task['key']}\n{metric}" if percent else task["key"]
-                found.append((name, method["name"], *(scale * score[key] for key in ("value", "low", "high"))))
-    return found
+                bars.append((name, method["name"], *(scale * score[key] for key in ("value", "low", "high"))))
+    return bars
 
 
 def _scores_figure(bars: Sequence[Bar], label: str, title: str) -> "Figure":

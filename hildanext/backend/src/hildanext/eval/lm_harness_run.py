@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from hildanext.core.config import config, plain
+from hildanext.core.console import wide_console
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
-from hildanext.eval.evaluation import wide_console
 from hildanext.eval.lm_harness import adapter_class, subjects, together
 from hildanext.eval.models import ModelPair
 

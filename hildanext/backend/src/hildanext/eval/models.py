@@ -184,9 +184,16 @@ class ParentEvalModel(EvalModel):
             on_answer(index, _answer(self._cut(result, params.stops), self.parent.banned, *times))
             clock.resume()
 
-        top_p = params.top_p if params.top_p is not None else 1.0
         self.parent.generate_batch(
-            prompts, params.max_new_tokens, params.temperature, top_p, 0, seeds, self.stop_ids, over, on_result
+            prompts,
+            params.max_new_tokens,
+            params.temperature,
+            params.top_p,
+            None,
+            seeds,
+            self.stop_ids,
+            over,
+            on_result,
         )
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> list[Scored]:

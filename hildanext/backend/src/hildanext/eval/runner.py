@@ -207,11 +207,13 @@ def _score(
     settings: QualityConfig,
     progress: ProgressLine,
 ) -> None:
-    asked = [task.pairs(prompt.item, model.encode, _seed(settings.seed, prompt.item.index, 0)) for prompt in batch]
+    pairs_of_items = [
+        task.pairs(prompt.item, model.encode, _seed(settings.seed, prompt.item.index, 0)) for prompt in batch
+    ]
     begun = time.perf_counter()
-    scored = model.score([pair for pairs in asked for pair in pairs], settings.batch_size)
+    scored = model.score([pair for pairs in pairs_of_items for pair in pairs], settings.batch_size)
     seconds = time.perf_counter() - begun
-    for prompt, pairs in zip(batch, asked, strict=True):
+    for prompt, pairs in zip(batch, pairs_of_items, strict=True):
         own, scored = scored[: len(pairs)], scored[len(pairs) :]
         judged = task.weigh(prompt.item, own)
         head = {"index": prompt.item.index, "repeat": 0, "id": prompt.item.id, "prompt": prompt.text}

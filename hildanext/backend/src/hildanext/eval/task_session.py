@@ -11,10 +11,10 @@ from rich.console import Console
 
 from hildanext.ar import Parent
 from hildanext.core.config import plain
+from hildanext.core.console import wide_console
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import RuntimeConfig
 from hildanext.eval import summary, task_tables
-from hildanext.eval.evaluation import wide_console
 from hildanext.eval.models import ModelPair
 from hildanext.eval.runner import QualityConfig, as_taught, run_tasks
 from hildanext.models.loading.load import load_parent

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hildanext.core.metrics_log import METRICS
 from hildanext.jobs.base import JOB_FILE, LOG_FILE, Progress
 
-METRICS = "metrics.jsonl"
 MOST_BYTES = 1 << 22
 """Read of one file in one look; the rest is for the next."""
 MOST_LINES = 200

@@ -9,12 +9,15 @@ restores the cache (`truncate`), and a document that begins with the same blocks
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
 
+from hildanext.ar import Parent
 from hildanext.kv_cache.segments import Segment, positions_of
 from hildanext.masks import CleanMask, TokenRows, may_attend
 from hildanext.models.bidirectional import DiffusionModel
@@ -52,17 +55,33 @@ class BlockCache:
     @classmethod
     def of(cls, model: DiffusionModel, capacity: int, debug: bool = False) -> "BlockCache":
         """A cache of the model's shape, for a document of up to `capacity` tokens."""
-        layers, kv_heads, head_dim = _shape(model)
+        card, device = model.card, model.device
+        layers, kv_heads, head_dim = _shape(model.causal_lm.config)
         return cls(
             layers,
             kv_heads,
             capacity,
             head_dim,
-            block_size=model.card.block_size,
-            clean_mask=model.card.clean_mask,
+            block_size=card.block_size,
+            clean_mask=card.clean_mask,
             dtype=model.dtype,
-            device=model.device,
+            device=device,
             debug=debug,
+        )
+
+    @classmethod
+    def of_parent(cls, parent: Parent, capacity: int) -> "BlockCache":
+        """The same for an autoregressive model: every token is a block of its own, and sees those before it."""
+        layers, kv_heads, head_dim = _shape(parent.causal_lm.config)
+        return cls(
+            layers,
+            kv_heads,
+            capacity,
+            head_dim,
+            block_size=1,
+            clean_mask="token_causal",
+            dtype=parent.causal_lm.dtype,
+            device=parent.device,
         )
 
     @property
@@ -94,7 +113,10 @@ class BlockCache:
         del self._hashes[length // self.block_size :]
 
     def adopt(self, other: "BlockCache", length: int, tokens: Int[Tensor, " seq"] | None = None) -> None:
-        """Copy the first `length` committed tokens of a document that begins with the same ones, and commit them."""
+        """Copy the first `length` committed tokens of a document that begins with the same ones, and commit them.
+
+        Pages in common would save the memory, too, but every layer would gather them; this is one pass at the start.
+        """
         assert length <= other.length and self.length == 0, "only committed blocks, and only into an empty cache"
         self.keys[:, :, :length] = other.keys[:, :, :length]
         self.values[:, :, :length] = other.values[:, :, :length]
@@ -127,18 +149,17 @@ class BlockCache:
         return [hashlib.sha256(repr((b, cells[b * size : (b + 1) * size])).encode()).digest() for b in blocks]
 
 
-def _shape(model: DiffusionModel) -> tuple[int, int, int]:
+def _shape(config: Any) -> tuple[int, int, int]:
     """Layers, key-value heads, head dimension."""
-    config = model.causal_lm.config
     head_dim = getattr(config, "head_dim", None)
     head_dim = head_dim if head_dim is not None else config.hidden_size // config.num_attention_heads
     return config.num_hidden_layers, config.num_key_value_heads, head_dim
 
 
-def bytes_per_token(model: DiffusionModel) -> int:
+def bytes_per_token(causal_lm: PreTrainedModel) -> int:
     """Bytes of keys and values that one token of a document takes."""
-    layers, kv_heads, head_dim = _shape(model)
-    return 2 * layers * kv_heads * head_dim * model.dtype.itemsize
+    layers, kv_heads, head_dim = _shape(causal_lm.config)
+    return 2 * layers * kv_heads * head_dim * causal_lm.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -204,18 +225,18 @@ class CachedAttention:
         for (keys, values), new_keys, new_values in fed:
             keys[layer].copy_(new_keys)
             values[layer].copy_(new_values)
-        found = []
-        for number, (part, asked) in enumerate(zip(self._parts, query.split(self._counts, 2), strict=True)):
+        outputs = []
+        for number, (part, queries) in enumerate(zip(self._parts, query.split(self._counts, 2), strict=True)):
             mixed = scaled_dot_product_attention(
-                asked.reshape(1, kv_heads, heads // kv_heads * part.count, head_dim),
+                queries.reshape(1, kv_heads, heads // kv_heads * part.count, head_dim),
                 part.keys[layer],
                 part.values[layer],
                 attn_mask=None if part.mask is None else self._folded(number, part.mask, heads // kv_heads),
                 scale=scale,
             )
-            found.append(mixed.reshape(heads, part.count, head_dim).transpose(0, 1))
+            outputs.append(mixed.reshape(heads, part.count, head_dim).transpose(0, 1))
         # Laid out as the output projection reads it: the seam's transposition then copies nothing.
-        return torch.cat(found).transpose(0, 1)[None]
+        return torch.cat(outputs).transpose(0, 1)[None]
 
     def _folded(self, part: int, mask: Tensor, group: int) -> Tensor:
         """The mask repeated for the heads that share keys; made at the first layer, kept for the others."""

@@ -145,8 +145,12 @@ def bound(
     Exact at block size 1. Every draw is one forward (two for `coupled`) that serves all blocks at once.
     """
     likelihood, generator = settings.at(block_size), torch.Generator().manual_seed(settings.seed)
-    here = (batch.to(model.device) for batch in batches)
-    texts = (NoisedText(batch, scored_tokens(batch), likelihood.draw(model, batch, generator)) for batch in here)
+
+    def noised(batch: Batch) -> NoisedText:
+        scored, blocks = scored_tokens(batch), block_index(batch.document, batch.position, block_size)
+        return NoisedText(batch, scored, likelihood.noisings(scored, blocks, generator))
+
+    texts = (noised(batch.to(model.device)) for batch in batches)
     return text_likelihood(model, texts, block_size, pad_id, likelihood.kind, chunk)
 
 

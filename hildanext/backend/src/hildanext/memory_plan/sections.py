@@ -16,9 +16,9 @@ from hildanext.memory_plan.step import Case
 from hildanext.models.card import CARD, read_card
 from hildanext.models.loading.names import locate_diffusion
 from hildanext.models.lora import LoraConfig
+from hildanext.sft_stage1 import SftConfig
+from hildanext.sft_stage1 import check as check_sft
 from hildanext.trainer.config import TrainConfig
-from hildanext.trainer.sft_config import SftConfig
-from hildanext.trainer.sft_config import check as check_sft
 from hildanext.wsd_stage0 import ConvertConfig, DataConfig
 from hildanext.wsd_stage0 import check as check_convert
 

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from hildanext.memory_plan.architecture import Architecture
 from hildanext.memory_plan.layer import FLOAT
 from hildanext.memory_plan.step import PARTS, Peak, weights_bytes
-
-PREFILL = 1024
-"""Tokens of a prompt that are fed at once (`decode.session.PREFILL_TOKENS`)."""
+from hildanext.models.attention import PREFILL_TOKENS
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ def serving_peak(case: Serving, framework: int) -> Peak:
     boundary = case.batch * (case.capacity // case.block + 1) * shape.hidden * case.width
     standing = {"weights": weights_bytes(shape, False, case.width), "cache": cache + boundary, "framework": framework}
     moments = {
-        "prefill": _forward(case, min(PREFILL, case.capacity), with_logits=False),
+        "prefill": _forward(case, min(PREFILL_TOKENS, case.capacity), with_logits=False),
         "block": _forward(case, 2 * case.block, with_logits=True),  # the finished block is fed with the next one
     }
     parts = {

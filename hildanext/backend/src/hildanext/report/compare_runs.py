@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hildanext.core.errors import DataError
-from hildanext.core.metrics_log import read_metrics
+from hildanext.core.metrics_log import METRICS, run_metrics
 from hildanext.core.plots import comparison_figure, save
 from hildanext.core.run_dir import RUN_FILE, read_run
 
-METRICS = "metrics.jsonl"
 STAGES = ("convert", "sft", "rl")
 """Sections of a run's configuration that train; the first one present names the run's kind."""
 
@@ -71,7 +70,7 @@ def summarise(folder: Path) -> RunSummary:
     record = read_run(folder)
     if record is None:
         raise DataError(f"{str(folder)!r} is no run's folder (no {RUN_FILE})", "hildanext runs lists what there is")
-    metrics = read_metrics(folder / METRICS)
+    metrics = run_metrics(folder)
     trained = [line for line in metrics if line.get("kind") == "train"]
     evaluated = [line for line in metrics if line.get("kind") == "eval"]
     newest = folder / METRICS if metrics else folder / RUN_FILE

@@ -11,7 +11,7 @@ from typing import Any
 
 from hildanext.core import plots
 from hildanext.core.errors import DataError
-from hildanext.core.metrics_log import read_metrics
+from hildanext.core.metrics_log import run_metrics
 from hildanext.core.run_dir import RUN_FILE, write_atomically
 from hildanext.eval import task_tables
 from hildanext.eval.evaluation import GENERATION_COLUMNS, LIKELIHOOD_COLUMNS, generation_cells, likelihood_cells
@@ -76,7 +76,7 @@ def write_report(
     record = _json(folder / RUN_FILE) if (folder / RUN_FILE).exists() else {}
     evaluation = _json(results["results"]) if "results" in results else {}
     samples = _json(results["samples"]).get("samples", []) if "samples" in results else []
-    metrics = read_metrics(Path(results["run"]) / "metrics.jsonl") if "run" in results else []
+    metrics = run_metrics(results["run"]) if "run" in results else []
     parts = [
         _head(title, record, evaluation),
         _facts(results, metrics, evaluation),
@@ -161,7 +161,7 @@ def _fine_tuning(results: Mapping[str, Any]) -> str:
     )
     size = f"{size}; {summary['tokens']:,} tokens in {summary['step']:,} steps.{early}</p>" if "data" in summary else ""
     pictures = "".join(_figure(file) for name in CAPTIONS if (file := folder / "plots" / f"{name}.png").exists())
-    samples = [line for line in read_metrics(folder / "metrics.jsonl") if line.get("kind") == "sample"]
+    samples = [line for line in run_metrics(folder) if line.get("kind") == "sample"]
     last = "".join(_answer(line) for line in samples if line["step"] == samples[-1]["step"])
     return f"<h2>Fine-tuning</h2>{size}{_table(columns, rows) if rows else ''}{pictures}{last}"
 

@@ -4,8 +4,7 @@ Requests are strict: no unknown fields, no text for a number. A field of a reque
 """
 
 from difflib import get_close_matches
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, create_model, model_validator
 from pydantic.fields import FieldInfo
@@ -88,11 +87,11 @@ class ChatMessage(Strict):
 
 def _knob(name: str, knob: FieldInfo, text: str) -> Any:
     """A knob as a field of a body, which may be left out; "off" is null for those that may be null."""
-    parts = [part for part in get_args(knob.annotation) if part is not NoneType] or [knob.annotation]
-    value = Annotated[Union[tuple(parts)], *knob.metadata] if knob.metadata else Union[tuple(parts)]  # noqa: UP007
+    annotation: Any = knob.annotation
+    kind = Annotated[annotation, *knob.metadata] if knob.metadata else annotation
     if name in OPTIONAL:
-        return value | Literal["off"] | None, Field(None, description=f"{text} null is off")
-    return value | None, Field(None, description=text)
+        return kind | Literal["off"], Field(None, description=f"{text} Null is off.")
+    return kind | None, Field(None, description=text)
 
 
 PRESET: type[Any] = DECODERS[MODES["S_MODE"]["name"]]
@@ -123,9 +122,7 @@ class DecodingFields(Strict):
 if TYPE_CHECKING:
     Decoding = DecodingFields
 else:
-    Decoding = create_model(
-        "Decoding", __base__=DecodingFields, __module__=__name__, __doc__=DecodingFields.__doc__, **KNOBS
-    )
+    Decoding = create_model("Decoding", __base__=DecodingFields, __module__=__name__, **KNOBS)
 
 
 class GenerateBody(Decoding):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hildanext.core.errors import DataError
-from hildanext.core.metrics_log import MetricLog, read_metrics
+from hildanext.core.metrics_log import METRICS, MetricLog, read_metrics
 from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import Prompt, read_prompts
 
@@ -27,28 +27,28 @@ ANSWERS = "answers.jsonl"
 
 def answer_file(
     source: str | Path,
-    room: Path,
+    folder: Path,
     model: "DiffusionModel",
     tokenizer: Any,
     decoders: Mapping[str, "Decoder"],
     settings: "GenerationConfig",
     chat: bool = False,
 ) -> Path:
-    """Answer every prompt of `source` with every decoder, into `answers.jsonl` in `room`; returns its path.
+    """Answer every prompt of `source` by every decoder, into `answers.jsonl` in `folder`; returns its path.
 
     A prompt that cannot be answered (too long for the model) has `error` in place of a text. Progress goes to
     `metrics.jsonl` beside it. Raises `DataError` where the prompts are not those that the answers there belong to.
     """
     prompts = read_prompts(source)
-    _remember(room, source, list(decoders), prompts)
+    _remember(folder, source, list(decoders), prompts)
     encoded = [_encoded(tokenizer, prompt, chat) for prompt in prompts]
-    path = room / ANSWERS
+    path = folder / ANSWERS
     total = len(decoders) * len(prompts)
-    with MetricLog(path) as answers, MetricLog(room / "metrics.jsonl") as metrics:
+    with MetricLog(path) as answers, MetricLog(folder / METRICS) as metrics:
         done = before = len(read_metrics(path))
         began = time.monotonic()
         metrics.write(kind="progress", done=done, total=total, unit="answers")
-        for number, (mode, decoder) in enumerate(decoders.items()):
+        for number, (name, decoder) in enumerate(decoders.items()):
             for first in range(0, len(prompts), settings.batch_size):
                 place = number * len(prompts) + first
                 batch = range(first, min(first + settings.batch_size, len(prompts)))
@@ -56,7 +56,7 @@ def answer_file(
                     continue
                 records = _answer(model, tokenizer, decoder, settings, encoded, batch)
                 for index, record in list(zip(batch, records, strict=True))[done - place :]:
-                    answers.write(way=mode, index=index, **prompts[index].as_json(), **record)
+                    answers.write(way=name, index=index, **prompts[index].as_json(), **record)
                 done = place + len(batch)
                 left = (time.monotonic() - began) / (done - before) * (total - done)
                 metrics.write(kind="progress", done=done, total=total, unit="answers", eta_seconds=round(left, 1))
@@ -107,14 +107,14 @@ def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataErro
         return problem
 
 
-def _remember(room: Path, source: str | Path, modes: list[str], prompts: Sequence[Prompt]) -> None:
+def _remember(folder: Path, source: str | Path, decoders: list[str], prompts: Sequence[Prompt]) -> None:
     """Note which prompts the answers belong to. Raises `DataError` where they belong to others."""
-    texts = json.dumps([prompt.as_json() for prompt in prompts], sort_keys=True)
-    record = {"prompts": len(prompts), "ways": modes, "sha256": hashlib.sha256(texts.encode()).hexdigest()}
-    path = room / "answers.json"
+    text = json.dumps([prompt.as_json() for prompt in prompts], sort_keys=True)
+    record = {"prompts": len(prompts), "ways": decoders, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    path = folder / "answers.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != record:
         raise DataError(
-            f"{str(source)!r} is not what it was when {str(room / ANSWERS)!r} was begun",
+            f"{str(source)!r} is not what it was when {str(folder / ANSWERS)!r} was begun",
             "put the prompts back, or answer the new ones in another run",
         )
     write_atomically(path, json.dumps(record, indent=2) + "\n")

@@ -6,6 +6,7 @@ A model that is no diffusion checkpoint is measured untrained, under a new card.
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -23,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 @config
 class BenchConfig:
-    """What is measured. `decode` and `train` hold the knobs of the two measurements."""
+    """What is measured. `decode`, `engine`, `train` and `answers` hold the knobs of the measurements."""
 
-    what: Literal["decode", "train"] = "decode"
+    what: Literal["decode", "engine", "train", "answers"] = "decode"
     model: str | None = None
     """A diffusion checkpoint, or an autoregressive model; None is the one an earlier stage made."""
     parent: str | None = None
@@ -35,17 +36,16 @@ class BenchConfig:
     block_size: int = Field(default=32, ge=1)
     """Of an untrained conversion."""
     decode: dict[str, Any] = Field(default_factory=dict)
+    engine: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
+    answers: dict[str, Any] = Field(default_factory=dict)
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys and sizes that do not divide, `UnknownChoice` for an unknown decoder."""
-    from hildanext.bench.decode_speed import DecodeSpeedConfig
-    from hildanext.bench.train_speed import TrainSpeedConfig
-
     settings = validate(BenchConfig, section, where=context.key)
-    validate(TrainSpeedConfig, settings.train, where=f"{context.key}.train")
-    validate(DecodeSpeedConfig, settings.decode, where=f"{context.key}.decode")
+    for what in ("train", "decode", settings.what):
+        _knobs(what, getattr(settings, what), f"{context.key}.{what}")
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
@@ -53,30 +53,48 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     from hildanext.core.run_dir import write_atomically
 
     settings = validate(BenchConfig, section, where=context.key)
-    name = settings.model if settings.model is not None else str(context.outcome("model"))
-    result = _measure(settings, context, name)
-    path = context.room / "bench.json"
-    write_atomically(path, json.dumps({"model": name, **result}, indent=2) + "\n")
+    result, _ = measure(settings, context, f"{context.key}.{settings.what}", logger.info)
+    path = context.stage_dir / "bench.json"
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
     return {"bench": str(path)}
 
 
-def _measure(settings: BenchConfig, context: StageContext, name: str) -> dict[str, Any]:
+def measure(
+    settings: BenchConfig, context: StageContext, where: str, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[Any]]:
+    """The numbers, and tables of them. `where` names the knobs of the measurement in an error."""
     from hildanext.ar import Parent
-    from hildanext.bench import decode_speed, train_speed
-    from hildanext.core.runtime import RuntimeConfig
 
-    # Weights are fp32 in training, whose steps autocast.
-    dtype = "fp32" if settings.what == "train" else context.dtype
-    runtime = RuntimeConfig(context.device, dtype, context.threads)
-    opened = open_model(name, runtime, settings.alignment, settings.block_size, logger.info)
-    if settings.what == "train":
-        training = validate(train_speed.TrainSpeedConfig, settings.train, where=f"{context.key}.train")
-        return train_speed.measure(opened.model, training, logger.info)
-    usual = context.parent if settings.model is None else opened.parent_name
-    beside = settings.parent if settings.parent is not None else usual
-    decoding = validate(decode_speed.DecodeSpeedConfig, settings.decode, where=f"{context.key}.decode")
-    parent = Parent(*opened.parent(beside)) if beside else None
-    return decode_speed.measure(opened.model, parent, decoding, logger.info)
+    what = settings.what
+    speed, knobs = _knobs(what, getattr(settings, what), where)
+    runtime = context.runtime
+    if what in ("train", "answers"):
+        runtime = replace(runtime, dtype="fp32")  # as in training, whose steps autocast
+    name = settings.model if settings.model is not None else str(context.outcome("model"))
+    opened = open_model(name, runtime, settings.alignment, settings.block_size, say)
+    measured: list[Any] = [opened.model]
+    if what in ("answers", "engine"):
+        measured.append(opened.tokenizer)
+    if what in ("decode", "engine"):
+        usual = context.parent if settings.model is None else opened.parent_name
+        beside = settings.parent if settings.parent is not None else usual
+        measured.append(Parent(*opened.parent(beside)) if beside else None)
+    result = speed.measure(*measured, knobs, say)
+    return {"model": name, **result}, speed.tables(result)
+
+
+def _knobs(what: str, section: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+    """The module that measures it, and its knobs. Raises `ConfigError`."""
+    from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
+
+    modules: dict[str, tuple[Any, type[Any]]] = {
+        "decode": (decode_speed, decode_speed.DecodeSpeedConfig),
+        "engine": (engine_speed, engine_speed.EngineSpeedConfig),
+        "train": (train_speed, train_speed.TrainSpeedConfig),
+        "answers": (answer_speed, answer_speed.AnswerSpeedConfig),
+    }
+    module, kind = modules[what]
+    return module, validate(kind, section, where=where)
 
 
 def open_model(

@@ -28,10 +28,10 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     for part in ("train", "valid"):
         if part not in data:
             data[part] = context.outcome(part)
-    summary = convert(settings, data, context.room, context.profile)
+    summary = convert(settings, data, context.stage_dir, context.profile)
     if not summary["whole"]:
         raise TrainingStopped("the conversion stopped before its last phase", "run again without train.stop_after")
-    return {**summary, "model": summary["checkpoint"], "run": str(context.room)}
+    return {**summary, "model": summary["checkpoint"], "run": str(context.stage_dir)}
 
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -66,21 +66,20 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
-    from hildanext.core.runtime import RuntimeConfig
     from hildanext.inference import GenerationConfig
     from hildanext.models.loading.loaded_model import LoadedModel
     from hildanext.stages.answer_file import answer_file
 
     settings = validate(SampleConfig, section, where=context.key)
     name = settings.model if settings.model is not None else str(context.outcome("model"))
-    opened = LoadedModel.open(name, RuntimeConfig(context.device, context.dtype, context.threads))
+    opened = LoadedModel.open(name, context.runtime)
     how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "stop": settings.stop}
     if settings.prompts_file is None:
         return _samples(settings, context, opened, GenerationConfig(**how, batch_size=1, trace=True))
     together = GenerationConfig(**how, batch_size=settings.batch_size)
     decoders = _decoders(settings)
     prompts, model, tokenizer = settings.prompts_file, opened.model, opened.tokenizer
-    path = answer_file(prompts, context.room, model, tokenizer, decoders, together, settings.chat)
+    path = answer_file(prompts, context.stage_dir, model, tokenizer, decoders, together, settings.chat)
     return {"answers": str(path)}
 
 
@@ -115,7 +114,7 @@ def _samples(
             trace = trace_record(result.trace, tokenizer)
             head = {"way": mode, "prompt": prompt, **result.flat_record(*COUNTS)}
             samples.append({**head, "prompt_cells": cells, "trace": trace})
-    path = context.room / "samples.json"
+    path = context.stage_dir / "samples.json"
     record = {"machine": opened.machine(), "samples": samples}
     write_atomically(path, json.dumps(record, indent=2) + "\n")
     return {"samples": str(path)}

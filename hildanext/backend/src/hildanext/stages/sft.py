@@ -29,10 +29,10 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     settings, chat = _sections(section, context)
     if settings.get("parent") is None and settings.get("model") is None:
         settings["model"] = str(context.outcome("model"))
-    summary = sft(settings, chat, context.room, context.profile)
+    summary = sft(settings, chat, context.stage_dir, context.profile)
     if not summary["whole"]:
         raise TrainingStopped("fine-tuning stopped before its last token", "run again without train.stop_after")
-    return {"model": summary["checkpoint"], "sft_run": str(context.room), "sft": summary}
+    return {"model": summary["checkpoint"], "sft_run": str(context.stage_dir), "sft": summary}
 
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:

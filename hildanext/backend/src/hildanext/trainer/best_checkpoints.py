@@ -12,8 +12,8 @@ from hildanext.models.checkpoint import save_diffusion
 class BestCheckpoints:
     """Keeps the k checkpoints with the lowest `measure` (or the highest, where more is better); 0 keeps none.
 
-    One that falls out of the k stays on disk until a state that does not name it is saved (`tidy`), so that a run
-    killed at any instant finds what its state names. `found` is the state, for `Stage.counters`.
+    One that falls out of the k stays on disk until a state that does not name it is saved (`prune`), so that a run
+    killed at any instant finds what its state names. `state` is for `Callbacks.state`.
     """
 
     def __init__(
@@ -25,13 +25,13 @@ class BestCheckpoints:
 
     def __call__(self, step: int, measured: dict[str, Any]) -> None:
         """Save the weights of `step` where they belong to the best."""
-        this = [self.sign * measured[self.measure], step]
+        entry = [self.sign * measured[self.measure], step]
         lowest = self.state.get("lowest")
-        self.state["since"] = 0 if lowest is None or this[0] < lowest else self.state["since"] + 1
-        self.state["lowest"] = this[0] if lowest is None else min(lowest, this[0])
-        others = [entry for entry in self.state["best"] if entry[1] != step and self.folder(entry[1]).is_dir()]
-        kept = sorted([*others, this])[: self.k]
-        if this in kept:
+        self.state["since"] = 0 if lowest is None or entry[0] < lowest else self.state["since"] + 1
+        self.state["lowest"] = entry[0] if lowest is None else min(lowest, entry[0])
+        others = [other for other in self.state["best"] if other[1] != step and self.folder(other[1]).is_dir()]
+        kept = sorted([*others, entry])[: self.k]
+        if entry in kept:
             save_diffusion(self.folder(step), self.model, self.tokenizer)
         self.state["best"] = kept
 

@@ -17,20 +17,20 @@ class Interrupt:
 @contextlib.contextmanager
 def between_steps() -> Iterator[Interrupt]:
     """Within the context the first Ctrl-C (or SIGTERM) only sets a flag; a second one interrupts at once."""
-    found = Interrupt()
+    interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield found  # signals reach the main thread alone
+        yield interrupt  # signals reach the main thread alone
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if found.asked:
+        if interrupt.asked:
             raise KeyboardInterrupt
-        found.asked = True
+        interrupt.asked = True
         print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield found
+        yield interrupt
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -45,10 +45,10 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
     package = bitsandbytes_on(groups[0]["params"][0].device)
-    found: torch.optim.Optimizer = package.optim.AdamW8bit(
+    optimizer: torch.optim.Optimizer = package.optim.AdamW8bit(
         groups, lr=rate, betas=betas, eps=1e-8, min_8bit_size=SMALLEST_8BIT
     )
-    return found
+    return optimizer
 
 
 def check_device(name: OptimizerName, offload: Offload | None, device: torch.device) -> None:

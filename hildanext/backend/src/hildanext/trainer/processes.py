@@ -22,17 +22,17 @@ def open_accelerator(precision: str, device: str) -> Accelerator:
     `precision` "auto" is bf16 where the device computes in it. Raises `ConfigError` where the device is not there, and
     for engines that the launcher asks for and the loop has not.
     """
-    asked = choose_device(device)
+    place = choose_device(device)
     if precision == "auto":
-        precision = "bf16" if accelerates_bf16(asked) else "no"
-    if asked.type == "cuda" and asked.index is not None:
-        torch.cuda.set_device(asked)  # a process alone takes the current GPU, whatever its index
+        precision = "bf16" if accelerates_bf16(place) else "no"
+    if place.type == "cuda" and place.index is not None:
+        torch.cuda.set_device(place)  # a process alone takes the current GPU, whatever its index
     wants_shards()  # refuses what would start and then go wrong
-    _forget_another(precision, asked)
+    _forget_another(precision, place)
     # The buffers never change; the parent's head is one of them, and sending it at every step would cost most of all.
     handler = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(mixed_precision=precision, cpu=asked.type == "cpu", kwargs_handlers=[handler])
-    if accelerator.device.type != asked.type:
+    accelerator = Accelerator(mixed_precision=precision, cpu=place.type == "cpu", kwargs_handlers=[handler])
+    if accelerator.device.type != place.type:
         raise ConfigError(
             f"accelerate computes on {accelerator.device.type}, not on {device!r}",
             "set another device, or unset ACCELERATE_USE_CPU and ACCELERATE_TORCH_DEVICE",
@@ -57,23 +57,23 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
     """
     if accelerator.num_processes == 1:
         return action()
-    told: list[Any] = [None, (CheckpointError, "the main process failed", "its own message says why")]
+    result_or_error: list[Any] = [None, (CheckpointError, "the main process failed", "its own message says why")]
     if accelerator.is_main_process:
         try:
-            told = [action(), None]
+            result_or_error = [action(), None]
         except HildaError as problem:
-            told[1] = (type(problem), problem.message, problem.hint)
+            result_or_error[1] = (type(problem), problem.message, problem.hint)
             raise
         finally:
-            broadcast_object_list(told)
+            broadcast_object_list(result_or_error)
     else:
-        broadcast_object_list(told)
-    if told[1] is not None:
-        kind, message, hint = told[1]
+        broadcast_object_list(result_or_error)
+    if result_or_error[1] is not None:
+        kind, message, hint = result_or_error[1]
         again: HildaError = kind.__new__(kind)  # a subclass may want other arguments
         HildaError.__init__(again, message, hint)
         raise again
-    result: Result = told[0]
+    result: Result = result_or_error[0]
     return result
 
 

@@ -28,9 +28,9 @@ class SampleAnswers:
     def __init__(self, dataset: ChatDataset, model: DiffusionModel, tokenizer: Any, settings: SampleConfig) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.decoder = make_decoder(decoder_section(settings.mode))
-        room = context_length(model) - settings.max_new_tokens
+        longest_prompt = context_length(model) - settings.max_new_tokens
         held_out = (dataset.conversation(number) for number in range(dataset.conversations))
-        fitting = (conversation for conversation in held_out if len(conversation.prompt) <= room)
+        fitting = (conversation for conversation in held_out if len(conversation.prompt) <= longest_prompt)
         self.chosen = list(islice(fitting, settings.count))
         if settings.count and not self.chosen:
             raise PromptError(
@@ -42,9 +42,9 @@ class SampleAnswers:
         """For each prompt: what was asked, what was answered, what was wanted, and the forwards that it took."""
         if not self.chosen:
             return []
-        how = GenerationConfig(max_new_tokens=self.settings.max_new_tokens, batch_size=len(self.chosen))
+        settings = GenerationConfig(max_new_tokens=self.settings.max_new_tokens, batch_size=len(self.chosen))
         prompts = [conversation.prompt for conversation in self.chosen]
-        results = generate(self.model, self.tokenizer, prompts, self.decoder, how)
+        results = generate(self.model, self.tokenizer, prompts, self.decoder, settings)
         records = [result.flat_record("tokens", "forwards") for result in results]
         return [
             {

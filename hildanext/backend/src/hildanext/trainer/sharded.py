@@ -68,7 +68,7 @@ def check_shardable(module: nn.Module, config: TrainConfig, reads_teacher: bool)
         "train.offload": config.offload is not None,
         "a loss that asks the parent under the adapters": adapted and reads_teacher,
     }
-    for what in (name for name, found in refused.items() if found):
+    for what in (name for name, is_asked_for in refused.items() if is_asked_for):
         raise ConfigError(f"{what} and a sharded model", "use ddp.json, where each process holds the whole model")
 
 
@@ -126,9 +126,9 @@ class Shards:
         resting = dict(self.whole.named_parameters())
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
-                found = whole_tensor(parameter)
+                whole = whole_tensor(parameter)
                 if self.accelerator.is_main_process:
-                    resting[name].copy_(found)
+                    resting[name].copy_(whole)
 
     def end(self) -> None:
         """Gather, and put the main process's whole module back where it was."""
@@ -143,8 +143,8 @@ def _model_of(module: nn.Module) -> DiffusionModel:
 
 def whole_tensor(tensor: Tensor) -> Tensor:
     """A tensor's value from all its pieces; one in one piece as it is. All processes must call it."""
-    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return found
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 def laid_like(tensor: Tensor, parameter: Tensor) -> Tensor:

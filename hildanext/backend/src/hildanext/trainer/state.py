@@ -114,8 +114,8 @@ def _restore_slots(
         counts = value.ndim == 0 and value.dtype == torch.int64  # a plain integer, as bitsandbytes counts its steps
         parameter = parameters[name]
         like = value.shape == parameter.shape and value.ndim > 0
-        found = laid_like(value, parameter) if like else value
-        state.setdefault(numbers[id(parameter)], {})[slot] = int(value) if counts else found
+        restored = laid_like(value, parameter) if like else value
+        state.setdefault(numbers[id(parameter)], {})[slot] = int(value) if counts else restored
     optimizer.load_state_dict({"state": state, "param_groups": known["param_groups"]})
 
 
@@ -131,11 +131,11 @@ def check_resumes(
     has_state = any((run / name).is_dir() for name in (STATE, f"{STATE}.old"))
     if not has_state or not (run / RUN_FILE).exists():
         return
-    there, here = (json.loads(json.dumps(comparable(one))) for one in (read_json(run / RUN_FILE), record))
-    found = [f"{key} was {_show(old)} and is {_show(new)}" for key, old, new in _differences(there, here)]
-    if found:
+    there, here = (json.loads(json.dumps(comparable(mapping))) for mapping in (read_json(run / RUN_FILE), record))
+    differences = [f"{key} was {_show(old)} and is {_show(new)}" for key, old, new in _differences(there, here)]
+    if differences:
         raise ConfigError(
-            f"{str(run)!r} holds the state of another run: {'; '.join(found)}",
+            f"{str(run)!r} holds the state of another run: {'; '.join(differences)}",
             f"set that back or give another folder (to go on under the new values all the same, delete its {RUN_FILE})",
         )
 

@@ -1,4 +1,4 @@
-"""What a stage hands to the supervised loop."""
+"""What a stage hands to the supervised loop: what is learned, and what happens beside it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +12,24 @@ from hildanext.losses import SupervisedStep
 
 
 @dataclass
+class Callbacks:
+    """What happens beside the training, in the main process alone; none of it changes a weight."""
+
+    on_evaluation: Callable[[int, dict[str, Any]], None] | None = None
+    """After each validation, with its step and numbers, for instance to keep the best weights."""
+    on_saved: Callable[[], None] | None = None
+    """Once the state is saved: only now may go what the state before it named."""
+    samples: Callable[[int], list[dict[str, Any]]] | None = None
+    """After `on_evaluation`; what it returns is shown, and logged line by line as kind "sample"."""
+    finished: Callable[[], bool] | None = None
+    """Asked at the start and after each validation: true ends the training (early stopping)."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """The callbacks' own state; saved and restored with the run."""
+
+
+@dataclass
 class TrainingTask:
-    """What a stage brings to the loop."""
+    """What is learned: from which noised batches, at which block size, for how long, and how it is measured."""
 
     total_tokens: int
     block_phase: Callable[[int], BlockPhase]
@@ -24,15 +40,6 @@ class TrainingTask:
     teacher: Callable[[NoisedBatch], Tensor] | None = None
     turns: int = 1
     seed: int = 0
-    on_evaluation: Callable[[int, dict[str, Any]], None] | None = None
-    """Called by the main process after each validation, for instance to keep the best weights."""
-    samples: Callable[[int], list[dict[str, Any]]] | None = None
-    """Called by the main process after that; what it returns is shown, and logged line by line as kind "sample"."""
-    finished: Callable[[], bool] | None = None
-    """Asked at the start and after each validation: true in the main process, it ends the training (early stopping)."""
-    on_saved: Callable[[], None] | None = None
-    """Called by the main process once the state is saved: only now may go what the state before it named."""
     pad_id: int | None = None
     """What fills the last block of a document, if anything does."""
-    counters: dict[str, Any] = field(default_factory=dict)
-    """The stage's own state; saved and restored with the run."""
+    callbacks: Callbacks = field(default_factory=Callbacks)

@@ -47,7 +47,7 @@ def frozen_parent(name: str | Path, model: DiffusionModel, precision: str, trust
 
 
 def reader(teacher: Parent | None, model: DiffusionModel) -> Callable[[NoisedBatch], Tensor] | None:
-    """View -> the parent's hidden states of its clean tokens, for `Stage.teacher`."""
+    """View -> the parent's hidden states of its clean tokens, for `TrainingTask.teacher`."""
     if teacher is None:
         return None
 

@@ -1,7 +1,6 @@
 """What every stage measures while it trains: the bound on held-out rows."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +8,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hildanext.core.errors import DataError
-from hildanext.core.metrics_log import MetricLog, read_metrics
 from hildanext.core.runtime import make_generator
 from hildanext.data.batch import Batch, RowDataset, padding_tokens
 from hildanext.data.packing.rows import row_order
@@ -18,7 +16,6 @@ from hildanext.likelihood.held_out import NoisedText, text_likelihood
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.card import Card
-from hildanext.trainer.task import TrainingTask
 
 
 def first_batches(dataset: RowDataset, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
@@ -32,15 +29,6 @@ def drawn_batches(dataset: RowDataset, rows: int, batch_size: int, device: torch
     """`rows` rows drawn from all over the data set (all, where it has fewer), always the same in the same batches."""
     drawn = row_order(len(dataset), 0, 0)[:rows]
     return [dataset.batch(drawn[at : at + batch_size]).to(device) for at in range(0, len(drawn), batch_size)]
-
-
-def measure_start(metrics: Path, stage: TrainingTask, step: SupervisedStep) -> None:
-    """Validate what is about to be trained, once in a run, so that it can say what it learned: the line of step 0."""
-    if stage.validate is None or any(line["kind"] == "eval" for line in read_metrics(metrics)):
-        return
-    measured = stage.validate(step.eval(), 0)
-    with MetricLog(metrics) as log:
-        log.write(kind="eval", step=0, tokens=0, **measured)
 
 
 class Validation:

@@ -192,9 +192,9 @@ class DInferEngine(Engine):
                 raise ConfigError(f"dinfer cannot be asked for {name}", "leave it out, or use the engine transformers")
 
     def _encode(self, request: Request) -> list[int]:
-        given = [request.prompt is not None, bool(request.messages), request.tokens is not None]
-        if sum(given) != 1:
-            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(given)}")
+        sources = [request.prompt is not None, bool(request.messages), request.tokens is not None]
+        if sum(sources) != 1:
+            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(sources)}")
         try:
             ids = list(request.tokens or ())
             if request.messages:

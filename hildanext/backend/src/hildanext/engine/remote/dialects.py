@@ -174,11 +174,11 @@ class Published(Conversation):
         data = parsed(event.data, "a chunk of the server's")
         if data.get("error"):
             raise failure(data["error"])
-        found: list[EngineEvent] = []
+        events: list[EngineEvent] = []
         if not self.begun:
             self.begun = True
             known = len(self.request.tokens) if self.request.tokens is not None else 0
-            found.append(Started(known, 0, self.times.started - self.times.submitted))
+            events.append(Started(known, 0, self.times.started - self.times.submitted))
         if isinstance(data.get("usage"), dict):
             self.usage = data["usage"]
         choices = data.get("choices")
@@ -187,9 +187,9 @@ class Published(Conversation):
         for choice in choices[:1]:
             delta = choice.get("delta") if self.request.messages else choice
             text = delta.get("content" if self.request.messages else "text") if isinstance(delta, dict) else None
-            found += self.piece(text if text is not None else "")
+            events += self.piece(text if text is not None else "")
             self.reason = choice.get("finish_reason") or self.reason
-        return found
+        return events
 
     def _done(self) -> None:
         if self.reason is None:
@@ -197,15 +197,15 @@ class Published(Conversation):
         reason = FINISH.get(self.reason, self.reason) if isinstance(self.reason, str) else self.reason
         if reason == "eos" and self.request.stop:
             reason = "stop"  # the protocol has one word for both
-        told = {name: _count(self.usage, name) for name in ("completion_tokens", "prompt_tokens")}
         details = self.usage.get("completion_tokens_details")
         details = details if isinstance(details, dict) else {}
         cached = self.usage.get("prompt_tokens_details")
-        forwards, tokens = _count(details, "forward_passes"), told["completion_tokens"]
+        forwards, tokens = _count(details, "forward_passes"), _count(self.usage, "completion_tokens")
         seconds = time.perf_counter() - self.times.started
         stats = GenerationStats(0, forwards, 0, 0, tokens, _count(details, "edited_tokens"), seconds, 0.0)
         known = _count(cached, "cached_tokens") if isinstance(cached, dict) else 0
-        self.finish([UNKNOWN_ID] * tokens, reason, told["prompt_tokens"], known, stats, edits=False)
+        prompt = _count(self.usage, "prompt_tokens")
+        self.finish([UNKNOWN_ID] * tokens, reason, prompt, known, stats, edits=False)
 
 
 def extras_of(request: Request) -> dict[str, Any]:

@@ -70,13 +70,13 @@ class HumanEval(WritingTask):
     def items(self, limit: int | None = None) -> list[Item]:
         """Raises `SandboxError` here, before anything is written, where programs cannot be run."""
         assert self._sandbox
-        found = []
+        items = []
         for index, record in enumerate(self._records[:limit]):
             name = str(record.get("task_id", f"humaneval-{index}"))
             for field in ("prompt", "entry_point", "test"):
                 text_of(record, field, name)
-            found.append(Item(index, name, record))
-        return found
+            items.append(Item(index, name, record))
+        return items
 
     def prompt(self, item: Item, shots: int) -> str:
         text = str(item.record["prompt"])
@@ -84,8 +84,13 @@ class HumanEval(WritingTask):
 
     def judge(self, item: Item, text: str) -> Judgement:
         verdict = self._sandbox.run(job_for(item.record, text))
-        told = {"verdict": verdict.kind, "detail": verdict.detail, "seconds": verdict.seconds, "calls": verdict.calls}
-        return Judgement({"pass@1": reward_of(verdict)}, told)
+        extraction = {
+            "verdict": verdict.kind,
+            "detail": verdict.detail,
+            "seconds": verdict.seconds,
+            "calls": verdict.calls,
+        }
+        return Judgement({"pass@1": reward_of(verdict)}, extraction)
 
     def values(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
         """Each k for which enough samples could be judged."""

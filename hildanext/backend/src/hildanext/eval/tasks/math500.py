@@ -84,12 +84,12 @@ class Math500(WritingTask):
         return read_records(self.data if self.data is not None else self.hub[0], self.split, self.hub[1])
 
     def items(self, limit: int | None = None) -> list[Item]:
-        found = []
+        items = []
         for index, record in enumerate(self._records[:limit]):
             name = str(record.get("unique_id", f"math500-{index}"))
             text_of(record, "problem", name)
-            found.append(Item(index, name, {**record, "answer": self._gold(record, name)}))
-        return found
+            items.append(Item(index, name, {**record, "answer": self._gold(record, name)}))
+        return items
 
     def prompt(self, item: Item, shots: int) -> str:
         problem = str(item.record["problem"])
@@ -102,12 +102,12 @@ class Math500(WritingTask):
         gold, box = str(item.record["answer"]), boxed(text)
         answer = box if box is not None else stated(text)
         scores = {"official": float(official(box, gold)), "canonical": float(canonical(answer, gold))}
-        told = {"answer": answer, "boxed": box is not None, "gold": gold}
+        extraction = {"answer": answer, "boxed": box is not None, "gold": gold}
         if not self.absent():
             equal = self._algebra.equal(answer, gold)
             scores[MATH_VERIFY] = float(equal is True)  # what cannot be decided in time is wrong, as in math-verify
-            told |= {"no_verdict": True} if equal is None else {}
-        return Judgement(scores, told)
+            extraction |= {"no_verdict": True} if equal is None else {}
+        return Judgement(scores, extraction)
 
     def absent(self) -> dict[str, str]:
         missing = f"{computer_algebra.PACKAGE} is not installed"
@@ -120,7 +120,7 @@ class Math500(WritingTask):
         """The `answer` column, or what the `solution` boxes."""
         if isinstance(record.get("answer"), str):
             return str(record["answer"])
-        found = boxed(text_of(record, "solution", name))
-        if found is None:
+        answer = boxed(text_of(record, "solution", name))
+        if answer is None:
             raise DataError(f"{name} has neither 'answer' nor a boxed solution", "give rows of MATH or MATH-500")
-        return found
+        return answer

@@ -69,13 +69,13 @@ class MultipleChoice(ScoringTask):
 
     def pairs(self, item: Item, encode: Encode, seed: int) -> list[Pair]:
         prompt = self.prompt(item)
-        found = []
+        pairs = []
         for option in self._options(item.record):
             context, continuation = split_at(encode, prompt, f" {option}")
             if not continuation:
                 raise DataError(f"{item.id}: the option {option!r} has no tokens", "mend the data")
-            found.append(Pair(tuple(context), tuple(continuation), seed))
-        return found
+            pairs.append(Pair(tuple(context), tuple(continuation), seed))
+        return pairs
 
     def weigh(self, item: Item, scored: Sequence[Scored]) -> Judgement:
         options = self._options(item.record)

@@ -60,9 +60,9 @@ class TinyStories(ScoringTask):
         return [Pair(tuple(ids[:1]), tuple(ids[1:]), seed)]
 
     def weigh(self, item: Item, scored: Sequence[Scored]) -> Judgement:
-        (found,) = scored
-        extraction = {"tokens": found.tokens, "kind": found.kind, "mask_se": found.se}
-        return Judgement({"nats": found.nats}, extraction)
+        (scored_text,) = scored
+        extraction = {"tokens": scored_text.tokens, "kind": scored_text.kind, "mask_se": scored_text.se}
+        return Judgement({"nats": scored_text.nats}, extraction)
 
     def details(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         tokens = sum(sample["extraction"]["tokens"] for sample in samples)
