@@ -152,7 +152,8 @@ def methods(modules: Mapping[str, ast.Module]) -> Iterator[Method]:
                 paper = said.get("Paper", ", ".join(cited))
                 state = said.get("State", "FULL" if _is_research(node) else "works")
                 row = rows.get((folder_of(file), name), "")
-                yield Method(room_of(file), name, row, parts[0], paper, said.get("Differs", ""), file, state)
+                summary = parts[0].partition(" Paper: ")[0]
+                yield Method(room_of(file), name, row, summary, paper, said.get("Differs", ""), file, state)
 
 
 def _linked(text: str) -> str:

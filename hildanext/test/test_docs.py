@@ -29,7 +29,14 @@ def script(name: str):
 make_docs = script("make_docs")
 draw_denoising = script("draw_denoising")
 PICTURES = ROOT / "hildanext" / "docs" / "pictures"
-PLACES = [ROOT, ROOT / "hildanext", ROOT / "hildanext" / "test", make_docs.PACKAGE, make_docs.PACKAGE / "grading"]
+PLACES = [
+    make_docs.PACKAGE / "grading",
+    ROOT,
+    ROOT / "hildanext",
+    ROOT / "hildanext" / "test",
+    ROOT / "hildanext" / "scripts",
+    make_docs.PACKAGE,
+]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "hildanext").glob("*.md"), *(ROOT / "hildanext" / "docs").rglob("*.md")])
 WRITTEN = [
     page for page in PAGES if "results" not in page.parts and page.name not in ("log.md", "tree.md", "methods.md")

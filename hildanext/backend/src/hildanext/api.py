@@ -1,4 +1,4 @@
-"""The web service: one engine and the jobs behind REST, OpenAI's protocol and a page.
+"""The web service: one engine and one service of jobs behind REST, OpenAI's protocol and a page.
 
 app = create_app(settings, engine, jobs)
 
@@ -23,7 +23,7 @@ from hildanext.jobs.service import JobService
 from hildanext.serve import errors
 from hildanext.serve.document import document
 from hildanext.serve.metrics import Metrics
-from hildanext.serve.middleware import Auth, BodyLimit, RequestId
+from hildanext.serve.middleware import Auth, BodyLimit, RequestId, UnderProfile
 from hildanext.serve.routers import chat, completions, generate, health, jobs, models, page
 from hildanext.serve.service import Service
 from hildanext.serve.settings import ServeConfig
@@ -31,13 +31,13 @@ from hildanext.serve.settings import ServeConfig
 ROUTERS = (health.router, generate.router, models.router, chat.router, completions.router, jobs.router, page.router)
 
 
-def create_app(settings: ServeConfig, engine: Engine, room: JobService | None = None) -> FastAPI:
+def create_app(settings: ServeConfig, engine: Engine, jobs: JobService | None = None) -> FastAPI:
     """The service around an engine, which it closes when it ends, and jobs, which it supervises while it runs.
 
     Raises `ConfigError` where the key is to come from an environment variable that holds none.
     """
     key = read_key(settings)
-    measures = Metrics(engine, room)
+    metrics = Metrics(engine, jobs)
     app = FastAPI(
         title="HILDA",
         version=__version__,
@@ -45,9 +45,9 @@ def create_app(settings: ServeConfig, engine: Engine, room: JobService | None = 
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere; `page.docs` does not
         redoc_url=None,
         lifespan=_lifespan,
-        middleware=_middleware(settings, key, measures),
+        middleware=_middleware(settings, key, metrics),
     )
-    app.state.service = Service(settings, engine, room, measures)
+    app.state.service = Service(settings, engine, jobs, metrics)
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -67,9 +67,9 @@ def read_key(settings: ServeConfig) -> str | None:
     return key
 
 
-def _middleware(settings: ServeConfig, key: str | None, measures: Metrics) -> list[Middleware]:
+def _middleware(settings: ServeConfig, key: str | None, metrics: Metrics) -> list[Middleware]:
     """Outermost first."""
-    stack = [Middleware(RequestId, measures=measures)]
+    stack = [Middleware(RequestId, metrics=metrics)]
     if settings.cors:
         allowed = ["Authorization", "Content-Type", "Last-Event-ID", "X-Request-ID"]
         stack.append(
@@ -81,7 +81,12 @@ def _middleware(settings: ServeConfig, key: str | None, measures: Metrics) -> li
                 expose_headers=["X-Request-ID", "Retry-After"],
             )
         )
-    return [*stack, Middleware(Auth, settings=settings, key=key), Middleware(BodyLimit, settings=settings)]
+    return [
+        *stack,
+        Middleware(Auth, settings=settings, key=key),
+        Middleware(BodyLimit, settings=settings),
+        Middleware(UnderProfile, profile=settings.profile),
+    ]
 
 
 @asynccontextmanager

@@ -313,7 +313,7 @@ def _text_run(
     decoder: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Callable[[OnEvent | None], list[GenerationResult]]:
-    """A generation with everything checked, to be run in any thread: the profile of research methods is the caller's."""
+    """A generation with everything checked, to be run in any thread; a research decoder needs the caller's profile."""
     built = make_decoder(decoder_section(mode, effort, decoder))
     chosen = validate(GenerationConfig, settings, where="settings of a generation")
     prompts = [encode_prompt(model.tokenizer, text) for text in texts]
