@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import hildanext
 
 DEVICE = torch.device("cuda:0")
+DEVICE_NAMES = ("cuda", "cuda:0")
 META = torch.device("meta")
 SOURCE = str(Path(hildanext.__file__).parent) + "/"
 HERE = __file__
@@ -320,7 +321,7 @@ class _Calls(TorchFunctionMode):
 
 
 def _is_a_device(leaf: Any) -> bool:
-    return isinstance(leaf, torch.device) and leaf.type == DEVICE.type or leaf in ("cuda", "cuda:0")
+    return leaf.type == DEVICE.type if isinstance(leaf, torch.device) else type(leaf) is str and leaf in DEVICE_NAMES
 
 
 def _attention(func: Any, args: Any, kwargs: Any) -> Tensor:
