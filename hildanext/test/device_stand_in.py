@@ -18,6 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -282,13 +283,16 @@ def _note_reads(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None
             _note_wait("mask indexing", len(masks))
 
 
+@lru_cache(maxsize=None)
+def _is_composite(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+
+
 class _Dispatch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.is_inference_mode_enabled():  # where composite operations arrive whole
+        if torch.is_inference_mode_enabled() and _is_composite(func):  # such arrive whole then
             with self:
-                parts = func.decompose(*args, **(kwargs or {}))
-            if parts is not NotImplemented:
-                return parts
+                return func.decompose(*args, **(kwargs or {}))
         return _run(func, args, kwargs or {})
 
 
@@ -306,7 +310,9 @@ class _Calls(TorchFunctionMode):
                 return send(torch.tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype)))
             if func is nn.functional.scaled_dot_product_attention:
                 return _attention(func, *_cast(func, args, kwargs))
-            args, kwargs = tree_map(lambda leaf: META if _is_a_device(leaf) else leaf, (args, kwargs))
+            args = tuple(META if _is_a_device(leaf) else leaf for leaf in args)
+            if _is_a_device(kwargs.get("device")):
+                kwargs["device"] = META
             args, kwargs = _cast(func, args, kwargs)
             return func(*args, **kwargs)
         finally:

@@ -118,7 +118,7 @@ def test_decoding_waits_once_a_step(way: str, batch_size: int):
         nonlocal forwards
         model = small(there, **model_changes)
         counted = Forwards(model)
-        knobs = GenerationKnobs(max_new_tokens=9, batch_size=batch_size, **settings)
+        knobs = GenerationKnobs(max_new_tokens=6, batch_size=batch_size, **settings)
         done = generate(model, None, PROMPTS, make_decoder(section), knobs)
         forwards = counted.count
         return [(answer.tokens, answer.stats.forwards, answer.stats.edits) for answer in done]

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext import masks
 from hildanext.errors import HildaError
-from hildanext.models.attention import NO_MASK, AttentionContext, MaskedAttention, grouped_attention
+from hildanext.models.attention import AttentionContext, MaskedAttention, grouped_attention, no_mask
+from hildanext.runtime import send
 
 
 class PromptError(HildaError):
@@ -130,7 +131,7 @@ class Parent:
         return self.causal_lm.model(
             input_ids=tokens,
             position_ids=position,
-            attention_mask=NO_MASK.to(tokens.device),
+            attention_mask=no_mask(tokens.device),
             use_cache=False,
             hilda=attention,
         )[0]
@@ -252,7 +253,7 @@ class Parent:
                     going.append(row)
             feed = choice[:, None]
             if len(going) < len(active):
-                rows = torch.tensor(going, dtype=torch.long, device=feed.device)
+                rows = send(going, feed.device, torch.long)
                 active, feed = [active[row] for row in going], feed[rows]
                 cache.keep_rows(rows)
         return [results[i] for i in range(len(prompts))]
@@ -262,10 +263,10 @@ class Parent:
         longest = max((len(prompt) for prompt in prompts), default=0)
         pads = [longest - len(prompt) for prompt in prompts]
         rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
-        tokens = torch.tensor(rows, dtype=torch.long, device=self.device)
+        tokens = send(rows, self.device, torch.long)
         cache = CausalCache(len(prompts), longest + new)
         if any(pads):
-            cache.pads = torch.tensor(pads, device=self.device)
+            cache.pads = send(pads, self.device)
         return list(tokens.split(PREFILL_TOKENS, dim=1)), cache
 
     def _fill(self, feed: Int[Tensor, "batch new"], cache: CausalCache) -> Float[Tensor, "batch new hidden"]:
@@ -316,7 +317,8 @@ def sample(
     # One uniform number per row instead of multinomial's one per id; drawn on the CPU, so that a seed gives the same
     # text on every device, and summed in fp64, so that rare ids keep their probability.
     cumulative = probability.double().cumsum(-1)
-    draw = torch.rand(len(cumulative), 1, dtype=torch.float64, generator=generator).to(logits.device)
+    draw = torch.rand(len(cumulative), 1, dtype=torch.float64, generator=generator)
+    draw = draw.to(logits.device, non_blocking=True)
     chosen = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)[:, 0]
     return chosen.clamp_max(logits.shape[-1] - 1)
 
@@ -373,7 +375,7 @@ def _sample_batch(
     top_p: float,
     generator: torch.Generator,
 ) -> list[list[int]]:
-    stops = torch.tensor(default_stops(parent.tokenizer), device=parent.device, dtype=torch.long)
+    stops = torch.tensor(default_stops(parent.tokenizer), dtype=torch.long)
     documents: list[list[int]] = [[] for _ in range(rows)]
     owner = torch.arange(rows)
     active = torch.ones(rows, dtype=torch.bool)
@@ -381,15 +383,16 @@ def _sample_batch(
     feed = torch.full((rows, 1), start_id, device=parent.device)
     for _ in range(max_tokens):
         choice = sample(parent._step(feed, cache), temperature, top_p, 0, generator)
-        active &= ~torch.isin(choice, stops).cpu()
-        for row, token in zip(owner[active].tolist(), choice.cpu()[active].tolist(), strict=True):
+        drawn = choice.cpu()
+        active &= ~torch.isin(drawn, stops)
+        for row, token in zip(owner[active].tolist(), drawn[active].tolist(), strict=True):
             documents[row].append(token)
         if not active.any():
             break
         feed = choice[:, None]
         # Finished rows ride along until they are many: dropping them copies the cache.
         if 4 * int(active.sum()) <= 3 * len(owner):
-            kept = active.nonzero()[:, 0].to(feed.device)
+            kept = active.nonzero()[:, 0].to(feed.device, non_blocking=True)
             cache.keep_rows(kept)
             owner, feed, active = owner[active], feed[kept], active[active]
     return documents

@@ -142,7 +142,7 @@ def loop_against_bare(
         if canvas is None:
             return
         start, cached = session.rows[0].start, session.rows[0].cached
-        where = decoder.needs(canvas)
+        where = canvas.read(decoder.needs(canvas))
         session.write(decoder.edit(session.logits(where), where, canvas))
         finish(model.device)
         loop = time.perf_counter() - begun

@@ -6,6 +6,7 @@ configuration. The general contract is `Decoder.decode`; most methods are one `S
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -33,6 +34,27 @@ class Canvas:
     def editable(self) -> Bool[Tensor, "batch block"]:
         """Written by us, and not a mask."""
         return ~self.masked & ~self.fixed
+
+    @cached_property
+    def every(self) -> Bool[Tensor, "batch block"]:
+        """All positions of the block."""
+        return torch.ones_like(self.masked)
+
+    def read(self, needed: Bool[Tensor, "batch block"]) -> Bool[Tensor, "batch block"]:
+        """The positions whose logits are made where those at `needed` are wanted.
+
+        On a CPU the same. Elsewhere every one: the host would have to wait for the device to count them, once a
+        step, and a few more rows of the head cost less than that.
+        """
+        return needed if needed.device.type == "cpu" else self.every
+
+    def places(self, where: Bool[Tensor, "batch block"]) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Row and place of the chosen positions, in row-major order. Every position's are known without waiting."""
+        if where.device.type == "cpu" or where is not self.every:
+            row, place = where.nonzero(as_tuple=True)
+            return row, place
+        index = torch.arange(where.numel(), device=where.device)
+        return index // where.shape[1], index % where.shape[1]
 
     def apply(self, edit: "Edit") -> Int[Tensor, "batch block"]:
         """The tokens after an edit."""
@@ -97,7 +119,7 @@ class StepDecoder(Decoder):
 
     def decode(self, denoiser: Denoiser) -> None:
         while (canvas := denoiser.canvas()) is not None:
-            where = self.needs(canvas)
+            where = canvas.read(self.needs(canvas))
             denoiser.write(self.edit(denoiser.logits(where), where, canvas))
 
 

@@ -7,17 +7,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hildanext.decode.base import Canvas, Edit, StepDecoder
+from hildanext.runtime import send
 
 
 def needs(decoders: Sequence[StepDecoder], canvas: Canvas) -> Bool[Tensor, "batch block"]:
     """Positions whose logits the rows' decoders will read; `decoders` has one for each row."""
-    groups = _groups(decoders)
+    groups = _groups(decoders, canvas.tokens.device)
     if len(groups) == 1:
-        return decoders[0].needs(canvas)
+        return canvas.read(decoders[0].needs(canvas))
     where = torch.zeros_like(canvas.masked)
     for decoder, rows in groups.items():
         where[rows] = decoder.needs(_of(canvas, rows))
-    return where
+    return canvas.read(where)
 
 
 def edit(
@@ -27,14 +28,17 @@ def edit(
     canvas: Canvas,
 ) -> Edit:
     """What to write, given the logits at `where` (row-major). Rows whose decoders are equal are decided at once."""
-    groups = _groups(decoders)
+    groups = _groups(decoders, canvas.tokens.device)
     if len(groups) == 1:
         return decoders[0].edit(logits, where, canvas)
-    owner = where.nonzero()[:, 0]
-    parts = [
-        (rows, decoder.edit(logits[torch.isin(owner, rows)], where[rows], _of(canvas, rows)))
-        for decoder, rows in groups.items()
-    ]
+    parts = []
+    for decoder, rows in groups.items():
+        part = _of(canvas, rows)
+        if where.device.type != "cpu" and where is canvas.every:
+            asked, chosen = part.every, logits.unflatten(0, where.shape)[rows].flatten(0, 1)
+        else:
+            asked, chosen = where[rows], logits[torch.isin(where.nonzero()[:, 0], rows)]
+        parts.append((rows, decoder.edit(chosen, asked, part)))
     first = parts[0][1]
     whole = Edit(
         torch.zeros_like(canvas.masked),
@@ -48,12 +52,12 @@ def edit(
     return whole
 
 
-def _groups(decoders: Sequence[StepDecoder]) -> dict[StepDecoder, Tensor]:
+def _groups(decoders: Sequence[StepDecoder], device: torch.device) -> dict[StepDecoder, Tensor]:
     """Rows (in rising order) by decoder."""
     found: dict[StepDecoder, list[int]] = {}
     for row, decoder in enumerate(decoders):
         found.setdefault(decoder, []).append(row)
-    return {decoder: torch.tensor(rows) for decoder, rows in found.items()}
+    return {decoder: send(rows, device) for decoder, rows in found.items()}
 
 
 def _of(canvas: Canvas, rows: Tensor) -> Canvas:

@@ -30,14 +30,15 @@ def check_sampling(temperature: float, top_p: float | None, top_k: int | None) -
 
 def candidates(
     logits: Float[Tensor, "rows vocab"],
-    uniform: Float[Tensor, " rows"],
+    uniform: Float[Tensor, " rows"] | None,
     temperature: float = 0.0,
     top_p: float | None = None,
     top_k: int | None = None,
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """One token for each row and its confidence. Greedy at temperature 0."""
+    """One token for each row and its confidence. Greedy at temperature 0, where no `uniform` is needed."""
     best, tokens = logits.max(-1)
     if temperature > 0.0:
+        assert uniform is not None, "sampling needs a draw for each row"
         tokens = _sample(logits / temperature, uniform, top_p, top_k)
         best = logits.gather(-1, tokens[:, None])[:, 0]
     return tokens, (best - logits.logsumexp(-1)).exp()

@@ -9,6 +9,7 @@ token of a block from the clean hidden state before it, kept in `boundary`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from hildanext.decode.sampling import uniforms
 from hildanext.kv import BlockCache, CachedAttention, Run, positions_of, rows_of
 from hildanext.models.attention import AttentionContext, MaskedAttention
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.runtime import send
 
 Commit = Literal["auto", "fused", "separate"]
 Kind = Literal["denoise", "revise"]
@@ -127,8 +129,8 @@ class BlockSession:
             len(prompt),
             limit,
             len(prompt) // self.block * self.block,
-            tokens.to(model.device),
-            uniforms(seed, capacity).to(model.device),
+            tokens.to(model.device, non_blocking=True),
+            uniforms(seed, capacity).to(model.device, non_blocking=True),
             torch.zeros(capacity // self.block + 1, hidden, dtype=model.dtype, device=model.device),
             BlockCache.of(model, capacity, self.debug) if self.cached else None,
         )
@@ -158,7 +160,8 @@ class BlockSession:
 
         Returns those that have ended.
         """
-        ended = [row for row in self._finished if self.ended(row, row.tokens[: row.start].tolist())]
+        texts = _texts(self._finished)
+        ended = [row for row, text in zip(self._finished, texts, strict=True) if self.ended(row, text)]
         ended += [row for row in self._finished if row not in ended and row.start >= row.limit]
         self._finished = []
         fed = [row for row in self.joining if self._unfed(row) == 0]
@@ -173,7 +176,7 @@ class BlockSession:
         spans = [slice(row.start, row.start + self.block) for row in self.rows]
         tokens = torch.stack([row.tokens[span] for row, span in zip(self.rows, spans, strict=True)])
         uniform = torch.stack([row.uniform[span] for row, span in zip(self.rows, spans, strict=True)])
-        facts = torch.tensor([(row.start, row.prompt, row.checks) for row in self.rows], device=tokens.device)
+        facts = send([(row.start, row.prompt, row.checks) for row in self.rows], tokens.device)
         self._places = facts[:, :1] + self._offset
         fixed = self._places < facts[:, 1:2]
         masked = (tokens == self.card.mask_id) & ~fixed
@@ -193,7 +196,7 @@ class BlockSession:
         hidden = self._forward(feeds + prompts)
         for row, run in feeds:
             row.denoise += run.width > 0
-        return self._read(hidden, feeds, where)
+        return self._read(hidden, feeds, self._canvas.places(where))
 
     def write(self, edit: Edit) -> None:
         canvas = self._canvas
@@ -240,10 +243,11 @@ class BlockSession:
         nothing = torch.zeros_like(fixed)
         uniform = row.uniform[None, first : row.start]
         canvas = Canvas(tokens, nothing, fixed, uniform, torch.zeros(1, dtype=torch.int64, device=tokens.device))
-        change = edit(self._read(hidden, [(row, run)], canvas.editable), canvas.editable, canvas)
+        where = canvas.read(canvas.editable)
+        change = edit(self._read(hidden, [(row, run)], canvas.places(where)), where, canvas)
         if self.observe is not None:
             self.observe(steps([row], canvas, change, places, "revise")[0])
-        changed = change.write[0].nonzero()[:, 0].tolist()
+        changed = [place for place, wrote in enumerate(change.write[0].tolist()) if wrote]
         if not changed:
             return
         row.tokens[first : row.start] = canvas.apply(change)[0]
@@ -272,7 +276,8 @@ class BlockSession:
         """Hidden states of the fed tokens, the rows' runs one behind another; commits the clean ones."""
         feeds = [(row, run) for row, run in feeds if run.width > 0]
         if not feeds:
-            return torch.zeros(0, self.model.causal_lm.config.hidden_size, dtype=self.model.dtype)
+            hidden_size = self.model.causal_lm.config.hidden_size
+            return torch.zeros(0, hidden_size, dtype=self.model.dtype, device=self.model.device)
         runs = [run for _, run in feeds]
         tokens = torch.cat([row.tokens[run.start : run.extent] for row, run in feeds])[None]
         caches = [row.cache for row, _ in feeds if row.cache is not None]
@@ -299,15 +304,19 @@ class BlockSession:
         return hidden
 
     def _read(
-        self, hidden: Float[Tensor, "fed hidden"], feeds: Sequence[tuple[Row, Run]], where: Bool[Tensor, "batch block"]
+        self,
+        hidden: Float[Tensor, "fed hidden"],
+        feeds: Sequence[tuple[Row, Run]],
+        places: tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]],
     ) -> Float[Tensor, "rows vocab"]:
-        """Logits that predict the positions at `where` of the noisy runs, from the forward that fed `feeds` first."""
+        """Logits that predict the positions at `places` (see `Canvas.places`) of the noisy runs, from the forward
+        that fed `feeds` first."""
         begins, begin = [], 0
         for _, run in feeds:
             begins.append(begin + run.clean)
             begin += run.width
-        row, place = where.nonzero(as_tuple=True)
-        index = torch.tensor(begins, device=hidden.device)[row] + place
+        row, place = places
+        index = send(begins, hidden.device)[row] + place
         if self.card.shift == "left":  # one state further left; where nothing clean was fed, the boundary
             before = torch.stack([one.boundary[(run.start + run.clean) // self.block] for one, run in feeds])
             index = torch.where(place == 0, row, index + len(before) - 1)
@@ -315,12 +324,22 @@ class BlockSession:
         return self.model.logits(hidden[index])
 
 
+def _texts(rows: Sequence[Row]) -> list[list[int]]:
+    """The final tokens of each row; the host waits once for all of them."""
+    if not rows:
+        return []
+    text: list[int] = torch.cat([row.tokens[: row.start] for row in rows]).tolist()
+    ends = list(accumulate(row.start for row in rows))
+    return [text[end - row.start : end] for row, end in zip(rows, ends, strict=True)]
+
+
 def steps(
     rows: Sequence[Row], canvas: Canvas, edit: Edit, places: Int[Tensor, "batch block"], kind: Kind
 ) -> list[Step]:
     """What an edit does to each row, in plain numbers."""
-    fields: tuple[Any, ...] = (places, canvas.tokens, canvas.masked, edit.write, edit.tokens, edit.confidence)
-    columns = [field.tolist() for field in fields]
+    final = edit.final[:, None].expand_as(edit.write)
+    whole = torch.stack([places.expand_as(edit.tokens), canvas.tokens, canvas.masked, edit.write, edit.tokens, final])
+    columns: list[Any] = [*whole.tolist(), edit.confidence.tolist()]
     found = []
     for r, row in enumerate(rows):
         cells = list(zip(*(column[r] for column in columns), strict=True))
@@ -331,9 +350,9 @@ def steps(
                 start=cells[0][0],
                 kind=kind,
                 masks=[place for place, _, masked, *_ in cells if masked],
-                drafts=[(place, new, p) for place, _, masked, write, new, p in cells if write and masked],
-                edits=[(place, old, new, p) for place, old, masked, write, new, p in cells if write and not masked],
-                final=bool(edit.final[r]),
+                drafts=[(place, new, p) for place, _, masked, write, new, _, p in cells if write and masked],
+                edits=[(place, old, new, p) for place, old, masked, write, new, _, p in cells if write and not masked],
+                final=bool(cells[0][5]),
             )
         )
     return found

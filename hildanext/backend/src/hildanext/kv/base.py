@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hildanext.masks import Rows
+from hildanext.runtime import send
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,8 @@ def rows_of(runs: Sequence[Run], device: torch.device) -> Rows:
     The noisy run counts as one block behind every clean one, which it is in plain decoding, and which a revision
     of several blocks makes of it.
     """
-    widths = torch.tensor([run.width for run in runs], device=device)
-    document = torch.repeat_interleave(torch.arange(len(runs), device=device), widths)[None]
+    document = send([number for number, run in enumerate(runs) for _ in range(run.width)], device)[None]
     position = positions_of(runs, device)
-    first = torch.tensor([run.start + run.clean for run in runs], device=device)[document]
+    first = send([run.start + run.clean for run in runs], device)[document]
     noisy = position >= first
     return Rows(document, position.masked_fill(noisy, torch.iinfo(torch.int32).max), noisy)

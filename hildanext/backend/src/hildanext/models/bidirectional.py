@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hildanext.errors import ModelError, NumericsError
-from hildanext.models.attention import NO_MASK, SEAM, AttentionContext
+from hildanext.models.attention import SEAM, AttentionContext, no_mask
 from hildanext.models.card import Card
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -117,7 +117,7 @@ class DiffusionModel(nn.Module):
         return self.causal_lm.model(
             inputs_embeds=embeddings,
             position_ids=positions,
-            attention_mask=NO_MASK.to(embeddings.device),
+            attention_mask=no_mask(embeddings.device),
             use_cache=False,
             hilda=attention,
         )[0]
