@@ -214,7 +214,7 @@ def one_step(
         pairs = (lambda rows: CausalPairs.collate([[(at, at - 3, 1.0) for at in range(4, 12)] for _ in rows]))
         noise = NoiseKnobs(replace_rate=0.5)
         views = Views(
-            Text(chat), 2, noise, model.card, torch.arange(60), there_device, 0, pairs if "c2dlm" in made else None
+            Text(chat), 2, noise, model.card, torch.arange(60), 0, pairs if "c2dlm" in made else None
         )
         marks = Marks(views, device if there_device == DEVICE else None)
         stage = Stage(
@@ -284,7 +284,7 @@ def test_what_is_measured_while_training():
     def run(device: torch.device, there: Place) -> Any:
         model = small(there)
         step = SupervisedStep(model, {})
-        batches = [Text(True).batch([0, 1]).to(device), Text(True).batch([2, 3]).to(device)]
+        batches = [Text(True).batch([0, 1]), Text(True).batch([2, 3])]
         bound_, edits = Validation(batches, 1, model.card), EditCheck(batches, model.card, torch.arange(60))
         return bound_(step, 0), edits(step, 0)
 

@@ -214,7 +214,7 @@ def test_views_are_a_function_of_their_number_and_differ_between_numbers(section
     rung, cpu = Rung(phase="stable", block_size=8, tokens=1), torch.device("cpu")
 
     def make(seed: int) -> Views:
-        return Views(dataset, 2, NoiseKnobs(), card, torch.arange(9), cpu, seed, dataset.pairs)
+        return Views(dataset, 2, NoiseKnobs(), card, torch.arange(9), seed, dataset.pairs)
 
     one, again, other = make(0), make(0), make(1)
     for number in (7, 0, 3):

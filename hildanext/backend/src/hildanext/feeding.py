@@ -41,6 +41,10 @@ class Fed:
     seq: int
     """Length of the view's rows."""
 
+    def to(self, device: torch.device | str) -> "Fed":
+        """The same columns on a device; the host does not wait for it."""
+        return Fed(*(part.to(device, non_blocking=True) for part in (self.noisy, self.clean)), self.seq)
+
     @cached_property
     def token(self) -> Int[Tensor, "batch fed"]:
         """The token that each column is a copy of."""

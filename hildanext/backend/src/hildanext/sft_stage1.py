@@ -144,13 +144,13 @@ def _stage(
         ChatDataset(run / DATA, part, data.sequence_length, block_size, eos, data.packing)
         for part in ("train", "valid")
     )
-    held_out = drawn_batches(valid, knobs_.valid_rows, batch_size, model.device)
+    held_out = drawn_batches(valid, knobs_.valid_rows, batch_size)
     bound, edits = Validation(held_out, eos, model.card), EditCheck(held_out, model.card, real)
     total = max(1, round(knobs_.epochs * dataset.tokens))
     return Stage(
         total_tokens=total,
         rung=lambda tokens: Rung(phase="stable", block_size=block_size, tokens=total),
-        views=Views(dataset, batch_size, knobs_, model.card, real, model.device, knobs_.seed, dataset.pairs),
+        views=Views(dataset, batch_size, knobs_, model.card, real, knobs_.seed, dataset.pairs),
         validate=lambda step, number: {**bound(step, number), **edits(step, number)},
         turns=knobs_.turns,
         seed=knobs_.seed,

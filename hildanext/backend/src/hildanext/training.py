@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hildanext.diffusion import View, next_turn, targets
@@ -74,23 +74,38 @@ class Stage:
 
 @dataclass
 class _Window:
-    """Sums over the micro-batches of one optimiser step."""
+    """Sums over the micro-batches of one optimiser step. They stay where they were computed until `read`."""
 
+    outcomes: list[tuple[Outcome, float]] = field(default_factory=list)
     total: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
-    correct: Tensor | None = None
-    masked: Tensor | None = None
+    correct: list[int] = field(default_factory=list)
+    masked: list[int] = field(default_factory=list)
 
     def add(self, outcome: Outcome, share: float) -> None:
         """`share` is what a loss that is an average already counts for, so that the normaliser divides it away."""
-        self.total += float(outcome.total.detach())
-        for name, value in outcome.losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + float(value)
-        for name, value in outcome.averages.items():
-            self.losses[name] = self.losses.get(name, 0.0) + share * float(value)
-            self.total += share * float(value)
-        self.correct = outcome.correct if self.correct is None else self.correct + outcome.correct
-        self.masked = outcome.masked if self.masked is None else self.masked + outcome.masked
+        self.outcomes.append((replace(outcome, total=outcome.total.detach(), draft=None, auxiliary=None), share))
+
+    def read(self, norm: Float[Tensor, ""]) -> float:
+        """Fill the sums and return the norm. The one point of a step where the host waits for the device."""
+        counts = [sum(part[1:], part[0]) for part in zip(*((o.correct, o.masked) for o, _ in self.outcomes), strict=True)]
+        scalars = [[o.total, *o.losses.values(), *o.averages.values()] for o, _ in self.outcomes]
+        flat = [*(value for values in scalars for value in values), norm.to(counts[0].device)]
+        wide = torch.float32 if norm.device.type == "mps" else torch.float64  # MPS has no fp64
+        read = torch.cat([torch.stack([value.to(wide) for value in flat]), *(count.to(wide) for count in counts)]).tolist()
+        at = iter(read)
+        for outcome, share in self.outcomes:
+            self.total += next(at)
+            for name in outcome.losses:
+                self.losses[name] = self.losses.get(name, 0.0) + next(at)
+            for name in outcome.averages:
+                value = share * next(at)
+                self.losses[name] = self.losses.get(name, 0.0) + value
+                self.total += value
+        norm_ = next(at)
+        tail = [int(count) for count in at]
+        self.correct, self.masked = tail[: len(BUCKETS)], tail[len(BUCKETS) :]
+        return norm_
 
 
 def make_optimizer(module: torch.nn.Module, knobs: TrainKnobs) -> torch.optim.Optimizer:
@@ -263,7 +278,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         window = self._forward_backward(views, normaliser, progress)
-        norm = clip_gradients(accelerator, self.module, self.knobs.clip)
+        norm = window.read(clip_gradients(accelerator, self.module, self.knobs.clip))
         sums = self._reduced(window)
         loss = sums.pop("total") / normaliser
         self.guard.check(counters["step"] + 1, rung.block_size, loss, norm)
@@ -319,14 +334,13 @@ class _Loop:
                 accelerator.backward(loss)
             window.add(outcome, normaliser / (len(forwards) * accelerator.num_processes))
             if wants_draft and outcome.draft is not None:
-                view = next_turn(view, outcome.draft, self.plain.model.card.mask_id)
+                view = next_turn(view, outcome.draft.to(view.clean.device), self.plain.model.card.mask_id)
         return window
 
     def _reduced(self, window: _Window) -> dict[str, Any]:
         names = sorted(window.losses)
-        assert window.correct is not None and window.masked is not None
-        flat = torch.tensor([window.total, *(window.losses[n] for n in names)], dtype=torch.float64)
-        flat = torch.cat([flat, window.correct.cpu().double(), window.masked.cpu().double()])
+        numbers = [window.total, *(window.losses[n] for n in names), *window.correct, *window.masked]
+        flat = torch.tensor(numbers, dtype=torch.float64)
         values = summed(self.accelerator, flat).tolist()
         buckets = len(BUCKETS)
         return {

@@ -19,17 +19,17 @@ from hildanext.supervision.mask_to_token import MaskToToken
 from hildanext.training import Stage, make_generator
 
 
-def first_batches(dataset: Rows, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
+def first_batches(dataset: Rows, rows: int, batch_size: int) -> list[Batch]:
     """The data set's first `rows` rows (all, where it has fewer), always in the same batches."""
     rows = min(rows, len(dataset))
     starts = range(0, rows, batch_size)
-    return [dataset.batch(range(start, min(start + batch_size, rows))).to(device) for start in starts]
+    return [dataset.batch(range(start, min(start + batch_size, rows))) for start in starts]
 
 
-def drawn_batches(dataset: Rows, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
+def drawn_batches(dataset: Rows, rows: int, batch_size: int) -> list[Batch]:
     """`rows` rows drawn from all over the data set (all, where it has fewer), always the same in the same batches."""
     drawn = row_order(len(dataset), 0, 0)[:rows]
-    return [dataset.batch(drawn[at : at + batch_size]).to(device) for at in range(0, len(drawn), batch_size)]
+    return [dataset.batch(drawn[at : at + batch_size]) for at in range(0, len(drawn), batch_size)]
 
 
 def measure_start(metrics: Path, stage: Stage, step: SupervisedStep) -> None:
@@ -79,8 +79,9 @@ class Validation:
             if batch.hidden is not None:
                 view = hide_tokens(view, batch.hidden, self.card.mask_id)
             outcome = scorer(view)
-            nats.append(float(outcome.total))
-            right, masked = right + int(outcome.correct.sum()), masked + int(outcome.masked.sum())
+            sums = torch.stack([outcome.total, outcome.correct.sum(), outcome.masked.sum()]).tolist()  # one wait
+            nats.append(sums[0])
+            right, masked = right + int(sums[1]), masked + int(sums[2])
         per_batch = torch.tensor([total / max(count, 1) for total, count in zip(nats, self.counts, strict=True)])
         spread = float(per_batch.std(unbiased=True)) if len(nats) > 1 else float("nan")
         return {
@@ -120,9 +121,9 @@ class EditCheck:
         for view in self.views:
             draft = scorer(view, generator=make_generator(0, 5), wants_draft=True).draft
             if draft is not None:
-                right = draft == view.clean
+                right = draft.to(view.clean.device) == view.clean
                 found = (right & view.replaced, view.replaced, right & view.kept, view.kept)
-                counts += torch.stack([one.sum() for one in found]).cpu()
+                counts += torch.stack([one.sum() for one in found])
         corrected, wrong, kept, rest = counts.tolist()
         return {
             "corrected": corrected / wrong if wrong else float("nan"),

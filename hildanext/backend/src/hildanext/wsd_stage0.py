@@ -114,12 +114,12 @@ def convert(
         model, losses, teacher.head if teacher else None, knobs_.train.chunk, layout=knobs_.train.layout
     )
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
-    held_out = first_batches(valid, knobs_.valid_rows, knobs_.train.batch_size, device)
+    held_out = first_batches(valid, knobs_.valid_rows, knobs_.train.batch_size)
     best = Best(run, model, tokenizer, knobs_.merge_top_k if knobs_.merge_top_k > 1 else 0)
     stage = Stage(
         total_tokens=total_tokens(knobs_.wsd),
         rung=lambda tokens: rung_at(knobs_.wsd, tokens),
-        views=Views(dataset, knobs_.train.batch_size, knobs_, model.card, real, device, knobs_.seed),
+        views=Views(dataset, knobs_.train.batch_size, knobs_, model.card, real, knobs_.seed),
         validate=Validation(held_out, valid.pad_id, model.card),
         teacher=reader(teacher, model),
         turns=knobs_.turns,

@@ -81,7 +81,8 @@ class DiffusionModel(nn.Module):
             here = embeddings.device if generator is None else generator.device
             batch, seq, hidden = embeddings.shape
             drawn = (batch, seq if row_length is None else row_length, hidden)
-            noise = torch.randn(drawn, generator=generator, device=here, dtype=torch.float32).to(embeddings.device)
+            noise = torch.randn(drawn, generator=generator, device=here, dtype=torch.float32)
+            noise = noise.to(embeddings.device, non_blocking=True)
             if token is not None:
                 noise = noise.gather(1, token[..., None].expand(-1, -1, hidden))
             deviation = mask_noise * self._deviation_of_rows().float()

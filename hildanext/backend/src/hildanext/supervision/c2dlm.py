@@ -98,7 +98,10 @@ class CausalAttention(Supervision):
             return None
         layers = self._layers(scene.model.causal_lm.config.num_hidden_layers)
         grams = {layer: _gram(scene.model, layer) for layer in layers} if self.reattention == "v_out_norm" else None
-        return AttentionToCauses(scene.attention, self, rows, frozenset(layers), weight, grams)
+        real = rows.real.nonzero(as_tuple=True)
+        device = scene.model.device
+        there = tuple(part.to(device, non_blocking=True) for part in real)
+        return AttentionToCauses(scene.attention, self, rows.to(device), there, frozenset(layers), weight, grams)
 
     def _wanted(self, view: View) -> Bool[Tensor, "batch seq"]:
         if self.apply == "both":
@@ -122,6 +125,8 @@ class AttentionToCauses:
     inner: AttentionContext
     knobs: CausalAttention
     rows: CausalRows
+    real: tuple[Tensor, ...]
+    """Where `rows.real` is true, so that nobody waits to count them."""
     layers: frozenset[int]
     weight: float
     grams: dict[int, Tensor] | None = None
@@ -140,7 +145,7 @@ class AttentionToCauses:
     def loss(self) -> Float[Tensor, ""]:
         """lambda_c times the mean of the rows' losses."""
         causes, others = torch.stack(list(self.found.values())).mean(0)
-        real = self.rows.real
+        real = self.real
         knobs = self.knobs
         return self.weight * row_loss(causes[real], others[real], knobs.loss, knobs.alpha, knobs.eps).mean()
 
@@ -220,7 +225,7 @@ def row_loss(
     if kind == "mass":
         return -(causes + eps).log()
     if kind == "log_hinge":
-        return (causes.new_tensor(alpha).log() - ((causes + eps) / (others + eps)).log()).clamp_min(0.0)
+        return (causes.new_full((), alpha).log() - ((causes + eps) / (others + eps)).log()).clamp_min(0.0)
     ratio = causes / (others + eps)
     losses = {
         "cat_hinge": lambda: alpha - ratio,

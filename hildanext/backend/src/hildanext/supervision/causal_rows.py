@@ -31,6 +31,11 @@ class CausalRows:
     others: Float[Tensor, "batch rows fed"]
     """The same for the visible columns that are neither causes nor special tokens nor the row itself."""
 
+    def to(self, device: torch.device) -> "CausalRows":
+        """The same rows on a device; the host does not wait for it."""
+        parts = (self.index, self.real, self.visible, self.causal, self.others)
+        return CausalRows(*(part.to(device, non_blocking=True) for part in parts))
+
 
 def causal_rows(
     view: View,
