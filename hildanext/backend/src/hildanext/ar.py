@@ -152,17 +152,22 @@ class Parent:
     ) -> Float[Tensor, "batch seq"]:
         """Exact -log p(token | earlier tokens of its document) in nats; 0 at position 0 and at padding.
 
-        The head is applied to `chunk` rows at a time.
+        The head is applied to `chunk` rows at a time. Where the tokens lie on the host, the result does too, and is
+        the one thing that the host waits for.
         """
+        rows, columns = ((position > 0) & (document >= 0)).nonzero(as_tuple=True)
+        asked = tokens.device
+        tokens, document, position, rows, columns = (
+            part.to(self.device, non_blocking=True) for part in (tokens, document, position, rows, columns)
+        )
         hidden = self.hidden(tokens, document, position)
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         nll = torch.zeros(tokens.shape, dtype=wide, device=tokens.device)
-        rows, columns = ((position > 0) & (document >= 0)).nonzero(as_tuple=True)
         for start in range(0, len(rows), chunk):
             row, column = rows[start : start + chunk], columns[start : start + chunk]
             logits = self.logits(hidden[row, column - 1])
             nll[row, column] = cross_entropy(logits, tokens[row, column], reduction="none")
-        return nll
+        return nll.to(asked)
 
     def generate(
         self,

@@ -117,18 +117,24 @@ def padding_tokens(batch: Batch, pad_id: int) -> Bool[Tensor, "batch seq"]:
 
 @torch.no_grad()
 def masked_nll(model: DiffusionModel, view: View, chunk: int = 128) -> Float[Tensor, "batch seq"]:
-    """-log p(token | what the view shows) at masked tokens, 0 elsewhere; logits exist for `chunk` of them at a time."""
-    card = model.card
+    """-log p(token | what the view shows) at masked tokens, 0 elsewhere; logits exist for `chunk` of them at a time.
+
+    On the model's device, which nobody waits for where the view is on the host.
+    """
+    card, device = model.card, model.device
     batch, seq = view.clean.shape
     fed = choose(view, card.shift)
-    embeddings = model.embed(fed.tokens(view))
-    hidden = model(embeddings, fed.rows(view).position, attention_for(view, fed, card.clean_mask, embeddings))
+    sent, columns = view.to(device), fed.to(device)
+    embeddings = model.embed(columns.tokens(sent))
+    attention = attention_for(view, fed, card.clean_mask, embeddings)
+    hidden = model(embeddings, columns.rows(sent).position, attention)
     where = view.masked.nonzero(as_tuple=True)
-    readout = fed.readout(view.position, view.block_size, card.shift)
-    rows = hidden[where[0], readout[where]]
+    column = fed.readout(view.position, view.block_size, card.shift)[where].to(device, non_blocking=True)
+    where = (where[0].to(device, non_blocking=True), where[1].to(device, non_blocking=True))
+    rows = hidden[where[0], column]
     weight = torch.ones(len(rows), device=rows.device)
     losses = linear_cross_entropy(
-        rows, model.head.detach(), view.clean[where], weight, model.banned, chunk=chunk
+        rows, model.head.detach(), sent.clean[where], weight, model.banned, chunk=chunk
     ).cross_entropy
     result = torch.zeros(batch, seq, dtype=losses.dtype, device=losses.device)
     result[where] = losses
@@ -159,19 +165,23 @@ def bound(
     draws = 1 if block_size == 1 else settings.draws
     sums = _Sums()
     for batch in batches:
-        batch = batch.to(model.device)
         scored, padding = scored_tokens(batch), padding_tokens(batch, pad_id)
         if not scored.any():
             continue
         blocks = block_index(batch.document, batch.position, block_size)
+        pairs, nll = list(noisings(scored, blocks, draws, settings.estimator, generator)), []
+        for pair in pairs:
+            for masked, weight in pair:
+                if masked.any():
+                    nll.append(masked_nll(model, _view(batch, masked, weight, block_size, model.card.mask_id), chunk))
+        sums.forwards += len(nll)
+        read = iter(torch.stack(nll).to(scored.device) if nll else ())  # the one wait of a batch
         per_draw = []
-        for pair in noisings(scored, blocks, draws, settings.estimator, generator):
+        for pair in pairs:
             losses = torch.zeros(scored.shape, dtype=torch.float64, device=scored.device)
             for masked, weight in pair:
                 if masked.any():
-                    view = _view(batch, masked, weight, block_size, model.card.mask_id)
-                    losses += weight * masked_nll(model, view, chunk).double()
-                    sums.forwards += 1
+                    losses += weight * next(read).double()
             per_draw.append(losses / len(pair))
         sums.add(torch.stack(per_draw), scored, padding, blocks)
     return sums.likelihood("exact" if block_size == 1 else "bound", block_size)
@@ -181,7 +191,6 @@ def parent_likelihood(parent: Parent, batches: Iterable[Batch], pad_id: int) -> 
     """The autoregressive parent's exact number on the very same tokens."""
     sums = _Sums()
     for batch in batches:
-        batch = batch.to(parent.device)
         scored, padding = scored_tokens(batch), padding_tokens(batch, pad_id)
         nll = parent.token_nll(batch.tokens, batch.document, batch.position).double()
         sums.add((nll * scored)[None], scored, padding, block_index(batch.document, batch.position, 1))
