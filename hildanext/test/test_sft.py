@@ -211,7 +211,7 @@ def test_views_are_a_function_of_their_number_and_differ_between_numbers(section
     prepare_data(section, CHAT, tmp_path / "run")
     dataset = ChatDataset(tmp_path / "run" / "data", "train", 96, 8, 0)
     card = random_model().card
-    rung, cpu = Rung(phase="stable", block_size=8, tokens=1), torch.device("cpu")
+    rung = Rung(phase="stable", block_size=8, tokens=1)
 
     def make(seed: int) -> Views:
         return Views(dataset, 2, NoiseKnobs(), card, torch.arange(9), seed, dataset.pairs)

@@ -43,7 +43,8 @@ class Fed:
 
     def to(self, device: torch.device | str) -> "Fed":
         """The same columns on a device; the host does not wait for it."""
-        return Fed(*(part.to(device, non_blocking=True) for part in (self.noisy, self.clean)), self.seq)
+        noisy, clean = (part.to(device, non_blocking=True) for part in (self.noisy, self.clean))
+        return Fed(noisy, clean, self.seq)
 
     @cached_property
     def token(self) -> Int[Tensor, "batch fed"]:

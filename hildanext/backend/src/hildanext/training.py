@@ -88,12 +88,13 @@ class _Window:
 
     def read(self, norm: Float[Tensor, ""]) -> float:
         """Fill the sums and return the norm. The one point of a step where the host waits for the device."""
-        counts = [sum(part[1:], part[0]) for part in zip(*((o.correct, o.masked) for o, _ in self.outcomes), strict=True)]
-        scalars = [[o.total, *o.losses.values(), *o.averages.values()] for o, _ in self.outcomes]
-        flat = [*(value for values in scalars for value in values), norm.to(counts[0].device)]
         wide = torch.float32 if norm.device.type == "mps" else torch.float64  # MPS has no fp64
-        read = torch.cat([torch.stack([value.to(wide) for value in flat]), *(count.to(wide) for count in counts)]).tolist()
-        at = iter(read)
+        counts = torch.stack([torch.cat([outcome.correct, outcome.masked]) for outcome, _ in self.outcomes]).sum(0)
+        scalars: list[Tensor] = []
+        for outcome, _ in self.outcomes:
+            scalars += [outcome.total, *outcome.losses.values(), *outcome.averages.values()]
+        scalars.append(norm.to(counts.device))
+        at = iter(torch.cat([torch.stack([value.to(wide) for value in scalars]), counts.to(wide)]).tolist())
         for outcome, share in self.outcomes:
             self.total += next(at)
             for name in outcome.losses:
@@ -102,10 +103,10 @@ class _Window:
                 value = share * next(at)
                 self.losses[name] = self.losses.get(name, 0.0) + value
                 self.total += value
-        norm_ = next(at)
+        had = float(next(at))
         tail = [int(count) for count in at]
         self.correct, self.masked = tail[: len(BUCKETS)], tail[len(BUCKETS) :]
-        return norm_
+        return had
 
 
 def make_optimizer(module: torch.nn.Module, knobs: TrainKnobs) -> torch.optim.Optimizer:

@@ -33,12 +33,12 @@ def edit(
         return decoders[0].edit(logits, where, canvas)
     parts = []
     for decoder, rows in groups.items():
-        part = _of(canvas, rows)
+        own = _of(canvas, rows)
         if where.device.type != "cpu" and where is canvas.every:
-            asked, chosen = part.every, logits.unflatten(0, where.shape)[rows].flatten(0, 1)
+            asked, chosen = own.every, logits.unflatten(0, where.shape)[rows].flatten(0, 1)
         else:
             asked, chosen = where[rows], logits[torch.isin(where.nonzero()[:, 0], rows)]
-        parts.append((rows, decoder.edit(chosen, asked, part)))
+        parts.append((rows, decoder.edit(chosen, asked, own)))
     first = parts[0][1]
     whole = Edit(
         torch.zeros_like(canvas.masked),

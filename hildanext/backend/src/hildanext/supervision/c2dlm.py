@@ -98,10 +98,8 @@ class CausalAttention(Supervision):
             return None
         layers = self._layers(scene.model.causal_lm.config.num_hidden_layers)
         grams = {layer: _gram(scene.model, layer) for layer in layers} if self.reattention == "v_out_norm" else None
-        real = rows.real.nonzero(as_tuple=True)
-        device = scene.model.device
-        there = tuple(part.to(device, non_blocking=True) for part in real)
-        return AttentionToCauses(scene.attention, self, rows.to(device), there, frozenset(layers), weight, grams)
+        rows = rows.to(scene.model.device)
+        return AttentionToCauses(scene.attention, self, rows, frozenset(layers), weight, grams)
 
     def _wanted(self, view: View) -> Bool[Tensor, "batch seq"]:
         if self.apply == "both":
@@ -125,8 +123,6 @@ class AttentionToCauses:
     inner: AttentionContext
     knobs: CausalAttention
     rows: CausalRows
-    real: tuple[Tensor, ...]
-    """Where `rows.real` is true, so that nobody waits to count them."""
     layers: frozenset[int]
     weight: float
     grams: dict[int, Tensor] | None = None
@@ -145,7 +141,7 @@ class AttentionToCauses:
     def loss(self) -> Float[Tensor, ""]:
         """lambda_c times the mean of the rows' losses."""
         causes, others = torch.stack(list(self.found.values())).mean(0)
-        real = self.real
+        real = self.rows.row, self.rows.place
         knobs = self.knobs
         return self.weight * row_loss(causes[real], others[real], knobs.loss, knobs.alpha, knobs.eps).mean()
 
