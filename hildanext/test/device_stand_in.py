@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -48,6 +48,7 @@ READS_BACK = {
     "unique_dim": "unique",
     "unique_consecutive": "unique",
     "equal": "equal",
+    "allclose": "allclose",
     "multinomial": "multinomial",
 }
 """Kernels that end with a number the host must know before it goes on, by the kind they are counted as."""
@@ -283,7 +284,7 @@ def _note_reads(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None
             _note_wait("mask indexing", len(masks))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_composite(func: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
