@@ -87,7 +87,7 @@ class SupervisedStep(nn.Module):
         self.chunk, self.layout = chunk, layout
         self.teacher_head: Tensor | None
         self.register_buffer("teacher_head", teacher_head, persistent=False)
-        self.special = (model.banned if special is None else special).cpu()
+        self.special = model.banned if special is None else special
 
     def forward(
         self,
@@ -166,8 +166,9 @@ class SupervisedStep(nn.Module):
         """The attention with everything that looks on wrapped around it, and the onlookers by name."""
         watches: dict[str, Watch] = {}
         for name, loss in self.losses.items():
-            special = self.special.to(view.clean.device)
-            scene = Scene(view, fed, may_predict, self.model, attention, special, progress, generator)
+            if loss.watches:  # it looks where the view lies; moved once
+                self.special = self.special.to(view.clean.device)
+            scene = Scene(view, fed, may_predict, self.model, attention, self.special, progress, generator)
             watch = loss.auxiliary(scene)
             if watch is not None:
                 watches[name] = attention = watch
