@@ -2,7 +2,7 @@
 
 python hildanext/scripts/ablate_c2dlm.py --folder runs/ablate-c2dlm
 
-The task is made up (`sources/chat/arithmetic.py`): stories of two additions or subtractions, answered by equations,
+The task is made up (data/sources/chat/arithmetic.py): stories of two additions or subtractions, answered by equations,
 with exact causal graphs. One warm-up fine-tuning without C2DLM teaches the format; every run then goes on from its
 checkpoint with the same data order and noise as the other runs of its seed. Interrupted, the same command goes on.
 Writes `ablation.json`, `ablation.md` and `ablation.png` into --out.
@@ -21,23 +21,22 @@ from typing import Any
 
 import torch
 
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
-from hildanext.conversations import set_template
-from hildanext.decode import decoder_section, make_decoder
-from hildanext.diffusion import CausalPairs, View, mask_tokens, targets
-from hildanext.errors import HildaError
-from hildanext.inference import GenerationKnobs, generate
+from hildanext.core.errors import HildaError
+from hildanext.core.plots import PALETTE, save
+from hildanext.core.run_dir import write_atomically
+from hildanext.core.runtime import machine, make_generator, set_threads
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
+from hildanext.data.chat_template import set_template
+from hildanext.decoding import decoder_section, make_decoder
+from hildanext.diffusion import CausalPairs, NoisedBatch, mask_tokens, targets
+from hildanext.grading.gsm8k import strict
+from hildanext.inference import GenerationConfig, generate
+from hildanext.losses import SupervisedStep
+from hildanext.losses.c2dlm import CausalAttention
+from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import load_diffusion
-from hildanext.plots import PALETTE, save
-from hildanext.rl.rewards.gsm8k import strict
-from hildanext.runfolder import write_atomically
-from hildanext.runtime import machine, set_threads
 from hildanext.sft_stage1 import sft
-from hildanext.supervision import SupervisedStep
-from hildanext.supervision.c2dlm import CausalAttention
-from hildanext.supervision.mask_to_token import MaskToToken
-from hildanext.training import make_generator
 
 ARMS = ("off", "m2t", "t2t", "both")
 MEASURES = {
@@ -134,7 +133,7 @@ def _measured(file: Path, checkpoint: Path, options: argparse.Namespace) -> dict
     model, tokenizer = load_diffusion(str(checkpoint), torch.float32, "cpu")
     model.eval()
     set_template(tokenizer)
-    data = ChatDataKnobs(**_data(round(options.held_out / HELD_OUT), 10_000))
+    data = ChatDataConfig(**_data(round(options.held_out / HELD_OUT), 10_000))
     folder = file.parent / "held-out"
     prepare_chat(folder, data, tokenizer, model.card.block_size)
     valid = ChatDataset(folder, "valid", LENGTH, model.card.block_size, int(tokenizer.eos_token_id), packing=False)
@@ -150,7 +149,7 @@ def _measured(file: Path, checkpoint: Path, options: argparse.Namespace) -> dict
 def _exact(valid: ChatDataset, model: DiffusionModel, tokenizer: Any) -> float:
     """Per cent of held-out answers whose number after `####` is the right one."""
     asked = [valid.conversation(number) for number in range(valid.conversations)]
-    how = GenerationKnobs(max_new_tokens=32, batch_size=50)
+    how = GenerationConfig(max_new_tokens=32, batch_size=50)
     decoder = make_decoder(decoder_section("S_MODE"))
     done = generate(model, tokenizer, [one.prompt for one in asked], decoder, how)
     wanted = [str(tokenizer.decode(one.answer, skip_special_tokens=True)) for one in asked]
@@ -196,7 +195,7 @@ def _effects(valid: ChatDataset, model: DiffusionModel, tokenizer: Any) -> dict[
     }
 
 
-def _drafted(step: SupervisedStep, view: View) -> torch.Tensor:
+def _drafted(step: SupervisedStep, view: NoisedBatch) -> torch.Tensor:
     """The tokens after one forward with tau_edit = 0; a mask is filled, however unsure the model is."""
     everything = replace(view, masked=torch.zeros_like(view.masked), replaced=view.masked | view.replaced)
     draft = step(everything, generator=make_generator(8), wants_draft=True).draft
@@ -204,7 +203,9 @@ def _drafted(step: SupervisedStep, view: View) -> torch.Tensor:
     return draft
 
 
-def _one_effect_each(pairs: CausalPairs, view: View, digits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _one_effect_each(
+    pairs: CausalPairs, view: NoisedBatch, digits: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """One drawn effect token of every row, [batch seq] bool; only those that are digits and may be predicted."""
     effects = torch.zeros_like(view.maskable)
     effects[pairs.row, pairs.effect] = True

@@ -30,12 +30,13 @@ QLORA = {**ADAPTERS, "quantize": "nf4"}
 
 
 def case(parent: str, length: int, batch: int, convert: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
-    rung = {"phase": "stable", "block_size": 32, "tokens": 10**9}
+    phase = {"phase": "stable", "block_size": 32, "tokens": 10**9}
     return {
         "data": {"sequence_length": length, "pad_to_block": 32},
         "convert": {
-            "parent": parent, "alignment": "parent", "block_size": 32, "wsd": [rung], "losses": LOSSES, "valid_rows": 1,
-            "device": "cpu", **(convert or {}), "train": {"batch_size": batch, "stop_after": STEPS, **train},
+            "parent": parent, "alignment": "parent", "block_size": 32, "wsd": [phase], "losses": LOSSES,
+            "valid_rows": 1, "device": "cpu", **(convert or {}),
+            "train": {"batch_size": batch, "stop_after": STEPS, **train},
         },
     }  # fmt: skip
 
@@ -94,10 +95,10 @@ def predict(name: str) -> dict[str, Any]:
     """What the plan says of a case, the libraries' own memory left out."""
     import torch
 
-    from hildanext.planning.machine import find_machine
-    from hildanext.planning.sections import convert_question
-    from hildanext.planning.step import training_peak
-    from hildanext.runtime import accelerates_bf16
+    from hildanext.core.runtime import accelerates_bf16
+    from hildanext.memory_plan.machine import find_machine
+    from hildanext.memory_plan.sections import convert_question
+    from hildanext.memory_plan.step import training_peak
 
     machine = find_machine("cpu-bf16" if accelerates_bf16(torch.device("cpu")) else "cpu")
     asked = CASES[name]
@@ -124,7 +125,7 @@ def measure(name: str, work: Path, kept: bool) -> dict[str, Any]:
 
     import hildanext.training
     import hildanext.wsd_stage0 as stage
-    from hildanext.runtime import machine, set_threads
+    from hildanext.core.runtime import machine, set_threads
 
     set_threads(None)
     if not kept:
@@ -176,18 +177,18 @@ def warm_up(asked: dict[str, Any]) -> None:
     import torch
     from accelerate import Accelerator
 
+    from hildanext.core.runtime import accelerates_bf16, make_generator
     from hildanext.diffusion import block_index, block_times, mask_tokens
-    from hildanext.loop.optimizer import build_optimizer
-    from hildanext.models.adapters import LoraKnobs, add_lora
+    from hildanext.losses import SupervisedStep, make_losses
+    from hildanext.models.lora import LoraConfig, add_lora
     from hildanext.models.start import start_conversion
-    from hildanext.runtime import accelerates_bf16, make_generator
-    from hildanext.supervision import SupervisedStep, make_losses
+    from hildanext.trainer.optimizer import build_optimizer
 
     convert = asked["convert"]
     lora, quantize = convert.get("lora"), convert.get("quantize")
     model, _ = start_conversion("tiny", "parent", 32, mask_delta=lora is not None, quantize=quantize)
     if lora is not None:
-        add_lora(model, LoraKnobs(rank=4))
+        add_lora(model, LoraConfig(rank=4))
     if convert["train"].get("gradient_checkpointing"):
         model.recompute_layers()
     step = SupervisedStep(model, make_losses(LOSSES, "losses")).train()
@@ -222,9 +223,9 @@ def write_model(parent: str, work: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from hildanext.models.attention import install_seam
+    from hildanext.memory_plan.architecture import describe
+    from hildanext.models.attention.dense import install_seam
     from hildanext.models.checkpoint import save_causal
-    from hildanext.planning.architecture import describe
 
     fields = {**describe(parent), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -245,21 +246,21 @@ def make_data(parent: Path, work: Path, length: int) -> dict[str, str]:
     """Shards of random documents, each of them a whole row (one place is the end of text's)."""
     import random
 
-    from hildanext.datasets import PrepareKnobs, prepare
+    from hildanext.datasets import PrepareConfig, prepare
     from hildanext.tokenization import load_tokenizer
 
     folder, draw = work / f"data-{length}", random.Random(0)
     if not folder.is_dir():
         rows = [[draw.randrange(2, 500) for _ in range(length - 2)] for _ in range(32)]
-        prepare(PrepareKnobs(source={"name": "list"}, out=str(folder)), load_tokenizer(parent), documents=rows)
+        prepare(PrepareConfig(source={"name": "list"}, out=str(folder)), load_tokenizer(parent), documents=rows)
     return {"train": str(folder), "valid": str(folder)}
 
 
 def report(lines: list[dict[str, Any]], out: Path) -> None:
     """The table and the picture of all lines, and all of them in one JSON file."""
-    from hildanext.planning.picture import comparison_figure
-    from hildanext.plots import save
-    from hildanext.runfolder import write_atomically
+    from hildanext.core.plots import save
+    from hildanext.core.run_dir import write_atomically
+    from hildanext.memory_plan.picture import comparison_figure
 
     alone = {line["name"]: line for line in lines if not line["kept"]}
     kept = {line["name"]: line for line in lines if line["kept"]}

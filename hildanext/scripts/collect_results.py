@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hildanext.errors import HildaError
-from hildanext.log import read_metrics
-from hildanext.plots import comparison_figure, save, training_plots
+from hildanext.core.errors import HildaError
+from hildanext.core.metrics_log import run_metrics
+from hildanext.core.plots import comparison_figure, save, training_plots
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     record = options.out / "comparison.json"
-    fresh = [_row(run, read_metrics(run / "metrics.jsonl")) for run in options.runs]
+    fresh = [_row(run, run_metrics(run)) for run in options.runs]
     earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() and not options.anew else []
     names = {row["run"] for row in fresh}
     rows = [row for row in earlier if row["run"] not in names] + fresh
@@ -35,7 +35,7 @@ def main() -> int:
     record.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     record.with_suffix(".md").write_text(_table(rows), encoding="utf-8")
     if options.curve_of is not None:
-        training_plots(read_metrics(options.curve_of / "metrics.jsonl"), options.out / options.curve_of.name)
+        training_plots(run_metrics(options.curve_of), options.out / options.curve_of.name)
     return 0
 
 

@@ -16,24 +16,23 @@ from typing import Any
 
 import torch
 
-from hildanext.causal import EXTRACTORS
-from hildanext.causal.corpus import write_graphs
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
-from hildanext.conversations import set_template
-from hildanext.diffusion import View
-from hildanext.feeding import feed, layout_of
+from hildanext.core.run_dir import write_atomically
+from hildanext.core.runtime import accelerates_bf16, keep_freed_memory, machine, make_generator
+from hildanext.corruption.input_layout import build_layout, layout_of
+from hildanext.corruption.noising import NoiseConfig, noised
+from hildanext.data.causal_graphs import EXTRACTORS
+from hildanext.data.causal_graphs.corpus import write_graphs
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
+from hildanext.data.chat_template import set_template
+from hildanext.diffusion import NoisedBatch
+from hildanext.losses import SupervisedStep
+from hildanext.losses.c2dlm import CausalAttention
+from hildanext.losses.causal_rows import causal_rows
+from hildanext.losses.mask_to_token import MaskToToken
+from hildanext.losses.token_to_token import TokenToToken
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.start import start_conversion
-from hildanext.noising import NoiseKnobs, noised
-from hildanext.runfolder import write_atomically
-from hildanext.runtime import accelerates_bf16, keep_freed_memory, machine
-from hildanext.supervision import SupervisedStep
-from hildanext.supervision.c2dlm import CausalAttention
-from hildanext.supervision.causal_rows import causal_rows
-from hildanext.supervision.mask_to_token import MaskToToken
-from hildanext.supervision.token_to_token import TokenToToken
 from hildanext.tokenization import real_ids
-from hildanext.training import make_generator
 
 APPLY = ("t2t", "both")
 
@@ -73,16 +72,16 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _views(folder: Path, options: argparse.Namespace, model: DiffusionModel, tokenizer: Any) -> list[View]:
+def _views(folder: Path, options: argparse.Namespace, model: DiffusionModel, tokenizer: Any) -> list[NoisedBatch]:
     """Noised batches of the data with their pairs: a band of noise as in fine-tuning, a tenth of the rest wrong."""
     with open(options.data, encoding="utf-8") as file:
         lines = [line for line, _ in zip(file, range(40 * options.passes * options.rows), strict=False)]
     (folder / "some.jsonl").write_text("".join(lines), encoding="utf-8")
     statistics_ = write_graphs(str(folder / "some.jsonl"), EXTRACTORS["rule:gsm8k"](), folder)
-    data = ChatDataKnobs(train={"name": "files", "path": statistics_["file"]}, sequence_length=options.length)
+    data = ChatDataConfig(train={"name": "files", "path": statistics_["file"]}, sequence_length=options.length)
     prepare_chat(folder / "data", data, tokenizer, options.block_size)
     rows = ChatDataset(folder / "data", "train", options.length, options.block_size, int(tokenizer.eos_token_id))
-    noise, real = NoiseKnobs(t_range=(0.3, 0.8), replace_rate=0.2), real_ids(model.card, tokenizer).nonzero()[:, 0]
+    noise, real = NoiseConfig(t_range=(0.3, 0.8), replace_rate=0.2), real_ids(model.card, tokenizer).nonzero()[:, 0]
     views = []
     for number in range(options.passes):
         chosen = list(range(number * options.rows, (number + 1) * options.rows))
@@ -91,7 +90,7 @@ def _views(folder: Path, options: argparse.Namespace, model: DiffusionModel, tok
     return views
 
 
-def _step(step: SupervisedStep, view: View) -> float:
+def _step(step: SupervisedStep, view: NoisedBatch) -> float:
     """Processor seconds of a forward and backward; autocast where this machine computes in bf16."""
     started = time.process_time()
     with torch.autocast("cpu", torch.bfloat16, enabled=accelerates_bf16(torch.device("cpu"))):
@@ -103,19 +102,19 @@ def _step(step: SupervisedStep, view: View) -> float:
     return spent
 
 
-def _looked_at(view: View, apply: str, model: DiffusionModel) -> int:
+def _looked_at(view: NoisedBatch, apply: str, model: DiffusionModel) -> int:
     """Rows of all sequences that the loss computes a second time."""
-    knobs = CausalAttention(apply=apply)
-    fed = feed(view, layout_of(view.block_size, view.clean.shape[1], model.card.shift))
+    config = CausalAttention(apply=apply)
+    fed = build_layout(view, layout_of(view.block_size, view.clean.shape[1], model.card.shift))
     wanted = view.replaced if apply == "t2t" else view.replaced | view.masked
     rows = causal_rows(
-        view, fed, model.card.shift, model.card.clean_mask, wanted, model.banned, knobs.max_rows, make_generator(1)
+        view, fed, model.card.shift, model.card.clean_mask, wanted, model.banned, config.max_rows, make_generator(1)
     )
     return 0 if rows is None else int(rows.real.sum())
 
 
 def _report(
-    options: argparse.Namespace, model: DiffusionModel, views: list[View], seconds: dict[str, list[float]]
+    options: argparse.Namespace, model: DiffusionModel, views: list[NoisedBatch], seconds: dict[str, list[float]]
 ) -> None:
     """The median of each pass's share of added time, and the medians themselves."""
     base = seconds["without"]

@@ -23,20 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hildanext.bench.quality.intervals import Values, bootstrap, paired_bootstrap
-from hildanext.bench.quality.runner import weights_hash
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
-from hildanext.conversations import set_template
-from hildanext.decode import Decoder, decoder_section, make_decoder
-from hildanext.decode.session import BlockSession
-from hildanext.errors import ConfigError, HildaError
+from hildanext.core.errors import ConfigError, HildaError
+from hildanext.core.plots import PALETTE, new_figure, save
+from hildanext.core.run_dir import write_atomically
+from hildanext.core.runtime import machine, make_generator, set_threads
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
+from hildanext.data.chat_template import set_template
+from hildanext.decoding import Decoder, decoder_section, make_decoder
+from hildanext.decoding.base import run
+from hildanext.decoding.state import DecodeState
+from hildanext.eval.runner import weights_hash
+from hildanext.eval.statistics import Values, bootstrap, paired_bootstrap
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import load_diffusion
-from hildanext.plots import PALETTE, new_figure, save
-from hildanext.runfolder import write_atomically
-from hildanext.runtime import machine, set_threads
 from hildanext.tokenization import real_ids
-from hildanext.training import make_generator
 
 WAYS: dict[str, dict[str, Any]] = {
     "one pass": decoder_section("S_MODE", max_post=1),
@@ -141,7 +141,7 @@ def _cases(model: DiffusionModel, tokenizer: Any, options: argparse.Namespace) -
     card, eos, length = model.card, int(tokenizer.eos_token_id), options.sequence_length
     set_template(tokenizer)
     source = {"name": "files", "path": options.data}
-    data = ChatDataKnobs(train=source, valid=source, sequence_length=length, packing=False, too_long="skip")
+    data = ChatDataConfig(train=source, valid=source, sequence_length=length, packing=False, too_long="skip")
     with tempfile.TemporaryDirectory() as folder:
         prepare_chat(Path(folder) / "data", data, tokenizer, card.block_size)
         held_out = ChatDataset(Path(folder) / "data", "valid", length, card.block_size, eos, packing=False)
@@ -179,15 +179,15 @@ def wrong_answer(
 @torch.inference_mode()
 def corrected(model: DiffusionModel, cases: Sequence[Case], decoder: Decoder) -> list[list[int]]:
     """Run the decoder over the shown answers; for each, the numbers that `COUNTS` names."""
-    session = BlockSession(model, [], [], lambda row, tokens: False)
+    session = DecodeState(model, [], [], lambda row, tokens: False)
     rows = []
     for index, case in enumerate(cases):
         row = session.row(case.truth[: case.prompt].tolist(), len(case.truth), 0, index)
         row.tokens.copy_(case.shown)
-        session.join(row)
+        session.add(row)
         rows.append(row)
     session.prefill()
-    decoder.decode(session)
+    run(decoder, session)
     found = []
     for case, row in zip(cases, rows, strict=True):
         wrong = case.counted & (case.shown != case.truth)

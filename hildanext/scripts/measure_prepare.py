@@ -21,11 +21,11 @@ from typing import Any
 
 import psutil
 
-from hildanext.errors import HildaError
-from hildanext.packing.folder import read_manifest
-from hildanext.plots import PALETTE, new_figure, save
-from hildanext.runfolder import write_atomically
-from hildanext.runtime import versions
+from hildanext.core.errors import HildaError
+from hildanext.core.plots import PALETTE, new_figure, save
+from hildanext.core.run_dir import write_atomically
+from hildanext.core.runtime import versions
+from hildanext.data.packing.folder import read_manifest
 
 MIB = 1 << 20
 

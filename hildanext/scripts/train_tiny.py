@@ -26,10 +26,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from hildanext import masks
 from hildanext.ar import Parent
-from hildanext.models.attention import MaskedAttention, install_seam, no_mask
+from hildanext.core.run_dir import write_atomically
+from hildanext.models.attention.dense import MaskedAttention, install_seam, no_mask
 from hildanext.models.checkpoint import save_causal, save_diffusion
-from hildanext.models.load import load_diffusion, load_parent
-from hildanext.runfolder import write_atomically
+from hildanext.models.loading.load import load_diffusion, load_parent
 
 SEPARATOR = "<|endoftext|>"
 ASSETS = Path(__file__).parents[1] / "backend" / "src" / "hildanext" / "assets" / "tiny"

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from hildanext.models import Card, DiffusionModel
-from hildanext.models.attention import install_seam
+from hildanext.models.attention.dense import install_seam
 from hildanext.models.card import alignment_fields
 
 torch.set_num_threads(int(os.environ.get("HILDA_TEST_THREADS", "1")))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hildanext.decode import Canvas, Decoder, Edit
+from hildanext.decoding import Canvas, Decoder, Denoiser, Edit
 from hildanext.models import Card, DiffusionModel
 from hildanext.models.card import alignment_fields
 
@@ -87,8 +87,8 @@ class Watched(Decoder):
         self.margin = float("inf")
         self.had_edits = 0
 
-    def decode(self, denoiser: object) -> None:
-        type(self.inner).decode(self, denoiser)
+    def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
+        type(self.inner).after_block(self, denoiser, rows)  # with the edits that are watched
 
     def needs(self, canvas: Canvas) -> Tensor:
         return self.inner.needs(canvas)

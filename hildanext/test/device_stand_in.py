@@ -305,6 +305,8 @@ class _Calls(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         before, _local.called = _local.called, name
         try:
+            if func is torch.device:
+                return func(*args, **kwargs)
             if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_ours(kwargs.get("device")):
                 return self._sent(func, args, kwargs)
             if name == "new_tensor" and isinstance(args[0], StandInTensor):

@@ -5,7 +5,7 @@ The task is add(a, b) unless a row says otherwise; none of these programs adds, 
 
 from dataclasses import dataclass
 
-from hildanext.sandbox.limits import Job, Kind, Limits
+from hildanext.grading.sandbox.limits import Job, Kind, Limits
 
 TEST = """
 def check(candidate):

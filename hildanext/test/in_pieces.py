@@ -12,7 +12,7 @@ import torch
 from accelerate.state import PartialState
 
 import hildanext.training
-from hildanext.runtime import is_main_process
+from hildanext.core.runtime import is_main_process
 from hildanext.wsd_stage0 import convert
 
 
@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
         convert(conversion, data, run, quiet=True)
         loop = loops.pop()
         slots = [slot for slots in loop.bare_optimizer.state.values() for slot in slots.values() if slot.ndim]
-        found.append({"parameters": share(list(loop.plain.parameters())), "states": share(slots)})
+        found.append({"parameters": share(list(loop.unwrapped.parameters())), "states": share(slots)})
     rank = PartialState().process_index
     assert is_main_process() == (rank == 0)
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from hildanext.bench.quality.session import load_contestants
-from hildanext.bench.quality.ways import Contestants
+from hildanext.eval.models import ModelPair
+from hildanext.eval.task_session import load_contestants
 
 QUESTIONS = [
     ("Tom has 3 apples and buys 4 more. How many does he have?", "He has 3+4=<<3+4=7>>7 apples.\n#### 7"),
@@ -53,5 +53,5 @@ def stories_file(path: Path) -> str:
 
 
 @cache
-def tiny_pair() -> Contestants:
+def tiny_pair() -> ModelPair:
     return load_contestants("tiny", None, torch.float64, torch.device("cpu"))[0]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("pytest", "xdist", "hypothesis", "beartype", "psutil")
+NEEDED = ("pytest", "xdist", "hypothesis", "beartype", "psutil", "schemathesis", "math_verify")
 
 
 def main(arguments: list[str]) -> int:

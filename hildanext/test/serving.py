@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 
 from hildanext.api import create_app
-from hildanext.engines.base import Answer, Cancelled, Engine, EngineFacts, EngineLoad, Failed, Finished, Piece, Started
+from hildanext.engine.base import Answer, Cancelled, Engine, EngineFacts, EngineLoad, Failed, Finished, Piece, Started
 from hildanext.inference import DecodeStats
 from hildanext.serve.server import GracefulServer, address_of, bind
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 
 
 class ToldEngine(Engine):
@@ -61,7 +61,7 @@ def answer(text: str) -> Answer:
 
 
 @contextmanager
-def live(settings: ServeKnobs, engine: Engine, room=None) -> Iterator[str]:
+def live(settings: ServeConfig, engine: Engine, room=None) -> Iterator[str]:
     """A real server in a thread; its address. Ends gracefully, and the engine with it."""
     bound = bind(settings)
     ready = threading.Event()

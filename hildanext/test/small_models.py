@@ -18,7 +18,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from hildanext.models.attention import install_seam
+from hildanext.ar import Parent
+from hildanext.models.attention.dense import install_seam
+from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_causal
 
 FAMILIES = {
@@ -151,3 +153,15 @@ def small_gguf(path: Path, causal_lm: Qwen2ForCausalLM) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def words_tokenizer() -> PreTrainedTokenizerFast:
+    """Words w0 to w60 with their numbers as ids; w0 is BOS, w1 EOS."""
+    core = Tokenizer(models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w2"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="w0", eos_token="w1", unk_token="w2")
+
+
+def parent_of(model: DiffusionModel) -> Parent:
+    """The frozen parent inside a random model, writing in those words."""
+    return Parent(model.causal_lm, words_tokenizer(), model.banned)

@@ -9,20 +9,20 @@ import pytest
 pytest.importorskip("fastapi")
 
 from hildanext.api import create_app
-from hildanext.conversations import set_template
-from hildanext.engines.base import DeadlineExceeded, EngineFailed, Failed, Overloaded, Request, complete
-from hildanext.engines.transformers import TransformersEngine, TransformersKnobs
-from hildanext.errors import ConfigError
-from hildanext.serve import page
-from hildanext.serve.settings import ServeKnobs
-from hildanext.submission import open_jobs
-from hildanext.verbs.serve import startup_line
+from hildanext.commands.serve import startup_line
+from hildanext.core.errors import ConfigError
+from hildanext.data.chat_template import set_template
+from hildanext.engine.base import DeadlineExceeded, EngineFailed, Failed, Overloaded, Request, complete
+from hildanext.engine.local import LocalEngine, LocalEngineConfig
+from hildanext.serve.routers import page
+from hildanext.serve.settings import ServeConfig
+from hildanext.stages.submission import open_jobs
 from serving import ToldEngine, ask, at_once, events
 
 
 @pytest.fixture(scope="module")
 def engine():
-    opened = TransformersKnobs(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
+    opened = LocalEngineConfig(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
     set_template(opened.tokenizer, "auto")
     yield opened
     opened.close()
@@ -30,7 +30,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def app(engine):
-    return create_app(ServeKnobs(), engine)
+    return create_app(ServeConfig(), engine)
 
 
 def error_of(response, status):
@@ -192,7 +192,7 @@ def test_another_content_type_is_a_415(app, kind):
 
 
 def test_a_body_beyond_the_limit_is_a_413_however_it_comes(engine):
-    app = create_app(ServeKnobs(max_body_bytes=2048), engine)
+    app = create_app(ServeConfig(max_body_bytes=2048), engine)
 
     async def chunks():
         for _ in range(100):
@@ -229,10 +229,10 @@ class TestRoutes:
     def test_health_tells_whether_the_model_has_a_chat_template_of_its_own(self, app, engine):
         assert engine.tokenizer.chat_template is not None  # lent by the service
         assert ask(app, "GET", "/health").json()["engine"]["chat_template"] is False
-        taught = TransformersEngine(engine.model, engine.tokenizer, name="taught")
-        assert ask(create_app(ServeKnobs(), taught), "GET", "/health").json()["engine"]["chat_template"] is True
+        taught = LocalEngine(engine.model, engine.tokenizer, name="taught")
+        assert ask(create_app(ServeConfig(), taught), "GET", "/health").json()["engine"]["chat_template"] is True
         taught.close()
-        assert ask(create_app(ServeKnobs(), ToldEngine()), "GET", "/health").json()["engine"]["chat_template"] is None
+        assert ask(create_app(ServeConfig(), ToldEngine()), "GET", "/health").json()["engine"]["chat_template"] is None
 
     def test_the_startup_line_has_the_names_that_requests_take(self, app):
         said = startup_line("http://127.0.0.1:1", app.state.service)
@@ -241,7 +241,7 @@ class TestRoutes:
 
     def test_an_engine_that_has_died_is_not_ready_but_the_process_lives(self):
         engine = ToldEngine()
-        app = create_app(ServeKnobs(), engine)
+        app = create_app(ServeConfig(), engine)
         assert ask(app, "GET", "/health").status_code == 200
         engine.close()
         response = ask(app, "GET", "/health/ready")
@@ -249,7 +249,7 @@ class TestRoutes:
         assert ask(app, "GET", "/health/live").json() == {"status": "live"}
 
     def test_metrics_count_what_was_done(self, engine):
-        app = create_app(ServeKnobs(), engine)
+        app = create_app(ServeConfig(), engine)
         ask(app, "POST", "/generate", json={"prompt": "Once", "max_new_tokens": 8})
         ask(app, "POST", "/generate", json={"promt": "Once"})
         text = ask(app, "GET", "/metrics").text
@@ -310,7 +310,7 @@ class TestDoor:
 
     def test_without_the_key_only_health_and_the_page_answer(self, engine, monkeypatch, caplog):
         monkeypatch.setenv("A_KEY", "secret-key")
-        app = create_app(ServeKnobs(api_key_env="A_KEY"), engine)
+        app = create_app(ServeConfig(api_key_env="A_KEY"), engine)
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret-key"}):
             response = ask(app, "GET", "/v1/models", headers=header)
             assert error_of(response, 401)["type"] == "authentication_error"
@@ -329,13 +329,13 @@ class TestDoor:
         if value is not None:
             monkeypatch.setenv("A_KEY", value)
         with pytest.raises(ConfigError, match="holds no key"):
-            create_app(ServeKnobs(api_key_env="A_KEY"), ToldEngine())
+            create_app(ServeConfig(api_key_env="A_KEY"), ToldEngine())
 
     def test_pages_elsewhere_may_call_only_where_they_are_named(self, engine):
         headers = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-        closed = ask(create_app(ServeKnobs(), engine), "OPTIONS", "/generate", headers=headers)
+        closed = ask(create_app(ServeConfig(), engine), "OPTIONS", "/generate", headers=headers)
         assert "access-control-allow-origin" not in closed.headers
-        app = create_app(ServeKnobs(cors=("https://a.example",)), engine)
+        app = create_app(ServeConfig(cors=("https://a.example",)), engine)
         opened = ask(app, "OPTIONS", "/generate", headers=headers)
         assert opened.headers["access-control-allow-origin"] == "https://a.example"
         failed = ask(app, "POST", "/generate", json={}, headers={"Origin": "https://a.example"})
@@ -345,11 +345,11 @@ class TestDoor:
 
     def test_another_name_is_refused_on_loopback_and_not_elsewhere(self, engine):
         headers = {"Host": "rebound.example:8000"}
-        assert error_of(ask(create_app(ServeKnobs(), engine), "GET", "/health/live", headers=headers), 421)
-        for settings in (ServeKnobs(host="0.0.0.0"), ServeKnobs(hosts=("rebound.example",))):
+        assert error_of(ask(create_app(ServeConfig(), engine), "GET", "/health/live", headers=headers), 421)
+        for settings in (ServeConfig(host="0.0.0.0"), ServeConfig(hosts=("rebound.example",))):
             assert ask(create_app(settings, engine), "GET", "/health/live", headers=headers).status_code == 200
         for name in ("localhost:1", "127.0.0.1", "[::1]:8000", "LOCALHOST"):
-            app = create_app(ServeKnobs(), engine)
+            app = create_app(ServeConfig(), engine)
             assert ask(app, "GET", "/health/live", headers={"Host": name}).status_code == 200
 
 
@@ -360,11 +360,11 @@ def refusing(error):
         raise error
 
     engine.submit = submit
-    return create_app(ServeKnobs(), engine)
+    return create_app(ServeConfig(), engine)
 
 
 def failing(error):
-    return create_app(ServeKnobs(), ToldEngine(lambda request, sink: sink(Failed(error))))
+    return create_app(ServeConfig(), ToldEngine(lambda request, sink: sink(Failed(error))))
 
 
 class TestEngineErrors:
@@ -393,27 +393,27 @@ class TestEngineErrors:
 
     def test_a_deadline_of_the_service_reaches_the_engine(self):
         engine = ToldEngine(at_once)
-        app = create_app(ServeKnobs(request_seconds=7), engine)
+        app = create_app(ServeConfig(request_seconds=7), engine)
         ask(app, "POST", "/generate", json={"prompt": "a"})
         ask(app, "POST", "/generate", json={"prompt": "a", "deadline_seconds": 2})
         assert [request.deadline_seconds for request in engine.requests] == [7, 2]
 
     def test_without_a_parent_it_cannot_answer(self):
         error = error_of(
-            ask(create_app(ServeKnobs(), ToldEngine()), "POST", "/generate", json={"prompt": "a", "parent": True}), 400
+            ask(create_app(ServeConfig(), ToldEngine()), "POST", "/generate", json={"prompt": "a", "parent": True}), 400
         )
         assert error["param"] == "parent"
 
     def test_a_model_s_path_is_not_told(self):
         engine = ToldEngine()
         engine.facts = engine.facts.__class__(**{**engine.facts.__dict__, "model": "/home/somebody/checkpoint"})
-        assert "somebody" not in ask(create_app(ServeKnobs(), engine), "GET", "/health").text
+        assert "somebody" not in ask(create_app(ServeConfig(), engine), "GET", "/health").text
 
 
 @pytest.fixture
 def jobs_app(tmp_path):
     with open_jobs(tmp_path / "jobs") as room:
-        yield create_app(ServeKnobs(), ToldEngine(), room), room
+        yield create_app(ServeConfig(), ToldEngine(), room), room
 
 
 GENERATE = {"kind": "generate", "config": {"generate": {"model": "tiny", "prompts": ["Once"], "max_new_tokens": 4}}}
@@ -498,6 +498,6 @@ class TestJobs:
         assert error_of(ask(app, "GET", "/jobs?before=nothing"), 404)
 
     def test_a_service_without_jobs_says_so(self):
-        app = create_app(ServeKnobs(), ToldEngine())
+        app = create_app(ServeConfig(), ToldEngine())
         assert error_of(ask(app, "GET", "/jobs"), 404)["code"] == "no_jobs"
         assert error_of(ask(app, "POST", "/jobs/submit", json=GENERATE), 404)

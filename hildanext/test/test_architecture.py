@@ -1,4 +1,4 @@
-"""The house: layers, sizes, families, promised names, and what an import may cost."""
+"""The house: the order of rooms, sizes, families, promised names, and what an import may cost."""
 
 import ast
 import importlib
@@ -16,64 +16,44 @@ from hildanext.stages import STAGES
 PACKAGE = Path(importlib.util.find_spec("hildanext").origin).parent
 TESTS = Path(__file__).parent
 
-LAYERS = [
-    {"errors"},
-    {"choice", "config", "log", "runtime", "plots", "runfolder"},
-    {"masks", "schedules", "tracking"},
-    {"diffusion", "tokenization"},
-    {"conversations"},
-    {"sources", "causal", "sandbox"},
-    {"datasets", "feeding", "packing", "models"},
-    {"ar", "chat_dataset", "kv", "noising"},
-    {"decode", "supervision", "loop"},
-    {"inference", "training"},
-    {"best", "prompt_file", "sample_answers", "teacher", "validation", "views"},
-    {"engines", "rl", "sft_knobs", "sft_stage1", "wsd_stage0"},
-    {"bench", "jobs", "planning", "recipe"},
-    {"stages"},
-    {"submission"},
-    {"serve"},
-    {"api"},
-    {"verbs", "cli"},
-]
-"""Lowest first. Rooms on one layer do not import each other, but for the pairs below."""
-
-ALLOWED_BESIDES = {("choice", "config"), ("runtime", "config"), ("recipe", "bench"), ("cli", "verbs")} | {
-    ("datasets", "packing"),
-    ("runfolder", "log"),
-    ("sft_stage1", "sft_knobs"),
-    ("causal", "sources"),
-}
+ROOMS = (
+    "core grading masks diffusion tokenization data datasets models corruption ar kv_cache losses decoding inference "
+    "likelihood trainer training engine wsd_stage0 sft_stage1 eval bench memory_plan report recipe jobs stages serve "
+    "api commands cli"
+).split()
+"""Rooms and front doors in the order in which they may import, lowest first; `DESIGN.md` draws it."""
 
 FAMILIES = {
-    "hildanext.sources": ("SOURCES", "hildanext.sources.base", "Source"),
-    "hildanext.sources.chat": ("CHATS", "hildanext.sources.chat.base", "ChatSource"),
-    "hildanext.causal": ("EXTRACTORS", "hildanext.causal.base", "Extractor"),
-    "hildanext.supervision": ("SUPERVISIONS", "hildanext.supervision.base", "Supervision"),
-    "hildanext.decode": ("DECODERS", "hildanext.decode.base", "Decoder"),
-    "hildanext.rl.rewards": ("REWARDS", "hildanext.rl.rewards.base", "Reward"),
-    "hildanext.bench.quality": ("TASKS", "hildanext.bench.quality.base", "Task"),
+    "hildanext.data.sources": ("SOURCES", "hildanext.data.sources.base", "Source"),
+    "hildanext.data.sources.chat": ("CHATS", "hildanext.data.sources.chat.base", "ChatSource"),
+    "hildanext.data.causal_graphs": ("EXTRACTORS", "hildanext.data.causal_graphs.base", "Extractor"),
+    "hildanext.losses": ("LOSSES", "hildanext.losses.base", "TokenLoss"),
+    "hildanext.decoding": ("DECODERS", "hildanext.decoding.base", "Decoder"),
+    "hildanext.likelihood": ("LIKELIHOODS", "hildanext.likelihood.base", "Likelihood"),
+    "hildanext.grading": ("REWARDS", "hildanext.grading.base", "Reward"),
+    "hildanext.eval.tasks": ("TASKS", "hildanext.eval.tasks.base", "Task"),
 }
 
 PROMISED = {
     "hildanext.masks": ["may_attend", "doubled", "same_document", "clean_only"],
-    "hildanext.diffusion": ["mask_tokens", "replace_tokens", "complement", "block_times", "targets", "View"],
+    "hildanext.diffusion": ["mask_tokens", "replace_tokens", "complement", "block_times", "targets", "NoisedBatch"],
     "hildanext.tokenization": ["resolve_mask_id", "real_ids"],
-    "hildanext.conversations": ["Example", "Message", "Rendering", "render", "encode_chat"],
-    "hildanext.datasets": ["prepare", "PrepareKnobs", "PackedDataset", "Batch", "batches"],
+    "hildanext.data.chat_template": ["Example", "Message", "Rendering", "render", "encode_chat"],
+    "hildanext.datasets": ["prepare", "PrepareConfig", "PrepareKnobs", "PackedDataset", "Batch", "batches"],
     "hildanext.ar": ["Parent", "ArResult", "sample_documents"],
     "hildanext.training": [],
-    "hildanext.inference": ["generate", "Completion", "GenerationKnobs"],
+    "hildanext.inference": ["generate", "Completion", "GenerationConfig", "GenerationKnobs"],
     "hildanext.wsd_stage0": ["convert"],
     "hildanext.sft_stage1": ["sft"],
     "hildanext.recipe": ["execute", "check"],
     "hildanext.cli": ["main", "VERBS"],
-    "hildanext.models.load": ["load_parent", "load_diffusion"],
+    "hildanext.models.loading.load": ["load_parent", "load_diffusion"],
     "hildanext.models.checkpoint": ["save_diffusion", "merge_checkpoints"],
     "hildanext.models.start": ["start_conversion"],
-    "hildanext.decode": ["MODES", "DECODERS"],
-    "hildanext.log": ["MetricLog", "read_metrics", "configure_logging"],
-    "hildanext.runfolder": ["open_run", "write_atomically", "save_folder_atomically"],
+    "hildanext.decoding": ["MODES", "DECODERS"],
+    "hildanext.core.metrics_log": ["METRICS", "MetricLog", "read_metrics", "run_metrics"],
+    "hildanext.core.logging_setup": ["configure_logging"],
+    "hildanext.core.run_dir": ["open_run", "write_atomically", "save_folder_atomically"],
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -82,7 +62,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in zip
 
 
 def room(name: str) -> str:
-    """The layer's name for a file or a dotted module below the package."""
+    """The room's name for a file or a dotted module below the package."""
     return name.replace("\\", "/").split("/")[0].removesuffix(".py")
 
 
@@ -97,26 +77,45 @@ def imported_rooms(tree: ast.Module) -> set[str]:
     return names - {"__version__"}
 
 
-def level(name: str) -> int:
-    return next((index for index, layer in enumerate(LAYERS) if name in layer), -1)
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_imports_point_down_the_layers(name):
+def test_imports_follow_the_order_of_rooms(name):
     here = room(name)
     if here == "__init__":
         assert not imported_rooms(TREES[name])
         return
-    assert level(here) >= 0, f"{here} is in no layer: perhaps a room is missing"
+    assert here in ROOMS, f"{here} is not in the order of rooms"
     for other in imported_rooms(TREES[name]) - {here}:
-        assert level(other) >= 0, f"{name} imports {other}, which is in no layer"
-        allowed = level(other) < level(here) or (here, other) in ALLOWED_BESIDES
-        assert allowed, f"{name} imports {other}, which is not below it"
+        assert other in ROOMS, f"{name} imports {other}, which is not in the order of rooms"
+        assert ROOMS.index(other) < ROOMS.index(here), f"{name} imports {other}, which comes after it"
+
+
+def test_the_order_of_rooms_is_what_the_package_holds():
+    assert set(ROOMS) == {room(name) for name in NAMES} - {"__init__"}
+
+
+def modules_imported_by(name: str) -> set[str]:
+    """Files below the package that a file imports while it is itself imported (not inside functions)."""
+    nodes, imported = list(TREES[name].body), set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hildanext"):
+            base = node.module.replace(".", "/").removeprefix("hildanext").lstrip("/")
+            for alias in node.names:
+                choices = [f"{base}/{alias.name}.py", f"{base}/{alias.name}/__init__.py", f"{base}.py"]
+                choices = [choice.lstrip("/") for choice in [*choices, f"{base}/__init__.py"]]
+                imported |= {next(choice for choice in choices if choice in TREES)}
+    return imported
+
+
+def test_no_circle_of_imports():
+    waiting = {name: modules_imported_by(name) - {name} for name in NAMES}
+    while ready := {name for name, needs in waiting.items() if not needs & set(waiting)}:
+        waiting = {name: needs for name, needs in waiting.items() if name not in ready}
+    assert not waiting, f"these import each other, or what does: {sorted(waiting)}"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module_has_at_most_400_lines_and_a_function_60(name):
-    assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) <= 400
+def test_a_module_has_at_most_500_lines_and_a_function_60(name):
+    assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) <= 500, "one concept a file: is it two?"
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from hildanext import __version__
-from hildanext.cli import NOT_YET, VERBS, main
+from hildanext.cli import VERBS, main
+from hildanext.commands import doctor
+from hildanext.core.absent import ABSENT
 from hildanext.stages import STAGES
-from hildanext.verbs import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "hildanext" / "runs" / "configs").rglob("*.json"))
@@ -46,7 +47,7 @@ def test_threads_soon_sleep_where_they_wait_unless_the_environment_says_otherwis
     assert os.environ.get("GOMP_SPINCOUNT") == count
 
 
-@pytest.mark.parametrize("verb", NOT_YET)
+@pytest.mark.parametrize("verb", ABSENT)
 def test_a_verb_of_a_later_version_says_so_in_one_line(verb, capsys):
     assert main([verb, "--config", "hildanext/runs/configs/default.json"]) == 2
     error = capsys.readouterr().err
@@ -57,8 +58,14 @@ def test_help_names_missing_verbs_only_as_missing(capsys):
     main(["--help"])
     shown = capsys.readouterr().out
     verbs, _, rest = shown.partition("not in this version:")
-    for verb in NOT_YET:
+    for verb in ABSENT:
         assert not re.search(rf"^\s+{verb}\s", verbs, re.MULTILINE) and verb in rest
+
+
+def test_the_readme_names_each_as_not_there_yet():
+    rows = [row for row in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "**not there yet**" in row]
+    for verb in ABSENT:
+        assert any(re.search(rf"\b{verb}\b", row, re.IGNORECASE) for row in rows), verb
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["run", "--frobnicate"], ["doctor", "extra"]])
@@ -96,7 +103,7 @@ def written(folder: Path, **run: object) -> str:
         ({}, "seed=minus", "seed"),
         ({}, "nothing", "--set"),
         ({"stages": [{"stage": "prepar"}]}, None, "did you mean 'prepare'"),
-        ({"stages": [{"stage": "prepare", "decoder": {"name": "d2f"}}]}, None, "FULL method"),
+        ({"stages": [{"stage": "sft", "losses": [{"name": "m2t"}, {"name": "c2dlm"}]}]}, None, "FULL method"),
     ],
 )
 @pytest.mark.parametrize("verb", ["check", "run"])
@@ -123,7 +130,7 @@ def test_check_takes_the_sections_of_a_single_verb_too(tmp_path, capsys):
 
 
 def test_an_error_of_ours_never_shows_a_traceback(monkeypatch, capsys):
-    from hildanext.errors import ModelError
+    from hildanext.core.errors import ModelError
 
     def fails(options):
         raise ModelError("a model\nover two lines", "do this")
@@ -202,7 +209,7 @@ class TestDoctor:
         assert doctor.probe_optional("dinfer").state == "ok"
 
     def test_a_package_that_is_too_old_is_bad_and_says_so(self, monkeypatch):
-        monkeypatch.setattr("hildanext.runtime.versions", lambda: {"torch": "2.3.1+cpu", "numpy": ""})
+        monkeypatch.setattr("hildanext.core.runtime.versions", lambda: {"torch": "2.3.1+cpu", "numpy": ""})
         found = {finding.what: finding for finding in doctor.examine_versions()}
         assert found["torch"].state == "bad" and "2.4" in found["torch"].advice
         assert found["numpy"].state == "bad" and "pip install" in found["numpy"].advice

@@ -17,9 +17,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from corpus import files_of, small_tokenizer
-from hildanext.datasets import Batch, PackedDataset, PrepareKnobs, batches, prepare
-from hildanext.errors import ConfigError, DataError
-from hildanext.packing import row_order, tokenizer_hash
+from hildanext.core.errors import ConfigError, DataError
+from hildanext.data.batch import Batch
+from hildanext.data.packing import row_order, tokenizer_hash
+from hildanext.datasets import PackedDataset, PrepareConfig, batches, prepare
 
 BOS, EOS = 0, 1
 MakeFolder = Callable[[Sequence[Sequence[int]]], Path]
@@ -31,7 +32,7 @@ def make_folder(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
 
     def make(documents: Sequence[Sequence[int]], shard_tokens: int = 50, edges: bool = True) -> Path:
         folder = tmp_path_factory.mktemp("shards")
-        knobs = PrepareKnobs(
+        knobs = PrepareConfig(
             source={"name": "test"}, out=str(folder), shard_tokens=shard_tokens, add_bos=edges, add_eos=edges
         )
         prepare(knobs, small_tokenizer(), documents=documents)
@@ -215,7 +216,7 @@ def test_parts_are_opened_as_one_corpus(tmp_path: Path) -> None:
     documents = numbered([5, 9, 3, 14, 8])
     for part in (0, 1):
         prepare(
-            PrepareKnobs(source={"name": "test"}, out=str(tmp_path)), small_tokenizer(), (part, 2), documents=documents
+            PrepareConfig(source={"name": "test"}, out=str(tmp_path)), small_tokenizer(), (part, 2), documents=documents
         )
         if part == 0:
             with pytest.raises(DataError, match="1 of 2 finished parts"):
@@ -298,7 +299,7 @@ def test_a_million_documents_are_laid_out_quickly(tmp_path: Path, make_folder: M
     """The index of 1,000,000 documents is one vectorised pass: far below a second; a loop would take many."""
     from time import perf_counter
 
-    from hildanext.packing import Layout
+    from hildanext.data.packing import Layout
 
     lengths = np.random.default_rng(0).integers(1, 400, 1_000_000)
     begun = perf_counter()

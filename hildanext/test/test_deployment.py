@@ -12,15 +12,15 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from hildanext.serve.settings import ServeKnobs
-from hildanext.verbs import serve
+from hildanext.commands import serve
+from hildanext.serve.settings import ServeConfig
 
 ROOT = Path(__file__).parents[2]
 CONTAINER = (ROOT / "Containerfile").read_text(encoding="utf-8")
 UNIT = re.search(r"```ini\n(.*?)```", (ROOT / "hildanext/docs/serving.md").read_text(encoding="utf-8"), re.S).group(1)
 
 
-def settings_of(arguments: list[str]) -> ServeKnobs:
+def settings_of(arguments: list[str]) -> ServeConfig:
     parser = argparse.ArgumentParser()
     serve.configure(parser)
     assert arguments[0] == "serve"

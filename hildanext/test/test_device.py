@@ -14,24 +14,26 @@ from conftest import random_model
 from decoding_stubs import StubTokenizer
 from device_stand_in import DEVICE, StandInDevice, back, place
 from hildanext.ar import Parent
-from hildanext.bench.generation import generative_nats
-from hildanext.bench.likelihood import LikelihoodKnobs, bound, exact, parent_likelihood
-from hildanext.choice import make
-from hildanext.datasets import Batch
-from hildanext.decode import decoder_section, make_decoder, mixed
-from hildanext.decode.session import BlockSession
+from hildanext.core.registry import make
+from hildanext.corruption.noised_batches import NoisedBatches
+from hildanext.corruption.noising import NoiseConfig
+from hildanext.corruption.schedules import BlockPhase, LearningRate
+from hildanext.data.batch import Batch
+from hildanext.decoding import decoder_section, make_decoder
+from hildanext.decoding.base import step as decoding_step
+from hildanext.decoding.per_row import PerRow
+from hildanext.decoding.state import DecodeState
 from hildanext.diffusion import CausalPairs
-from hildanext.engines.base import Request, complete
-from hildanext.engines.transformers import TransformersEngine, TransformersKnobs
-from hildanext.inference import GenerationKnobs, generate
-from hildanext.models.adapters import LoraKnobs, add_lora
-from hildanext.noising import NoiseKnobs
-from hildanext.schedules import LearningRate, Rung
-from hildanext.supervision import SUPERVISIONS, SupervisedStep
-from hildanext.teacher import reader
-from hildanext.training import Stage, TrainKnobs, train
-from hildanext.validation import EditCheck, Validation
-from hildanext.views import Views
+from hildanext.engine.base import Request, complete
+from hildanext.engine.local import LocalEngine, LocalEngineConfig
+from hildanext.eval.generation import generative_nats
+from hildanext.inference import GenerationConfig, generate
+from hildanext.likelihood.held_out import LikelihoodConfig, bound, exact, parent_likelihood
+from hildanext.losses import LOSSES, SupervisedStep
+from hildanext.models.lora import LoraConfig, add_lora
+from hildanext.trainer.teacher import reader
+from hildanext.trainer.validation import EditCheck, Validation
+from hildanext.training import TrainConfig, TrainingTask, train
 
 CPU = torch.device("cpu")
 Place = Callable[[Any], Any]
@@ -102,21 +104,21 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 def steps_and_ends(run: Callable[[], Any]) -> tuple[int, int]:
     """Steps of the sessions within `run`, and those of them that ended a block."""
     steps = ends = 0
-    write, settle = BlockSession.write, BlockSession.settle
+    write, settle = DecodeState.write, DecodeState.retire_finished
 
-    def counted_write(session: BlockSession, edit: Any) -> None:
+    def counted_write(session: DecodeState, edit: Any) -> list[int]:
         nonlocal steps
         steps += 1
-        write(session, edit)
+        return write(session, edit)
 
-    def counted_settle(session: BlockSession) -> Any:
+    def counted_settle(session: DecodeState) -> Any:
         nonlocal ends
         ends += bool(session._finished)
         return settle(session)
 
     with (
-        mock.patch.object(BlockSession, "write", counted_write),
-        mock.patch.object(BlockSession, "settle", counted_settle),
+        mock.patch.object(DecodeState, "write", counted_write),
+        mock.patch.object(DecodeState, "retire_finished", counted_settle),
     ):
         run()
     return steps, ends
@@ -129,7 +131,7 @@ def test_decoding_waits_once_a_step_and_once_where_blocks_end(way: str, batch_si
 
     def run(_: torch.device, there: Place) -> Any:
         model = small(there, **model_changes)
-        knobs = GenerationKnobs(max_new_tokens=6, batch_size=batch_size, **settings)
+        knobs = GenerationConfig(max_new_tokens=6, batch_size=batch_size, **settings)
         done = generate(model, None, PROMPTS, make_decoder(section), knobs)
         revised = sum(answer.stats.revise_forwards for answer in done)
         return [(answer.tokens, answer.stats.forwards, answer.stats.edits, answer.trace) for answer in done], revised
@@ -152,13 +154,12 @@ def test_rows_with_decoders_of_their_own_wait_no_more():
     def run(_: torch.device, there: Place) -> Any:
         model = small(there)
         with torch.inference_mode():
-            session = BlockSession(model, [*PROMPTS, [5]], [12] * 4, lambda row, tokens: False, seeds=range(4))
+            session = DecodeState(model, [*PROMPTS, [5]], [12] * 4, lambda row, tokens: False, seeds=range(4))
             session.prefill()
             rows = list(session.rows)
             for _ in range(3):
                 canvas = session.canvas()
-                where = mixed.needs(decoders, canvas)
-                session.write(mixed.edit(decoders, session.logits(where), where, canvas))
+                decoding_step(PerRow(decoders), session, canvas)
         return [back(row.tokens).clone() for row in rows]
 
     device = on_both(run)
@@ -172,8 +173,8 @@ def test_an_engine_with_shared_prefixes_waits_once_a_step(alignment: str):
     def run(_: torch.device, there: Place) -> Any:
         model = small(there, alignment=alignment)
         parent = Parent(model.causal_lm, StubTokenizer(bos=0), banned=model.banned)
-        engine = TransformersEngine(
-            model, StubTokenizer(bos=0), parent, TransformersKnobs(slots=2, cache_mib=4, prefill_tokens=8)
+        engine = LocalEngine(
+            model, StubTokenizer(bos=0), parent, LocalEngineConfig(slots=2, cache_mib=4, prefill_tokens=8)
         )
         shared, answers = tuple(range(1, 14)), []
         for number, section in enumerate((WAYS["S mode"][0], WAYS["window"][0])):
@@ -192,7 +193,7 @@ def test_an_engine_with_shared_prefixes_waits_once_a_step(alignment: str):
     with device.open():
         steps, ends = steps_and_ends(lambda: found.append(run(DEVICE, place)))
     assert same(plain, found[0])
-    assert device.kinds() == {"int": 5, "tolist": steps + ends + 2 + plain[1]}, device.listed()
+    assert device.kinds() == {"tolist": steps + ends + 2 + plain[1] + 5}, device.listed()
     assert not [copy for copy in device.copies if copy.kind == "copy"], device.listed()
 
 
@@ -217,10 +218,10 @@ class Marks:
     def __init__(self, views: Callable[..., Any], device: StandInDevice | None) -> None:
         self.views, self.device, self.places = views, device, []
 
-    def __call__(self, index: int, rung: Rung) -> Any:
+    def __call__(self, index: int, phase: BlockPhase) -> Any:
         if self.device is not None:
             self.places.append((len(self.device.waits), len(self.device.copies)))
-        return self.views(index, rung)
+        return self.views(index, phase)
 
     def keep_one(self) -> None:
         """Leave what the second step wrote down: the first one makes the optimiser's states."""
@@ -247,22 +248,22 @@ def one_step(
         model = small(there, alignment=alignment)
         if lora:
             torch.manual_seed(3)
-            add_lora(model, LoraKnobs(rank=2, alpha=4, dropout=0.2))
+            add_lora(model, LoraConfig(rank=2, alpha=4, dropout=0.2))
             there(model)
-        made = {section["name"]: make("loss", SUPERVISIONS, section) for section in sections}
+        made = {section["name"]: make("loss", LOSSES, section) for section in sections}
         parent = None
         if any(loss.needs_parent for loss in made.values()):
             frozen = small(there, alignment=alignment, seed=1).requires_grad_(False)
             parent = Parent(model.causal_lm if lora else frozen.causal_lm, None, frozen.banned)
         step = SupervisedStep(model, made, None if parent is None else parent.head)
         pairs = causes if "c2dlm" in made else None
-        views = Views(Text(chat), 2, NoiseKnobs(replace_rate=0.5), model.card, torch.arange(60), 0, pairs)
+        views = NoisedBatches(Text(chat), 2, NoiseConfig(replace_rate=0.5), model.card, torch.arange(60), 0, pairs)
         marks = Marks(views, device if there_device == DEVICE else None)
-        stage = Stage(
-            3 * 40, lambda _: Rung(phase="stable", block_size=block, tokens=120), marks,
+        stage = TrainingTask(
+            3 * 40, lambda _: BlockPhase(phase="stable", block_size=block, tokens=120), marks,
             teacher=reader(parent, model), turns=turns, pad_id=1,
         )  # fmt: skip
-        settings = TrainKnobs(precision="no", learning_rate=LearningRate(peak=1e-3), **knobs)
+        settings = TrainConfig(precision="no", learning_rate=LearningRate(peak=1e-3), **knobs)
         out = folder / there_device.type
         train(step, stage, settings, out, True, Accelerator(cpu=True, device_placement=False))
         marks.keep_one()
@@ -316,7 +317,7 @@ def test_likelihoods_wait_once_a_batch(alignment: str):
         batches = [Text().batch([0, 1]), Text().batch([2])]
         found = [parent_likelihood(parent, batches, 1), exact(model, batches, 1)]
         for estimator in ("count", "time", "coupled"):
-            found.append(bound(model, batches, 4, 1, LikelihoodKnobs(estimator=estimator, draws=1)))
+            found.append(bound(model, batches, 4, 1, LikelihoodConfig(estimator=estimator, draws=1)))
         nats = generative_nats(parent, PROMPTS, [[5, 6, 7], [], [8]])
         return [one.plain() for one in found], nats
 

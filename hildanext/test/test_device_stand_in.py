@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from device_stand_in import DEVICE, StandInDevice, StandInTensor, back, place
-from hildanext.runtime import send
+from hildanext.core.runtime import send
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_what_is_sent_is_told(waits: bool, device: StandInDevice):
 
 def test_a_wait_names_the_line_of_the_package(device: StandInDevice):
     send([1], DEVICE)
-    assert [wait.place.partition(":")[0] for wait in device.copies] == ["runtime.py"]
+    assert [wait.place.partition(":")[0] for wait in device.copies] == ["core/runtime.py"]
     assert "runtime.py" in device.listed() and "non_blocking" in device.listed()
     float(there(4).sum())
     assert device.waits[0].place.startswith("test_device_stand_in.py:") and "float(" in device.listed()

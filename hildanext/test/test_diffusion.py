@@ -1,13 +1,18 @@
 """Corruption, weights and readout: the forward process."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from hildanext.diffusion import (
+    CausalPairs,
     block_index,
     block_times,
     complement,
+    effect_rates,
     elbo_weight,
+    hide_tokens,
     mask_tokens,
     next_turn,
     replace_tokens,
@@ -43,6 +48,23 @@ def test_blocks_share_one_noise_level_and_levels_are_stratified():
     drawn = torch.tensor([float(level[0]) for level in levels]).sort().values
     edges = torch.linspace(0.05, 1.0, len(drawn) + 1)
     assert bool(((drawn >= edges[:-1]) & (drawn <= edges[1:])).all())
+
+
+def test_a_block_s_level_says_nothing_of_its_place_in_the_batch():
+    """Strata are shuffled: in order, early blocks would always be almost clean and late ones almost masked."""
+    generator, count = torch.Generator().manual_seed(0), 16
+    blocks = torch.arange(count)[None]
+    levels = torch.cat([block_times(blocks, (0.05, 1.0), generator) for _ in range(200)]).double()
+    place = torch.arange(count).expand_as(levels).double()
+    correlation = float(torch.corrcoef(torch.stack([place.flatten(), levels.flatten()]))[0, 1])
+    assert abs(correlation) < 0.06, "four standard deviations of 3,200 independent pairs are 0.07"
+    assert (levels.mean(0) - 0.525).abs().max() < 0.1
+
+
+def test_levels_need_not_be_stratified():
+    drawn = [block_times(torch.arange(8)[None], (0.0, 1.0), torch.Generator().manual_seed(s), False) for s in range(20)]
+    counts = [len(set((levels * 8).long()[0].tolist())) for levels in drawn]
+    assert max(counts) < 8 or len(set(counts)) > 1
 
 
 def test_block_index_starts_anew_with_each_document():
@@ -101,6 +123,29 @@ def test_a_chance_is_a_number_at_the_ends_of_time(t: float):
     assert bool(((view.chance >= 0) & (view.chance < 1)).all())
 
 
+def test_the_other_half_has_the_other_noise_level_and_hides_no_wrong_token():
+    view, generator = view_of(t=0.3)
+    view = replace_tokens(view, 0.5, torch.arange(61), generator)
+    other = complement(view, MASK)
+    assert torch.allclose(other.time, torch.full_like(other.time, 0.7)) and not bool(other.replaced.any())
+    assert torch.equal(other.noisy[~other.masked], view.clean[~other.masked])
+
+
+def test_effects_are_replaced_as_often_as_their_boost_says():
+    view, _ = view_of(t=1e-6)
+    pairs = CausalPairs.collate([[(20, 10, 1.0)]] * 8)
+    rates = effect_rates(replace(view, pairs=pairs), 0.1, 4.0)
+    assert rates[:, 20].tolist() == pytest.approx([0.4] * 8) and rates[:, 21].tolist() == pytest.approx([0.1] * 8)
+    assert float(effect_rates(view, 0.1, 4.0).max()) == pytest.approx(0.1)
+
+
+def test_hidden_tokens_are_masks_that_nobody_fills():
+    view, _ = view_of(t=0.5)
+    hidden = view.document < 0
+    shown = hide_tokens(view, hidden, MASK)
+    assert bool((shown.noisy[hidden] == MASK).all()) and torch.equal(shown.masked, view.masked)
+
+
 def test_elbo_weight_is_one_over_t_at_masks_alone():
     view, _ = view_of(t=0.25)
     weight = elbo_weight(view)
@@ -115,6 +160,12 @@ def test_a_turn_keeps_the_truth_as_its_label():
     assert torch.equal(following.clean, view.clean)
     assert not bool(following.masked.any())
     assert torch.equal(following.replaced, view.maskable & (draft != view.clean))
+    still = draft.clone()
+    still[:, 8:24] = MASK
+    following = next_turn(view, still, MASK)
+    assert torch.equal(following.masked, view.maskable & (still == MASK)) and bool(following.masked.any())
+    assert not bool((following.masked & following.replaced).any())
+    assert torch.equal(following.noisy[~view.maskable], view.noisy[~view.maskable]), "a prompt is not drafted"
 
 
 def test_left_shift_never_predicts_the_first_token_of_a_document():

@@ -7,10 +7,12 @@ import torch
 
 from conftest import random_model
 from decoding_stubs import MARGIN, MASK, ScriptedModel, StubTokenizer, Watched
-from hildanext.ar import Parent, PromptError
-from hildanext.decode import ThresholdEdit
-from hildanext.decode.session import BlockSession
-from hildanext.inference import GenerationKnobs, context_length, generate
+from hildanext.ar import Parent
+from hildanext.core.errors import PromptError
+from hildanext.decoding import ThresholdEdit
+from hildanext.decoding.base import run as decode
+from hildanext.decoding.state import DecodeState
+from hildanext.inference import GenerationConfig, context_length, generate
 from small_models import small_tokenizer
 
 FAMILIES = ["llama", "qwen2", "qwen3"]
@@ -28,7 +30,7 @@ def run(model, prompts, knobs, **settings):
     """Completions and the closest call of any decision."""
     decoder = Watched(ThresholdEdit(**knobs))
     settings = {"max_new_tokens": BLOCK * BLOCKS, "debug": True} | settings
-    return generate(model, None, prompts, decoder, GenerationKnobs(**settings)), decoder
+    return generate(model, None, prompts, decoder, GenerationConfig(**settings)), decoder
 
 
 @cache
@@ -161,7 +163,7 @@ def test_shown_text_is_not_revised():
     model = random_model("llama", "block", BLOCK, seed=4, layers=2)
     seen = []
     decoder = ThresholdEdit(tau_mask=0.3, tau_edit=0.2, max_post=2, window=1)
-    settings = GenerationKnobs(max_new_tokens=20)
+    settings = GenerationConfig(max_new_tokens=20)
     done = generate(model, StubTokenizer(letters=True), [[1, 2, 3, 4]], decoder, settings, seen.append)[0]
     assert "".join(event.text for event in seen if event.kind == "text") == done.text
 
@@ -201,7 +203,7 @@ def test_the_mask_and_unused_rows_are_never_written():
 def test_the_grid_starts_at_position_0(prompt, new, capacity, start, inside):
     """V16: blocks, canvas and the prompt tokens of the first active block."""
     model = random_model("llama", "block", 32, layers=1)
-    session = BlockSession(model, [prompt_of(prompt, 0)], [prompt + new], lambda *_: False)
+    session = DecodeState(model, [prompt_of(prompt, 0)], [prompt + new], lambda *_: False)
     session.prefill()
     assert (len(session.rows[0].tokens), session.rows[0].start) == (capacity, start)
     assert int(session.canvas().fixed.sum()) == inside
@@ -217,11 +219,11 @@ def test_the_prompt_survives_a_model_that_disagrees_everywhere():
         finals.append(tokens)
         return False
 
-    session = BlockSession(model, [prompt], [53], ended)
+    session = DecodeState(model, [prompt], [53], ended)
     session.prefill()
-    ThresholdEdit(tau_mask=0.5, tau_edit=0.0).decode(session)
+    decode(ThresholdEdit(tau_mask=0.5, tau_edit=0.0), session)
     assert finals[-1][:33] == prompt and finals[-1][33:] == [30] * 31
-    done = generate(model, None, [prompt], ThresholdEdit(), GenerationKnobs(max_new_tokens=20))[0]
+    done = generate(model, None, [prompt], ThresholdEdit(), GenerationConfig(max_new_tokens=20))[0]
     assert done.tokens == [30] * 20 and done.finish_reason == "length"
 
 
@@ -233,11 +235,11 @@ def test_where_a_prediction_is_read(shift, expected):
     model.card = type(model.card)(
         mask_id=MASK, vocab_rows=40, vocab_real=MASK, block_size=4, shift=shift, clean_mask=clean_mask
     )
-    session = BlockSession(model, [[1, 2, 3, 4]], [8], lambda *_: False)
+    session = DecodeState(model, [[1, 2, 3, 4]], [8], lambda *_: False)
     session.prefill()
     where = session.canvas().masked
     assert session.logits(where).argmax(-1).tolist() == expected
-    empty = BlockSession(model, [[1]], [4], lambda *_: False)
+    empty = DecodeState(model, [[1]], [4], lambda *_: False)
     where = torch.ones_like(empty.canvas().masked)
     assert empty.logits(where).argmax(-1).tolist() == [0, *(at - 4 for at in expected[1:])]
 
@@ -272,7 +274,7 @@ def test_top_k_1_and_a_tiny_top_p_are_greedy():
 
 
 def test_a_long_prompt_is_prefilled_in_pieces(monkeypatch):
-    monkeypatch.setattr("hildanext.decode.session.PREFILL_TOKENS", 16)
+    monkeypatch.setattr("hildanext.decoding.feed_plan.PREFILL_TOKENS", 16)
     for alignment in ALIGNMENTS:
         model = random_model("llama", alignment, BLOCK)
         prompts = [prompt_of(50, 1), prompt_of(21, 2)]
@@ -297,14 +299,14 @@ def test_prompts_that_cannot_be_answered():
     ]
     for prompt, settings, hint in wrong:
         with pytest.raises(PromptError, match=hint):
-            generate(model, None, [prompt], ThresholdEdit(), GenerationKnobs(**settings))
-    done = generate(model, None, [[1] * 510], ThresholdEdit(tau_edit=None), GenerationKnobs())[0]
+            generate(model, None, [prompt], ThresholdEdit(), GenerationConfig(**settings))
+    done = generate(model, None, [[1] * 510], ThresholdEdit(tau_edit=None), GenerationConfig())[0]
     assert len(done.tokens) == 2
 
 
 def test_an_empty_prompt_starts_from_the_beginning_of_text():
     model = random_model("llama", "parent", BLOCK)
-    knobs = GenerationKnobs(max_new_tokens=6)
+    knobs = GenerationConfig(max_new_tokens=6)
     empty, explicit = generate(model, StubTokenizer(bos=5), [[], [5]], ThresholdEdit(), knobs)
     assert empty.tokens == explicit.tokens and len(empty.tokens) == 6
 
@@ -314,9 +316,9 @@ def test_a_completion_is_handed_over_when_its_row_ends_and_seeds_may_be_given():
     prompts, seeds = [prompt_of(5, 0), prompt_of(3, 1), prompt_of(6, 2)], [7, 70, 700]
     decoder = ThresholdEdit(tau_mask=0.5, temperature=1.0)
     told: dict[int, object] = {}
-    settings = GenerationKnobs(max_new_tokens=8, batch_size=2)
+    settings = GenerationConfig(max_new_tokens=8, batch_size=2)
     done = generate(model, None, prompts, decoder, settings, None, told.__setitem__, seeds)
     assert sorted(told) == [0, 1, 2] and all(told[row] is completion for row, completion in enumerate(done))
     for prompt, seed, completion in zip(prompts, seeds, done, strict=True):
-        alone = generate(model, None, [prompt], decoder, GenerationKnobs(max_new_tokens=8, seed=seed))[0]
+        alone = generate(model, None, [prompt], decoder, GenerationConfig(max_new_tokens=8, seed=seed))[0]
         assert alone.tokens == completion.tokens

@@ -5,17 +5,19 @@ import os
 import sys
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field
 
-from hildanext.config import build, check_profile, full_methods, knobs
-from hildanext.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
+from hildanext.core.config import config, validate
+from hildanext.core.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
+from hildanext.core.registry import build
 from hildanext.recipe import check, execute, read_run
 
 
-@knobs
-class CookKnobs:
+@config
+class CookConfig:
     minutes: int = Field(default=3, ge=0)
     fail: bool = False
 
@@ -31,12 +33,12 @@ def kitchen(monkeypatch):
         module.calls.append((context.key, section, context))
         if module.broken:
             raise KeyboardInterrupt
-        context.room.mkdir(parents=True, exist_ok=True)
-        (context.room / "meal").write_text(json.dumps(section))
-        return {"meal": str(context.room / "meal")}
+        context.stage_dir.mkdir(parents=True, exist_ok=True)
+        (context.stage_dir / "meal").write_text(json.dumps(section))
+        return {"meal": str(context.stage_dir / "meal")}
 
     module.stage = stage
-    module.check = lambda section, context: build(CookKnobs, section, context.key)
+    module.check = lambda section, context: validate(CookConfig, section, context.key)
     monkeypatch.setitem(sys.modules, "kitchen", module)
     return module
 
@@ -136,8 +138,6 @@ def test_everything_is_checked_before_anything_runs(tmp_path, kitchen):
         ({"foldre": "x"}, "unknown key 'foldre', did you mean 'folder'"),
         ({"cook": [1]}, "JSON object"),
         ({"profile": "WILD"}, "profile"),
-        ({"cook": {"decoder": {"name": "rcd"}}}, "'rcd' is a FULL method"),
-        ({"cook": {"list": [{"c2dlm": {}}]}}, "'c2dlm' is a FULL method"),
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(tmp_path, kitchen, change, word):
@@ -145,20 +145,48 @@ def test_a_run_that_makes_no_sense_is_refused(tmp_path, kitchen, change, word):
         read_run(a_run(tmp_path, **change), TABLE)
 
 
-def test_full_allows_full_methods_by_name(tmp_path, kitchen):
-    read_run(a_run(tmp_path, profile="FULL", cook={"decoder": {"name": "rcd"}}), TABLE)
+@config
+class Sous:
+    """A research member of the kitchen's family."""
+
+    research: ClassVar[bool] = True
+    hours: int = 2
 
 
-def test_the_manifest_lists_the_full_methods_that_are_on(tmp_path):
-    section = {"decoder": {"name": "rcd"}, "losses": [{"c2dlm": {"name": ["wd1"]}}, {"names": "rcd2"}]}
-    assert full_methods({"cook": section}) == ["c2dlm", "rcd"]
-    check_profile("FULL", section, "cook")
+@pytest.fixture
+def laboratory(kitchen):
+    """The kitchen, whose section names members of a family: built while it is checked, and again while it cooks."""
+    note = kitchen.stage
+
+    def built(section, context):
+        return [build("oven", {"plain": CookConfig, "sous": Sous}, oven) for oven in section.get("ovens", [])]
+
+    kitchen.check = built
+    kitchen.stage = lambda section, context: (built(section, context), note(section, context))[1]
+    return kitchen
 
 
-def test_the_record_of_a_run_names_them(tmp_path, kitchen):
-    kitchen.check = lambda section, context: None
-    execute(a_run(tmp_path, profile="FULL", cook={"rcd": {"depth": 1}, "ots": None}), TABLE)
-    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["full"] == ["rcd"]
+OVENS = {"ovens": [{"name": "plain"}, {"name": "sous"}]}
+
+
+def test_a_research_member_is_refused_where_nothing_says_FULL(tmp_path, laboratory):
+    with pytest.raises(ConfigError, match='cook: \'sous\' is a FULL method: set "profile": "FULL" to allow it'):
+        check(a_run(tmp_path, cook=OVENS), TABLE)
+    with pytest.raises(ConfigError, match="cook: 'sous' is a FULL method"):
+        execute(a_run(tmp_path / "r", cook=OVENS), TABLE)
+    assert not laboratory.calls and not (tmp_path / "r").exists()
+    with pytest.raises(ConfigError, match="oven: 'sous' is a FULL method"):
+        build("oven", {"sous": Sous}, {"name": "sous"})
+
+
+def test_the_name_of_a_member_means_nothing_elsewhere(tmp_path, laboratory):
+    check(a_run(tmp_path, cook={"data": {"sous": "x", "card": "x", "name": "c2dlm"}}), TABLE)
+
+
+def test_FULL_allows_research_members_and_the_record_of_a_run_names_them(tmp_path, laboratory):
+    execute(a_run(tmp_path, profile="FULL", cook=OVENS), TABLE)
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["full"] == ["sous"]
+    assert [key for key, _, _ in laboratory.calls] == ["cook", "serve"]
     execute(a_run(tmp_path / "safe"), TABLE)
     assert json.loads((tmp_path / "safe" / "run.json").read_text(encoding="utf-8"))["full"] == []
 

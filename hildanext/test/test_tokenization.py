@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hildanext.models import DiffusionModel
-from hildanext.models.attention import MaskedAttention
+from hildanext.models.attention.dense import MaskedAttention
 from hildanext.models.card import Card, alignment_fields
 from hildanext.models.start import start_conversion
 from hildanext.tokenization import (

@@ -1,7 +1,6 @@
 """The loop and the conversion stage: normalisation, resume, guards, processes, and what happens when killed."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -18,61 +17,26 @@ import torch
 
 import hildanext.training
 from conftest import random_model
-from hildanext.datasets import PackedDataset, PrepareKnobs, prepare
-from hildanext.errors import CheckpointError, ConfigError, TrainingStopped
-from hildanext.log import MetricLog, read_metrics
-from hildanext.loop.guard import Guard, GuardKnobs
-from hildanext.loop.state import STATE
-from hildanext.models.load import load_diffusion
-from hildanext.schedules import LearningRate, Rung
-from hildanext.supervision import SupervisedStep
-from hildanext.supervision.mask_to_token import MaskToToken
-from hildanext.training import Stage, TrainKnobs, make_generator, real_tokens, train
+from hildanext.core.errors import CheckpointError, ConfigError, TrainingStopped
+from hildanext.core.metrics_log import MetricLog, read_metrics
+from hildanext.core.runtime import make_generator
+from hildanext.corruption.schedules import BlockPhase, LearningRate
+from hildanext.losses import SupervisedStep
+from hildanext.losses.mask_to_token import MaskToToken
+from hildanext.models.loading.load import load_diffusion
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.guard import Guard, GuardConfig
+from hildanext.trainer.state import STATE
+from hildanext.trainer.task import TrainingTask
+from hildanext.training import train
 from hildanext.wsd_stage0 import Validation, convert
-from small_models import small_parent, small_tokenizer
-
-RUNGS = [
-    {"phase": "warmup", "block_size": 1, "tokens": 256},
-    {"phase": "warmup", "block_size": 4, "tokens": 256},
-    {"phase": "stable", "block_size": 32, "tokens": 256},
-    {"phase": "decay", "block_size": 8, "tokens": 512},
-]
-
-
-def corpus(folder: Path, documents: int = 40, seed: int = 0) -> Path:
-    numbers = np.random.default_rng(seed)
-    texts = [numbers.integers(3, 60, int(numbers.integers(4, 40))).tolist() for _ in range(documents)]
-    prepare(PrepareKnobs(source={"name": "list"}, out=str(folder)), small_tokenizer(), documents=texts)
-    return folder
+from noised_examples import make_view
+from training_fixtures import PHASES, change, corpus, environment, losses, small_conversion, wait_for_steps
 
 
 @pytest.fixture
 def sections(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = {"train": str(corpus(tmp_path / "train")), "valid": str(corpus(tmp_path / "valid", 6, 1))}
-    data |= {"sequence_length": 32, "pad_to_block": 8}
-    conversion = {
-        "parent": str(small_parent(tmp_path / "parent")),
-        "alignment": "parent",
-        "block_size": 8,
-        "wsd": RUNGS,
-        "valid_rows": 4,
-        "train": {
-            "batch_size": 2,
-            "precision": "no",
-            "learning_rate": {"peak": 1e-3},
-            "checkpoint_every": 3,
-            "evaluate_every": 5,
-        },
-    }
-    return conversion, data
-
-
-def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "train"]
-
-
-def change(conversion: dict[str, Any], **train_fields: Any) -> dict[str, Any]:
-    return {**conversion, "train": {**conversion["train"], **train_fields}}
+    return small_conversion(tmp_path)
 
 
 def test_a_conversion_leaves_a_checkpoint_that_loads(sections, tmp_path: Path):
@@ -101,8 +65,8 @@ def test_V22_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(sections
 @pytest.mark.parametrize("alignment", ["block", "parent"])
 def test_the_loss_falls(sections, tmp_path: Path, alignment: str):
     conversion, data = sections
-    rungs = [{"phase": "decay", "block_size": 8, "tokens": 4000}]
-    conversion = {**conversion, "alignment": alignment, "wsd": rungs, "replace_rate": 0.0, "losses": [{"name": "m2t"}]}
+    phases = [{"phase": "decay", "block_size": 8, "tokens": 4000}]
+    conversion = {**conversion, "alignment": alignment, "wsd": phases, "replace_rate": 0.0, "losses": [{"name": "m2t"}]}
     convert(change(conversion, learning_rate={"peak": 1e-2}), data, tmp_path / "run", quiet=True)
     found = losses(tmp_path / "run")
     assert sum(found[-10:]) / 10 < sum(found[:10]) / 10 - 0.5
@@ -176,25 +140,23 @@ def test_a_best_checkpoint_that_is_gone_is_ignored(sections, tmp_path: Path, mon
     assert best_folders(run) == {"step-2", "step-4"}
 
 
-def fixed_stage(views: list[list[Any]], tokens: int) -> Stage:
-    return Stage(
+def fixed_stage(views: list[list[Any]], tokens: int) -> TrainingTask:
+    return TrainingTask(
         total_tokens=tokens,
-        rung=lambda seen: Rung(phase="decay", block_size=4, tokens=tokens),
-        views=lambda index, rung: views[index],
+        block_phase=lambda seen: BlockPhase(phase="decay", block_size=4, tokens=tokens),
+        views=lambda index, block_phase: views[index],
     )
 
 
 def test_accumulation_divides_by_the_window_and_not_by_the_micro_batch(tmp_path: Path):
     """Micro-batches of different length accumulate to the loss and weights of one large batch."""
-    from test_supervision import make_view
-
     both = make_view(length=16, batch=2, documents=[0] * 16)
     first = make_view(length=16, batch=2, documents=[0] * 5 + [-1] * 11)
     halves = [[both], [first]]
     found = []
     for accumulate, order in ((2, halves), (2, halves[::-1])):
         model = random_model(seed=1)
-        knobs = TrainKnobs(accumulate=accumulate, precision="no", learning_rate=LearningRate(peak=1e-2))
+        knobs = TrainConfig(accumulate=accumulate, precision="no", learning_rate=LearningRate(peak=1e-2))
         step = SupervisedStep(model, {"m2t": MaskToToken()})
         expected = sum(step(view).total.item() for [view] in halves) / (32 + 10)
         run = tmp_path / f"{len(found)}"
@@ -205,14 +167,12 @@ def test_accumulation_divides_by_the_window_and_not_by_the_micro_batch(tmp_path:
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Path):
-    from test_supervision import make_view
-
     model = random_model(seed=1)
-    knobs = TrainKnobs(precision="no", checkpoint_every=1, learning_rate=LearningRate(peak=1e-3))
+    knobs = TrainConfig(precision="no", checkpoint_every=1, learning_rate=LearningRate(peak=1e-3))
     views = [[make_view(seed=index)] for index in range(6)]
     stage = fixed_stage(views, 32 * 6)
 
-    def poisoned(index: int, rung: Rung) -> list[Any]:
+    def poisoned(index: int, block_phase: BlockPhase) -> list[Any]:
         if index == 3:
             with torch.no_grad():
                 next(model.parameters()).fill_(float("nan"))
@@ -228,15 +188,13 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Pa
 @pytest.mark.parametrize(("last", "saved"), [(7, [3]), (9, [3, 8, 9])])
 def test_no_state_is_saved_while_the_loss_spikes(tmp_path: Path, monkeypatch, last: int, saved: list[int]):
     """Steps 6 and 7 meet a text of another kind. The save that is due at 6 is made up for at 8, the next calm step."""
-    from test_supervision import make_view
-
     easy, other = make_view(seed=0), make_view(seed=3)
     views = [[other if step in (6, 7) else easy] for step in range(1, 10)]
     found, save = [], hildanext.training.save_state
     monkeypatch.setattr(hildanext.training, "save_state", lambda *args: (found.append(args[-1]["step"]), save(*args)))
-    guard = GuardKnobs(spike_factor=1.5, patience=9)
+    guard = GuardConfig(spike_factor=1.5, patience=9)
     rate = LearningRate(peak=1e-2, warmup=0.0)
-    knobs = TrainKnobs(precision="no", checkpoint_every=3, learning_rate=rate, guard=guard, stop_after=last)
+    knobs = TrainConfig(precision="no", checkpoint_every=3, learning_rate=rate, guard=guard, stop_after=last)
     train(
         SupervisedStep(random_model(seed=1), {"m2t": MaskToToken()}), fixed_stage(views, 32 * 99), knobs, tmp_path, True
     )
@@ -244,7 +202,7 @@ def test_no_state_is_saved_while_the_loss_spikes(tmp_path: Path, monkeypatch, la
 
 
 def test_spikes_stop_a_run_only_when_they_stay():
-    guard = Guard(GuardKnobs(spike_factor=2.0, patience=3, window=10))
+    guard = Guard(GuardConfig(spike_factor=2.0, patience=3, window=10))
     for step in range(10):
         guard.check(step, 4, 1.0, 1.0)
     guard.check(10, 4, 5.0, 1.0)
@@ -256,9 +214,7 @@ def test_spikes_stop_a_run_only_when_they_stay():
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path):
-    from test_supervision import make_view
-
-    knobs = TrainKnobs(precision="no", learning_rate=LearningRate(peak=1e-3))
+    knobs = TrainConfig(precision="no", learning_rate=LearningRate(peak=1e-3))
     for layers, words in ((3, ""), (2, "of another model")):
         step = SupervisedStep(random_model(layers=layers), {"m2t": MaskToToken()})
         stage = fixed_stage([[make_view(seed=0)]], 32)
@@ -342,8 +298,6 @@ def test_bad_configurations_are_refused_in_one_line(sections, tmp_path: Path, se
 def test_draws_depend_on_the_place_in_the_run_and_not_on_how_steps_are_cut(tmp_path: Path, monkeypatch):
     """Two steps of two micro-batches, four of one: the same keys for two views of two turns, so that the processes
     of a run may share its micro-batches as they like."""
-    from test_supervision import make_view
-
     asked: list[tuple[int, ...]] = []
 
     def noted(*keys: int) -> torch.Generator:
@@ -356,21 +310,12 @@ def test_draws_depend_on_the_place_in_the_run_and_not_on_how_steps_are_cut(tmp_p
         asked.clear()
         stage = fixed_stage([[make_view(seed=index), make_view(seed=9)] for index in range(4)], 4 * 32)
         stage.turns, stage.seed = 2, 7
-        knobs = TrainKnobs(precision="no", accumulate=accumulate, learning_rate=LearningRate(peak=1e-3))
+        knobs = TrainConfig(precision="no", accumulate=accumulate, learning_rate=LearningRate(peak=1e-3))
         step = SupervisedStep(random_model(seed=1), {"m2t": MaskToToken()})
         train(step, stage, knobs, tmp_path / str(accumulate), quiet=True)
         found.append(list(asked))
     assert found[0] == found[1]
     assert found[0] == [(7, 3, index, view, turn) for index in range(4) for view in (0, 1) for turn in (0, 1)]
-
-
-def test_real_tokens_are_what_the_documents_hold(tmp_path: Path):
-    """Over one epoch they are the data set's own count; positions hold the padding of blocks as well."""
-    dataset = PackedDataset(corpus(tmp_path / "data"), 32, pad_to_block=8)
-    batch = dataset.batch(range(len(dataset)))
-    assert real_tokens(batch.tokens, batch.document, batch.position, dataset.pad_id) == dataset.tokens
-    assert real_tokens(batch.tokens, batch.document, batch.position, None) == int((batch.document >= 0).sum())
-    assert dataset.tokens < int((batch.document >= 0).sum())
 
 
 def test_metrics_tell_positions_and_real_tokens(sections, tmp_path: Path):
@@ -400,24 +345,10 @@ def start(config: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
 
 
-def environment() -> dict[str, str]:
-    import hildanext
-
-    return {**os.environ, "PYTHONPATH": str(Path(hildanext.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-
-
-def wait_for_steps(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= count:
-            return
-        time.sleep(0.005)
-
-
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_losses(sections, tmp_path: Path):
     conversion, data = sections
-    conversion = {**conversion, "wsd": [{**rung, "tokens": rung["tokens"] * 8} for rung in RUNGS]}
+    conversion = {**conversion, "wsd": [{**block_phase, "tokens": block_phase["tokens"] * 8} for block_phase in PHASES]}
     convert(conversion, data, tmp_path / "whole", quiet=True)
     config, run = write_config((conversion, data), tmp_path), tmp_path / "killed"
     chance = random.Random(0)

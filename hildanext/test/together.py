@@ -10,13 +10,15 @@ import torch
 
 import hildanext.training
 from conftest import random_model
-from hildanext.errors import CheckpointError
-from hildanext.loop.processes import any_process, on_main, open_accelerator
-from hildanext.schedules import LearningRate, Rung
-from hildanext.supervision import SupervisedStep
-from hildanext.supervision.mask_to_token import MaskToToken
-from hildanext.training import Stage, TrainKnobs, train
-from test_supervision import make_view
+from hildanext.core.errors import CheckpointError
+from hildanext.corruption.schedules import BlockPhase, LearningRate
+from hildanext.losses import SupervisedStep
+from hildanext.losses.mask_to_token import MaskToToken
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.processes import any_process, on_main, open_accelerator
+from hildanext.trainer.task import TrainingTask
+from hildanext.training import train
+from noised_examples import make_view
 
 
 def met(action: Callable[[], Any]) -> str:
@@ -31,12 +33,12 @@ def full_disk(*_: Any) -> None:
 
 
 def two_steps(run: Path, precision: str = "no", stop_after: int | None = None) -> dict[str, Any]:
-    stage = Stage(
+    stage = TrainingTask(
         total_tokens=4 * 32,
-        rung=lambda seen: Rung(phase="decay", block_size=4, tokens=4 * 32),
-        views=lambda index, rung: [make_view(seed=index)],
+        block_phase=lambda seen: BlockPhase(phase="decay", block_size=4, tokens=4 * 32),
+        views=lambda index, block_phase: [make_view(seed=index)],
     )
-    knobs = TrainKnobs(precision=precision, learning_rate=LearningRate(peak=1e-3), stop_after=stop_after)
+    knobs = TrainConfig(precision=precision, learning_rate=LearningRate(peak=1e-3), stop_after=stop_after)
     model = random_model(seed=1, dtype=torch.float32)
     return train(SupervisedStep(model, {"m2t": MaskToToken()}), stage, knobs, run, quiet=True)
 

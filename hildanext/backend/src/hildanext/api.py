@@ -1,8 +1,9 @@
-"""The web service: one engine and one room of jobs behind REST, OpenAI's protocol and a page.
+"""The web service: one engine and one service of jobs behind REST, OpenAI's protocol and a page.
 
 app = create_app(settings, engine, jobs)
 
-`hildanext serve` runs it; so does any ASGI server (then without the bounds on slow connections, see serve/protocol.py).
+`hildanext serve` runs it; so does any ASGI server (then without the bounds on slow
+connections, see serve/connection_limits.py).
 """
 
 import os
@@ -16,26 +17,27 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from hildanext import __version__
-from hildanext.engines.base import Engine
-from hildanext.errors import ConfigError
-from hildanext.jobs.room import JobRoom
-from hildanext.serve import chat, completions, errors, generate, health, jobs, models, page
+from hildanext.core.errors import ConfigError
+from hildanext.engine.base import Engine
+from hildanext.jobs.service import JobService
+from hildanext.serve import errors
 from hildanext.serve.document import document
-from hildanext.serve.door import Bodies, Guarded, Identified
-from hildanext.serve.measures import Measures
+from hildanext.serve.metrics import Metrics
+from hildanext.serve.middleware import Auth, BodyLimit, RequestId, UnderProfile
+from hildanext.serve.routers import chat, completions, generate, health, jobs, models, page
 from hildanext.serve.service import Service
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 
 ROUTERS = (health.router, generate.router, models.router, chat.router, completions.router, jobs.router, page.router)
 
 
-def create_app(settings: ServeKnobs, engine: Engine, room: JobRoom | None = None) -> FastAPI:
+def create_app(settings: ServeConfig, engine: Engine, jobs: JobService | None = None) -> FastAPI:
     """The service around an engine, which it closes when it ends, and jobs, which it supervises while it runs.
 
     Raises `ConfigError` where the key is to come from an environment variable that holds none.
     """
     key = read_key(settings)
-    measures = Measures(engine, room)
+    metrics = Metrics(engine, jobs)
     app = FastAPI(
         title="HILDA",
         version=__version__,
@@ -43,9 +45,9 @@ def create_app(settings: ServeKnobs, engine: Engine, room: JobRoom | None = None
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere; `page.docs` does not
         redoc_url=None,
         lifespan=_lifespan,
-        middleware=_middleware(settings, key, measures),
+        middleware=_middleware(settings, key, metrics),
     )
-    app.state.service = Service(settings, engine, room, measures)
+    app.state.service = Service(settings, engine, jobs, metrics)
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -53,7 +55,7 @@ def create_app(settings: ServeKnobs, engine: Engine, room: JobRoom | None = None
     return app
 
 
-def read_key(settings: ServeKnobs) -> str | None:
+def read_key(settings: ServeConfig) -> str | None:
     """The key that clients must send, from the environment. Raises `ConfigError`."""
     if settings.api_key_env is None:
         return None
@@ -65,9 +67,9 @@ def read_key(settings: ServeKnobs) -> str | None:
     return key
 
 
-def _middleware(settings: ServeKnobs, key: str | None, measures: Measures) -> list[Middleware]:
+def _middleware(settings: ServeConfig, key: str | None, metrics: Metrics) -> list[Middleware]:
     """Outermost first."""
-    stack = [Middleware(Identified, measures=measures)]
+    stack = [Middleware(RequestId, metrics=metrics)]
     if settings.cors:
         allowed = ["Authorization", "Content-Type", "Last-Event-ID", "X-Request-ID"]
         stack.append(
@@ -79,7 +81,12 @@ def _middleware(settings: ServeKnobs, key: str | None, measures: Measures) -> li
                 expose_headers=["X-Request-ID", "Retry-After"],
             )
         )
-    return [*stack, Middleware(Guarded, settings=settings, key=key), Middleware(Bodies, settings=settings)]
+    return [
+        *stack,
+        Middleware(Auth, settings=settings, key=key),
+        Middleware(BodyLimit, settings=settings),
+        Middleware(UnderProfile, profile=settings.profile),
+    ]
 
 
 @asynccontextmanager

@@ -15,13 +15,11 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext import masks
-from hildanext.errors import HildaError
-from hildanext.models.attention import AttentionContext, MaskedAttention, grouped_attention, no_mask
-from hildanext.runtime import send
-
-
-class PromptError(HildaError):
-    """A prompt that does not fit the model."""
+from hildanext.core.errors import PromptError
+from hildanext.core.runtime import send
+from hildanext.models.attention import PREFILL_TOKENS
+from hildanext.models.attention.dense import AttentionContext, MaskedAttention, grouped_attention, no_mask
+from hildanext.models.sampling import sample
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,6 @@ class ArResult:
 
 Ended = Callable[[int, list[int]], bool]
 OnResult = Callable[[int, ArResult], None]
-
-PREFILL_TOKENS = 256
-"""A longer prompt is fed in several forwards: the mask stays small, and others can be served in between."""
 
 
 @dataclass
@@ -125,9 +120,12 @@ class Parent:
     ) -> Float[Tensor, "batch seq hidden"]:
         """Final hidden states, causal inside each document; the state at i predicts token i+1. No gradient."""
         mask = masks.clean_only(document, position, 1, "token_causal")
-        return self._forward(tokens, position, MaskedAttention(mask))
+        return self.forward(tokens, position, MaskedAttention(mask))
 
-    def _forward(self, tokens: Tensor, position: Tensor, attention: AttentionContext) -> Tensor:
+    def forward(
+        self, tokens: Int[Tensor, "batch fed"], position: Int[Tensor, "batch fed"], attention: AttentionContext
+    ) -> Float[Tensor, "batch fed hidden"]:
+        """Final hidden states under any attention."""
         return self.causal_lm.model(
             input_ids=tokens,
             position_ids=position,
@@ -156,7 +154,7 @@ class Parent:
         the one thing that the host waits for.
         """
         rows, columns = ((position > 0) & (document >= 0)).nonzero(as_tuple=True)
-        asked = tokens.device
+        home = tokens.device
         tokens, document, position, rows, columns = (
             part.to(self.device, non_blocking=True) for part in (tokens, document, position, rows, columns)
         )
@@ -167,15 +165,15 @@ class Parent:
             row, column = rows[start : start + chunk], columns[start : start + chunk]
             logits = self.logits(hidden[row, column - 1])
             nll[row, column] = cross_entropy(logits, tokens[row, column], reduction="none")
-        return nll.to(asked)
+        return nll.to(home)
 
     def generate(
         self,
         prompt_ids: Sequence[int],
         max_new_tokens: int,
         temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        top_p: float | None = None,
+        top_k: int | None = None,
         seed: int = 0,
         stop_ids: Sequence[int] | None = None,
     ) -> ArResult:
@@ -186,38 +184,13 @@ class Parent:
         return self.generate_batch([prompt_ids], max_new_tokens, temperature, top_p, top_k, [seed], stop_ids)[0]
 
     @torch.no_grad()
-    def stream(
-        self,
-        prompt_ids: Sequence[int],
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-    ) -> Iterator[int | None]:
-        """The tokens of `generate`, each as it is drawn, without an end of text; whoever listens says when to stop.
-
-        One forward for each item: None where it fed a piece of a long prompt only.
-        """
-        self._check(len(prompt_ids), max_new_tokens)
-        generator = torch.Generator().manual_seed(seed)
-        (*pieces, feed), cache = self._padded([prompt_ids], max_new_tokens)
-        for piece in pieces:
-            self._fill(piece, cache)
-            yield None
-        for _ in range(max_new_tokens):
-            choice = _draw_rows(self._step(feed, cache), temperature, top_p, top_k, [generator])
-            yield int(choice[0])
-            feed = choice[:, None]
-
-    @torch.no_grad()
     def generate_batch(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        top_p: float | None = None,
+        top_k: int | None = None,
         seeds: Sequence[int] | None = None,
         stop_ids: Sequence[int] | None = None,
         ended: Ended | None = None,
@@ -229,7 +202,7 @@ class Parent:
         told at once when it is. Prompt i draws from `seeds[i]`. Raises `PromptError` as `generate` does.
         """
         for prompt in prompts:
-            self._check(len(prompt), max_new_tokens)
+            self.check_length(len(prompt), max_new_tokens)
         stops = set(default_stops(self.tokenizer) if stop_ids is None else stop_ids)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds or [0] * len(prompts)]
         start = time.perf_counter()
@@ -243,8 +216,8 @@ class Parent:
             logits = self._step(feed, cache)
             if not prefill_seconds:
                 prefill_seconds = time.perf_counter() - start
-            drawn = [generators[i] for i in active]
-            choice = _draw_rows(logits, temperature, top_p, top_k, drawn)
+            uniform = draw([generators[i] for i in active]).to(logits.device, non_blocking=True)
+            choice = sample(logits, uniform, temperature, top_p, top_k)
             going: list[int] = []
             for row, (i, token) in enumerate(zip(active, choice.tolist(), strict=True)):
                 tokens[i].append(token)
@@ -279,14 +252,15 @@ class Parent:
         position = torch.arange(cache.length, cache.length + new, device=feed.device).expand_as(feed)
         if cache.pads is not None:
             position = (position - cache.pads[:, None]).clamp_min(0)
-        hidden = self._forward(feed, position, cache)
+        hidden = self.forward(feed, position, cache)
         cache.length += new
         return hidden
 
     def _step(self, feed: Int[Tensor, "batch new"], cache: CausalCache) -> Float[Tensor, "batch vocab"]:
         return self.logits(self._fill(feed, cache)[:, -1])
 
-    def _check(self, prompt: int, new: int) -> None:
+    def check_length(self, prompt: int, new: int) -> None:
+        """Raise `PromptError` for an empty prompt, or where prompt and new tokens exceed the context."""
         context = int(self.causal_lm.config.max_position_embeddings)
         if prompt == 0:
             raise PromptError("the prompt is empty", "give at least one token (the tokenizer's BOS begins a text)")
@@ -304,42 +278,9 @@ def default_stops(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     return [int(tokenizer.eos_token_id)]
 
 
-def sample(
-    logits: Float[Tensor, "batch vocab"], temperature: float, top_p: float, top_k: int, generator: torch.Generator
-) -> Int[Tensor, " batch"]:
-    """One token per row. top_k 0 and top_p 1 are off; the most likely token is always kept."""
-    if temperature <= 0.0:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if top_k > 0:
-        kept = logits.topk(min(top_k, logits.shape[-1]), -1).values[:, -1:]
-        logits = logits.masked_fill(logits < kept, float("-inf"))
-    probability = logits.softmax(-1)
-    if top_p < 1.0:
-        ordered, index = probability.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0
-        probability = torch.zeros_like(probability).scatter_(-1, index, ordered)
-    # One uniform number per row instead of multinomial's one per id; drawn on the CPU, so that a seed gives the same
-    # text on every device, and summed in fp64, so that rare ids keep their probability.
-    cumulative = probability.double().cumsum(-1)
-    draw = torch.rand(len(cumulative), 1, dtype=torch.float64, generator=generator)
-    draw = draw.to(logits.device, non_blocking=True)
-    chosen = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)[:, 0]
-    return chosen.clamp_max(logits.shape[-1] - 1)
-
-
-def _draw_rows(
-    logits: Float[Tensor, "batch vocab"],
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    generators: Sequence[torch.Generator],
-) -> Int[Tensor, " batch"]:
-    """`sample` with a generator for each row."""
-    if temperature <= 0.0:
-        return logits.argmax(-1)
-    rows = zip(logits.split(1), generators, strict=True)
-    return torch.cat([sample(row, temperature, top_p, top_k, generator) for row, generator in rows])
+def draw(generators: Sequence[torch.Generator]) -> Float[Tensor, " rows"]:
+    """One number from [0, 1) of each generator, all of the CPU, so that a seed gives the same text on every device."""
+    return torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
 
 
 @torch.no_grad()
@@ -349,12 +290,12 @@ def sample_documents(
     max_tokens: int,
     seed: int = 0,
     temperature: float = 1.0,
-    top_p: float = 1.0,
+    top_p: float | None = None,
     batch_size: int = 64,
 ) -> Iterator[list[int]]:
     """`n` documents drawn from the parent, each without BOS and EOS, at most `max_tokens` long.
 
-    At temperature 1 and top_p 1 these are exact samples: the parent's likelihood is the data's entropy (a document
+    At temperature 1 without top_p these are exact samples: the parent's likelihood is the data's entropy (a document
     cut at `max_tokens` ends there). Batch b depends on (seed, b, batch_size) alone.
     """
     ends = default_stops(parent.tokenizer)
@@ -363,7 +304,7 @@ def sample_documents(
         start_id = ends[0]
     if start_id is None:
         raise PromptError("the tokenizer has neither BOS nor EOS", "documents cannot be sampled without a first token")
-    parent._check(1, max_tokens)
+    parent.check_length(1, max_tokens)
     for number, begin in enumerate(range(0, n, batch_size)):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         yield from _sample_batch(
@@ -377,7 +318,7 @@ def _sample_batch(
     max_tokens: int,
     start_id: int,
     temperature: float,
-    top_p: float,
+    top_p: float | None,
     generator: torch.Generator,
 ) -> list[list[int]]:
     stops = torch.tensor(default_stops(parent.tokenizer), dtype=torch.long)
@@ -387,8 +328,10 @@ def _sample_batch(
     cache = CausalCache(rows, max_tokens + 1)
     feed = torch.full((rows, 1), start_id, device=parent.device)
     for _ in range(max_tokens):
-        choice = sample(parent._step(feed, cache), temperature, top_p, 0, generator)
-        drawn = choice.cpu()
+        uniform = torch.rand(len(feed), dtype=torch.float64, generator=generator)
+        uniform = uniform.to(feed.device, non_blocking=True)
+        choice = sample(parent._step(feed, cache), uniform, temperature, top_p)
+        drawn = choice.cpu()  # the one wait of a token
         active &= ~torch.isin(drawn, stops)
         for row, token in zip(owner[active].tolist(), drawn[active].tolist(), strict=True):
             documents[row].append(token)

@@ -10,38 +10,35 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 
 from hildanext import __version__
-from hildanext.errors import HildaError
-from hildanext.log import quieten_libraries
+from hildanext.core.absent import ABSENT
+from hildanext.core.errors import HildaError
+from hildanext.core.logging_setup import quieten_libraries
 
 VERBS: dict[str, tuple[str, str]] = {
-    "run": ("hildanext.verbs.run", "run a recipe: stages in order, resumable"),
-    "check": ("hildanext.verbs.check", "validate a run's configuration without loading weights"),
-    "pull": ("hildanext.verbs.pull", "fetch a model"),
-    "prepare": ("hildanext.verbs.prepare", "turn text into packed token shards"),
-    "explain-graph": ("hildanext.verbs.explain_graph", "draw the causal graph of one training example"),
-    "convert": ("hildanext.verbs.convert", "stage 0: an autoregressive model becomes a diffusion model"),
-    "sft": ("hildanext.verbs.sft", "stage 1: a diffusion model learns to answer, and to mend its own drafts"),
-    "generate": ("hildanext.verbs.generate", "prompt in, text out"),
-    "eval": ("hildanext.verbs.eval", "likelihoods, quality and speed beside the parent"),
-    "bench": ("hildanext.verbs.bench", "how fast training and decoding are here"),
-    "plan": ("hildanext.verbs.plan", "how much memory a run takes, and what would make it fit"),
-    "runs": ("hildanext.verbs.runs", "list run folders, and compare some of them"),
-    "serve": ("hildanext.verbs.serve", "a model behind REST, OpenAI's protocol and a page"),
-    "jobs": ("hildanext.verbs.jobs", "submit a stage as a background job, and see what becomes of it"),
-    "doctor": ("hildanext.verbs.doctor", "what this machine can do, and why not"),
+    "run": ("hildanext.commands.run", "run a recipe: stages in order, resumable"),
+    "check": ("hildanext.commands.check", "validate a run's configuration without loading weights"),
+    "pull": ("hildanext.commands.pull", "fetch a model"),
+    "prepare": ("hildanext.commands.prepare", "turn text into packed token shards"),
+    "explain-graph": ("hildanext.commands.explain_graph", "draw the causal graph of one training example"),
+    "convert": ("hildanext.commands.convert", "stage 0: an autoregressive model becomes a diffusion model"),
+    "sft": ("hildanext.commands.sft", "stage 1: a diffusion model learns to answer, and to mend its own drafts"),
+    "generate": ("hildanext.commands.generate", "prompt in, text out"),
+    "eval": ("hildanext.commands.eval", "likelihoods, quality and speed beside the parent"),
+    "bench": ("hildanext.commands.bench", "how fast training and decoding are here"),
+    "plan": ("hildanext.commands.plan", "how much memory a run takes, and what would make it fit"),
+    "runs": ("hildanext.commands.runs", "list run folders, and compare some of them"),
+    "serve": ("hildanext.commands.serve", "a model behind REST, OpenAI's protocol and a page"),
+    "jobs": ("hildanext.commands.jobs", "submit a stage as a background job, and see what becomes of it"),
+    "doctor": ("hildanext.commands.doctor", "what this machine can do, and why not"),
 }
 
 WAIT = ("GOMP_SPINCOUNT", "1000")
 """How long a thread of torch waits in a loop before it sleeps. The library's own value, 300 times as much, lets threads
 burn what a busy machine's other work needs: drawing samples with `tiny` took 5 times as long, on two contended cores.
 """
-
-NOT_YET: dict[str, str] = {
-    "rl": "reinforcement learning (stage 2)",
-    "export": "export to other engines",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments and arguments[0] in NOT_YET:
+    if arguments and arguments[0] in ABSENT:
         verb = arguments[0]
         raise HildaError(
-            f"{verb!r} ({NOT_YET[verb]}) is not in this version ({__version__})", "hildanext --help lists what is"
+            f"{verb!r} ({ABSENT[verb]}) is not in this version ({__version__})", "hildanext --help lists what is"
         )
     parser = _parser(arguments)
     try:
@@ -78,12 +75,12 @@ def _dispatch(arguments: list[str]) -> int:
         parser.print_help()
         return 0
     module = importlib.import_module(VERBS[options.verb][0])
-    return int(module.run(options))
+    return int(copy_context().run(module.run, options))  # a verb's profile ends with it
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; only the verb that was asked for is imported, so that help is quick."""
-    absent = ", ".join(NOT_YET)
+    absent = ", ".join(ABSENT)
     parser = argparse.ArgumentParser(
         prog="hildanext",
         description="Any autoregressive transformer becomes an editable discrete-diffusion language model.",
@@ -91,10 +88,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hildanext {__version__}")
     rows = parser.add_subparsers(dest="verb", metavar="verb", title="verbs")
-    asked = next((word for word in arguments if not word.startswith("-")), None)
+    named = next((word for word in arguments if not word.startswith("-")), None)
     for verb, (module, summary) in VERBS.items():
         row = rows.add_parser(verb, help=summary, description=summary)
-        if verb == asked:
+        if verb == named:
             importlib.import_module(module).configure(row)
     return parser
 

@@ -3,23 +3,21 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
 from pydantic import Field
-from torch import Tensor
 
-from hildanext.choice import make
-from hildanext.config import knobs, plain
-from hildanext.errors import ConfigError, DataError
-from hildanext.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
-from hildanext.packing.folder import (
+from hildanext.core.config import config, plain
+from hildanext.core.errors import ConfigError, DataError
+from hildanext.core.registry import build
+from hildanext.data.batch import Batch, Rows
+from hildanext.data.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
+from hildanext.data.packing.folder import (
     FORMAT,
     open_manifests,
     open_shards,
@@ -28,8 +26,8 @@ from hildanext.packing.folder import (
     refuse_other_parts,
     refuse_other_settings,
 )
-from hildanext.packing.shards import drop_journal, locked
-from hildanext.sources import SOURCES, Cursor, Report, Source
+from hildanext.data.packing.shards import drop_journal, locked
+from hildanext.data.sources import SOURCES, Cursor, Report, Source
 
 BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 1 << 20
@@ -42,12 +40,12 @@ OnProgress = Callable[[int, int], None]
 """Called with the numbers of new documents and new tokens."""
 
 
-@knobs
-class PrepareKnobs:
+@config
+class PrepareConfig:
     """What `prepare` reads and how it writes it."""
 
     source: dict[str, Any]
-    """`{"name": one of SOURCES, knobs}`; for token documents, any mapping that says what they are."""
+    """`{"name": one of SOURCES, config}`; for token documents, any mapping that says what they are."""
     out: str
     shard_tokens: int = Field(default=1 << 24, ge=1)
     """A shard is closed by the document that reaches this; memory holds one shard."""
@@ -60,6 +58,10 @@ class PrepareKnobs:
     """Whether a special token's name inside a text becomes that token; off, it is text like any other."""
 
 
+PrepareKnobs = PrepareConfig
+"""The name under which it was promised."""
+
+
 class _Read(NamedTuple):
     ids: Sequence[int]
     where: str
@@ -68,7 +70,7 @@ class _Read(NamedTuple):
 
 
 def prepare(
-    settings: PrepareKnobs,
+    settings: PrepareConfig,
     tokenizer: Any,
     shard: tuple[int, int] = (0, 1),
     documents: TokenDocuments | None = None,
@@ -86,7 +88,7 @@ def prepare(
     part, parts = shard
     if not 0 <= part < parts:
         raise ConfigError(f"part {part} of {parts}", "parts are counted from 0: --shard 0/4 to --shard 3/4")
-    source = None if documents is not None else make("source", SOURCES, settings.source)
+    source = None if documents is not None else build("source", SOURCES, settings.source)
     encoder = _encoder(settings, tokenizer)
     folder = Path(settings.out) if parts == 1 else Path(settings.out) / part_name(part, parts)
     identity = {"tokenizer": tokenizer_hash(tokenizer), **_identity(settings, encoder, source, shard)}
@@ -124,7 +126,7 @@ def _write(read: Iterator[_Read], writer: ShardWriter, progress: OnProgress | No
         writer.close_shard(item.cursor, item.report)
 
 
-def _encoder(settings: PrepareKnobs, tokenizer: Any) -> Encoder:
+def _encoder(settings: PrepareConfig, tokenizer: Any) -> Encoder:
     return Encoder(
         tokenizer,
         settings.add_bos,
@@ -168,7 +170,7 @@ def _read_tokens(
 
 
 def _identity(
-    settings: PrepareKnobs, encoder: Encoder, source: Source | None, shard: tuple[int, int]
+    settings: PrepareConfig, encoder: Encoder, source: Source | None, shard: tuple[int, int]
 ) -> dict[str, Any]:
     """What makes two runs the same run. Paths stay out, so that a moved folder is still the same data."""
     section = settings.source if source is None else {"name": settings.source["name"], **plain(source)}
@@ -202,7 +204,7 @@ def _manifest(writer: ShardWriter, encoder: Encoder, report: Report, identity: d
     }
 
 
-def _refuse_nothing(source: Source | None, writer: ShardWriter, report: Report, settings: PrepareKnobs) -> None:
+def _refuse_nothing(source: Source | None, writer: ShardWriter, report: Report, settings: PrepareConfig) -> None:
     """Raise `DataError` where the input gave nothing, or its only file broke off."""
     broke_off = source is not None and source.whole() == 1 and "broken gzip" in report.counts
     if not writer.empty and not broke_off:
@@ -222,38 +224,6 @@ def _refuse_nothing(source: Source | None, writer: ShardWriter, report: Report, 
     if any(kind.startswith("missing") for kind in report.counts):
         hint = "name the field that holds the text: text_field"
     raise DataError(f"no document could be read from {place!r} ({report.summary()})", hint)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of packed documents.
-
-    `document`: index inside the row, -1 for padding. `position`: index inside the document piece, from 0; 0 for
-    padding. `maskable`: what corruption may hide: everything but padding and the BOS that opens a document; of a
-    conversation, only its answers. `hidden`: tokens that a noised copy always shows as masks and that are not learnt
-    (the next question in the block that an answer ends in: inference writes that block without it).
-    """
-
-    tokens: Int[Tensor, "batch seq"]
-    document: Int[Tensor, "batch seq"]
-    position: Int[Tensor, "batch seq"]
-    maskable: Bool[Tensor, "batch seq"]
-    hidden: Bool[Tensor, "batch seq"] | None = None
-
-    def to(self, device: torch.device | str) -> "Batch":
-        there = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: part.to(device) for name, part in there.items() if part is not None})
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """A data set of rows, whatever they are made of."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The given rows, stacked."""
-        ...
 
 
 class PackedDataset:
@@ -293,8 +263,8 @@ class PackedDataset:
         self.vocab_size: int = manifest["vocab_size"]
         self.bos_id: int | None = manifest["bos_id"]
         self.pad_id: int = manifest["pad_id"]
-        self._maps = [shard for place, one in self.manifests for shard in open_shards(place, one, verify)]
-        self.tokens = sum(one["tokens"] for _, one in self.manifests)
+        self._maps = [shard for place, manifest in self.manifests for shard in open_shards(place, manifest, verify)]
+        self.tokens = sum(manifest["tokens"] for _, manifest in self.manifests)
         if not self.tokens:
             raise DataError(f"{str(folder)!r} holds no tokens", "prepare it again")
         self._block = block
@@ -302,7 +272,8 @@ class PackedDataset:
     @property
     def hash(self) -> str:
         """Of everything in the folder, for a run's record."""
-        return hashlib.sha256(json.dumps([one for _, one in self.manifests], sort_keys=True).encode()).hexdigest()
+        manifests = [manifest for _, manifest in self.manifests]
+        return hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def _layout(self) -> Layout:
@@ -347,8 +318,8 @@ class PackedDataset:
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The given rows, stacked."""
-        found = [self.row(int(index)) for index in rows]
-        return Batch(**{name: torch.from_numpy(np.stack([one[name] for one in found])) for name in found[0]})
+        arrays = [self.row(int(index)) for index in rows]
+        return Batch(**{name: torch.from_numpy(np.stack([row[name] for row in arrays])) for name in arrays[0]})
 
     def _tokens(self, piece: Piece) -> np.ndarray:
         if self.packing == "stream":

@@ -41,7 +41,7 @@ class CausalPairs:
 
 
 @dataclass(frozen=True)
-class View:
+class NoisedBatch:
     """One noised look at a batch. Blocks are `position // block_size` inside each document."""
 
     clean: Int[Tensor, "batch seq"]
@@ -73,6 +73,10 @@ class View:
     def kept(self) -> Bool[Tensor, "batch seq"]:
         """Maskable, visible and right: what editing must leave alone."""
         return self.maskable & ~self.masked & ~self.replaced
+
+
+View = NoisedBatch
+"""The name under which the specification promises it."""
 
 
 def block_index(
@@ -109,14 +113,14 @@ def mask_tokens(
     block_size: int,
     mask_id: int,
     generator: torch.Generator,
-) -> View:
+) -> NoisedBatch:
     """Mask each maskable token with the probability `time` of its block."""
     draw = torch.rand(clean.shape, generator=generator).to(clean.device)
     hidden = draw < time
     masked = maskable & hidden
     # Inside either outcome what is left of the draw is uniform again, so that no further one is needed.
     chance = torch.where(hidden, draw / time, (draw - time) / (1.0 - time)).float().clamp_max(1.0 - 2.0**-24)
-    return View(
+    return NoisedBatch(
         clean=clean,
         noisy=clean.masked_fill(masked, mask_id),
         document=document,
@@ -130,7 +134,7 @@ def mask_tokens(
     )
 
 
-def complement(view: View, mask_id: int) -> View:
+def complement(view: NoisedBatch, mask_id: int) -> NoisedBatch:
     """The other half of a complementary pair: exactly the maskable tokens that `view` shows are masked.
 
     Its noise level is 1 - t (LLaDA2.0, arXiv:2512.15745, sec. 5.1; also Fast-dLLM v2, arXiv:2509.26328).
@@ -145,7 +149,7 @@ def complement(view: View, mask_id: int) -> View:
     )
 
 
-def effect_rates(view: View, rate: float, boost: float) -> Float[Tensor, "batch seq"]:
+def effect_rates(view: NoisedBatch, rate: float, boost: float) -> Float[Tensor, "batch seq"]:
     """Replacement rates that are `boost` times `rate` (at most 1) at the effects of causal pairs, `rate` elsewhere.
 
     A wrong result among right operands is what a correction pass should learn to see (ours; no paper has it).
@@ -157,11 +161,11 @@ def effect_rates(view: View, rate: float, boost: float) -> Float[Tensor, "batch 
 
 
 def replace_tokens(
-    view: View,
+    view: NoisedBatch,
     rate: float | Float[Tensor, "batch seq"],
     real_ids: Int[Tensor, " real"],
     generator: torch.Generator,
-) -> View:
+) -> NoisedBatch:
     """Replace each visible maskable token with probability `rate` (of all, or of each) by a different real token.
 
     `real_ids` lists the ids that may be drawn: no specials, no unused rows, no mask.
@@ -176,19 +180,19 @@ def replace_tokens(
     return replace(view, noisy=torch.where(chosen, noise, view.noisy), replaced=view.replaced | chosen)
 
 
-def hide_tokens(view: View, hidden: Bool[Tensor, "batch seq"], mask_id: int) -> View:
+def hide_tokens(view: NoisedBatch, hidden: Bool[Tensor, "batch seq"], mask_id: int) -> NoisedBatch:
     """Show `hidden` tokens, none of them maskable, as masks that nobody has to fill."""
     return replace(view, noisy=view.noisy.masked_fill(hidden, mask_id))
 
 
-def next_turn(view: View, draft: Int[Tensor, "batch seq"], mask_id: int) -> View:
+def next_turn(view: NoisedBatch, draft: Int[Tensor, "batch seq"], mask_id: int) -> NoisedBatch:
     """The view of a multi-turn forward's next turn: `draft` replaces the noisy tokens, the labels stay the truth."""
     draft = torch.where(view.maskable, draft, view.noisy)
     masked = view.maskable & (draft == mask_id)
     return replace(view, noisy=draft, masked=masked, replaced=view.maskable & ~masked & (draft != view.clean))
 
 
-def elbo_weight(view: View) -> Float[Tensor, "batch seq"]:
+def elbo_weight(view: NoisedBatch) -> Float[Tensor, "batch seq"]:
     """1/t at masked tokens, 0 elsewhere: summed cross-entropies times this are a bound on -log p."""
     return torch.where(view.masked, 1.0 / view.time, torch.zeros_like(view.time))
 

@@ -13,19 +13,21 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from hildanext.ar import Parent, PromptError
-from hildanext.config import knobs
-from hildanext.decode.base import Decoder
-from hildanext.decode.session import BlockSession, Commit, Row, Step
-from hildanext.decode.transcript import FinishReason, Transcript
+from hildanext.ar import Parent
+from hildanext.core.config import config
+from hildanext.core.errors import PromptError
+from hildanext.decoding.base import Decoder, run
+from hildanext.decoding.commit import Commit
+from hildanext.decoding.detokenizer import FinishReason, IncrementalDetokenizer
+from hildanext.decoding.sequence import SequenceState, Step
+from hildanext.decoding.state import DecodeState
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.tokenization import encode_prompt as encode_prompt
 
 DEFAULT_NEW_TOKENS = 256
 
 
-@knobs
-class GenerationKnobs:
+@config
+class GenerationConfig:
     """What does not depend on the decoder."""
 
     max_new_tokens: int | None = Field(default=None, ge=1)
@@ -44,6 +46,10 @@ class GenerationKnobs:
     """Check before every forward that the cache belongs to the tokens."""
 
 
+GenerationKnobs = GenerationConfig
+"""The name under which it was promised."""
+
+
 @dataclass(frozen=True)
 class DecodeStats:
     """Counts of one row: the forwards it took part in, the tokens it kept."""
@@ -59,7 +65,7 @@ class DecodeStats:
     prefill_seconds: float
 
     @classmethod
-    def of(cls, row: Row, tokens: int, seconds: float, prefill_seconds: float) -> "DecodeStats":
+    def of(cls, row: SequenceState, tokens: int, seconds: float, prefill_seconds: float) -> "DecodeStats":
         """What `row` counted, of which `tokens` were kept."""
         return cls(
             prefill_forwards=row.prefill,
@@ -118,7 +124,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase | None,
     prompts: Sequence[Sequence[int]],
     decoder: Decoder,
-    settings: GenerationKnobs | None = None,
+    settings: GenerationConfig | None = None,
     on_event: OnEvent | None = None,
     on_completion: OnCompletion | None = None,
     seeds: Sequence[int] | None = None,
@@ -128,7 +134,7 @@ def generate(
     `seeds`, one per prompt, replace `settings.seed` + i.
     Raises `PromptError` for a prompt that does not fit the context or holds ids that are no tokens.
     """
-    settings = settings if settings is not None else GenerationKnobs()
+    settings = settings if settings is not None else GenerationConfig()
     prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]
     limits = [length_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
     seeds = seeds if seeds is not None else range(settings.seed, settings.seed + len(prompts))
@@ -136,8 +142,8 @@ def generate(
     for first in range(0, len(prompts), settings.batch_size):
         batch = range(first, min(first + settings.batch_size, len(prompts)))
         drawn = [seeds[i] for i in batch]
-        run = _Run(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion)
-        completions += run.complete([prompts[i] for i in batch], [limits[i] for i in batch])
+        rows = _Batch(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion)
+        completions += rows.complete([prompts[i] for i in batch], [limits[i] for i in batch])
     return completions
 
 
@@ -146,15 +152,15 @@ def context_length(model: DiffusionModel) -> int:
     return model.causal_lm.config.max_position_embeddings // model.card.block_size * model.card.block_size
 
 
-class _Run:
-    """One batch: turns a session's finished blocks into text, events and completions."""
+class _Batch:
+    """Prompts that are decoded together: turns their finished blocks into text, events and completions."""
 
     def __init__(
         self,
         model: DiffusionModel,
         tokenizer: PreTrainedTokenizerBase | None,
         decoder: Decoder,
-        settings: GenerationKnobs,
+        settings: GenerationConfig,
         on_event: OnEvent | None,
         batch: range,
         seeds: Sequence[int],
@@ -164,7 +170,7 @@ class _Run:
         self.on_event, self.batch, self.seeds, self.on_completion = on_event, batch, seeds, on_completion
         eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
-        self.transcripts = [Transcript(tokenizer, eos, settings.stop, self._teller(i)) for i in batch]
+        self.detokenizers = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._show(i)) for i in batch]
         self.done: dict[int, Completion] = {}
         self.began = self.prefilled = 0.0
 
@@ -172,7 +178,7 @@ class _Run:
     def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Completion]:
         watching = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
-        session = BlockSession(
+        state = DecodeState(
             self.model,
             prompts,
             limits,
@@ -183,48 +189,48 @@ class _Run:
             observe=self._observe if watching else None,
             debug=self.settings.debug,
         )
-        session.prefill()
+        state.prefill()
         self.prefilled = time.perf_counter() - self.began
-        self.decoder.decode(session)
+        run(self.decoder, state)
         return [self.done[i] for i in range(len(prompts))]
 
     def _observe(self, step: Step) -> None:
         if self.settings.trace:
             self.steps[step.row].append(step)
-        self._tell(Event(self.batch[step.row], "step", step=step))
+        self._send(Event(self.batch[step.row], "step", step=step))
 
-    def _tell(self, event: Event) -> None:
+    def _send(self, event: Event) -> None:
         if self.on_event is not None:
             self.on_event(event)
 
-    def _teller(self, row: int) -> Callable[[str], None] | None:
-        """What hears of the new text of a row."""
-        return None if self.on_event is None else lambda text: self._tell(Event(row, "text", text=text))
+    def _show(self, row: int) -> Callable[[str], None] | None:
+        """Sends the new text of a row."""
+        return None if self.on_event is None else lambda text: self._send(Event(row, "text", text=text))
 
-    def _ended(self, row: Row, tokens: list[int]) -> bool:
+    def _ended(self, row: SequenceState, tokens: list[int]) -> bool:
         held = self.decoder.window * self.model.card.block_size
         new = tokens[row.prompt : row.limit]
-        ending = self.transcripts[row.index].add(new, row.start >= row.limit, held)
+        ending = self.detokenizers[row.index].add(new, row.start >= row.limit, held)
         if ending is None:
             return False
         stats = DecodeStats.of(row, len(ending.tokens), time.perf_counter() - self.began, self.prefilled)
-        done = Completion(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
-        self.done[row.index] = done
-        self._tell(Event(self.batch[row.index], "end"))
+        completion = Completion(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
+        self.done[row.index] = completion
+        self._send(Event(self.batch[row.index], "end"))
         if self.on_completion is not None:
-            self.on_completion(self.batch[row.index], done)
+            self.on_completion(self.batch[row.index], completion)
         return True
 
 
 def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
     """Ids that end a text: the tokenizer's, and those of the model's own generation settings."""
-    found: set[int] = set()
+    ids: set[int] = set()
     if tokenizer is not None:
         listed = getattr(model.causal_lm.generation_config, "eos_token_id", None)
-        found.update([listed] if isinstance(listed, int) else listed or [])
+        ids.update([listed] if isinstance(listed, int) else listed or [])
         if tokenizer.eos_token_id is not None:
-            found.add(tokenizer.eos_token_id)
-    return frozenset(found)
+            ids.add(tokenizer.eos_token_id)
+    return frozenset(ids)
 
 
 def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int]) -> list[int]:
@@ -246,14 +252,14 @@ def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int])
 def length_limit(model: DiffusionModel, prompt: int, new: int | None) -> int:
     """Tokens of the finished document. Raises `PromptError` where they do not fit the context."""
     context = context_length(model)
-    room = context - prompt
-    if room < 1:
+    left = context - prompt
+    if left < 1:
         raise PromptError(
             f"the prompt has {prompt} tokens, the model's context is {context}", f"shorten it to {context - 1} or fewer"
         )
-    if new is not None and new > room:
+    if new is not None and new > left:
         raise PromptError(
             f"prompt ({prompt} tokens) and {new} new tokens exceed the context of {context}",
-            f"ask for at most {room} new tokens",
+            f"ask for at most {left} new tokens",
         )
-    return prompt + (new if new is not None else min(DEFAULT_NEW_TOKENS, room))
+    return prompt + (new if new is not None else min(DEFAULT_NEW_TOKENS, left))

@@ -12,15 +12,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hildanext.config import build, check_profile, full_methods, knobs, merge, plain
-from hildanext.errors import CheckpointError, ConfigError, DataError, UnknownChoice
-from hildanext.runfolder import open_run, write_atomically
-from hildanext.runfolder import read_run as open_record
-from hildanext.runtime import is_main_process, versions
+from hildanext.core.config import config, merge, plain, validate
+from hildanext.core.errors import CheckpointError, ConfigError, DataError, UnknownChoice
+from hildanext.core.registry import under_profile
+from hildanext.core.run_dir import open_run, write_atomically
+from hildanext.core.run_dir import read_run as open_record
+from hildanext.core.runtime import choose_device, choose_dtype, is_main_process, set_threads, versions
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +35,8 @@ WAIT_SECONDS = 0.2
 """Between two looks of a process at what the first one has done."""
 
 
-@knobs
-class RunKnobs:
+@config
+class RunConfig:
     """What all stages of a run share."""
 
     folder: str
@@ -63,9 +67,15 @@ class StageContext:
     """What the stages before this one returned, by key."""
 
     @property
-    def room(self) -> Path:
+    def stage_dir(self) -> Path:
         """The folder this stage writes into."""
         return self.folder / self.key
+
+    def open_device(self) -> "tuple[torch.device, torch.dtype]":
+        """Where the stage computes, and in what; from here on with the run's threads."""
+        set_threads(self.threads)
+        device = choose_device(self.device)
+        return device, choose_dtype(self.dtype, device)
 
     def outcome(self, name: str) -> Any:
         """The latest value of that name among earlier outcomes. Raises `ConfigError` where no stage gave one."""
@@ -93,10 +103,10 @@ Announce = Callable[[Step, str], None]
 """Told of each step: "done", "start" or "finished"."""
 
 
-def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunKnobs, list[Step]]:
+def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step]]:
     """The shared knobs and the steps of a run.
 
-    Raises `ConfigError` for unknown sections, wrong types, repeated keys, and FULL methods under SAFE.
+    Raises `ConfigError` for unknown sections, wrong types and repeated keys.
     """
     if not isinstance(run.get("stages"), list) or not run["stages"]:
         raise ConfigError("the run has no stages", f'give "stages": [{{"stage": ...}}], of {", ".join(table)}')
@@ -107,12 +117,11 @@ def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunKnobs, list[Step]
         raise ConfigError(f"stages repeat {', '.join(repeated)}", 'give each its own name: {"stage": ..., "as": ...}')
     read = {stage: tuple(getattr(_module(table, stage), "READS", ())) for stage in table}
     sections = {"stages", *BESIDES, *table, *(name for names in read.values() for name in names)}
-    shared = build(RunKnobs, {key: value for key, value in run.items() if key not in sections}, where="run")
+    shared = validate(RunConfig, {key: value for key, value in run.items() if key not in sections}, where="run")
     steps: list[Step] = []
     before = ""
     for key, stage, overrides in entries:
         section = merge({**_section(run, stage), **{name: _section(run, name) for name in read[stage]}}, overrides)
-        check_profile(shared.profile, section, key)
         before = fingerprint(shared, stage, section, before)
         steps.append(Step(key, stage, section, before))
     return shared, steps
@@ -120,10 +129,18 @@ def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunKnobs, list[Step]
 
 def check(run: Mapping[str, Any], table: Table) -> list[Step]:
     """Build every section but the weights. Raises the `HildaError` of the first one that does not hold."""
+    return _checked(run, table)[1]
+
+
+def _checked(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step], list[str]]:
+    """The run's knobs, its steps, and the names of the research members it builds."""
     shared, steps = read_run(run, table)
+    full: set[str] = set()
     for step in steps:
-        _module(table, step.stage).check(dict(step.section), _context(shared, step.key, {}))
-    return steps
+        with under_profile(shared.profile, step.key) as research:
+            _module(table, step.stage).check(dict(step.section), _context(shared, step.key, {}))
+        full |= research
+    return shared, steps, sorted(full)
 
 
 def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = None) -> dict[str, dict[str, Any]]:
@@ -133,9 +150,8 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
     disk) may call it: the first one writes and announces.
     """
     tell = announce if announce is not None else _log
-    steps = check(run, table)
-    shared, _ = read_run(run, table)
-    extra = {"versions": versions(), "stages": _listed(steps), "full": full_methods([step.section for step in steps])}
+    shared, steps, full = _checked(run, table)
+    extra = {"versions": versions(), "stages": _listed(steps), "full": full}
     if not is_main_process():
         return _follow(shared, steps, table)
     folder = open_run(shared.folder, dict(run), shared.seed, extra)
@@ -149,8 +165,7 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
         _begin(folder, step)
         tell(step, "start")
         begun = time.perf_counter()
-        context = _context(shared, step.key, outcomes)
-        outcome = _module(table, step.stage).stage(dict(step.section), context)
+        outcome = _do(shared, step, table, outcomes)
         outcomes[step.key] = json.loads(json.dumps(outcome, default=str))  # as a resumed run will read it
         _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
         tell(step, "finished")
@@ -167,21 +182,29 @@ def finished(folder: str | Path) -> dict[str, dict[str, Any]]:
     return {key: marker["outcome"] for key, marker in markers.items() if "outcome" in marker}
 
 
-def _follow(shared: RunKnobs, steps: Sequence[Step], table: Table) -> dict[str, dict[str, Any]]:
+def _follow(shared: RunConfig, steps: Sequence[Step], table: Table) -> dict[str, dict[str, Any]]:
     """What a process beside the first one does: its part of the stages done together, and wait for the rest."""
     outcomes: dict[str, dict[str, Any]] = {}
     for step in steps:
         done = _read_marker(Path(shared.folder), step.key, "done").get("fingerprint") == step.fingerprint
         module = _module(table, step.stage)
         if getattr(module, "TOGETHER", False) and not done:
-            module.stage(dict(step.section), _context(shared, step.key, outcomes))
+            _do(shared, step, table, outcomes)
         while (marker := _read_marker(Path(shared.folder), step.key, "done")).get("fingerprint") != step.fingerprint:
             time.sleep(WAIT_SECONDS)
         outcomes[step.key] = marker["outcome"]
     return outcomes
 
 
-def fingerprint(shared: RunKnobs, stage: str, section: Mapping[str, Any], before: str) -> str:
+def _do(shared: RunConfig, step: Step, table: Table, outcomes: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    with under_profile(shared.profile, step.key):
+        outcome: Mapping[str, Any] = _module(table, step.stage).stage(
+            dict(step.section), _context(shared, step.key, outcomes)
+        )
+    return outcome
+
+
+def fingerprint(shared: RunConfig, stage: str, section: Mapping[str, Any], before: str) -> str:
     """Hash of what decides a stage's result: its section, the shared choices that change numbers, the stages before."""
     choices = {key: value for key, value in plain(shared).items() if key in ("profile", "seed", "dtype", "parent")}
     text = json.dumps([stage, section, choices, before], sort_keys=True, default=str)
@@ -212,31 +235,22 @@ def _module(table: Table, stage: str) -> Any:
     return importlib.import_module(table[stage])
 
 
-def _context(shared: RunKnobs, key: str, outcomes: Mapping[str, Mapping[str, Any]]) -> StageContext:
-    return StageContext(
-        folder=Path(shared.folder),
-        key=key,
-        profile=shared.profile,
-        seed=shared.seed,
-        device=shared.device,
-        dtype=shared.dtype,
-        threads=shared.threads,
-        parent=shared.parent,
-        outcomes=dict(outcomes),
-    )
+def _context(shared: RunConfig, key: str, outcomes: Mapping[str, Mapping[str, Any]]) -> StageContext:
+    knobs = {name: getattr(shared, name) for name in ("profile", "seed", "device", "dtype", "threads", "parent")}
+    return StageContext(Path(shared.folder), key, outcomes=dict(outcomes), **knobs)
 
 
 def _begin(folder: Path, step: Step) -> None:
     """Note that the step began; what another configuration of it left is put aside, never deleted."""
     started = _read_marker(folder, step.key, "started").get("fingerprint", step.fingerprint)
-    room = folder / step.key
-    if started != step.fingerprint and room.exists():
+    stage_dir = folder / step.key
+    if started != step.fingerprint and stage_dir.exists():
         aside = folder / f"{step.key}.before-{started[:8]}"
         count = 1
         while aside.exists():
             count += 1
             aside = folder / f"{step.key}.before-{started[:8]}-{count}"
-        room.rename(aside)
+        stage_dir.rename(aside)
         logger.info("the configuration of %s changed: its old folder is now %s", step.key, aside)
     _write_marker(folder, step, "started")
 

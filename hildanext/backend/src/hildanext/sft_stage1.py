@@ -6,97 +6,160 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
-from hildanext.best import Best
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, chat_identity, prepare_chat
-from hildanext.config import build, check_profile, full_methods, plain
-from hildanext.conversations import set_template
-from hildanext.errors import ConfigError
-from hildanext.log import read_metrics
-from hildanext.loop.processes import on_main, open_accelerator
-from hildanext.loop.state import check_resumes
+from hildanext.core.config import config, merge, plain, validate
+from hildanext.core.errors import ConfigError
+from hildanext.core.registry import under_profile
+from hildanext.corruption.noised_batches import NoisedBatches
+from hildanext.corruption.noising import NoiseConfig
+from hildanext.corruption.schedules import BlockPhase
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, chat_identity, open_sources, prepare_chat
+from hildanext.data.chat_template import set_template
+from hildanext.losses import SupervisedStep, make_losses
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
-from hildanext.models.start import start_hash, start_tuning
-from hildanext.plots import training_plots
-from hildanext.runfolder import RUN_FILE, open_run
-from hildanext.runtime import machine, seed_everything
-from hildanext.sample_answers import SampleAnswers
-from hildanext.schedules import Rung
-from hildanext.sft_knobs import SftKnobs, check
-from hildanext.supervision import SupervisedStep, Supervision, make_losses
-from hildanext.teacher import reader, teacher_for
+from hildanext.models.lora import LoraConfig
+from hildanext.models.quantize import Quantize, check_quantize
+from hildanext.models.start import ParentConfig, start_hash, start_tuning
 from hildanext.tokenization import real_ids
-from hildanext.training import METRICS, Stage, comparable_train, ready_device, train
-from hildanext.validation import EditCheck, Validation, drawn_batches, measure_start
-from hildanext.views import Views
+from hildanext.trainer.best_checkpoints import BestCheckpoints
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.run import CHECKPOINT, TrainingRun, comparable_section, refuse_graph_losses
+from hildanext.trainer.sample_generations import SampleAnswers, SampleConfig
+from hildanext.trainer.task import Callbacks, TrainingTask
+from hildanext.trainer.validation import EditCheck, Validation, drawn_batches
+from hildanext.training import train
 
-CHECKPOINT, DATA = "checkpoint", "data"
+DATA = "data"
+TRAIN_DEFAULTS = {"learning_rate": {"peak": 1e-4, "warmup": 0.03, "decay": 0.97}}
+"""Under what the section says: fine-tuning wants a lower rate than conversion, falling from the start."""
+
+
+@config
+class SftConfig(NoiseConfig):
+    """The recipe of a fine-tuning.
+
+    Paper: LLaDA2.0, arXiv:2512.15745, sec. 5.1 (prompts clean, band of noise levels, complementary masks), band and
+    plain mean from its released code; LLaDA2.1, arXiv:2602.08676, sec. 3.1 (M2T and T2T together, multi-turn forward).
+    Differs: rates, weights and the number of turns are ours, as none are published.
+    """
+
+    model: str | None = None
+    """A diffusion checkpoint. This or `parent`."""
+    parent: ParentConfig | None = None
+    t_range: tuple[float, float] = (0.3, 0.8)
+    complementary: bool = True
+    losses: tuple[dict[str, Any], ...] = (
+        {"name": "m2t", "weighting": "masked_mean"},
+        {"name": "t2t"},
+    )
+    turns: int = Field(default=2, ge=1, le=4)
+    """Forwards per view: each mends wrong tokens, in the first random ones, later the model's own; labels are the
+    truth."""
+    epochs: float = Field(default=1.0, gt=0)
+    lora: LoraConfig | None = None
+    quantize: Quantize | None = None
+    """`nf4`: the frozen linear layers under the adapters in 4 bits (QLoRA)."""
+    teacher: str | None = None
+    """The parent for losses that need one; None is the parent that the checkpoint's card names."""
+    valid_rows: int = Field(default=64, ge=1)
+    select: Literal["bound", "masked_accuracy"] = "bound"
+    """What the best checkpoint is best in, on held-out rows."""
+    keep: Literal["best", "last"] = "best"
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many validations without a better one."""
+    samples: SampleConfig = SampleConfig()
+    device: str = "auto"
+    seed: int = 0
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.model is None) == (self.parent is None):
+            raise ConfigError("sft needs one start", "give model (a diffusion checkpoint) or parent (autoregressive)")
+
+    @property
+    def start(self) -> str | ParentConfig:
+        """What is trained."""
+        return self.parent if self.parent is not None else str(self.model)
 
 
 def sft(
     sft_section: Mapping[str, Any],
     data_section: Mapping[str, Any],
-    run: str | Path,
+    folder: str | Path,
     profile: str = "SAFE",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Run (or resume) a fine-tuning in the folder `run` and return its summary.
+    """Run (or resume) a fine-tuning in a folder and return its summary.
 
     Writes `run.json`, `data/` (the conversations as tokens), `metrics.jsonl`, `state/` (to resume), `best/`,
     `checkpoint/` (the diffusion model) and plots.
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
-    check_profile(profile, [dict(sft_section), dict(data_section)], "sft")
-    knobs_, data = check(sft_section, data_section)
-    run, accelerator = Path(run), open_accelerator(knobs_.train.precision, knobs_.device)
-    ready_device(knobs_.train, accelerator.device)
-    seed_everything(knobs_.seed)
-    model, tokenizer = start_tuning(knobs_.start, accelerator.device, knobs_.lora, knobs_.quantize)
+    with under_profile(profile, "sft") as full:
+        config, data = check(sft_section, data_section)
+        losses = make_losses(config.losses, "sft.losses")
+    run = TrainingRun(folder, config)
+    model, tokenizer = start_tuning(config.start, run.device, config.lora, config.quantize)
     set_template(tokenizer, data.template, data.template_options)
     model.card = replace(model.card, chat=True)
     _check_model(model, data, int(tokenizer.eos_token_id))
-    config = {"profile": profile, "sft": plain(knobs_), "data": plain(data)}
-    record: dict[str, Any] = {
-        "full": full_methods([dict(sft_section), dict(data_section)]),
-        "machine": machine(accelerator.device),
-        "processes": accelerator.num_processes,
-        "start": start_hash(knobs_.start),
-        "chat": chat_identity(data, tokenizer, model.card.block_size),
-    }
-    on_main(accelerator, lambda: check_resumes(run, {"config": config, **record}, _comparable))
-    manifest = on_main(accelerator, lambda: prepare_chat(run / DATA, data, tokenizer, model.card.block_size))
-    record["data"] = {name: manifest["parts"][name] for name in ("train", "valid")}
-    on_main(accelerator, lambda: open_run(run, config, knobs_.seed, record))
-    losses = _losses(knobs_, manifest)
-    own = knobs_.parent.name if knobs_.parent is not None else model.card.parent
-    name = knobs_.teacher if knobs_.teacher is not None else own
-    below = knobs_.parent is not None and knobs_.lora is not None and knobs_.teacher is None
-    teacher = teacher_for(losses.values(), model, name, knobs_.train.precision, below)
+    record = run.record(
+        {"profile": profile, "sft": plain(config), "data": plain(data)},
+        full=sorted(full),
+        start=start_hash(config.start),
+        chat=chat_identity(data, tokenizer, model.card.block_size),
+    )
+    run.check_resumes(record, _comparable)
+    parts = run.on_main(lambda: prepare_chat(run.folder / DATA, data, tokenizer, model.card.block_size))["parts"]
+    run.write_record({**record, "data": {name: parts[name] for name in ("train", "valid")}})
+    if not parts["train"]["graphs"]:
+        hint = "write them with hildanext prepare --graphs, and train on the file it makes"
+        refuse_graph_losses(losses, "sft.losses", ", and no example has one", hint)
+    own = config.parent.name if config.parent is not None else model.card.parent
+    below = config.parent is not None and config.lora is not None and config.teacher is None
     real = real_ids(model.card, tokenizer)
-    head, special = teacher.head if teacher else None, ~real.to(model.device)
-    step = SupervisedStep(model, losses, head, knobs_.train.chunk, special, knobs_.train.layout)
-    best = Best(run, model, tokenizer, int(knobs_.keep == "best"), knobs_.select, knobs_.select != "bound")
-    stage = _stage(knobs_, data, run, step, tokenizer, real.nonzero()[:, 0], best)
-    stage.teacher = reader(teacher, model)
-    on_main(accelerator, lambda: measure_start(run / METRICS, stage, step))
-    counters = train(step, stage, knobs_.train, run, quiet, accelerator)
-    return on_main(accelerator, lambda: _finish(run, counters, stage, step, best, tokenizer, manifest))
+    step, teacher = run.supervised(
+        model, losses, config.teacher if config.teacher is not None else own, below, special=~real.to(model.device)
+    )
+    best = BestCheckpoints(
+        run.folder, model, tokenizer, int(config.keep == "best"), config.select, config.select != "bound"
+    )
+    task = _task(config, data, step, real.nonzero()[:, 0], best)
+    task.teacher = teacher
+    run.measure_start(task, step)
+    counters = train(step, task, config.train, run.folder, quiet, run.accelerator)
+    return run.finish(counters, task, lambda whole: _conclude(run, counters["step"], whole, step, best, parts))
+
+
+def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[SftConfig, ChatDataConfig]:
+    """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
+    section = dict(sft_section)
+    if isinstance(section.get("train", {}), Mapping):
+        section["train"] = merge(TRAIN_DEFAULTS, section.get("train", {}))
+    config = validate(SftConfig, section, "sft")
+    make_losses(config.losses, "sft.losses")
+    data = validate(ChatDataConfig, data_section, "chat")
+    open_sources(data)
+    check_quantize(config.quantize, config.lora is not None)
+    return config, data
 
 
 def prepare_data(sft_section: Mapping[str, Any], data_section: Mapping[str, Any], run: str | Path) -> dict[str, Any]:
     """Render the conversations into `run`, as `sft` would, and return what there is; `sft` finds them ready."""
-    knobs_, data = check(sft_section, data_section)
-    model, tokenizer = start_tuning(knobs_.start, torch.device("cpu"))
+    config, data = check(sft_section, data_section)
+    model, tokenizer = start_tuning(config.start, torch.device("cpu"))
     set_template(tokenizer, data.template, data.template_options)
     parts: dict[str, Any] = prepare_chat(Path(run) / DATA, data, tokenizer, model.card.block_size)["parts"]
     return parts
 
 
-def _check_model(model: DiffusionModel, data: ChatDataKnobs, eos: int) -> None:
+def _check_model(model: DiffusionModel, data: ChatDataConfig, eos: int) -> None:
     """Raise `ConfigError` for rows that the model cannot address, and for an end of text that it never writes."""
     context = model.causal_lm.config.max_position_embeddings
     if data.sequence_length > context:
@@ -106,11 +169,8 @@ def _check_model(model: DiffusionModel, data: ChatDataKnobs, eos: int) -> None:
 
 
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `run.json` decides a fine-tuning's numbers. Sections are built anew, as in conversion."""
-    section = plain(build(SftKnobs, record["config"].get("sft", {}), f"{RUN_FILE}: sft"))
-    section["train"] = comparable_train(section["train"], record.get("processes", 1))
-    for name in ("device", "samples", "model"):
-        del section[name]
+    """What of `run.json` decides a fine-tuning's numbers."""
+    section = comparable_section(SftConfig, record, "sft", ("device", "samples", "model"))
     if section["parent"] is not None:
         del section["parent"]["name"]  # where its weights lie does not matter, what they are does
     chat = {**record["chat"], "packing": record["config"]["data"].get("packing", True)}
@@ -118,74 +178,47 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"profile": record["config"].get("profile"), "sft": section, **start, "data": chat}
 
 
-def _losses(knobs_: SftKnobs, manifest: Mapping[str, Any]) -> dict[str, Supervision]:
-    losses = make_losses(knobs_.losses, "sft.losses")
-    without = [name for name, loss in losses.items() if loss.needs_graphs]
-    if without and not manifest["parts"]["train"]["graphs"]:
-        raise ConfigError(
-            f"sft.losses: {without[0]!r} needs causal graphs, and no example has one",
-            "write them with hildanext prepare --graphs, and train on the file it makes",
-        )
-    return losses
-
-
-def _stage(
-    knobs_: SftKnobs,
-    data: ChatDataKnobs,
-    run: Path,
-    step: SupervisedStep,
-    tokenizer: Any,
-    real: torch.Tensor,
-    best: Best,
-) -> Stage:
-    model, eos = step.model, int(tokenizer.eos_token_id)
-    block_size, batch_size = model.card.block_size, knobs_.train.batch_size
+def _task(
+    config: SftConfig, data: ChatDataConfig, step: SupervisedStep, real: torch.Tensor, best: BestCheckpoints
+) -> TrainingTask:
+    model, tokenizer = step.model, best.tokenizer
+    eos, block_size, batch_size = int(tokenizer.eos_token_id), model.card.block_size, config.train.batch_size
     dataset, valid = (
-        ChatDataset(run / DATA, part, data.sequence_length, block_size, eos, data.packing)
+        ChatDataset(best.run / DATA, part, data.sequence_length, block_size, eos, data.packing)
         for part in ("train", "valid")
     )
-    held_out = drawn_batches(valid, knobs_.valid_rows, batch_size)
+    held_out = drawn_batches(valid, config.valid_rows, batch_size)
     bound, edits = Validation(held_out, eos, model.card), EditCheck(held_out, model.card, real)
-    total = max(1, round(knobs_.epochs * dataset.tokens))
-    return Stage(
+    total = max(1, round(config.epochs * dataset.tokens))
+    return TrainingTask(
         total_tokens=total,
-        rung=lambda tokens: Rung(phase="stable", block_size=block_size, tokens=total),
-        views=Views(dataset, batch_size, knobs_, model.card, real, knobs_.seed, dataset.pairs),
+        block_phase=lambda tokens: BlockPhase(phase="stable", block_size=block_size, tokens=total),
+        views=NoisedBatches(dataset, batch_size, config, model.card, real, config.seed, dataset.pairs),
         validate=lambda step, number: {**bound(step, number), **edits(step, number)},
-        turns=knobs_.turns,
-        seed=knobs_.seed,
-        on_evaluation=best,
-        on_saved=best.tidy,
-        samples=SampleAnswers(valid, model, tokenizer, knobs_.samples),
-        finished=lambda: best.stuck(knobs_.patience),
+        turns=config.turns,
+        seed=config.seed,
         pad_id=eos,
-        counters=best.found,
+        callbacks=Callbacks(
+            on_evaluation=best,
+            on_saved=best.prune,
+            samples=SampleAnswers(valid, model, tokenizer, config.samples),
+            finished=lambda: best.plateaued(config.patience),
+            state=best.state,
+        ),
     )
 
 
-def _finish(
-    run: Path,
-    counters: Mapping[str, Any],
-    stage: Stage,
-    step: SupervisedStep,
-    best: Best,
-    tokenizer: Any,
-    manifest: Mapping[str, Any],
+def _conclude(
+    run: TrainingRun, number: int, whole: bool, step: SupervisedStep, best: BestCheckpoints, parts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Put the kept checkpoint in its place, draw the plots, say what was measured."""
-    evaluations = {line["step"]: line for line in read_metrics(run / METRICS) if line["kind"] == "eval"}
-    assert stage.finished is not None
-    early = counters["tokens"] < stage.total_tokens and stage.finished()
-    whole = counters["tokens"] >= stage.total_tokens or early
-    told = ("step", "tokens", "real_tokens", "seconds")
-    summary: dict[str, Any] = {**{name: counters[name] for name in told}, "whole": whole, "stopped_early": early}
-    summary |= {"data": manifest["parts"], "before": evaluations.get(0), "last": evaluations.get(counters["step"])}
-    kept = best.steps()
-    if whole and kept:
-        best.copy_to(run / CHECKPOINT)
-        summary |= {"best": evaluations.get(kept[0]), "checkpoint": str(run / CHECKPOINT)}
-    elif whole:
-        save_diffusion(run / CHECKPOINT, step.model, tokenizer)
-        summary["checkpoint"] = str(run / CHECKPOINT)
-    training_plots(read_metrics(run / METRICS), run / "plots")
-    return summary
+    """Put the kept checkpoint in its place, and say what was measured."""
+    evaluations, kept, checkpoint = run.evaluations(), best.steps(), run.folder / CHECKPOINT
+    summary: dict[str, Any] = {"data": parts, "before": evaluations.get(0), "last": evaluations.get(number)}
+    if not whole:
+        return summary
+    if kept:
+        best.copy_to(checkpoint)
+        summary["best"] = evaluations.get(kept[0])
+    else:
+        save_diffusion(checkpoint, step.model, best.tokenizer)
+    return {**summary, "checkpoint": str(checkpoint)}

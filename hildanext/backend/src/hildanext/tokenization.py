@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hildanext.errors import ModelError
+from hildanext.core.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +55,18 @@ def grow_rows(causal_lm: PreTrainedModel, needed: int) -> int:
     Never shrinks. The new rows are initialised like the mask's; tied weights stay tied.
     """
     rows = causal_lm.get_input_embeddings().weight.shape[0]
-    wanted = -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
-    if wanted <= rows:
+    padded = -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
+    if padded <= rows:
         return rows
     tied = is_tied(causal_lm)
     state = torch.random.get_rng_state()  # the resize draws noise that is overwritten below
-    causal_lm.resize_token_embeddings(wanted, mean_resizing=False)
+    causal_lm.resize_token_embeddings(padded, mean_resizing=False)
     torch.random.set_rng_state(state)
     if is_tied(causal_lm) != tied:
         raise ModelError("growing the embedding broke the weight tying", "install a supported transformers version")
-    causal_lm.config.vocab_size = wanted
-    _write_rows(causal_lm, torch.arange(rows, wanted), trained=rows)
-    return wanted
+    causal_lm.config.vocab_size = padded
+    _write_rows(causal_lm, torch.arange(rows, padded), trained=rows)
+    return padded
 
 
 def is_tied(causal_lm: PreTrainedModel) -> bool:

@@ -1,15 +1,16 @@
 """The supervised loop, used by every stage: accumulate, clip, guard, log, checkpoint, resume.
 
-A stage hands in a `Stage`: which block size now, which views for a micro-batch, what to validate. Views are
-a pure function of the micro-batch's global index, so a resumed run, and a run on two processes with half the
-accumulation, see the same data and the same noise.
+A stage hands in a `TrainingTask`: which block size now, which views for a micro-batch, what to validate. A global step
+is one update of the optimiser; it takes a gradient accumulation window of `accumulate` micro-batches in each process.
+Views are a pure function of the micro-batch's global index, so a resumed run, and a run on two processes with half
+the accumulation, see the same data and the same noise.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,126 +18,88 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from hildanext.diffusion import View, next_turn, targets
-from hildanext.errors import TrainingStopped
-from hildanext.log import MetricLog
-from hildanext.loop.guard import Guard
-from hildanext.loop.interrupt import between_steps
-from hildanext.loop.knobs import TrainKnobs, comparable_train, ready_device
-from hildanext.loop.optimizer import RestingStates, build_optimizer
-from hildanext.loop.processes import any_process, check_agreement, on_main, open_accelerator, summed
-from hildanext.loop.progress import TrainingProgress
-from hildanext.loop.sharded import Shards, clip_gradients, open_shards
-from hildanext.loop.state import STATE, Held, gather_state, load_state, save_state, trainable
-from hildanext.runfolder import read_run, recover_folder
-from hildanext.runtime import keep_freed_memory, make_generator
-from hildanext.schedules import Rung
-from hildanext.supervision import Outcome, SupervisedStep
-from hildanext.tracking import Tracker, open_trackers, scalars
-
-__all__ = ["Stage", "TrainKnobs", "comparable_train", "make_generator", "make_optimizer", "ready_device", "train"]
+from hildanext.core.errors import TrainingStopped
+from hildanext.core.metrics_log import METRICS, MetricLog
+from hildanext.core.progress import ProgressLine
+from hildanext.core.run_dir import read_run, recover_folder
+from hildanext.core.runtime import keep_freed_memory, make_generator
+from hildanext.core.tracking import Tracker, open_trackers, scalars
+from hildanext.corruption.schedules import BlockPhase
+from hildanext.data.batch import padding_tokens
+from hildanext.diffusion import NoisedBatch, next_turn, targets
+from hildanext.losses import Outcome, SupervisedStep
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.guard import Guard
+from hildanext.trainer.interrupt import between_steps
+from hildanext.trainer.optimizer import OffloadedStates, build_optimizer
+from hildanext.trainer.processes import any_process, check_agreement, on_main, open_accelerator, summed
+from hildanext.trainer.sharded import Shards, clip_gradients, open_shards
+from hildanext.trainer.state import STATE, Held, gather_state, load_state, save_state, trainable
+from hildanext.trainer.task import TrainingTask
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 BUCKETS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
 
 
 @dataclass
-class Stage:
-    """What a stage brings to the loop."""
+class _WindowSums:
+    """Sums over the forwards of this process's gradient accumulation window.
 
-    total_tokens: int
-    rung: Callable[[int], Rung]
-    """Tokens seen (positions, see `train`) -> phase and block size."""
-    views: Callable[[int, Rung], list[View]]
-    """Global micro-batch index -> its noised views (two for a complementary pair)."""
-    validate: Callable[[SupervisedStep, int], dict[str, Any]] | None = None
-    teacher: Callable[[View], Tensor] | None = None
-    turns: int = 1
-    seed: int = 0
-    on_evaluation: Callable[[int, dict[str, Any]], None] | None = None
-    """Called by the main process after each validation, for instance to keep the best weights."""
-    samples: Callable[[int], list[dict[str, Any]]] | None = None
-    """Called by the main process after that; what it returns is shown, and logged line by line as kind "sample"."""
-    finished: Callable[[], bool] | None = None
-    """Asked at the start and after each validation: true in the main process, it ends the training (early stopping)."""
-    on_saved: Callable[[], None] | None = None
-    """Called by the main process once the state is saved: only now may go what the state before it named."""
-    pad_id: int | None = None
-    """What fills the last block of a document, if anything does."""
-    counters: dict[str, Any] = field(default_factory=dict)
-    """The stage's own state; saved and restored with the run."""
+    They are read once, when the window ends: the host waits for the device wherever it reads a number.
+    """
 
-
-@dataclass
-class _Window:
-    """Sums over the micro-batches of one optimiser step. They stay where they were computed until `read`."""
-
-    outcomes: list[tuple[Outcome, float]] = field(default_factory=list)
-    total: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)
-    correct: list[int] = field(default_factory=list)
-    masked: list[int] = field(default_factory=list)
+    parts: list[tuple[str, float, bool]] = field(default_factory=list)
+    """Of each scalar: the loss it belongs to ("" for none), its share, and whether it is part of the total."""
+    scalars: list[Tensor] = field(default_factory=list)
+    hits: Tensor | None = None
+    """Right ones and masked tokens, [2 buckets]."""
 
     def add(self, outcome: Outcome, share: float) -> None:
         """`share` is what a loss that is an average already counts for, so that the normaliser divides it away."""
-        self.outcomes.append((replace(outcome, total=outcome.total.detach(), draft=None, auxiliary=None), share))
+        rows = [("", 1.0, True, outcome.total.detach())]
+        rows += [(name, 1.0, False, value) for name, value in outcome.losses.items()]
+        rows += [(name, share, True, value) for name, value in outcome.averages.items()]
+        self.parts += [(name, weight, in_total) for name, weight, in_total, _ in rows]
+        self.scalars += [value for *_, value in rows]
+        hits = torch.stack([outcome.correct, outcome.masked])
+        self.hits = hits if self.hits is None else self.hits + hits
 
-    def read(self, norm: Float[Tensor, ""]) -> float:
-        """Fill the sums and return the norm. The one point of a step where the host waits for the device."""
+    def read(self, norm: Float[Tensor, ""]) -> tuple[float, dict[str, float], list[list[int]], float]:
+        """The total, each loss, the right and the masked ones by noise level, and the gradients' norm: the one point
+        of a step where the host waits for the device."""
+        assert self.hits is not None
         wide = torch.float32 if norm.device.type == "mps" else torch.float64  # MPS has no fp64
-        counts = torch.stack([torch.cat([outcome.correct, outcome.masked]) for outcome, _ in self.outcomes]).sum(0)
-        scalars: list[Tensor] = []
-        for outcome, _ in self.outcomes:
-            scalars += [outcome.total, *outcome.losses.values(), *outcome.averages.values()]
-        scalars.append(norm.to(counts.device))
-        at = iter(torch.cat([torch.stack([value.to(wide) for value in scalars]), counts.to(wide)]).tolist())
-        for outcome, share in self.outcomes:
-            self.total += next(at)
-            for name in outcome.losses:
-                self.losses[name] = self.losses.get(name, 0.0) + next(at)
-            for name in outcome.averages:
-                value = share * next(at)
-                self.losses[name] = self.losses.get(name, 0.0) + value
-                self.total += value
-        had = float(next(at))
-        tail = [int(count) for count in at]
-        self.correct, self.masked = tail[: len(BUCKETS)], tail[len(BUCKETS) :]
-        return had
+        scalars = torch.stack([value.to(wide) for value in (*self.scalars, norm.to(self.hits.device))])
+        values: list[float] = torch.cat([scalars, self.hits.flatten().to(wide)]).tolist()
+        count = len(self.scalars)
+        total, losses = 0.0, dict[str, float]()
+        for (name, weight, in_total), value in zip(self.parts, values[:count], strict=True):
+            total += weight * value if in_total else 0.0
+            if name:
+                losses[name] = losses.get(name, 0.0) + weight * value
+        hits = [int(value) for value in values[count + 1 :]]
+        return total, losses, [hits[: len(BUCKETS)], hits[len(BUCKETS) :]], values[count]
 
 
-def make_optimizer(module: torch.nn.Module, knobs: TrainKnobs) -> torch.optim.Optimizer:
+def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of the knobs over what learns in a module. Raises `ConfigError`."""
-    rate = knobs.learning_rate.peak
-    return build_optimizer(knobs.optimizer, trainable(module), rate, knobs.betas, knobs.weight_decay)
-
-
-def real_tokens(
-    tokens: Int[Tensor, "batch seq"],
-    document: Int[Tensor, "batch seq"],
-    position: Int[Tensor, "batch seq"],
-    pad_id: int | None,
-) -> int:
-    """Tokens of documents without the padding of their last blocks: `pad_id` after `pad_id` (the first may be real)."""
-    inside = document >= 0
-    if pad_id is not None:
-        inside[:, 1:] &= (tokens[:, 1:] != pad_id) | (tokens[:, :-1] != pad_id) | (position[:, 1:] == 0)
-    return int(inside.sum())
+    rate = config.learning_rate.peak
+    return build_optimizer(config.optimizer, trainable(module), rate, config.betas, config.weight_decay)
 
 
 def train(
     step_module: SupervisedStep,
-    stage: Stage,
-    knobs: TrainKnobs,
+    task: TrainingTask,
+    config: TrainConfig,
     run: Path,
     quiet: bool = False,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
-    """Train until the stage's tokens are seen; resumes where `run` has a state. Returns the counters.
+    """Train until the task's tokens are seen; resumes where `run` has a state. Returns the counters.
 
     `tokens`, of which the schedules and tokens per second speak, are positions of documents: what is computed, the
     padding of last blocks included, a complementary pair counted once. `real_tokens` leaves the padding out.
@@ -148,31 +111,31 @@ def train(
     if not keep_freed_memory():
         logger.info("this C library hands freed memory back at once; steps on a CPU are somewhat slower for it")
     if accelerator is None:
-        accelerator = open_accelerator(knobs.precision, str(step_module.model.device))
-    if knobs.gradient_checkpointing:
+        accelerator = open_accelerator(config.precision, str(step_module.model.device))
+    if config.gradient_checkpointing:
         step_module.model.recompute_layers()
         # Autocast would keep each weight's narrow copy until the forward ends; recomputing is there to keep nothing.
         accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
-    shards = open_shards(accelerator, step_module, knobs, stage.teacher is not None)
-    plain = step_module if shards is None else shards.module
-    optimizer = make_optimizer(plain, knobs)
+    shards = open_shards(accelerator, step_module, config, task.teacher is not None)
+    unwrapped = step_module if shards is None else shards.module
+    optimizer = make_optimizer(unwrapped, config)
     on_main(accelerator, lambda: recover_folder(run / STATE))
-    saved = load_state(run, plain, optimizer)
+    saved = load_state(run, unwrapped, optimizer)
     counters = {"step": 0, "tokens": 0, "real_tokens": 0, "seconds": 0.0, **(saved if saved is not None else {})}
     check_agreement(accelerator, counters["step"])
-    stage.counters.update(counters.get("stage", {}))
-    guard = Guard(knobs.guard)
+    task.callbacks.state.update(counters.get("stage", {}))
+    guard = Guard(config.guard)
     if "guard" in counters:
         guard.restore(counters["guard"])
-    module, optimizer = accelerator.prepare(plain, optimizer) if shards is None else (plain, optimizer)
-    loop = _Loop(accelerator, module, plain, optimizer, stage, knobs, run, guard, counters, shards)
+    module, optimizer = accelerator.prepare(unwrapped, optimizer) if shards is None else (unwrapped, optimizer)
+    loop = _Loop(accelerator, module, unwrapped, optimizer, task, config, run, guard, counters, shards)
     loop.saved_step = None if saved is None else counters["step"]
-    if shards is not None and stage.samples is not None:
-        stage.samples = None  # the whole model rests on a CPU, where writing would take for ever
+    if shards is not None and task.callbacks.samples is not None:
+        task.callbacks.samples = None  # the whole model rests on a CPU, where writing would take for ever
         logger.warning("a sharded run writes no samples while it trains")
-    if knobs.offload is not None:
-        loop.resting = RestingStates(loop.bare_optimizer, accelerator.device)
-        loop.resting.rest()
+    if config.offload is not None:
+        loop.offloaded = OffloadedStates(loop.bare_optimizer, accelerator.device)
+        loop.offloaded.offload()
     loop.run_to_end(quiet)
     if shards is not None:
         shards.end()
@@ -190,43 +153,45 @@ class _Loop:
         module: Any,
         step_module: SupervisedStep,
         optimizer: Any,
-        stage: Stage,
-        knobs: TrainKnobs,
+        task: TrainingTask,
+        config: TrainConfig,
         run: Path,
         guard: Guard,
         counters: dict[str, Any],
         shards: Shards | None = None,
     ) -> None:
-        self.accelerator, self.module, self.plain, self.optimizer = accelerator, module, step_module, optimizer
-        self.stage, self.knobs, self.run, self.guard, self.counters = stage, knobs, run, guard, counters
+        self.accelerator, self.module, self.unwrapped, self.optimizer = accelerator, module, step_module, optimizer
+        self.task, self.config, self.run, self.guard, self.counters = task, config, run, guard, counters
+        self.callbacks = task.callbacks
         self.shards = shards
         self.saved_step: int | None = None
         self.owes_save = False
         self.metrics: MetricLog | None = None
         self.trackers: list[Tracker] = []
-        self.resting: RestingStates | None = None
+        self.offloaded: OffloadedStates | None = None
         self.bare_optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     def run_to_end(self, quiet: bool) -> None:
-        counters, knobs, accelerator = self.counters, self.knobs, self.accelerator
-        last = knobs.stop_after if knobs.stop_after is not None else 2**62
+        counters, config, accelerator = self.counters, self.config, self.accelerator
+        last = config.stop_after if config.stop_after is not None else 2**62
         on_main(accelerator, self._open_metrics)
         self.module.train()
         quiet = quiet or not accelerator.is_main_process
-        progress = TrainingProgress(self.stage.total_tokens, counters["tokens"], quiet)
+        progress = ProgressLine(self.task.total_tokens, "tokens", done=counters["tokens"], quiet=quiet)
         try:
             with between_steps() as interrupt, progress:
                 ended = self._finished()
-                while counters["tokens"] < self.stage.total_tokens and counters["step"] < last and not ended:
+                while counters["tokens"] < self.task.total_tokens and counters["step"] < last and not ended:
                     line = self._step()
                     on_main(accelerator, partial(self._report, line, progress))
-                    if self._due(knobs.evaluate_every):
+                    if self._due(config.evaluate_every):
                         self._evaluate(progress)
                         ended = self._finished()
-                    asked = any_process(accelerator, interrupt.asked)
-                    self.owes_save |= asked or self._due(knobs.checkpoint_every)
+                    # One process may be told to stop alone; all must leave the loop after the same step.
+                    interrupted = any_process(accelerator, interrupt.asked)
+                    self.owes_save |= interrupted or self._due(config.checkpoint_every)
                     self._save()
-                    if asked:
+                    if interrupted:
                         raise KeyboardInterrupt
         finally:
             if self.metrics is not None:
@@ -237,53 +202,52 @@ class _Loop:
         self._save()
 
     def _finished(self) -> bool:
-        """Whether the stage ends here; the main process knows."""
-        ended = self.accelerator.is_main_process and self.stage.finished is not None and self.stage.finished()
+        """Whether the training ends here; the main process knows."""
+        finished = self.callbacks.finished
+        ended = self.accelerator.is_main_process and finished is not None and finished()
         return any_process(self.accelerator, ended)
 
     def _open_metrics(self) -> None:
         self.metrics = MetricLog(self.run / METRICS)
         self.metrics.truncate_after(self.counters["step"])
         record = (read_run(self.run) or {}).get("config", {})
-        self.trackers = open_trackers(self.knobs.trackers, self.run, record, self.counters["step"])
+        self.trackers = open_trackers(self.config.trackers, self.run, record, self.counters["step"])
         for tracker in self.trackers:
             self.metrics.listeners.append(partial(_show, tracker))
 
-    def _report(self, line: dict[str, Any], progress: TrainingProgress) -> None:
+    def _report(self, line: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
-        self.metrics.write(kind="train", **line, total_tokens=self.stage.total_tokens)
+        self.metrics.write(kind="train", **line, total_tokens=self.task.total_tokens)
         progress.update(
             line["tokens"],
-            line["phase"],
-            line["block_size"],
-            line["loss"],
-            line["masked_accuracy"],
-            line["tokens_per_second"],
+            f"{line['phase']} block {line['block_size']} | loss {line['loss']:.3f} | "
+            f"masked acc {line['masked_accuracy']:.1%} | {line['tokens_per_second']:.0f} tok/s",
         )
 
     def _due(self, every: int) -> bool:
-        return self.counters["step"] % every == 0 or self.counters["tokens"] >= self.stage.total_tokens
+        return self.counters["step"] % every == 0 or self.counters["tokens"] >= self.task.total_tokens
 
     def _step(self) -> dict[str, Any]:
         started, counters, accelerator = time.perf_counter(), self.counters, self.accelerator
-        rung = self.stage.rung(counters["tokens"])
-        progress = counters["tokens"] / self.stage.total_tokens
-        views, positions, real = self._window_views(rung)
-        shift = self.plain.model.card.shift
-        count = sum(int(targets(view.maskable, view.position, shift).sum()) for *_, view in views)
-        totals = summed(accelerator, torch.tensor([count * self.stage.turns, positions, real]))
-        normaliser, positions, real = totals.tolist()
+        block_phase = self.task.block_phase(counters["tokens"])
+        progress = counters["tokens"] / self.task.total_tokens
+        views, positions, real = self._window_views(block_phase)
+        shift = self.unwrapped.model.card.shift
+        # Losses are sums over tokens, divided by what the whole global step may predict: micro-batches of different
+        # lengths then weigh as they would in one large batch.
+        count = torch.stack([targets(view.maskable, view.position, shift).sum() for *_, view in views]).sum()
+        totals = summed(accelerator, torch.stack([count * self.task.turns, positions, real]))
+        normaliser, positions, real = totals.tolist()  # views lie on the host: nobody waits for a device here
         if normaliser == 0:
             raise TrainingStopped("a step has no token to predict", "check the data: documents of one token?")
-        rate = self.knobs.learning_rate.at(progress)
+        rate = self.config.learning_rate.at(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        window = self._forward_backward(views, normaliser, progress)
-        norm = window.read(clip_gradients(accelerator, self.module, self.knobs.clip))
-        sums = self._reduced(window)
-        loss = sums.pop("total") / normaliser
-        self.guard.check(counters["step"] + 1, rung.block_size, loss, norm)
-        with self.resting.awake() if self.resting is not None else nullcontext():
+        window_sums = self._forward_backward(views, normaliser, progress)
+        sums = self._reduced(window_sums, clip_gradients(accelerator, self.module, self.config.clip))
+        loss, norm = sums.pop("total") / normaliser, sums.pop("norm")
+        self.guard.check(counters["step"] + 1, block_phase.block_size, loss, norm)
+        with self.offloaded.onload() if self.offloaded is not None else nullcontext():
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
@@ -292,92 +256,98 @@ class _Loop:
         masked, correct = sums.pop("masked"), sums.pop("correct")
         return {
             **{name: counters[name] for name in ("step", "tokens", "real_tokens")},
-            "phase": rung.phase, "block_size": rung.block_size,
+            "phase": block_phase.phase, "block_size": block_phase.block_size,
             "learning_rate": rate, "loss": loss, "losses": {name: value / normaliser for name, value in sums.items()},
             "masked_accuracy": sum(correct) / max(sum(masked), 1),
             "accuracy_by_t": {b: (c / m if m else None) for b, c, m in zip(BUCKETS, correct, masked, strict=True)},
             "gradient_norm": norm, "tokens_per_second": positions / seconds, "seconds": seconds,
         }  # fmt: skip
 
-    def _window_views(self, rung: Rung) -> tuple[list[tuple[int, int, View]], int, int]:
-        """This process's views of the step, each after its global micro-batch and its number in there; the positions
-        and the real tokens of the data in them."""
-        accelerator, knobs = self.accelerator, self.knobs
-        views: list[tuple[int, int, View]] = []
-        positions, real = 0, 0
-        for micro in range(knobs.accumulate):
-            window = self.counters["step"] * knobs.accumulate + micro
-            index = window * accelerator.num_processes + accelerator.process_index
-            found = self.stage.views(index, rung)
-            first = found[0]
-            positions += int((first.document >= 0).sum())
-            real += real_tokens(first.clean, first.document, first.position, self.stage.pad_id)
-            views.extend((index, number, view) for number, view in enumerate(found))
-        return views, positions, real
+    def _window_views(self, block_phase: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], Tensor, Tensor]:
+        """This process's views of the accumulation window, each after its micro-batch's global index and its number in
+        there; the positions and the real tokens of the data in them."""
+        accelerator, config = self.accelerator, self.config
+        views: list[tuple[int, int, NoisedBatch]] = []
+        positions: list[Tensor] = []
+        real: list[Tensor] = []
+        for number_in_window in range(config.accumulate):
+            micro_batch = self.counters["step"] * config.accumulate + number_in_window
+            # Processes take turns: n of them with accumulation a see what one sees with n * a, in the same step.
+            index = micro_batch * accelerator.num_processes + accelerator.process_index
+            noised = self.task.views(index, block_phase)
+            first = noised[0]  # a complementary pair has the same tokens twice
+            inside = first.document >= 0
+            positions.append(inside.sum())
+            real.append((inside & ~padding_tokens(first.clean, first.document, self.task.pad_id)).sum())
+            views.extend((index, number, view) for number, view in enumerate(noised))
+        return views, torch.stack(positions).sum(), torch.stack(real).sum()
 
-    def _forward_backward(self, views: list[tuple[int, int, View]], normaliser: int, progress: float) -> _Window:
-        accelerator, window, mask_noise = self.accelerator, _Window(), self.knobs.mask_noise.at(progress)
-        forwards = [(*place, turn) for place in views for turn in range(self.stage.turns)]
+    def _forward_backward(
+        self, views: list[tuple[int, int, NoisedBatch]], normaliser: int, progress: float
+    ) -> _WindowSums:
+        accelerator, sums, mask_noise = self.accelerator, _WindowSums(), self.config.mask_noise.at(progress)
+        forwards = [(*place, turn) for place in views for turn in range(self.task.turns)]
         view = views[0][2]
         for done, (index, number, start, turn) in enumerate(forwards, 1):
             view = start if turn == 0 else view
-            generator = make_generator(self.stage.seed, 3, index, number, turn)
-            teacher = self.stage.teacher(view) if self.stage.teacher is not None else None
-            wants_draft = turn + 1 < self.stage.turns
+            generator = make_generator(self.task.seed, 3, index, number, turn)
+            teacher = self.task.teacher(view) if self.task.teacher is not None else None
+            wants_draft = turn + 1 < self.task.turns
             # In pieces each gradient is cut up at once: whole ones, kept for the window, are as large as the model.
-            keeps = done < len(forwards) and self.shards is None
-            with accelerator.no_sync(self.module) if keeps else accelerator.autocast():
+            accumulates = done < len(forwards) and self.shards is None
+            with accelerator.no_sync(self.module) if accumulates else accelerator.autocast():
                 with accelerator.autocast():
                     outcome = self.module(view, mask_noise, generator, teacher, wants_draft, progress)
                 loss = outcome.total * (accelerator.num_processes / normaliser)
                 if outcome.auxiliary is not None:  # gradients are averaged over processes already
                     loss = loss + outcome.auxiliary / len(forwards)
                 accelerator.backward(loss)
-            window.add(outcome, normaliser / (len(forwards) * accelerator.num_processes))
+            sums.add(outcome, normaliser / (len(forwards) * accelerator.num_processes))
             if wants_draft and outcome.draft is not None:
-                view = next_turn(view, outcome.draft.to(view.clean.device), self.plain.model.card.mask_id)
-        return window
+                view = next_turn(view, outcome.draft.to(view.clean.device), self.unwrapped.model.card.mask_id)
+        return sums
 
-    def _reduced(self, window: _Window) -> dict[str, Any]:
-        names = sorted(window.losses)
-        numbers = [window.total, *(window.losses[n] for n in names), *window.correct, *window.masked]
-        flat = torch.tensor(numbers, dtype=torch.float64)
+    def _reduced(self, window: _WindowSums, gradient_norm: Float[Tensor, ""]) -> dict[str, Any]:
+        total, losses, hits, norm = window.read(gradient_norm)
+        names = sorted(losses)
+        flat = torch.tensor([total, *(losses[name] for name in names), *hits[0], *hits[1]], dtype=torch.float64)
         values = summed(self.accelerator, flat).tolist()
         buckets = len(BUCKETS)
         return {
             "total": values[0],
+            "norm": norm,
             **dict(zip(names, values[1 : 1 + len(names)], strict=True)),
             "correct": [int(x) for x in values[-2 * buckets : -buckets]],
             "masked": [int(x) for x in values[-buckets:]],
         }
 
-    def _evaluate(self, progress: TrainingProgress) -> None:
-        if self.stage.validate is None:
+    def _evaluate(self, progress: ProgressLine) -> None:
+        if self.task.validate is None:
             return
         self.module.eval()
         if self.shards is None:
             on_main(self.accelerator, lambda: self._note(self._measured(), progress))
         else:
             with self.shards.readable():
-                found = self._measured()
+                measured = self._measured()
             self.shards.gather()
-            on_main(self.accelerator, lambda: self._note(found, progress))
+            on_main(self.accelerator, lambda: self._note(measured, progress))
         self.module.train()
 
     def _measured(self) -> dict[str, Any]:
-        assert self.stage.validate is not None
+        assert self.task.validate is not None
         with torch.no_grad(), self.accelerator.autocast():
-            return self.stage.validate(self.plain, self.counters["step"])
+            return self.task.validate(self.unwrapped, self.counters["step"])
 
-    def _note(self, found: dict[str, Any], progress: TrainingProgress) -> None:
+    def _note(self, measured: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
         step, tokens = self.counters["step"], self.counters["tokens"]
-        self.metrics.write(kind="eval", step=step, tokens=tokens, **found)
-        numbers = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
+        self.metrics.write(kind="eval", step=step, tokens=tokens, **measured)
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if isinstance(value, float))
         progress.say(f"step {step}: {numbers}")
-        if self.stage.on_evaluation is not None:
-            self.stage.on_evaluation(step, found)
-        for sample in self.stage.samples(step) if self.stage.samples is not None else []:
+        if self.callbacks.on_evaluation is not None:
+            self.callbacks.on_evaluation(step, measured)
+        for sample in self.callbacks.samples(step) if self.callbacks.samples is not None else []:
             self.metrics.write(kind="sample", step=step, **sample)
             progress.say("\n".join(f"  {name}: {value}" for name, value in sample.items()))
 
@@ -390,13 +360,13 @@ class _Loop:
             return
         self.owes_save = False
         if self.saved_step != self.counters["step"]:
-            gather = partial(gather_state, self.plain, self.bare_optimizer, keep=self.accelerator.is_main_process)
+            gather = partial(gather_state, self.unwrapped, self.bare_optimizer, keep=self.accelerator.is_main_process)
             held = gather() if self.shards is not None else None  # of pieces every process brings its own
             on_main(self.accelerator, lambda: self._save_state(gather() if held is None else held))
             self.saved_step = self.counters["step"]
 
     def _save_state(self, held: Held) -> None:
-        state = {**self.counters, "guard": self.guard.state(), "stage": self.stage.counters}
+        state = {**self.counters, "guard": self.guard.state(), "stage": self.callbacks.state}
         save_state(self.run, held, state)
-        if self.stage.on_saved is not None:
-            self.stage.on_saved()
+        if self.callbacks.on_saved is not None:
+            self.callbacks.on_saved()

@@ -10,35 +10,31 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.best import Best
-from hildanext.config import build, check_profile, knobs, plain
+from hildanext.core.config import config, plain, validate
+from hildanext.core.errors import ConfigError
+from hildanext.core.registry import under_profile
+from hildanext.corruption.noised_batches import NoisedBatches
+from hildanext.corruption.noising import NoiseConfig
+from hildanext.corruption.schedules import BlockPhase, check_padding, check_phases, phase_at, total_tokens
 from hildanext.datasets import PackedDataset, Packing
-from hildanext.errors import ConfigError
-from hildanext.log import read_metrics
-from hildanext.loop.processes import on_main, open_accelerator
-from hildanext.loop.state import check_resumes
-from hildanext.models.adapters import LoraKnobs, add_lora
+from hildanext.losses import SupervisedStep, TokenLoss, make_losses
+from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
+from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.models.start import adopt_edges, start_conversion
-from hildanext.noising import NoiseKnobs
-from hildanext.plots import training_plots
-from hildanext.runfolder import RUN_FILE, open_run
-from hildanext.runtime import machine, seed_everything
-from hildanext.schedules import Rung, check_padding, check_rungs, rung_at, total_tokens
-from hildanext.supervision import SupervisedStep, Supervision, make_losses
-from hildanext.teacher import reader, teacher_for
 from hildanext.tokenization import real_ids
-from hildanext.training import METRICS, Stage, TrainKnobs, comparable_train, ready_device, train
-from hildanext.validation import Validation, first_batches
-from hildanext.views import Views
+from hildanext.trainer.best_checkpoints import BestCheckpoints
+from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.run import CHECKPOINT, TrainingRun, comparable_section, refuse_graph_losses
+from hildanext.trainer.task import Callbacks, TrainingTask
+from hildanext.trainer.validation import Validation, first_batches
+from hildanext.training import train
 
-CHECKPOINT = "checkpoint"
 
-
-@knobs
-class DataKnobs:
+@config
+class DataConfig:
     """Packed shards (see `hildanext prepare`) and how rows are cut from them."""
 
     train: str
@@ -48,15 +44,15 @@ class DataKnobs:
     pad_to_block: int | None = Field(default=32, ge=1)
 
 
-@knobs
-class ConvertKnobs(NoiseKnobs):
+@config
+class ConvertConfig(NoiseConfig):
     """The recipe of a conversion. The defaults are what the project's own comparison favours (docs/results)."""
 
     parent: str
     alignment: Alignment = "block"
     block_size: int = Field(default=32, ge=1)
     """The block size the checkpoint is meant to decode with; validation measures the bound at it."""
-    wsd: tuple[Rung, ...]
+    wsd: tuple[BlockPhase, ...]
     losses: tuple[dict[str, Any], ...] = (
         {"name": "m2t", "weight": 0.5},
         {"name": "kl", "weight": 0.5},
@@ -64,7 +60,7 @@ class ConvertKnobs(NoiseKnobs):
     )
     turns: int = Field(default=1, ge=1, le=4)
     """Forwards per view: the second and later ones start from the model's own draft."""
-    lora: LoraKnobs | None = None
+    lora: LoraConfig | None = None
     quantize: Quantize | None = None
     """`nf4`: the frozen linear layers under the adapters in 4 bits (QLoRA). The teacher is then the 4-bit parent."""
     merge_top_k: int = Field(default=1, ge=1)
@@ -72,103 +68,96 @@ class ConvertKnobs(NoiseKnobs):
     device: str = "auto"
     trust_remote_code: bool = False
     seed: int = 0
-    train: TrainKnobs = TrainKnobs()
+    train: TrainConfig = TrainConfig()
 
 
 def convert(
     convert_section: Mapping[str, Any],
     data_section: Mapping[str, Any],
-    run: str | Path,
+    folder: str | Path,
     profile: str = "SAFE",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Run (or resume) a conversion in the folder `run` and return its summary.
+    """Run (or resume) a conversion in a folder and return its summary.
 
     Writes `run.json`, `metrics.jsonl`, `state/` (to resume), `checkpoint/` (the diffusion model) and plots.
     Raises `ConfigError`, `ModelError`, `DataError`, `TrainingStopped` or `CheckpointError`.
     """
-    check_profile(profile, convert_section, "convert")
-    knobs_, data = check(convert_section, data_section)
-    run, accelerator = Path(run), open_accelerator(knobs_.train.precision, knobs_.device)
-    device = accelerator.device
-    ready_device(knobs_.train, device)
-    seed_everything(knobs_.seed)
+    with under_profile(profile, "convert") as full:
+        config, data = check(convert_section, data_section)
+        losses = _losses(config)
+    run = TrainingRun(folder, config)
     model, tokenizer = start_conversion(
-        knobs_.parent, knobs_.alignment, knobs_.block_size, torch.float32, device,
-        mask_delta=knobs_.lora is not None, trust_remote_code=knobs_.trust_remote_code, quantize=knobs_.quantize,
+        config.parent, config.alignment, config.block_size, torch.float32, run.device,
+        mask_delta=config.lora is not None, trust_remote_code=config.trust_remote_code, quantize=config.quantize,
     )  # fmt: skip
-    dataset, valid = (open_data(folder, data, tokenizer) for folder in (data.train, data.valid))
-    for part in (dataset, valid):
-        if part.vocab_size > model.card.vocab_rows:
-            raise ConfigError(
-                "the data was prepared with a larger vocabulary", "prepare it with this parent's tokenizer"
-            )
-    adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (dataset, valid)])
-    if knobs_.lora is not None:
-        add_lora(model, knobs_.lora)
-    losses = _losses(knobs_)
-    teacher = teacher_for(
-        losses.values(), model, knobs_.parent, knobs_.train.precision, knobs_.lora is not None, knobs_.trust_remote_code
-    )
-    step = SupervisedStep(
-        model, losses, teacher.head if teacher else None, knobs_.train.chunk, layout=knobs_.train.layout
-    )
+    dataset, valid = _open_data(data, model, tokenizer)
+    # Adapters draw their weights from the seed that the run has just set: nothing may draw between.
+    if config.lora is not None:
+        add_lora(model, config.lora)
+    resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
+    record = run.record(resolved, full=sorted(full), data={"train": _shards(dataset), "valid": _shards(valid)})
+    run.check_resumes(record, _comparable)
+    run.write_record(record)
+    step, teacher = run.supervised(model, losses, config.parent, config.lora is not None, config.trust_remote_code)
+    best = BestCheckpoints(run.folder, model, tokenizer, config.merge_top_k if config.merge_top_k > 1 else 0)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
-    held_out = first_batches(valid, knobs_.valid_rows, knobs_.train.batch_size)
-    best = Best(run, model, tokenizer, knobs_.merge_top_k if knobs_.merge_top_k > 1 else 0)
-    stage = Stage(
-        total_tokens=total_tokens(knobs_.wsd),
-        rung=lambda tokens: rung_at(knobs_.wsd, tokens),
-        views=Views(dataset, knobs_.train.batch_size, knobs_, model.card, real, knobs_.seed),
+    held_out = first_batches(valid, config.valid_rows, config.train.batch_size)
+    task = TrainingTask(
+        total_tokens=total_tokens(config.wsd),
+        block_phase=lambda tokens: phase_at(config.wsd, tokens),
+        views=NoisedBatches(dataset, config.train.batch_size, config, model.card, real, config.seed),
         validate=Validation(held_out, valid.pad_id, model.card),
-        teacher=reader(teacher, model),
-        turns=knobs_.turns,
-        seed=knobs_.seed,
-        on_evaluation=best,
-        on_saved=best.tidy,
+        teacher=teacher,
+        turns=config.turns,
+        seed=config.seed,
         pad_id=valid.pad_id,
-        counters=best.found,
+        callbacks=Callbacks(on_evaluation=best, on_saved=best.prune, state=best.state),
     )
-    config = {"profile": profile, "convert": plain(knobs_), "data": plain(data)}
-    hashes = {name: _shards(part) for name, part in (("train", dataset), ("valid", valid))}
-    extra = {"machine": machine(device), "data": hashes, "processes": accelerator.num_processes}
-    on_main(accelerator, lambda: _open(run, config, knobs_.seed, extra))
-    counters = train(step, stage, knobs_.train, run, quiet, accelerator)
-    return on_main(accelerator, lambda: _finish(run, counters, stage, step, best, tokenizer))
+    counters = train(step, task, config.train, run.folder, quiet, run.accelerator)
+    return run.finish(counters, task, lambda whole: _conclude(run, counters["step"], task, step, best) if whole else {})
 
 
-def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[ConvertKnobs, DataKnobs]:
+def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[ConvertConfig, DataConfig]:
     """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
-    knobs_ = build(ConvertKnobs, convert_section, "convert")
-    data = build(DataKnobs, data_section, "data")
-    check_rungs(knobs_.wsd, data.sequence_length)
-    if data.sequence_length % knobs_.block_size:
+    config = validate(ConvertConfig, convert_section, "convert")
+    _losses(config)
+    data = validate(DataConfig, data_section, "data")
+    check_phases(config.wsd, data.sequence_length)
+    if data.sequence_length % config.block_size:
         raise ConfigError(
-            f"block size {knobs_.block_size} does not divide the sequence length {data.sequence_length}",
+            f"block size {config.block_size} does not divide the sequence length {data.sequence_length}",
             "choose a block size that divides data.sequence_length",
         )
     if data.packing == "documents":
-        check_padding(knobs_.wsd, knobs_.block_size, data.pad_to_block)
-    if knobs_.merge_top_k > 1 and knobs_.lora is not None:
+        check_padding(config.wsd, config.block_size, data.pad_to_block)
+    if config.merge_top_k > 1 and config.lora is not None:
         raise ConfigError(
-            f"convert.merge_top_k {knobs_.merge_top_k} with lora", "checkpoints of adapters are not merged; set it to 1"
+            f"convert.merge_top_k {config.merge_top_k} with lora", "checkpoints of adapters are not merged; set it to 1"
         )
-    check_quantize(knobs_.quantize, knobs_.lora is not None)
-    _losses(knobs_)
-    return knobs_, data
+    check_quantize(config.quantize, config.lora is not None)
+    return config, data
 
 
-def _losses(knobs_: ConvertKnobs) -> dict[str, Supervision]:
-    losses = make_losses(knobs_.losses, "convert.losses")
-    without = [name for name, loss in losses.items() if loss.needs_graphs]
-    if without:
-        raise ConfigError(f"convert.losses: {without[0]!r} needs causal graphs", "packed text has none; use it in sft")
+def _losses(config: ConvertConfig) -> dict[str, TokenLoss]:
+    losses = make_losses(config.losses, "convert.losses")
+    refuse_graph_losses(losses, "convert.losses", "", "packed text has none; use it in sft")
     return losses
 
 
-def open_data(folder: str, data: DataKnobs, tokenizer: Any) -> PackedDataset:
-    """Raises `DataError` where the shards are not whole or were cut by another tokenizer."""
-    return PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block, tokenizer=tokenizer)
+def _open_data(data: DataConfig, model: DiffusionModel, tokenizer: Any) -> tuple[PackedDataset, PackedDataset]:
+    """What is trained on and what is held out; the model's card takes over the ids at the edges of their documents.
+
+    Raises `DataError` where the shards are not whole or were cut by another tokenizer.
+    """
+    train, valid = (
+        PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block, tokenizer=tokenizer)
+        for folder in (data.train, data.valid)
+    )
+    if max(train.vocab_size, valid.vocab_size) > model.card.vocab_rows:
+        raise ConfigError("the data was prepared with a larger vocabulary", "prepare it with this parent's tokenizer")
+    adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (train, valid)])
+    return train, valid
 
 
 def _shards(dataset: PackedDataset) -> list[dict[str, Any]]:
@@ -176,46 +165,27 @@ def _shards(dataset: PackedDataset) -> list[dict[str, Any]]:
     return [entry for _, manifest in dataset.manifests for entry in manifest["shards"]]
 
 
-def _open(run: Path, config: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> None:
-    check_resumes(run, {"config": config, **extra}, _comparable)
-    open_run(run, config, seed, extra)
-
-
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `run.json` decides a conversion's numbers. Where the data lies does not, what is in it does.
-
-    Sections are built anew, so that knobs which an older version did not know have their defaults.
-    """
-    config = record["config"]
-    section = plain(build(ConvertKnobs, config.get("convert", {}), f"{RUN_FILE}: convert"))
-    data = plain(build(DataKnobs, config.get("data", {}), f"{RUN_FILE}: data"))
-    section["train"] = comparable_train(section["train"], record.get("processes", 1))
-    for mapping, harmless in ((section, ("device", "trust_remote_code")), (data, ("train", "valid"))):
-        for name in harmless:
-            del mapping[name]
-    return {"profile": config.get("profile"), "convert": section, "data": {**data, "shards": record["data"]}}
+    """What of `run.json` decides a conversion's numbers. Where the data lies does not, what is in it does."""
+    section = comparable_section(ConvertConfig, record, "convert", ("device", "trust_remote_code"))
+    data = comparable_section(DataConfig, record, "data", ("train", "valid"))
+    shards = {**data, "shards": record["data"]}
+    return {"profile": record["config"].get("profile"), "convert": section, "data": shards}
 
 
-def _finish(
-    run: Path, counters: dict[str, Any], stage: Stage, step: SupervisedStep, best: Best, tokenizer: Any
+def _conclude(
+    run: TrainingRun, number: int, task: TrainingTask, step: SupervisedStep, best: BestCheckpoints
 ) -> dict[str, Any]:
-    """Merge where asked, write the checkpoint and the plots."""
-    whole = counters["tokens"] >= stage.total_tokens
-    told = ("step", "tokens", "real_tokens", "seconds")
-    summary: dict[str, Any] = {**{name: counters[name] for name in told}, "whole": whole}
-    assert stage.validate is not None
-    step.eval()
-    if whole:
-        with torch.no_grad():
-            summary["last"] = stage.validate(step, counters["step"])
-            folders = best.folders()
-            if len(folders) > 1:
-                before = {name: value.clone() for name, value in step.model.causal_lm.state_dict().items()}
-                load_weights(step.model, merge_checkpoints(folders))
-                summary["merged"] = stage.validate(step, counters["step"])
-                if summary["merged"]["bound"] > summary["last"]["bound"]:
-                    step.model.causal_lm.load_state_dict(before)
-        save_diffusion(run / CHECKPOINT, step.model, tokenizer)
-        summary["checkpoint"] = str(run / CHECKPOINT)
-    training_plots(read_metrics(run / METRICS), run / "plots")
-    return summary
+    """Merge the best checkpoints where asked and where that is no worse, and write the checkpoint."""
+    assert task.validate is not None
+    model, folders = step.eval().model, best.folders()
+    with torch.no_grad():
+        measured = {"last": task.validate(step, number)}
+        if len(folders) > 1:
+            last = {name: value.clone() for name, value in model.causal_lm.state_dict().items()}
+            load_weights(model, merge_checkpoints(folders))
+            measured["merged"] = task.validate(step, number)
+            if measured["merged"]["bound"] > measured["last"]["bound"]:
+                model.causal_lm.load_state_dict(last)
+    save_diffusion(run.folder / CHECKPOINT, model, best.tokenizer)
+    return {**measured, "checkpoint": str(run.folder / CHECKPOINT)}

@@ -2,7 +2,8 @@
 
 Steps as `hildanext sft` takes them (complementary views, the multi-turn forward, the optimiser), on conversations laid
 out as it lays them out, once with both copies of every token and once without the copies that no prediction depends on
-(`hildanext.feeding`), in turns. Data tokens are positions of conversations, each counted once whatever is fed.
+(`hildanext.corruption.input_layout`), in turns. Data tokens are positions of conversations, each counted once whatever
+is fed.
 """
 
 import statistics
@@ -18,30 +19,31 @@ from pydantic import Field
 from rich.table import Table
 
 from hildanext.bench.train_speed import Seconds, medians
-from hildanext.chat_dataset import ChatDataKnobs, ChatDataset, prepare_chat
-from hildanext.config import build, knobs, plain
-from hildanext.conversations import set_template
-from hildanext.diffusion import View, next_turn
-from hildanext.errors import ConfigError
-from hildanext.feeding import LayoutChoice, choose
+from hildanext.core.config import config, plain, validate
+from hildanext.core.errors import ConfigError
+from hildanext.core.runtime import accelerates_bf16, machine, make_generator
+from hildanext.corruption.input_layout import LayoutChoice, choose_layout
+from hildanext.corruption.noised_batches import NoisedBatches
+from hildanext.corruption.schedules import BlockPhase
+from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
+from hildanext.data.chat_template import set_template
+from hildanext.diffusion import NoisedBatch, next_turn
+from hildanext.losses import SupervisedStep, make_losses
 from hildanext.models import DiffusionModel
-from hildanext.runtime import accelerates_bf16, machine
-from hildanext.schedules import Rung
-from hildanext.sft_knobs import SftKnobs
-from hildanext.supervision import SupervisedStep, make_losses
+from hildanext.sft_stage1 import SftConfig
 from hildanext.tokenization import real_ids
-from hildanext.training import TrainKnobs, make_generator, make_optimizer
-from hildanext.views import Views
+from hildanext.trainer.config import TrainConfig
+from hildanext.training import make_optimizer
 
 LAYOUTS: tuple[LayoutChoice, ...] = ("double", "response")
 
 
-@knobs
-class AnswerSpeedKnobs:
+@config
+class AnswerSpeedConfig:
     """The shape of a step; everything else is as `hildanext sft` has it by default."""
 
     data: dict[str, Any]
-    """As the section of conversations of a run: `{"train": {"name": one of CHATS, knobs}, ...}`."""
+    """As the section of conversations of a run: `{"train": {"name": one of CHATS, config}, ...}`."""
     batch_size: int = Field(default=1, ge=1)
     accumulate: int = Field(default=2, ge=1)
     repeats: int = Field(default=3, ge=1)
@@ -54,19 +56,19 @@ class AnswerSpeedKnobs:
 
 
 def measure(
-    model: DiffusionModel, tokenizer: Any, settings: AnswerSpeedKnobs, say: Callable[[str], None] | None = None
+    model: DiffusionModel, tokenizer: Any, settings: AnswerSpeedConfig, say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Steps under both layouts, in turns, on the same conversations and noise; medians. The weights stay as they are.
 
     Raises `ConfigError` and `DataError` as the preparation of conversations does.
     """
-    data = build(ChatDataKnobs, settings.data, "bench.data")
+    data = validate(ChatDataConfig, settings.data, "bench.data")
     set_template(tokenizer, data.template, data.template_options)
-    recipe = SftKnobs(model="measured")
+    recipe = SftConfig(model="measured")
     steps = {layout: SupervisedStep(model, make_losses(recipe.losses, "losses"), layout=layout) for layout in LAYOUTS}
     for step in steps.values():
-        step.chunk = TrainKnobs().chunk
-    optimizer = make_optimizer(steps["double"], replace(TrainKnobs(), weight_decay=0.0))
+        step.chunk = TrainConfig().chunk
+    optimizer = make_optimizer(steps["double"], replace(TrainConfig(), weight_decay=0.0))
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     wide = settings.precision == "no" or (settings.precision == "auto" and not accelerates_bf16(model.device))
@@ -95,23 +97,27 @@ def measure(
 def _micro_batches(
     model: DiffusionModel,
     tokenizer: Any,
-    data: ChatDataKnobs,
-    recipe: SftKnobs,
-    settings: AnswerSpeedKnobs,
+    data: ChatDataConfig,
+    recipe: SftConfig,
+    settings: AnswerSpeedConfig,
     folder: Path,
-) -> Callable[[int], list[View]]:
+) -> Callable[[int], list[NoisedBatch]]:
     """Number of a micro-batch -> its noised views."""
     block, eos = model.card.block_size, int(tokenizer.eos_token_id)
     prepare_chat(folder / "data", data, tokenizer, block)
     dataset = ChatDataset(folder / "data", "train", data.sequence_length, block, eos, data.packing)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
-    views = Views(dataset, settings.batch_size, recipe, model.card, real, settings.seed)
-    rung = Rung(phase="stable", block_size=block, tokens=1)
-    return lambda number: views(number, rung)
+    views = NoisedBatches(dataset, settings.batch_size, recipe, model.card, real, settings.seed)
+    block_phase = BlockPhase(phase="stable", block_size=block, tokens=1)
+    return lambda number: views(number, block_phase)
 
 
 def _step(
-    step: SupervisedStep, optimizer: torch.optim.Optimizer, window: Sequence[Sequence[View]], turns: int, autocast: Any
+    step: SupervisedStep,
+    optimizer: torch.optim.Optimizer,
+    window: Sequence[Sequence[NoisedBatch]],
+    turns: int,
+    autocast: Any,
 ) -> float:
     """One optimiser step over the views of a window, each `turns` times; returns the loss."""
     total, normaliser = 0.0, sum(int(view.maskable.sum()) for views in window for view in views) * turns
@@ -131,18 +137,18 @@ def _step(
     return total
 
 
-def _count(counts: dict[str, list[int]], window: Sequence[Sequence[View]], model: DiffusionModel) -> None:
+def _count(counts: dict[str, list[int]], window: Sequence[Sequence[NoisedBatch]], model: DiffusionModel) -> None:
     firsts = [views[0] for views in window]
     counts["tokens"].append(sum(int((view.document >= 0).sum()) for view in firsts))
     counts["answers"].append(sum(int(view.maskable.sum()) for view in firsts))
     for layout in LAYOUTS:
-        fed = (choose(view, model.card.shift, choice=layout) for view in firsts)
+        fed = (choose_layout(view, model.card.shift, choice=layout) for view in firsts)
         counts[layout].append(sum(columns.token.numel() for columns in fed))
 
 
 def _result(
     model: DiffusionModel,
-    settings: AnswerSpeedKnobs,
+    settings: AnswerSpeedConfig,
     rows: dict[str, Any],
     times: dict[str, list[Seconds]],
     counts: dict[str, list[int]],

@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hildanext.ar import Parent
-from hildanext.bench.generation import GenerationBenchKnobs, compare, label
-from hildanext.config import knobs, plain
-from hildanext.decode import MODES, StepDecoder, make_decoder
-from hildanext.decode.session import BlockSession
-from hildanext.errors import ConfigError
+from hildanext.core.config import config, plain
+from hildanext.core.runtime import machine
+from hildanext.decoding import MODES, make_decoder
+from hildanext.decoding.base import step
+from hildanext.decoding.state import DecodeState
+from hildanext.eval.generation import GenerationBenchConfig, compare, label
 from hildanext.models import DiffusionModel
-from hildanext.runtime import machine
 
 
-@knobs
-class DecodeSpeedKnobs:
+@config
+class DecodeSpeedConfig:
     """The shape of the measurement. Prompts are random tokens: what is measured is time."""
 
     prompt_tokens: int = Field(default=64, ge=1)
@@ -38,6 +38,10 @@ class DecodeSpeedKnobs:
     repeats: int = Field(default=3, ge=1)
     seed: int = 0
     decoders: dict[str, dict[str, Any]] = Field(default_factory=lambda: {name: dict(MODES[name]) for name in MODES})
+
+    def __post_init__(self) -> None:
+        for section in self.decoders.values():
+            make_decoder(section)
 
 
 @dataclass
@@ -124,16 +128,14 @@ def finish(device: torch.device) -> None:
 def loop_against_bare(
     model: DiffusionModel,
     section: dict[str, Any],
-    settings: DecodeSpeedKnobs,
+    settings: DecodeSpeedConfig,
     prompt: Sequence[int],
     into: dict[str, Pairs],
 ) -> None:
     """Decode `prompt`, following each step by its bare forward; adds to `into`, by kind of step."""
     decoder = make_decoder(dict(section))
-    if not isinstance(decoder, StepDecoder):
-        raise ConfigError(f"decoder {section['name']!r} has no steps to time", "choose a step decoder")
     bare = BareForward(model)
-    session = BlockSession(model, [prompt], [len(prompt) + settings.new_tokens], lambda row, tokens: False)
+    session = DecodeState(model, [prompt], [len(prompt) + settings.new_tokens], lambda row, tokens: False)
     session.prefill()
     while True:
         finish(model.device)
@@ -142,8 +144,7 @@ def loop_against_bare(
         if canvas is None:
             return
         start, cached = session.rows[0].start, session.rows[0].cached
-        where = canvas.read(decoder.needs(canvas))
-        session.write(decoder.edit(session.logits(where), where, canvas))
+        step(decoder, session, canvas)
         finish(model.device)
         loop = time.perf_counter() - begun
         fed = start - cached + session.noisy
@@ -153,13 +154,13 @@ def loop_against_bare(
         backbone, hidden = bare.backbone(fed, start + session.noisy)
         pair.loop.append(loop)
         pair.backbone.append(backbone)
-        pair.network.append(backbone + bare.head(hidden[: int(where.sum())]))
+        pair.network.append(backbone + bare.head(hidden[: int(decoder.needs(canvas).sum())]))
 
 
 def measure(
     model: DiffusionModel,
     parent: Parent | None,
-    settings: DecodeSpeedKnobs,
+    settings: DecodeSpeedConfig,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Step times against bare forwards for each decoder, then whole generations beside the parent's."""
@@ -176,7 +177,7 @@ def measure(
             loop_against_bare(model, section, settings, prompt, steps[name])
         if say is not None:
             say(f"repeat {number + 1} of {settings.repeats}")
-    whole = GenerationBenchKnobs(
+    whole = GenerationBenchConfig(
         prompts=len(prompts),
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
@@ -211,6 +212,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
         whole.add_column(column, justify="left" if column in ("", "decoder") else "right", no_wrap=True)
     for row in result["generation"]:
         cells = [f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in shown]
-        knobs_ = ", ".join(f"{key} {value}" for key, value in row["decoder"].items() if key != "name")
-        whole.add_row(label(row["name"]), *cells, knobs_)
+        config = ", ".join(f"{key} {value}" for key, value in row["decoder"].items() if key != "name")
+        whole.add_row(label(row["name"]), *cells, config)
     return [steps, whole]

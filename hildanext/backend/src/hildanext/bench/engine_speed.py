@@ -20,18 +20,18 @@ from rich.table import Table
 
 from hildanext.ar import Parent
 from hildanext.bench.decode_speed import BareForward, finish
-from hildanext.config import knobs, plain
-from hildanext.decode import MODES, make_decoder
-from hildanext.engines.base import Answer, EngineEvent, Failed, Finished, Request
-from hildanext.engines.transformers import TransformersEngine, TransformersKnobs
-from hildanext.inference import GenerationKnobs, generate
-from hildanext.kv import CachedAttention, Run
+from hildanext.core.config import config, plain
+from hildanext.core.runtime import machine
+from hildanext.decoding import MODES, make_decoder
+from hildanext.engine.base import Answer, EngineEvent, Failed, Finished, Request
+from hildanext.engine.local import LocalEngine, LocalEngineConfig
+from hildanext.inference import GenerationConfig, generate
+from hildanext.kv_cache import CachedAttention, Segment
 from hildanext.models import DiffusionModel
-from hildanext.runtime import machine
 
 
-@knobs
-class EngineSpeedKnobs:
+@config
+class EngineSpeedConfig:
     """The load. Prompts are random tokens: what is measured is time."""
 
     prompt_tokens: int = Field(default=200, ge=1)
@@ -41,12 +41,15 @@ class EngineSpeedKnobs:
     seed: int = 0
     decoder: dict[str, Any] = Field(default_factory=lambda: dict(MODES["S_MODE"]))
 
+    def __post_init__(self) -> None:
+        make_decoder(self.decoder)
+
 
 @dataclass
 class Pair:
     """A forward, and what the network alone takes for the same."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[Segment, ...]
     network: float
     pause: float
     """Seconds that measuring has held up the one whose forward this is."""
@@ -71,9 +74,9 @@ def beside(model: DiffusionModel) -> Iterator[list[Pair]]:
             return
         attention = arguments[2]
         assert isinstance(attention, CachedAttention)
-        runs = tuple(attention.runs)
-        fed = sum(run.width for run in runs)
-        extent = round(sum(run.width * run.extent for run in runs) / fed)
+        runs = tuple(attention.segments)
+        fed = sum(run.num_tokens for run in runs)
+        extent = round(sum(run.num_tokens * run.end for run in runs) / fed)
         pairs.append(Pair(runs, *follow(lambda: bare.backbone(fed, extent)[0])))
 
     def on_head(_: Any, arguments: tuple[Any, ...], __: Any) -> None:
@@ -99,7 +102,7 @@ def _sums(pairs: Sequence[Pair]) -> tuple[float, float]:
     return sum(pair.network for pair in pairs), sum(pair.pause for pair in pairs)
 
 
-def together(engine: TransformersEngine, requests: Sequence[Request]) -> tuple[list[Answer], float]:
+def together(engine: LocalEngine, requests: Sequence[Request]) -> tuple[list[Answer], float]:
     """All requests at once; their answers and the seconds until the last."""
     answers: dict[int, Answer] = {}
     failures: list[Failed] = []
@@ -130,12 +133,12 @@ def measure(
     model: DiffusionModel,
     tokenizer: Any,
     parent: Parent | None,
-    settings: EngineSpeedKnobs,
+    settings: EngineSpeedConfig,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Every repeat: bare loop, engine alone, engine full, each beside the network alone; the parent both ways."""
-    engine = TransformersEngine(
-        model, tokenizer, None, TransformersKnobs(slots=settings.concurrency, keep_prefixes=False), "bench"
+    engine = LocalEngine(
+        model, tokenizer, None, LocalEngineConfig(slots=settings.concurrency, keep_prefixes=False), "bench"
     )
     draw = torch.Generator().manual_seed(settings.seed)
     repeats = []
@@ -163,7 +166,7 @@ def measure(
 
 
 def _repeat(
-    engine: TransformersEngine, parent: Parent | None, settings: EngineSpeedKnobs, draw: torch.Generator
+    engine: LocalEngine, parent: Parent | None, settings: EngineSpeedConfig, draw: torch.Generator
 ) -> dict[str, Any]:
     model = engine.model
     prompts = torch.randint(model.card.vocab_real - 1, (settings.concurrency, settings.prompt_tokens), generator=draw)
@@ -203,16 +206,16 @@ def _repeat(
     }
 
 
-def _first_block_done(pair: Pair, settings: EngineSpeedKnobs, model: DiffusionModel) -> bool:
+def _first_block_done(pair: Pair, settings: EngineSpeedConfig, model: DiffusionModel) -> bool:
     block = model.card.block_size
     return any(
         run.noisy and run.start + run.clean >= settings.prompt_tokens // block * block + block for run in pair.runs
     )
 
 
-def _loop(engine: TransformersEngine, request: Request, settings: EngineSpeedKnobs) -> float:
+def _loop(engine: LocalEngine, request: Request, settings: EngineSpeedConfig) -> float:
     """Seconds of the decode loop without an engine, texts included, over those of the network alone."""
-    how = GenerationKnobs(max_new_tokens=settings.new_tokens, ignore_eos=True)
+    how = GenerationConfig(max_new_tokens=settings.new_tokens, ignore_eos=True)
     prompt = request.tokens if request.tokens is not None else ()
     with beside(engine.model) as pairs:
         begun = time.perf_counter()
@@ -223,7 +226,7 @@ def _loop(engine: TransformersEngine, request: Request, settings: EngineSpeedKno
     return (seconds - pause) / network
 
 
-def _parent(parent: Parent, prompts: list[list[int]], settings: EngineSpeedKnobs) -> tuple[float, float]:
+def _parent(parent: Parent, prompts: list[list[int]], settings: EngineSpeedConfig) -> tuple[float, float]:
     """The parent's tokens per second, one prompt alone and all as one batch; greedy, no end of text."""
     alone = parent.generate(prompts[0], settings.new_tokens, stop_ids=[])
     begun = time.perf_counter()

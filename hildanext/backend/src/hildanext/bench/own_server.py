@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hildanext.errors import HildaError
+from hildanext.core.errors import HildaError
 
 START_SECONDS = 600.0
 """For loading the models."""

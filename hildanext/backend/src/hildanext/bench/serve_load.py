@@ -20,14 +20,14 @@ import numpy as np
 from pydantic import Field
 from rich.table import Table
 
-from hildanext.config import knobs, plain
-from hildanext.conversations import Message
-from hildanext.engines.base import Answer, EngineFailed, Request
-from hildanext.engines.dialects import Published, Times
-from hildanext.engines.remote import EventReader, There, address_of, key_header, look, refusal, unreachable
-from hildanext.errors import ConfigError, HildaError
-from hildanext.prompt_file import Prompt, read_prompts
-from hildanext.runtime import cpu_name, usable_cores
+from hildanext.core.config import config, plain
+from hildanext.core.errors import ConfigError, HildaError
+from hildanext.core.runtime import cpu_name, usable_cores
+from hildanext.data.chat_template import Message
+from hildanext.data.prompts import Prompt, read_prompts
+from hildanext.engine.base import Answer, EngineFailed, Request
+from hildanext.engine.remote.dialects import Published, Times
+from hildanext.engine.remote.http import EventReader, There, address_of, key_header, look, refusal, unreachable
 
 WORDS = (
     "once upon a time there was little girl boy dog cat who had big red ball and wanted to play in the park with "
@@ -38,8 +38,8 @@ CANCELLED = "cancelled by the client"
 PERCENTILES = (50, 90, 99)
 
 
-@knobs
-class ServeLoadKnobs:
+@config
+class ServeLoadConfig:
     """The load. The same seed gives the same prompts, arrivals and disconnects."""
 
     clients: int = Field(default=4, ge=1, le=1024)
@@ -102,7 +102,7 @@ class Outcome:
     message: str = ""
 
 
-def plans(settings: ServeLoadKnobs) -> Iterator[Plan]:
+def plans(settings: ServeLoadConfig) -> Iterator[Plan]:
     """The requests, those for warming up first. Raises `DataError` for a file of prompts that cannot be read."""
     draw = random.Random(settings.seed)
     shared = [draw.choice(WORDS) for _ in range(settings.shared_words)]
@@ -120,7 +120,7 @@ def plans(settings: ServeLoadKnobs) -> Iterator[Plan]:
 
 def measure(
     url: str,
-    loads: Sequence[ServeLoadKnobs],
+    loads: Sequence[ServeLoadConfig],
     model: str | None = None,
     parent: str | None = None,
     api_key_env: str | None = None,
@@ -156,7 +156,7 @@ def measure(
 
 
 def _loaded(
-    client: httpx.Client, there: There, name: str, settings: ServeLoadKnobs, say: Callable[[str], None] | None
+    client: httpx.Client, there: There, name: str, settings: ServeLoadConfig, say: Callable[[str], None] | None
 ) -> dict[str, Any]:
     """What one load does to one model."""
     loading = _Loading(str(client.base_url).rstrip("/"), client.headers, name, settings)
@@ -189,7 +189,7 @@ def _engine_counts(client: httpx.Client) -> dict[str, int]:
 class _Loading:
     """One model's load."""
 
-    def __init__(self, address: str, headers: Mapping[str, str], model: str, settings: ServeLoadKnobs) -> None:
+    def __init__(self, address: str, headers: Mapping[str, str], model: str, settings: ServeLoadConfig) -> None:
         self.address, self.headers, self.model, self.settings = address, headers, model, settings
         self.open = 0
 

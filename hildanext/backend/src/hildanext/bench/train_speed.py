@@ -23,19 +23,20 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from hildanext import masks
 from hildanext.bench.decode_speed import finish
-from hildanext.config import knobs, plain
-from hildanext.diffusion import View, block_index, block_times, elbo_weight, mask_tokens, targets
-from hildanext.errors import ConfigError
-from hildanext.feeding import feed
+from hildanext.core.config import config, plain
+from hildanext.core.errors import ConfigError
+from hildanext.core.runtime import accelerates_bf16, machine
+from hildanext.corruption.input_layout import build_layout
+from hildanext.diffusion import NoisedBatch, block_index, block_times, elbo_weight, mask_tokens, targets
+from hildanext.losses import SupervisedStep
+from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models import DiffusionModel
-from hildanext.runtime import accelerates_bf16, machine
-from hildanext.supervision import SupervisedStep
-from hildanext.supervision.mask_to_token import MaskToToken
-from hildanext.training import TrainKnobs, make_optimizer
+from hildanext.trainer.config import TrainConfig
+from hildanext.training import make_optimizer
 
 
-@knobs
-class TrainSpeedKnobs:
+@config
+class TrainSpeedConfig:
     """The shape of a step; the data is random tokens, one document a row."""
 
     sequence_length: int = Field(default=256, ge=2)
@@ -70,7 +71,7 @@ class _DenseAttention:
         return scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scale)
 
 
-def plain_loss(model: DiffusionModel, view: View) -> Tensor:
+def plain_loss(model: DiffusionModel, view: NoisedBatch) -> Tensor:
     """The same loss, straightforwardly: one dense mask, logits of every position in fp32, then pick what is needed."""
     card = model.card
     mask = masks.doubled(view.document, view.position, view.block_size, card.clean_mask)
@@ -78,7 +79,7 @@ def plain_loss(model: DiffusionModel, view: View) -> Tensor:
     tokens = torch.cat([view.noisy, view.clean], -1)
     positions = torch.cat([view.position, view.position], -1)
     logits = model.logits(model(model.embed(tokens), positions, _DenseAttention(dense)))
-    index = feed(view, "double").readout(view.position, view.block_size, card.shift)
+    index = build_layout(view, "double").prediction_index(view.position, view.block_size, card.shift)
     read = logits.gather(1, index[..., None].expand(-1, -1, logits.shape[-1]))
     # Unsupervised positions carry weight 0; a banned label cannot occur, so no infinity is multiplied by it.
     losses = cross_entropy(read.flatten(0, 1), view.clean.flatten(), reduction="none").view_as(view.time)
@@ -86,7 +87,7 @@ def plain_loss(model: DiffusionModel, view: View) -> Tensor:
     return (losses * weight).sum()
 
 
-def model_flop(model: DiffusionModel, view: View) -> dict[str, float]:
+def model_flop(model: DiffusionModel, view: NoisedBatch) -> dict[str, float]:
     """Floating-point operations of one step (forward and backward), by part."""
     config = model.causal_lm.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -129,7 +130,7 @@ def medians(found: Sequence[Seconds]) -> Seconds:
 class MatrixProducts:
     """The matrix products of a step and nothing else: forward, and backward to input and to weight."""
 
-    def __init__(self, model: DiffusionModel, view: View, dtype: torch.dtype) -> None:
+    def __init__(self, model: DiffusionModel, view: NoisedBatch, dtype: torch.dtype) -> None:
         rows = max(int(view.masked.sum()), 1)
         fed = 2 * view.clean.numel()
         vocabulary, hidden = model.head.shape
@@ -156,13 +157,13 @@ class MatrixProducts:
 
 
 def measure(
-    model: DiffusionModel, settings: TrainSpeedKnobs, say: Callable[[str], None] | None = None
+    model: DiffusionModel, settings: TrainSpeedConfig, say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Steps of both implementations and the products' rate, in turns; medians. The model's weights change."""
     device = model.device
     wide = settings.precision == "no" or (settings.precision == "auto" and not accelerates_bf16(device))
-    step = SupervisedStep(model, {"m2t": MaskToToken()}, chunk=TrainKnobs().chunk, layout="double")
-    optimizer = make_optimizer(step, TrainKnobs())
+    step = SupervisedStep(model, {"m2t": MaskToToken()}, chunk=TrainConfig().chunk, layout="double")
+    optimizer = make_optimizer(step, TrainConfig())
     autocast = nullcontext() if wide else torch.autocast(device.type, dtype=torch.bfloat16)
     times: dict[str, list[Seconds]] = {"fast": [], "plain": []}
     rates: list[Seconds] = []
@@ -190,8 +191,8 @@ def measure(
 
 def _result(
     model: DiffusionModel,
-    settings: TrainSpeedKnobs,
-    view: View,
+    settings: TrainSpeedConfig,
+    view: NoisedBatch,
     times: dict[str, list[Seconds]],
     rate: Seconds,
     wide: bool,
@@ -228,7 +229,7 @@ def _ratio(ways: dict[str, dict[str, float]], key: str) -> float | None:
     return ways["plain"][key] / ways["fast"][key] if "plain" in ways else None
 
 
-def _view(model: DiffusionModel, settings: TrainSpeedKnobs, seed: int) -> View:
+def _view(model: DiffusionModel, settings: TrainSpeedConfig, seed: int) -> NoisedBatch:
     generator = torch.Generator().manual_seed(settings.seed + seed)
     shape = (settings.batch_size, settings.sequence_length)
     clean = torch.randint(model.card.vocab_real - 1, shape, generator=generator).to(model.device)

@@ -1,7 +1,7 @@
 """Background jobs: a table of them in SQLite, a process for each, and what can be seen of one.
 
-`room.JobRoom` is the door. The room knows no stage: what may be submitted, and how it is checked, is handed in
-(`hildanext.submission.open_jobs` does so for the stages of a recipe). Nothing here imports torch.
+`room.JobService` is the door. The room knows no stage: what may be submitted, and how it is checked, is handed in
+(`hildanext.stages.submission.open_jobs` does so for the stages of a recipe). Nothing here imports torch.
 
     room = JobRoom(folder, kinds=..., check=..., limit=1)
     room.start(); room.stop()                   the supervisor's thread; workers outlive it

@@ -9,28 +9,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-WINDOWS = sys.platform == "win32"
-DEAD = "ZXx"
-"""States of Linux processes that have ended and were not waited for yet."""
+import psutil
+
+DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+"""States of processes that have ended and were not waited for yet."""
 
 END_SECONDS = 10.0
 """For killed processes to be gone."""
 
 
 def birth(pid: int) -> str | None:
-    """What tells this process from others of its number, or None where none of that number lives."""
-    if sys.platform == "win32":
-        return _birth_on_windows(pid)
-    if sys.platform == "linux":
-        found = _stat(pid)
-        return None if found is None or found[0] in DEAD else f"{_boot()}:{found[2]}"
-    shown = subprocess.run(["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True)
-    words = shown.stdout.split()
-    return " ".join(words[1:]) if words and words[0][0] not in DEAD else None
+    """What tells this process from others of its number, or None where none of that number lives.
+
+    Job tables keep it. On Linux it has been `boot:tick` from the first version on; elsewhere tables of before psutil
+    hold another form, which is equal to none of today's: their workers count as dead, and nothing is killed for them.
+    """
+    if pid < 1:
+        return None
+    try:
+        if sys.platform == "linux":
+            tick = _tick(pid)
+            return None if psutil.Process(pid).status() in DEAD else f"{_boot()}:{tick}"
+        process = psutil.Process(pid)
+        return None if process.status() in DEAD else repr(process.create_time())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
 
 
 def alive(pid: int | None, born: str | None) -> bool:
@@ -62,25 +69,22 @@ def ask_to_stop(group: int, harder: bool) -> None:
     _signal_group(group, signal.SIGTERM if harder else signal.SIGINT)
 
 
-def end_group(
-    leader: int, born: str | None, member: int | None, member_born: str | None, seconds: float = 10.0
-) -> None:
+def end_group(leader: int, born: str | None, member: int | None, member_born: str | None) -> None:
     """Kill what is left of the group of a leader that was born then, and wait until it is gone.
 
     `member` is one of the group. A leader whose number has gone to another process had left an empty group, as
     the number of a group that lives is not given away: nothing is killed then.
     """
     if sys.platform == "win32":
-        for pid, when in ((member, member_born), (leader, born)):
-            if pid is not None and alive(pid, when):
-                os.kill(pid, signal.SIGTERM)  # which ends it at once there
+        _end(pid for pid, when in ((leader, born), (member, member_born)) if pid is not None and alive(pid, when))
         return
     now = birth(leader)
     if born is None or (now is not None and now != born) or not _same_boot(born):
         return
     _signal_group(leader, signal.SIGKILL)
+    # psutil.wait_procs would wait for zombies as well, which go only when a parent (in a container: nobody) asks.
     until = time.monotonic() + END_SECONDS
-    while time.monotonic() < until and _any_alive(leader):
+    while time.monotonic() < until and _members(leader):
         time.sleep(0.02)
 
 
@@ -93,44 +97,61 @@ def _signal_group(group: int, number: int) -> None:
 
 
 def end_others() -> None:
-    """Kill what is left of the group that this process leads, itself apart. Known of on Linux only."""
+    """Kill what is left of the group that this process leads, itself apart; on Windows, which has no such groups, what
+    is left of its descendants."""
+    if sys.platform == "win32":
+        _end([os.getpid()], roots_too=False)
+        return
     for pid in _members(os.getpid()) - {os.getpid()}:
         try:
-            os.kill(pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
 
 
 def _members(group: int) -> set[int]:
-    """Processes of a group that have not ended."""
-    if sys.platform != "linux":
+    """Processes of a group that have not ended. Asked by the group, as children of a dead parent are nobody's."""
+    if sys.platform == "win32":
         return set()
-    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    found = {number: _stat(number) for number in numbers}
-    return {pid for pid, one in found.items() if one is not None and one[1] == group and one[0] not in DEAD}
-
-
-def _any_alive(group: int) -> bool:
-    """Whether a process of the group has not ended. Zombies, which killpg would still find, are dead."""
-    if sys.platform == "linux":
-        return bool(_members(group))
-    if sys.platform != "win32":
+    members = set()
+    for pid in psutil.pids():
         try:
-            os.killpg(group, 0)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return True
-    return False
+            if os.getpgid(pid) == group and birth(pid) is not None:
+                members.add(pid)
+        except (ProcessLookupError, PermissionError):  # gone; another session's, says macOS
+            continue
+    return members
 
 
-def _stat(pid: int) -> tuple[str, int, str] | None:
-    """State, group and starting tick of a Linux process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None
-    fields = text[text.rfind(")") + 2 :].split()  # the name, in brackets, may hold anything
-    return fields[0], int(fields[2]), fields[19]
+def _end(roots: Iterable[int], roots_too: bool = True) -> None:
+    """Kill processes and all that descend from them, and wait until they are gone."""
+    doomed: list[psutil.Process] = []
+    for pid in roots:
+        try:
+            root = psutil.Process(pid)
+            doomed += [*([root] if roots_too else []), *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    for process in doomed:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(doomed, END_SECONDS)
+
+
+def _tick(pid: int) -> int:
+    """The clock tick since the boot in which a Linux process began.
+
+    Psutil adds the boot's time of day, which moves when the clock is set; two processes would then disagree about a
+    third. Taken off again, it leaves what the kernel said.
+    """
+    assert sys.platform != "win32"
+    while True:
+        boot = psutil.boot_time()
+        began = psutil.Process(pid).create_time()
+        if psutil.boot_time() == boot:  # the clock was not set between the two
+            return round((began - boot) * os.sysconf("SC_CLK_TCK"))
 
 
 def _boot() -> str:
@@ -139,25 +160,3 @@ def _boot() -> str:
 
 def _same_boot(born: str) -> bool:
     return sys.platform != "linux" or born.startswith(_boot())
-
-
-def _birth_on_windows(pid: int) -> str | None:
-    if sys.platform != "win32":
-        return None
-    import ctypes
-    from ctypes import wintypes
-
-    limited_information, still_active = 0x1000, 259
-    kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-    kernel.OpenProcess.restype = wintypes.HANDLE
-    handle = kernel.OpenProcess(limited_information, False, pid)
-    if not handle:
-        return None
-    try:
-        code, times = wintypes.DWORD(), [wintypes.FILETIME() for _ in range(4)]
-        lives = kernel.GetExitCodeProcess(wintypes.HANDLE(handle), ctypes.byref(code)) and code.value == still_active
-        if not lives or not kernel.GetProcessTimes(wintypes.HANDLE(handle), *(ctypes.byref(one) for one in times)):
-            return None
-        return f"{times[0].dwHighDateTime}:{times[0].dwLowDateTime}"
-    finally:
-        kernel.CloseHandle(wintypes.HANDLE(handle))

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hildanext.errors import CheckpointError
+from hildanext.core.errors import CheckpointError
+from hildanext.core.run_dir import disk_errors
 from hildanext.jobs.base import STATES, Job, JobEvent, JobsFull, Progress, State, UnknownJob
-from hildanext.runfolder import disk_errors
 
 DATABASE = "jobs.sqlite"
 FORMAT = 1
@@ -110,11 +110,11 @@ class JobStore:
 
     def row(self, name: str) -> sqlite3.Row:
         """All columns of a job. Raises `UnknownJob`."""
-        found = self._read("SELECT * FROM jobs WHERE id = ?", (name,)) if NAME.fullmatch(name) else []
-        if not found:
+        rows = self._read("SELECT * FROM jobs WHERE id = ?", (name,)) if NAME.fullmatch(name) else []
+        if not rows:
             known = self._read("SELECT id FROM jobs ORDER BY number DESC LIMIT 1000")
             raise UnknownJob(name, [row["id"] for row in known])
-        return found[0]
+        return rows[0]
 
     def rows(self, state: State) -> Rows:
         """All jobs in that state, the oldest first."""
@@ -133,10 +133,10 @@ class JobStore:
 
     def counts(self) -> dict[State, int]:
         """How many jobs are in each state."""
-        found = {
+        counts = {
             row["state"]: row["count"] for row in self._read("SELECT state, count(*) AS count FROM jobs GROUP BY state")
         }
-        return {state: found.get(state, 0) for state in STATES}
+        return {state: counts.get(state, 0) for state in STATES}
 
     def claim(self, limit: int, claimer: int, born: str | None) -> sqlite3.Row | None:
         """Make the oldest queued job a running one, unless `limit` jobs run. None where there is nothing to do."""
@@ -204,12 +204,12 @@ class JobStore:
         rows = self._read("SELECT * FROM events WHERE job = ? AND id > ? ORDER BY id LIMIT ?", (name, after, limit))
         return [JobEvent(row["id"], row["job"], row["time"], row["kind"], json.loads(row["data"])) for row in rows]
 
-    def enlist(self, pid: int, born: str | None) -> None:
+    def register_supervisor(self, pid: int, born: str | None) -> None:
         """Note that this process supervises."""
         with self.writing() as base:
             base.execute("INSERT OR IGNORE INTO supervisors VALUES (?, ?)", (pid, born))
 
-    def dismiss(self, pid: int, born: str | None) -> None:
+    def unregister_supervisor(self, pid: int, born: str | None) -> None:
         with self.writing() as base:
             base.execute("DELETE FROM supervisors WHERE pid = ? AND born IS ?", (pid, born))
 
@@ -267,8 +267,8 @@ def _move(base: sqlite3.Connection, name: str, leaving: Sequence[State], to: Sta
         return False
     row = base.execute("SELECT attempts, error, exit_code FROM jobs WHERE id = ?", (name,)).fetchone()
     ends = to not in ("queued", "running")
-    told = {key: row[key] for key in ("error", "exit_code") if ends and row[key] is not None}
-    _note(base, name, "state", {"state": to, "attempt": row["attempts"], **told})
+    ending = {key: row[key] for key in ("error", "exit_code") if ends and row[key] is not None}
+    _note(base, name, "state", {"state": to, "attempt": row["attempts"], **ending})
     return True
 
 

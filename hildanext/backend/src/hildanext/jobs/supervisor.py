@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from hildanext.errors import HildaError
+from hildanext.core.errors import HildaError
 from hildanext.jobs import processes
 from hildanext.jobs.base import LOG_FILE, State
+from hildanext.jobs.progress import progress_mark
 from hildanext.jobs.store import NOBODY, JobStore
-from hildanext.jobs.watching import progress_mark
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Supervisor:
         """Supervise in a thread of this process. A second call does nothing."""
         if self._thread is None:
             self._over.clear()
-            self.store.enlist(*self.me)
+            self.store.register_supervisor(*self.me)
             self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
             self._thread.start()
 
@@ -57,7 +57,7 @@ class Supervisor:
             self._over.set()
             self._thread.join()
             self._thread = None
-            self.store.dismiss(*self.me)
+            self.store.unregister_supervisor(*self.me)
 
     @property
     def running(self) -> bool:

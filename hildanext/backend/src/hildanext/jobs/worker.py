@@ -17,11 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hildanext.errors import CheckpointError
+from hildanext.core.errors import CheckpointError
 from hildanext.jobs import processes
 from hildanext.jobs.base import JOB_FILE, LOG_FILE, State
+from hildanext.jobs.progress import last_words, look
 from hildanext.jobs.store import JobStore
-from hildanext.jobs.watching import last_words, look
 
 LOOK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 5.0
@@ -87,10 +87,10 @@ class Worker:
     def _tell(self) -> bool:
         """Bring events, progress and heartbeat up to date. False where the attempt is over in the table."""
         cursors = json.loads(json.dumps(self.cursors))
-        events, found = look(self.folder, cursors)
-        progress = json.dumps(found.as_json())
+        events, progress_now = look(self.folder, cursors)
+        progress = json.dumps(progress_now.as_json())
         if progress != self.progress:
-            events.append(("progress", found.as_json()))
+            events.append(("progress", progress_now.as_json()))
         elif not events and time.monotonic() - self.told < HEARTBEAT_SECONDS:
             return True
         fields = {"heartbeat": time.time(), "progress": progress, "cursors": json.dumps(cursors), **self.child}

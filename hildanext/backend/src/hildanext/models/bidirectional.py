@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hildanext.errors import ModelError, NumericsError
-from hildanext.models.attention import SEAM, AttentionContext, no_mask
+from hildanext.core.errors import ModelError, NumericsError
+from hildanext.models.attention.dense import SEAM, AttentionContext, no_mask
 from hildanext.models.card import Card
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")

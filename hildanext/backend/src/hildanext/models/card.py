@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from hildanext.config import build, knobs, plain
-from hildanext.errors import CheckpointError
+from hildanext.core.config import config, plain, validate
+from hildanext.core.errors import CheckpointError
 from hildanext.masks import CleanMask
 
 CARD = "hilda.json"
@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 Alignment = Literal["block", "parent"]
 
 
-@knobs
+@config
 class Card:
     """The conventions a checkpoint was trained with.
 
@@ -69,7 +69,7 @@ def read_card(folder: str | Path) -> Card:
             f"{path} is of another format",
             f"this version reads format {FORMAT_VERSION}; install the hildanext that wrote it",
         )
-    return build(Card, fields, where=str(path))
+    return validate(Card, fields, where=str(path))
 
 
 def card_text(card: Card) -> str:

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hildanext.errors import CheckpointError
+from hildanext.core.errors import CheckpointError
+from hildanext.core.run_dir import save_folder_atomically
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import CARD, card_text, read_card
-from hildanext.models.files import WEIGHTS, check_safetensors, weight_files
-from hildanext.models.load import load_diffusion
+from hildanext.models.loading.files import WEIGHTS, check_safetensors, weight_files
+from hildanext.models.loading.load import load_diffusion
 from hildanext.models.quantize import Nf4Linear
-from hildanext.runfolder import save_folder_atomically
 from hildanext.tokenization import is_tied, save_tokenizer
 
 __all__ = ["load_diffusion", "load_weights", "merge_checkpoints", "plain_state", "save_causal", "save_diffusion"]

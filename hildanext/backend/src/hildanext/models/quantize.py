@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hildanext.errors import ConfigError
+from hildanext.core.errors import ConfigError
 
 Quantize = Literal["nf4"]
 

@@ -7,14 +7,14 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from hildanext.config import knobs
-from hildanext.errors import ConfigError
-from hildanext.models.adapters import LoraKnobs, add_lora
+from hildanext.core.config import config
+from hildanext.core.errors import ConfigError
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment, Card, alignment_fields
-from hildanext.models.files import weights_hash
-from hildanext.models.load import load_diffusion, load_parent
-from hildanext.models.names import locate, locate_diffusion
+from hildanext.models.loading.files import weights_hash
+from hildanext.models.loading.load import load_diffusion, load_parent
+from hildanext.models.loading.names import locate, locate_diffusion
+from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.models.quantize import Quantize, place
 from hildanext.tokenization import never_ids, resolve_mask_id
 
@@ -50,8 +50,8 @@ def start_conversion(
     return DiffusionModel(causal_lm, card, mask_delta).to(device), tokenizer
 
 
-@knobs
-class ParentKnobs:
+@config
+class ParentConfig:
     """An autoregressive parent to train directly, where no conversion went before."""
 
     name: str
@@ -61,7 +61,7 @@ class ParentKnobs:
 
 
 def start_tuning(
-    start: str | ParentKnobs, device: torch.device, lora: LoraKnobs | None = None, quantize: Quantize | None = None
+    start: str | ParentConfig, device: torch.device, lora: LoraConfig | None = None, quantize: Quantize | None = None
 ) -> tuple[DiffusionModel, PreTrainedTokenizerBase]:
     """The model that a later stage trains, in fp32 on `device`, with its adapters: a diffusion checkpoint by name or
     folder, or a parent. Raises `ModelError`, `CheckpointError` or `ConfigError`."""
@@ -77,7 +77,7 @@ def start_tuning(
     return model, tokenizer
 
 
-def start_hash(start: str | ParentKnobs) -> str:
+def start_hash(start: str | ParentConfig) -> str:
     """Of the weights that `start_tuning` would load."""
     return weights_hash(locate_diffusion(start) if isinstance(start, str) else locate(start.name))
 

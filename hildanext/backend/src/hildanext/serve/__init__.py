@@ -1,5 +1,5 @@
 """The web service's rooms: one router for each noun, and what they share.
 
-`hildanext.api.create_app` puts them together; `hildanext.verbs.serve` runs them. Routers know an engine and a room of
+`hildanext.api.create_app` puts them together; `hildanext.commands.serve` runs them. Routers know an engine and the
 jobs by their interfaces alone.
 """

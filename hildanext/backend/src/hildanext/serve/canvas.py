@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hildanext.decode.trace import MASK
+from hildanext.decoding.trace import MASK
 
 State = Literal["mask", "draft", "edited", "committed"]
 

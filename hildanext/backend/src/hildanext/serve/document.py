@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from hildanext.serve.answers import ErrorAnswer
+from hildanext.serve.responses import ErrorAnswer
 
 FOREIGN = ("HTTPValidationError", "ValidationError")
 """FastAPI's shape of a 422, which this service never answers."""
@@ -15,9 +15,9 @@ def document(app: FastAPI, asks_key: bool) -> dict[str, Any]:
     """The document of an app's routes."""
     made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     for methods in made["paths"].values():
-        for told in methods.values():
-            told["responses"].pop("422", None)
-            for response in told["responses"].values():
+        for operation in methods.values():
+            operation["responses"].pop("422", None)
+            for response in operation["responses"].values():
                 for content in response.get("content", {}).values():
                     if "itemSchema" in content:  # FastAPI adds that the whole stream is a text
                         content.pop("schema", None)

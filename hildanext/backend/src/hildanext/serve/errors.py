@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from hildanext.errors import HildaError
+from hildanext.core.errors import HildaError
 
 logger = logging.getLogger(__name__)
 
@@ -132,16 +132,16 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 def describe(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, str]:
     """Message, field and code of what a body's types do not allow; several complaints of one field are one."""
-    found: dict[str, list[str]] = {}
+    complaints: dict[str, list[str]] = {}
     for problem in problems:
-        said = found.setdefault(_place(problem["loc"]), [])
+        said = complaints.setdefault(_place(problem["loc"]), [])
         text = _said(problem)
         if text not in said:
             said.append(text)
-    parts = [f"{place}: {' or '.join(said)}" if place else " or ".join(said) for place, said in found.items()]
+    parts = [f"{place}: {' or '.join(said)}" if place else " or ".join(said) for place, said in complaints.items()]
     more = f" (and {len(parts) - 3} more)" if len(parts) > 3 else ""
     code = "unknown_field" if problems[0]["type"] == "unknown_field" else "invalid_value"
-    return "; ".join(parts[:3]) + more, next(iter(found)) or None, code
+    return "; ".join(parts[:3]) + more, next(iter(complaints)) or None, code
 
 
 def _said(problem: Mapping[str, Any]) -> str:

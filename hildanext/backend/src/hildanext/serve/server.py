@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from hildanext.errors import HildaError
-from hildanext.serve.protocol import bounded_by
+from hildanext.core.errors import HildaError
+from hildanext.serve.connection_limits import bounded_by
 from hildanext.serve.service import Service
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.settings import ServeConfig
 
 GRACE_SECONDS = 2.0
 """For the last answers, which say that the engine has closed, to leave."""
@@ -26,7 +26,7 @@ class AddressError(HildaError):
     """The service cannot listen there."""
 
 
-def bind(settings: ServeKnobs) -> socket.socket:
+def bind(settings: ServeConfig) -> socket.socket:
     """A socket on the address, not listening yet. Raises `AddressError`."""
     where = f"{settings.host}:{settings.port}"
     try:
@@ -98,13 +98,13 @@ class GracefulServer(uvicorn.Server):
             yield
             return
         names = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last one is Windows'
-        wanted = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        before = {one: signal.signal(one, self.handle_exit) for one in wanted}
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        handlers = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def configure_access_log() -> None:

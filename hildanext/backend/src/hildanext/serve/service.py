@@ -7,21 +7,21 @@ from pathlib import PurePath
 
 from fastapi import Request
 
-from hildanext.engines.base import Engine
-from hildanext.jobs.room import JobRoom
+from hildanext.engine.base import Engine
+from hildanext.jobs.service import JobService
 from hildanext.serve.errors import Refused
-from hildanext.serve.measures import Measures
-from hildanext.serve.settings import ServeKnobs
+from hildanext.serve.metrics import Metrics
+from hildanext.serve.settings import ServeConfig
 
 
 @dataclass
 class Service:
     """One for an app, at `app.state.service`."""
 
-    settings: ServeKnobs
+    settings: ServeConfig
     engine: Engine
-    jobs: JobRoom | None
-    measures: Measures
+    jobs: JobService | None
+    metrics: Metrics
     since: float = field(default_factory=time.time)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the service was told to end: streams that would never end by themselves end then."""
@@ -48,7 +48,7 @@ class Service:
         there = " and ".join(repr(known) for known in (self.model, self.parent) if known is not None)
         raise Refused(f"no model {name[:80]!r}", f"there is {there}", 404, "model_not_found", "model")
 
-    def the_jobs(self) -> JobRoom:
+    def the_jobs(self) -> JobService:
         """Raises `Refused` (404) where the service has none."""
         if self.jobs is None:
             raise Refused("this service takes no jobs", "start it with --jobs-folder", 404, "no_jobs")

@@ -4,14 +4,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hildanext.config import knobs
-from hildanext.errors import ConfigError
+from hildanext.core.config import config
+from hildanext.core.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-@knobs
-class ServeKnobs:
+@config
+class ServeConfig:
     """Address, models, and a bound for everything that somebody else decides."""
 
     host: str = "127.0.0.1"
@@ -23,6 +23,8 @@ class ServeKnobs:
     None: loopback's own where it listens there, any otherwise."""
     engine: dict[str, Any] = Field(default_factory=lambda: {"name": "auto"})
     """Section of an engine: its name (auto, or a row of `engines.ENGINES`) and its knobs."""
+    profile: Literal["SAFE", "FULL"] = "SAFE"
+    """FULL: requests may name research methods."""
     model: str = "tiny"
     parent: str | None = None
     """Autoregressive model that answers beside it; None: there is none."""

@@ -1,6 +1,6 @@
 """The stages of a recipe: `check(section, context)` builds all but weights, `stage(section, context)` does the work.
 
-A stage writes into `context.room`, can be called again after a kill, and returns a small JSON outcome that later
+A stage writes into `context.stage_dir`, can be called again after a kill, and returns a small JSON outcome that later
 stages read. To add one: write the file, add its row, add its test. Importing a stage loads no torch.
 """
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hildanext.config import build, knobs
-from hildanext.errors import ModelError
+from hildanext.core.config import config, validate
+from hildanext.core.errors import ModelError
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@knobs
-class BenchKnobs:
-    """What is measured. `decode` and `train` hold the knobs of the two measurements."""
+@config
+class BenchConfig:
+    """What is measured. `decode`, `engine`, `train` and `answers` hold the knobs of the measurements."""
 
-    what: Literal["decode", "train"] = "decode"
+    what: Literal["decode", "engine", "train", "answers"] = "decode"
     model: str | None = None
     """A diffusion checkpoint, or an autoregressive model; None is the one an earlier stage made."""
     parent: str | None = None
@@ -37,53 +37,67 @@ class BenchKnobs:
     block_size: int = Field(default=32, ge=1)
     """Of an untrained conversion."""
     decode: dict[str, Any] = Field(default_factory=dict)
+    engine: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
+    answers: dict[str, Any] = Field(default_factory=dict)
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys and sizes that do not divide, `UnknownChoice` for an unknown decoder."""
-    from hildanext.bench.decode_speed import DecodeSpeedKnobs
-    from hildanext.bench.train_speed import TrainSpeedKnobs
-    from hildanext.decode import make_decoder
-
-    settings = build(BenchKnobs, section, where=context.key)
-    build(TrainSpeedKnobs, settings.train, where=f"{context.key}.train")
-    for decoder in build(DecodeSpeedKnobs, settings.decode, where=f"{context.key}.decode").decoders.values():
-        make_decoder(dict(decoder))
+    settings = validate(BenchConfig, section, where=context.key)
+    for what in ("train", "decode", settings.what):
+        _knobs(what, getattr(settings, what), f"{context.key}.{what}")
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Measure, and write the numbers."""
-    from hildanext.runfolder import write_atomically
-    from hildanext.runtime import set_threads
+    from hildanext.core.run_dir import write_atomically
 
-    settings = build(BenchKnobs, section, where=context.key)
-    set_threads(context.threads)
-    name = settings.model if settings.model is not None else str(context.outcome("model"))
-    result = _measure(settings, context, name)
-    path = context.room / "bench.json"
-    write_atomically(path, json.dumps({"model": name, **result}, indent=2) + "\n")
+    settings = validate(BenchConfig, section, where=context.key)
+    result, _ = measure(settings, context, f"{context.key}.{settings.what}", logger.info)
+    path = context.stage_dir / "bench.json"
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
     return {"bench": str(path)}
 
 
-def _measure(settings: BenchKnobs, context: StageContext, name: str) -> dict[str, Any]:
+def measure(
+    settings: BenchConfig, context: StageContext, where: str, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[Any]]:
+    """The numbers, and tables of them. `where` names the knobs of the measurement in an error."""
     import torch
 
-    from hildanext.bench import decode_speed, train_speed
-    from hildanext.bench.evaluation import load_baseline
-    from hildanext.runtime import choose_device, choose_dtype
+    from hildanext.eval.evaluation import load_baseline
 
-    device = choose_device(context.device)
-    # Weights are fp32 in training, whose steps autocast.
-    dtype = torch.float32 if settings.what == "train" else choose_dtype(context.dtype, device)
-    model, _ = open_model(name, settings.alignment, settings.block_size, dtype, device, logger.info)
-    if settings.what == "train":
-        training = build(train_speed.TrainSpeedKnobs, settings.train, where=f"{context.key}.train")
-        return train_speed.measure(model, training, logger.info)
-    usual = context.parent if settings.model is None else own_parent(name, model)
-    beside = settings.parent if settings.parent is not None else usual
-    decoding = build(decode_speed.DecodeSpeedKnobs, settings.decode, where=f"{context.key}.decode")
-    return decode_speed.measure(model, load_baseline(beside, model) if beside else None, decoding, logger.info)
+    what = settings.what
+    speed, knobs = _knobs(what, getattr(settings, what), where)
+    device, dtype = context.open_device()
+    if what in ("train", "answers"):
+        dtype = torch.float32  # as in training, whose steps autocast
+    name = settings.model if settings.model is not None else str(context.outcome("model"))
+    model, tokenizer = open_model(name, settings.alignment, settings.block_size, dtype, device, say)
+    measured: list[Any] = [model]
+    if what in ("answers", "engine"):
+        measured.append(tokenizer)
+    if what in ("decode", "engine"):
+        usual = context.parent if settings.model is None else own_parent(name, model)
+        beside = settings.parent if settings.parent is not None else usual
+        measured.append(load_baseline(beside, model) if beside else None)
+    result = speed.measure(*measured, knobs, say)
+    return {"model": name, **result}, speed.tables(result)
+
+
+def _knobs(what: str, section: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+    """The module that measures it, and its knobs. Raises `ConfigError`."""
+    from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
+
+    modules: dict[str, tuple[Any, type[Any]]] = {
+        "decode": (decode_speed, decode_speed.DecodeSpeedConfig),
+        "engine": (engine_speed, engine_speed.EngineSpeedConfig),
+        "train": (train_speed, train_speed.TrainSpeedConfig),
+        "answers": (answer_speed, answer_speed.AnswerSpeedConfig),
+    }
+    module, kind = modules[what]
+    return module, validate(kind, section, where=where)
 
 
 def open_model(
@@ -96,8 +110,8 @@ def open_model(
 ) -> tuple["DiffusionModel", Any]:
     """A diffusion checkpoint where the name is one, else an autoregressive model under a new card; its tokenizer."""
     from hildanext.models.card import CARD
-    from hildanext.models.load import load_diffusion
-    from hildanext.models.names import locate_diffusion
+    from hildanext.models.loading.load import load_diffusion
+    from hildanext.models.loading.names import locate_diffusion
     from hildanext.models.start import start_conversion
 
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hildanext.errors import TrainingStopped
+from hildanext.core.errors import TrainingStopped
 from hildanext.recipe import StageContext
 
 TOGETHER = True
@@ -20,7 +20,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Convert, or go on converting. Raises `TrainingStopped` where the configuration stops it early."""
-    from hildanext.runtime import set_threads
+    from hildanext.core.runtime import set_threads
     from hildanext.wsd_stage0 import convert
 
     set_threads(context.threads)
@@ -28,10 +28,10 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     for part in ("train", "valid"):
         if part not in data:
             data[part] = context.outcome(part)
-    summary = convert(settings, data, context.room, context.profile)
+    summary = convert(settings, data, context.stage_dir, context.profile)
     if not summary["whole"]:
-        raise TrainingStopped("the conversion stopped before its last rung", "run again without train.stop_after")
-    return {**summary, "model": summary["checkpoint"], "run": str(context.room)}
+        raise TrainingStopped("the conversion stopped before its last phase", "run again without train.stop_after")
+    return {**summary, "model": summary["checkpoint"], "run": str(context.stage_dir)}
 
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.config import build, knobs
-from hildanext.errors import ConfigError
+from hildanext.core.config import config, validate
+from hildanext.core.errors import ConfigError
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
-    from hildanext.decode import Decoder
+    from hildanext.decoding import Decoder
     from hildanext.models import DiffusionModel
 
 
-@knobs
-class SampleKnobs:
+@config
+class SampleConfig:
     """What is asked, and how it is answered."""
 
     prompts: tuple[str, ...] | None = None
@@ -51,64 +51,64 @@ class SampleKnobs:
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for an unknown key, `UnknownChoice` for a mode that does not exist, `DataError` for a
     file of prompts that cannot be read."""
-    from hildanext.prompt_file import read_prompts
+    from hildanext.data.prompts import read_prompts
 
-    settings = build(SampleKnobs, section, where=context.key)
-    _ways(settings)
+    settings = validate(SampleConfig, section, where=context.key)
+    _decoders(settings)
     if settings.prompts_file is not None:
         read_prompts(settings.prompts_file)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
-    from hildanext.inference import GenerationKnobs
-    from hildanext.models.load import load_diffusion
-    from hildanext.prompt_file import answer_file
-    from hildanext.runtime import choose_device, choose_dtype, set_threads
+    from hildanext.inference import GenerationConfig
+    from hildanext.models.loading.load import load_diffusion
+    from hildanext.stages.answer_file import answer_file
 
-    settings = build(SampleKnobs, section, where=context.key)
-    set_threads(context.threads)
-    device = choose_device(context.device)
-    dtype = choose_dtype(context.dtype, device)
+    settings = validate(SampleConfig, section, where=context.key)
+    device, dtype = context.open_device()
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     model, tokenizer = load_diffusion(name, dtype, device)
     how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "stop": settings.stop}
     if settings.prompts_file is None:
-        return _samples(settings, context, model, tokenizer, GenerationKnobs(**how, batch_size=1, trace=True))
-    together = GenerationKnobs(**how, batch_size=settings.batch_size)
-    ways = _ways(settings)
-    path = answer_file(settings.prompts_file, context.room, model, tokenizer, ways, together, settings.chat)
+        return _samples(settings, context, model, tokenizer, GenerationConfig(**how, batch_size=1, trace=True))
+    together = GenerationConfig(**how, batch_size=settings.batch_size)
+    decoders = _decoders(settings)
+    path = answer_file(settings.prompts_file, context.stage_dir, model, tokenizer, decoders, together, settings.chat)
     return {"answers": str(path)}
 
 
-def _ways(settings: SampleKnobs) -> "dict[str, Decoder]":
+def _decoders(settings: SampleConfig) -> "dict[str, Decoder]":
     """A decoder for each mode, by the mode's name."""
-    from hildanext.decode import decoder_section, make_decoder, mode_name
+    from hildanext.decoding import MODES, decoder_section, make_decoder, mode_name
 
     usual = ("S_MODE", "Q_MODE") if settings.prompts_file is None else ("S_MODE",)
     modes = settings.modes if settings.modes is not None else usual
-    sections = {mode_name(mode): decoder_section(mode, settings.effort) for mode in modes}
-    return {name: make_decoder({**section, **settings.decoder}) for name, section in sections.items()}
+    name = settings.decoder.get("name", MODES["S_MODE"]["name"])
+    if settings.modes is None and name != MODES["S_MODE"]["name"]:
+        return {name: make_decoder(decoder_section(None, settings.effort, settings.decoder))}
+    return {mode_name(mode): make_decoder(decoder_section(mode, settings.effort, settings.decoder)) for mode in modes}
 
 
 def _samples(
-    settings: SampleKnobs, context: StageContext, model: "DiffusionModel", tokenizer: Any, how: Any
+    settings: SampleConfig, context: StageContext, model: "DiffusionModel", tokenizer: Any, how: Any
 ) -> dict[str, Any]:
-    from hildanext.decode.trace import trace_record
-    from hildanext.inference import encode_prompt, generate
-    from hildanext.runfolder import write_atomically
-    from hildanext.runtime import machine
+    from hildanext.core.run_dir import write_atomically
+    from hildanext.core.runtime import machine
+    from hildanext.decoding.trace import trace_record
+    from hildanext.inference import generate
+    from hildanext.tokenization import encode_prompt
 
     texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     samples: list[dict[str, Any]] = []
-    for way, decoder in _ways(settings).items():
+    for mode, decoder in _decoders(settings).items():
         done = generate(model, tokenizer, prompts, decoder, how)
         for prompt, ids, completion in zip(texts, prompts, done, strict=True):
             stats = completion.stats
             samples.append(
                 {
-                    "way": way,
+                    "way": mode,
                     "prompt": prompt,
                     "text": completion.text,
                     "finish_reason": completion.finish_reason,
@@ -121,7 +121,7 @@ def _samples(
                     "trace": trace_record(completion.trace, tokenizer),
                 }
             )
-    path = context.room / "samples.json"
-    told = {"machine": machine(model.device, model.dtype), "samples": samples}
-    write_atomically(path, json.dumps(told, indent=2) + "\n")
+    path = context.stage_dir / "samples.json"
+    record = {"machine": machine(model.device, model.dtype), "samples": samples}
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
     return {"samples": str(path)}

@@ -5,20 +5,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.config import build, knobs, merge
-from hildanext.errors import ConfigError
+from hildanext.core.config import config, merge, validate
+from hildanext.core.errors import ConfigError
 from hildanext.recipe import StageContext
+
+if TYPE_CHECKING:
+    from hildanext.datasets import PrepareConfig
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "valid")
+OpenDocuments = Callable[[int], Iterator[Sequence[int]]]
+"""Number of documents that are done already -> those after them."""
 
 
-@knobs
+@config
 class ParentSamples:
     """Documents drawn from the parent. At temperature 1 its own likelihood is the exact entropy of the corpus."""
 
@@ -32,38 +37,45 @@ class ParentSamples:
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for a section without parts, an unknown key or a source that does not exist."""
-    from hildanext.choice import make
-    from hildanext.datasets import PrepareKnobs
-    from hildanext.sources import SOURCES
+    from hildanext.core.registry import build
+    from hildanext.data.sources import SOURCES
+    from hildanext.datasets import PrepareConfig
 
     for part in _parts(section, context).values():
-        settings = build(PrepareKnobs, part, where="prepare")
+        settings = validate(PrepareConfig, part, where="prepare")
         if settings.source.get("name") == "parent":
             _samples(settings.source)
         else:
-            make("source", SOURCES, settings.source)
+            build("source", SOURCES, settings.source)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Prepare each part. A part that is whole is not done again, and a half one goes on."""
-    from hildanext.datasets import PrepareKnobs, prepare
-    from hildanext.models.names import locate
+    from hildanext.datasets import prepare
 
-    parts = _parts(section, context)
-    tokenizer_name = str(section.get("tokenizer", context.parent))
     outcome: dict[str, Any] = {}
-    for name, part in parts.items():
-        settings = build(PrepareKnobs, part, where="prepare")
-        if settings.source.get("name") == "parent":
-            tokenizer, documents = _from_parent(settings.source, context)
-            settings = replace(settings, source=_identified(settings.source, context.parent))
-        else:
-            tokenizer, documents = load_tokenizer(locate(tokenizer_name)), None
+    for name, part in _parts(section, context).items():
+        settings, tokenizer, documents = open_part(part, section.get("tokenizer"), context)
         manifest = prepare(settings, tokenizer, documents=documents)
         outcome[name] = settings.out
         outcome[f"{name}_tokens"], outcome[f"{name}_documents"] = manifest["tokens"], manifest["documents"]
         logger.info("%s: %s documents, %s tokens", name, f"{manifest['documents']:,}", f"{manifest['tokens']:,}")
     return outcome
+
+
+def open_part(
+    part: Mapping[str, Any], tokenizer_name: str | None, context: StageContext
+) -> "tuple[PrepareConfig, Any, OpenDocuments | None]":
+    """What `prepare` is called with for a part: its knobs, its tokenizer (None: the parent's), and where its documents
+    are drawn from the parent those. Raises `ConfigError`, or `ModelError` for a model that is not there."""
+    from hildanext.datasets import PrepareConfig
+    from hildanext.models.loading.names import locate
+
+    settings = validate(PrepareConfig, part, where="prepare")
+    if settings.source.get("name") == "parent":
+        tokenizer, documents = _from_parent(settings.source, context)
+        return replace(settings, source=_identified(settings.source, context.parent)), tokenizer, documents
+    return settings, load_tokenizer(locate(tokenizer_name or context.parent)), None
 
 
 def load_tokenizer(place: Path) -> Any:
@@ -79,37 +91,33 @@ def load_tokenizer(place: Path) -> Any:
 
 def _parts(section: Mapping[str, Any], context: StageContext) -> dict[str, dict[str, Any]]:
     shared = {key: value for key, value in section.items() if key not in (*PARTS, "tokenizer")}
-    given = [name for name in PARTS if isinstance(section.get(name), Mapping)]
-    if not given and "source" in shared:
-        return {"train": {"out": str(context.room / "train"), **shared}}
-    if not given:
+    named = [name for name in PARTS if isinstance(section.get(name), Mapping)]
+    if not named and "source" in shared:
+        return {"train": {"out": str(context.stage_dir / "train"), **shared}}
+    if not named:
         raise ConfigError("prepare has no parts", 'give "train" and "valid", each with a "source"')
-    return {name: {"out": str(context.room / name), **merge(shared, section[name])} for name in given}
+    return {name: {"out": str(context.stage_dir / name), **merge(shared, section[name])} for name in named}
 
 
 def _samples(source: Mapping[str, Any]) -> ParentSamples:
-    return build(ParentSamples, {key: value for key, value in source.items() if key != "name"}, "source parent")
+    return validate(ParentSamples, {key: value for key, value in source.items() if key != "name"}, "source parent")
 
 
 def _identified(source: Mapping[str, Any], parent: str) -> dict[str, Any]:
     """The source with the parent's name and weights in it, or samples of one parent would pass for another's."""
-    from hildanext.models.files import weights_hash
-    from hildanext.models.names import locate
+    from hildanext.models.loading.files import weights_hash
+    from hildanext.models.loading.names import locate
     from hildanext.models.start import public_name
 
     return {**source, "parent": public_name(parent), "weights": weights_hash(locate(parent))}
 
 
-def _from_parent(
-    source: Mapping[str, Any], context: StageContext
-) -> tuple[Any, Callable[[int], Iterator[Sequence[int]]]]:
+def _from_parent(source: Mapping[str, Any], context: StageContext) -> tuple[Any, OpenDocuments]:
     from hildanext.ar import Parent, sample_documents
-    from hildanext.models.load import load_parent
-    from hildanext.runtime import choose_device, choose_dtype, set_threads
+    from hildanext.models.loading.load import load_parent
 
-    set_threads(context.threads)
-    device = choose_device(context.device)
-    causal_lm, tokenizer = load_parent(context.parent, choose_dtype(context.dtype, device), device)
+    device, dtype = context.open_device()
+    causal_lm, tokenizer = load_parent(context.parent, dtype, device)
     parent, wanted = Parent(causal_lm, tokenizer), _samples(source)
 
     def documents(skip: int) -> Iterator[Sequence[int]]:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hildanext.config import build, knobs
+from hildanext.core.config import config, validate
 from hildanext.recipe import StageContext, finished
 
 
-@knobs
-class ReportKnobs:
+@config
+class ReportConfig:
     """What the page is about, and how it is called."""
 
     title: str = ""
@@ -19,14 +19,14 @@ class ReportKnobs:
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for an unknown key."""
-    build(ReportKnobs, section, where=context.key)
+    validate(ReportConfig, section, where=context.key)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Write `report.html` into the run's folder."""
-    from hildanext.bench.report import write_report
+    from hildanext.report.html import write_report
 
-    settings = build(ReportKnobs, section, where=context.key)
+    settings = validate(ReportConfig, section, where=context.key)
     folder = context.folder if settings.run is None else Path(settings.run)
     outcomes = context.outcomes if settings.run is None else finished(folder)
     path = write_report(folder, outcomes, settings.title or folder.name, into=context.folder)

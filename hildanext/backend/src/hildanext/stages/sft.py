@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hildanext.errors import TrainingStopped
+from hildanext.core.errors import TrainingStopped
 from hildanext.recipe import StageContext
 
 TOGETHER = True
@@ -22,17 +22,17 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Fine-tune, or go on fine-tuning. Raises `TrainingStopped` where the configuration stops it early."""
-    from hildanext.runtime import set_threads
+    from hildanext.core.runtime import set_threads
     from hildanext.sft_stage1 import sft
 
     set_threads(context.threads)
     settings, chat = _sections(section, context)
     if settings.get("parent") is None and settings.get("model") is None:
         settings["model"] = str(context.outcome("model"))
-    summary = sft(settings, chat, context.room, context.profile)
+    summary = sft(settings, chat, context.stage_dir, context.profile)
     if not summary["whole"]:
         raise TrainingStopped("fine-tuning stopped before its last token", "run again without train.stop_after")
-    return {"model": summary["checkpoint"], "sft_run": str(context.room), "sft": summary}
+    return {"model": summary["checkpoint"], "sft_run": str(context.stage_dir), "sft": summary}
 
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:

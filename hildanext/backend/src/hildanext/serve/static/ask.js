@@ -1,19 +1,16 @@
 /** The form: what is asked, as the body of POST /generate, and the conversation so far. */
 
 import { ApiError } from "./api.js";
+import { Knobs } from "./knobs.js";
 
 const $ = (id) => document.getElementById(id);
 
 const NUMBERS = {
-  tau_mask: { id: "tau-mask", name: "fill a mask above" },
-  tau_edit: { id: "tau-edit", name: "edit a word above" },
-  temperature: { id: "temperature", name: "temperature" },
   seed: { id: "seed", name: "seed" },
   max_new_tokens: { id: "max-tokens", name: "most tokens" },
 };
-const DIFFUSION_ONLY = ["tau_mask", "tau_edit"];
 
-/** Fields by the names that errors use for them. */
+/** Fields by the names that errors use for them; those of the decoder's knobs come from the server. */
 export const FIELDS = {
   ...Object.fromEntries(Object.entries(NUMBERS).map(([name, { id }]) => [name, $(id)])),
   max_tokens: $("max-tokens"),
@@ -26,10 +23,12 @@ export const FIELDS = {
 export class Ask {
   constructor() {
     this.turns = [];
-    this.modes = { S_MODE: { tau_mask: 0.5, tau_edit: 0 }, Q_MODE: { tau_mask: 0.7, tau_edit: 0.5 } };
+    this.modes = {};
+    this.decoders = {};
+    this.knobs = new Knobs($("knobs"), FIELDS);
     for (const radio of document.querySelectorAll("input[name=kind]")) radio.addEventListener("change", () => this.showKind());
     for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", () => this.showDefaults());
-    for (const id of ["effort", "model", "never-edit"]) $(id).addEventListener("change", () => this.showDefaults());
+    for (const id of ["effort", "model", "decoder"]) $(id).addEventListener("change", () => this.showDefaults());
     $("settings").addEventListener("change", () => this.showDefaults());
     $("forget").addEventListener("click", () => { this.turns = []; this.showTurns(); $("prompt").focus(); });
     this.showKind();
@@ -53,9 +52,22 @@ export class Ask {
     return $("compare").checked && !$("compare-field").hidden && !this.parentOnly;
   }
 
+  /** The decoder that modes are presets of. */
+  get presetDecoder() {
+    return this.modes[this.mode]?.name;
+  }
+
+  get decoder() {
+    return $("decoder").value || this.presetDecoder;
+  }
+
   /** Offer what the server has. */
   offer(health) {
     this.modes = health.modes ?? this.modes;
+    this.decoders = health.decoders ?? this.decoders;
+    const chosen = this.decoder;
+    $("decoder").replaceChildren(...Object.keys(this.decoders).map((name) => new Option(name, name)));
+    $("decoder").value = chosen in this.decoders ? chosen : this.presetDecoder;
     const now = $("model").value;
     const options = [["diffusion", `${health.model} (diffusion)`]];
     if (health.parent) options.push(["parent", `${health.parent} (autoregressive parent)`]);
@@ -72,8 +84,10 @@ export class Ask {
     const body = { max_new_tokens: null, ...this.source(), ...this.numbers() };
     const stop = $("stop").value.split("\n").filter((line) => line !== "");
     if (stop.length) body.stop = stop;
-    if (this.parentOnly) return { ...body, parent: true };
-    return { ...body, mode: this.mode, ...($("effort").value ? { effort: $("effort").value } : {}) };
+    if (this.parentOnly) return { ...body, ...this.knobs.values(true), parent: true };
+    const knobs = this.knobs.values(false);
+    if (this.decoder !== this.presetDecoder) return { ...body, decoder: { name: this.decoder, ...knobs } };
+    return { ...body, ...knobs, mode: this.mode, ...($("effort").value ? { effort: $("effort").value } : {}) };
   }
 
   source() {
@@ -88,19 +102,16 @@ export class Ask {
   numbers() {
     const found = {};
     for (const [field, { id, name }] of Object.entries(NUMBERS)) {
-      if (this.parentOnly && DIFFUSION_ONLY.includes(field)) continue;
       const input = $(id);
       if (input.validity.badInput) throw new ApiError(`“${name}” is not a number`, { hint: "change it, or leave it empty", param: field });
       if (input.value !== "") found[field] = Number(input.value);
     }
-    if ($("never-edit").checked && !this.parentOnly) found.tau_edit = "off";
     return found;
   }
 
   /** The same request for the parent: what is about editing stays away. */
   forParent(body) {
-    const { mode, effort, tau_mask, tau_edit, ...rest } = body;
-    return { ...rest, parent: true };
+    return { ...this.knobs.without(body), parent: true };
   }
 
   /** An answer came: in a chat it is the next turn. */
@@ -133,14 +144,17 @@ export class Ask {
 
   /** What an empty field stands for, and the settings in one line. */
   showDefaults() {
-    const { tau_mask, tau_edit } = this.modes[this.mode] ?? {};
-    const laid = $("effort").value && $("effort").value !== "medium";
-    $("tau-mask").placeholder = laid ? "as the effort says" : String(tau_mask ?? "");
-    $("tau-edit").placeholder = laid ? "as the effort says" : String(tau_edit ?? "");
-    $("tau-edit").disabled = $("never-edit").checked;
-    $("diffusion-settings").hidden = this.parentOnly;
+    const isPreset = this.decoder === this.presetDecoder;
+    const schema = this.decoders[this.parentOnly ? this.presetDecoder : this.decoder];
+    if (schema) this.knobs.show(schema);
+    const laid = isPreset && Boolean($("effort").value) && $("effort").value !== "medium";
+    this.knobs.describe(isPreset ? this.modes[this.mode] ?? {} : {}, laid, this.parentOnly);
+    $("presets").hidden = this.parentOnly || !isPreset;
+    $("decoder-field").hidden = this.parentOnly || Object.keys(this.decoders).length < 2;
+    $("decoder-note").textContent = schema?.description ?? "";
     $("compare-field").hidden = !this.hasParent || this.parentOnly;
-    const told = this.parentOnly ? ["AR parent"] : [`mode ${this.mode[0]}`, $("effort").value && `${$("effort").value} effort`];
+    const diffusion = isPreset ? [`mode ${this.mode[0]}`, $("effort").value && `${$("effort").value} effort`] : [this.decoder];
+    const told = this.parentOnly ? ["AR parent"] : diffusion;
     $("settings-brief").textContent = [...told, `${$("max-tokens").value || 256} tokens`].filter(Boolean).join(", ");
   }
 }

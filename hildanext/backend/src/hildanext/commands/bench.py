@@ -1,0 +1,210 @@
+"""How fast training and decoding are on this machine: tables for people, then one JSON line for scripts.
+
+hildanext bench decode --model tiny
+hildanext bench train --model smollm2-135m --set bench.block_size=32
+hildanext bench engine --model tiny --parent tiny
+hildanext bench serve --clients 1,2,4,8 --out load.json
+hildanext bench serve --url http://127.0.0.1:8000 --clients 8
+"""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hildanext.commands import add_run_flags, load_run
+from hildanext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hildanext.bench.serve_load import ServeLoadConfig
+
+KEY = "HILDA_API_KEY"
+
+EPILOG = """commands to paste:
+  hildanext bench decode                                     the embedded model
+  hildanext bench decode --model my-checkpoint --parent smollm2-135m
+  hildanext bench engine --model my-checkpoint --parent smollm2-135m
+  hildanext bench train --model smollm2-135m                 an autoregressive model, converted in memory
+  hildanext bench train --model tiny --alignment block --set bench.batch_size=4 --set bench.repeats=9
+  hildanext bench train --model smollm2-135m --alignment block --chat gsm8k.jsonl
+  hildanext bench serve --model my-checkpoint --parent smollm2-135m --clients 1,2,4,8 --rate 1,2 --out load.json
+  hildanext bench serve --prompts questions.jsonl            the embedded model, asked what a file asks
+  hildanext bench serve --url http://127.0.0.1:8000 --clients 8 --parent auto
+  hildanext bench serve --url http://127.0.0.1:8000 --rate 4 --cancel-rate 0.2 --deadline 5
+
+--chat measures steps of fine-tuning on conversations (JSON lines), with and without doubling their prompts.
+All measure the parts in turns and print medians; the section 'bench' of a run holds the same knobs."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("what", choices=("decode", "engine", "train", "serve"), help="what is measured")
+    parser.add_argument(
+        "--model",
+        help="a diffusion checkpoint (default tiny), or an autoregressive model, untrained; serve --url: a name there",
+    )
+    parser.add_argument(
+        "--parent",
+        help="the autoregressive model beside it (decode, engine: default the card's; serve --url: a name, or auto)",
+    )
+    parser.add_argument("--alignment", choices=("block", "parent"), default="parent", help="of an untrained conversion")
+    parser.add_argument("--block-size", type=int, help="of an untrained conversion, and of training (default 32)")
+    parser.add_argument("--chat", metavar="FILE", help="train: steps of fine-tuning on these conversations")
+    parser.add_argument("--dtype", default="auto", help="weights while decoding: fp32, bf16, fp64 or auto (default)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
+    load = parser.add_argument_group(
+        "serve", "a load on a service of its own, or on a running one, ours or another that streams /v1/completions"
+    )
+    load.add_argument("--url", help="address of a running service; without it one is started and stopped again")
+    load.add_argument("--clients", metavar="N,N", help="closed loops: requests open at the same time (default 4)")
+    load.add_argument("--rate", metavar="R,R", help="open loops: arrivals per second")
+    load.add_argument("--prompts", metavar="FILE", help="ask these: a line each, or JSON lines (default: made ones)")
+    load.add_argument("--requests", type=int, help="how many (default 32)")
+    load.add_argument("--new-tokens", type=int, help="of each (default 64)")
+    load.add_argument("--cancel-rate", type=float, help="share of clients that go away")
+    load.add_argument("--deadline", type=float, metavar="SECONDS", help="of every request")
+    load.add_argument("--seed", type=int)
+    load.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key (default HILDA_API_KEY)")
+    add_run_flags(parser)
+
+
+LOAD_FLAGS = {"requests": "requests", "seed": "seed", "prompts": "prompts_file"} | {
+    "new_tokens": "max_new_tokens",
+    "cancel_rate": "cancel_rate",
+    "deadline": "deadline_seconds",
+}
+"""Flags of `serve` to its knobs."""
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.what == "serve":
+        return _load(options)
+    flags = ("url", "api_key_env", "clients", "rate", *LOAD_FLAGS)
+    stray = [name for name in flags if getattr(options, name) is not None]
+    if stray:
+        raise ConfigError(f"--{stray[0].replace('_', '-')} is about a service", "use it with bench serve")
+    if options.what == "decode" and options.chat is not None:
+        raise ConfigError("--chat is about steps of fine-tuning", "use it with bench train")
+
+    from hildanext.core.config import merge, validate
+    from hildanext.eval.evaluation import machine_line
+    from hildanext.recipe import StageContext
+    from hildanext.stages.bench import BenchConfig, measure
+
+    knobs: dict[str, Any] = dict(load_run(options).get("bench", {}))
+    what, block_size = options.what, {} if options.block_size is None else {"block_size": options.block_size}
+    if what == "train" and options.chat is not None:
+        what, knobs = "answers", merge({"data": {"train": {"name": "files", "path": options.chat}}}, knobs)
+    elif what == "train":
+        knobs |= block_size
+    section = {"what": what, "parent": options.parent, "alignment": options.alignment, **block_size, what: knobs}
+    section["model"] = options.model if options.model is not None else "tiny"
+    context = StageContext(Path(), "bench", device=options.device, dtype=options.dtype, threads=options.threads)
+    result, tables = measure(validate(BenchConfig, section, where="bench"), context, "bench", _tell)
+    _show(options, result, tables, machine_line(result))
+    return 0
+
+
+def _load(options: argparse.Namespace) -> int:
+    """`bench serve`: 1 where not one request of a load was answered."""
+    from hildanext.bench import serve_figure as serve_picture
+    from hildanext.bench import serve_load
+    from hildanext.bench.own_server import own_server
+
+    run = load_run(options)
+    loads = _loads(options, run)
+    if options.url is not None:
+        key = options.api_key_env if options.api_key_env is not None else KEY if os.environ.get(KEY) else None
+        result = serve_load.measure(options.url, loads, options.model, options.parent, key, _tell)
+    else:
+        section = _section_of_server(options, run)
+        with own_server(section, _tell) as address:
+            result = serve_load.measure(address, loads, None, "auto" if section.get("parent") else None, None, _tell)
+    server = result["server"]
+    engine = f"server: {server['engine']['name']}, {server['device']}, {server['dtype']}" if server is not None else ""
+    client = result["client"]
+    _show(options, result, serve_load.tables(result), f"client: {client['cpu']}, {client['cores']} cores; {engine}")
+    if options.out is not None:
+        picture = serve_picture.draw(result, Path(options.out).with_suffix(".png"))
+        _tell(f"picture: {picture}" if picture is not None else "no picture: nothing was answered")
+    return 0 if all(done["answered"] for load in result["loads"] for done in load["results"].values()) else 1
+
+
+def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadConfig]":
+    """One load for each number of clients and each rate that was named, each with prompts of its own.
+
+    Raises `ConfigError`, and `DataError` for a file of prompts that cannot be read.
+    """
+    from hildanext.bench.serve_load import ServeLoadConfig
+    from hildanext.core.config import validate
+    from hildanext.data.prompts import read_prompts
+
+    section: dict[str, Any] = dict(run.get("bench", {}))
+    section |= {knob: getattr(options, flag) for flag, knob in LOAD_FLAGS.items() if getattr(options, flag) is not None}
+    named: list[dict[str, Any]] = [
+        {**({"rate": None} if flag == "clients" else {}), flag: number}
+        for flag in ("clients", "rate")
+        for number in _numbers(flag, getattr(options, flag))
+    ]
+    loads = []
+    for number, pace in enumerate(named or [{}]):
+        built = validate(ServeLoadConfig, {**section, **pace}, where="bench")
+        loads.append(replace(built, seed=built.seed + number * (built.warmup + built.requests)))
+    if loads[0].prompts_file is not None:
+        read_prompts(loads[0].prompts_file)  # what is wrong with it is known before a model is loaded
+    return loads
+
+
+def _numbers(flag: str, text: str | None) -> list[int] | list[float]:
+    """The numbers of a flag, behind commas. Raises `ConfigError`."""
+    try:
+        words = text.split(",") if text is not None else []
+        return [float(word) for word in words] if flag == "rate" else [int(word) for word in words]
+    except ValueError:
+        raise ConfigError(f"--{flag} {text!r} is no list of numbers", f"write it as --{flag} 1,2,4") from None
+
+
+def _section_of_server(options: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
+    """The section `serve` of the server that is started. Raises `ConfigError`."""
+    if options.api_key_env is not None:
+        raise ConfigError("--api-key-env is about a running service", "give its --url, too")
+    if options.parent == "auto":
+        raise ConfigError("--parent auto is what a running service tells", "name the parent, or give --url")
+    section = run.get("serve", {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"section 'serve' holds {type(section).__name__}", "a section is a JSON object")
+    named = options.model is not None or "model" in section
+    chosen: dict[str, Any] = {**({} if named else {"model": "tiny", "chat_template": "plain"}), **section}
+    if options.model is not None and options.model != section.get("model"):
+        chosen |= {"model": options.model, "parent": None}  # the section's parent is another model's
+    if options.parent is not None:
+        chosen["parent"] = None if options.parent == "none" else options.parent
+    engine = {"name": "auto", **chosen.get("engine", {})}
+    wanted = {"device": options.device, "dtype": options.dtype, "threads": options.threads}
+    engine |= {name: value for name, value in wanted.items() if value not in (None, "auto")}
+    return {"profile": run.get("profile", "SAFE"), **chosen, "engine": engine}
+
+
+def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any], footer: str) -> None:
+    """Tables for people, a line for scripts."""
+    from hildanext.core.run_dir import write_atomically
+    from hildanext.eval.evaluation import wide_console
+
+    console = wide_console()
+    for table in tables:
+        console.print(table)
+    console.print(f"[dim]{footer}[/dim]", highlight=False)
+    line = json.dumps(result)
+    print(line)
+    if options.out is not None:
+        write_atomically(Path(options.out), line + "\n")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,229 @@
+"""Background jobs: any stage of a recipe, each in a process of its own, in a table that survives.
+
+hildanext jobs work
+hildanext jobs submit convert --config run.json --set convert.block_size=8
+hildanext jobs submit generate --set generate.model=tiny --set generate.prompts_file=prompts.txt
+hildanext jobs events 0001-convert --follow
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from hildanext.commands import add_run_flags, load_run
+
+if TYPE_CHECKING:
+    from hildanext.jobs.base import Job, JobEvent
+    from hildanext.jobs.service import JobService
+
+EPILOG = """what there is:
+  submit KIND     queue a stage (its sections from --config and --set), or `run`: a whole recipe
+  list            jobs, the newest first
+  show ID         one job: state, progress, what its stages made
+  cancel ID       stop it; a training saves first
+  events ID       what happened to it; with --follow as it happens
+  log ID          what its process printed
+  artefacts ID    the files in its folder
+  work            take queued jobs until Ctrl-C; jobs that run then go on
+"""
+
+FOLDER = "runs/jobs"
+"""As `submission.FOLDER`, which is not imported to print help."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--folder", default=FOLDER, help=f"where the jobs live (default {FOLDER})")
+    shared.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    rows = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    submit = rows.add_parser("submit", parents=[shared], help="queue a stage or a recipe")
+    submit.add_argument("kind", metavar="KIND", help="a stage's name, or run")
+    add_run_flags(submit)
+    listing = rows.add_parser("list", parents=[shared], help="jobs, the newest first")
+    listing.add_argument("--state", help="only those in this state")
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--before", metavar="ID", help="go on below this one")
+    for action in ("show", "cancel", "log", "artefacts", "events"):
+        row = rows.add_parser(action, parents=[shared])
+        row.add_argument("id", metavar="ID")
+        if action == "events":
+            row.add_argument("--follow", action="store_true", help="wait for more until the job has ended")
+            row.add_argument("--after", type=int, default=0, metavar="EVENT", help="only those after this event's id")
+    work = rows.add_parser("work", parents=[shared], help="take queued jobs until Ctrl-C")
+    work.add_argument("--limit", type=int, default=1, help="jobs that run at a time (default 1)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from hildanext.core.errors import ConfigError
+    from hildanext.stages.submission import open_jobs
+
+    limit = options.limit if options.action == "work" else 1
+    if limit < 1:
+        raise ConfigError(f"--limit {limit}", "at least one job runs at a time")
+    with open_jobs(options.folder, limit) as room:
+        actions = {
+            "submit": _submit,
+            "list": _list,
+            "show": _show,
+            "cancel": _cancel,
+            "events": _events,
+            "log": _log,
+            "artefacts": _artefacts,
+            "work": _work,
+        }
+        actions[options.action](room, options)
+    return 0
+
+
+def _submit(room: "JobService", options: argparse.Namespace) -> None:
+    job = room.submit(options.kind, load_run(options))
+    if options.json:
+        print(json.dumps(job.as_json()))
+        return
+    print(f"queued {job.id} in {job.folder}")
+    if not room.supervised():
+        print(f"nothing takes jobs there yet: hildanext jobs work --folder {options.folder}", file=sys.stderr)
+
+
+def _list(room: "JobService", options: argparse.Namespace) -> None:
+    jobs = room.list(options.limit, options.before, options.state)
+    if options.json:
+        print(json.dumps([job.as_json() for job in jobs]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("job", "state", "created", "progress", "error", box=None)
+    for job in jobs:
+        told = job.error or ""
+        table.add_row(job.id, _state(job), _time(job.created), progress_line(job.progress.as_json()), told[:80])
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table if jobs else f"no jobs in {options.folder}")
+
+
+def _show(room: "JobService", options: argparse.Namespace) -> None:
+    job = room.get(options.id)
+    outcomes = room.outcomes(options.id)
+    if options.json:
+        print(json.dumps({**job.as_json(), "outcomes": outcomes}, default=str))
+        return
+    rows: dict[str, Any] = {
+        "job": job.id,
+        "state": _state(job),
+        "progress": progress_line(job.progress.as_json()),
+        "error": job.error,
+        "created": _time(job.created),
+        "started": _time(job.started),
+        "ended": _time(job.ended),
+        "attempts": job.attempts or None,
+        "exit code": job.exit_code,
+        "process": job.pid,
+        "folder": job.folder,
+    }
+    for key, outcome in outcomes.items():
+        if isinstance(outcome, Mapping):
+            rows |= {f"{key}: {name}": value for name, value in outcome.items() if isinstance(value, str | int | float)}
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        if value is not None and value != "":
+            print(f"{name:<{width}}  {value}")
+
+
+def _cancel(room: "JobService", options: argparse.Namespace) -> None:
+    job = room.cancel(options.id)
+    said = f"{job.id} is cancelled" if job.state == "cancelled" else f"{job.id} is stopping; a training saves first"
+    print(json.dumps(job.as_json()) if options.json else said)
+
+
+def _events(room: "JobService", options: argparse.Namespace) -> None:
+    found = room.follow(options.id, options.after) if options.follow else _all_events(room, options)
+    for event in found:
+        print(json.dumps(event.as_json()) if options.json else event_line(event), flush=True)
+
+
+def _all_events(room: "JobService", options: argparse.Namespace) -> "list[JobEvent]":
+    found: list[JobEvent] = []
+    while page := room.events(options.id, found[-1].id if found else options.after):
+        found += page
+    return found
+
+
+def _log(room: "JobService", options: argparse.Namespace) -> None:
+    text = room.log(options.id, 1 << 20)
+    print(json.dumps({"log": text}) if options.json else text, end="\n" if options.json else "")
+
+
+def _artefacts(room: "JobService", options: argparse.Namespace) -> None:
+    found = room.artefacts(options.id)
+    if options.json:
+        print(json.dumps([one.as_json() for one in found]))
+        return
+    for one in found:
+        print(f"{one.size:>14,}  {_time(one.modified)}  {one.path}")
+
+
+def _work(room: "JobService", options: argparse.Namespace) -> None:
+    from hildanext.core.logging_setup import configure_logging
+
+    configure_logging("info")
+    for one in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has Ctrl-C ignored
+        signal.signal(one, signal.default_int_handler)
+    room.start()
+    print(f"taking jobs from {room.folder}, {options.limit} at a time; Ctrl-C ends this", file=sys.stderr, flush=True)
+    try:
+        while True:
+            time.sleep(1.0)
+    except KeyboardInterrupt:  # the usual end
+        room.stop()
+    running = [job.id for job in room.list(1000, state="running")]
+    if running:
+        print(f"still running: {', '.join(running)}; the same command watches them again", file=sys.stderr)
+
+
+def _state(job: "Job") -> str:
+    return "cancelling" if job.cancelling else job.state
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def progress_line(progress: Mapping[str, Any]) -> str:
+    """Stage, how much of it, loss and time left, as far as they are known."""
+    parts: list[str] = []
+    if progress["stages"] > 1:
+        parts.append(f"{progress['stages_done']}/{progress['stages']} stages")
+    if progress["stage"] is not None and progress["stages_done"] < progress["stages"]:
+        parts.append(progress["stage"])
+    if progress["done"] is not None:
+        whole = "" if progress["total"] is None else f"/{progress['total']:,}"
+        parts.append(f"{progress['done']:,}{whole} {progress['unit']}")
+    if progress["loss"] is not None:
+        parts.append(f"loss {progress['loss']:.3f}")
+    if progress["eta_seconds"]:
+        parts.append(f"{progress['eta_seconds']:.0f} s left")
+    return ", ".join(parts)
+
+
+def event_line(event: "JobEvent") -> str:
+    """One event for people."""
+    data = event.data
+    if event.kind == "log":
+        told = data["line"]
+    elif event.kind == "progress":
+        told = progress_line(data)
+    elif event.kind == "metric":
+        numbers = {key: value for key, value in data.items() if isinstance(value, int | float)}
+        shown = " ".join(f"{key} {value:.5g}" for key, value in numbers.items())
+        told = f"{data['stage']} {data.get('kind', '')}: {shown}"
+    else:
+        told = "cancelling" if data.get("cancelling") else f"{data['state']} (attempt {data['attempt']})"
+        told += f": {data['error']}" if data.get("error") else ""
+    return f"{event.id:>6}  {datetime.fromtimestamp(event.time):%H:%M:%S}  {event.kind:<8}  {told}"

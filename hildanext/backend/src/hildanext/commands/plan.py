@@ -1,0 +1,140 @@
+"""How much memory a run will take, before an hour is spent on it: by part, for training and for decoding.
+
+hildanext plan --config hildanext/runs/configs/default.json
+hildanext plan --model qwen3-0.6b --vram 8GiB
+hildanext plan --config my-run.json --vram 8GiB --machine ampere --out plans/my-run
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hildanext.commands import add_recipe_flags, load_run
+from hildanext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hildanext.memory_plan.machine import Machine
+    from hildanext.memory_plan.plan import StagePlan
+    from hildanext.memory_plan.sections import Question
+
+EPILOG = """machines: pascal (a GPU without bf16, the default), ampere (a GPU with bf16), cpu, cpu-bf16
+No weights are read and nothing is allocated: the model's config.json is enough. --model NAME without a run plans a
+conversion of that model as hildanext/docs/memory.md does; beside a run it says what a checkpoint is made of."""
+NEUTRAL: dict[str, Any] = {
+    "convert": {
+        "wsd": [{"phase": "stable", "block_size": 32, "tokens": 1000000}],
+        "losses": [{"name": "m2t"}, {"name": "t2t"}],
+        "train": {"batch_size": 1},
+    },
+    "data": {"sequence_length": 1024},
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    add_recipe_flags(parser)
+    parser.add_argument("--model", help="a known model, a folder, a config.json or a GGUF file")
+    parser.add_argument(
+        "--vram", default="8GiB", help="memory of the GPU (or of the computer): 8GiB (default), 7500MiB"
+    )
+    parser.add_argument("--machine", default="pascal", help="what it runs on (see below)")
+    parser.add_argument("--context", type=int, default=2048, help="decoding: tokens of a document (2048)")
+    parser.add_argument("--documents", type=int, default=1, help="decoding: documents at once (1)")
+    parser.add_argument("--answers", type=float, default=1.0, help="sft: share of a row that is answer (1.0)")
+    parser.add_argument("--out", metavar="FOLDER", help="write plan.json and plan.png there")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def run(options: argparse.Namespace) -> int:
+    """0 when every stage fits, 1 when one does not."""
+    from hildanext.core.plots import save
+    from hildanext.core.run_dir import write_atomically
+    from hildanext.memory_plan.machine import find_machine, read_bytes
+    from hildanext.memory_plan.picture import plan_figure
+    from hildanext.memory_plan.plan import bars, make_plan, record
+
+    machine, memory = find_machine(options.machine), read_bytes(options.vram)
+    if options.context < 1 or options.documents < 1 or not 0 < options.answers <= 1:
+        raise ConfigError("--context, --documents or --answers", "give 1 or more, and a share above 0 and up to 1")
+    plans = [make_plan(question, machine, memory) for question in _questions(options, machine)]
+    plan_record = record(plans, machine, memory)
+    if options.json:
+        print(json.dumps(plan_record))
+    else:
+        _print_plans(plans, machine)
+    if options.out is not None:
+        folder = Path(options.out)
+        write_atomically(folder / "plan.json", json.dumps(plan_record, indent=2) + "\n")
+        shown = {name: parts for plan in plans for name, parts in bars(plan).items()}
+        save(plan_figure(shown, memory, plans[0].budget), folder / "plan.png")
+    return 0 if all(plan.fits for plan in plans) else 1
+
+
+def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Question]":
+    """The stages of the run that train, in order, and decoding what they make."""
+    from hildanext.commands.check import as_recipe
+    from hildanext.memory_plan.architecture import find_architecture
+    from hildanext.memory_plan.sections import DEFAULT_BLOCK, convert_question, serving_question, sft_question
+    from hildanext.recipe import read_run
+    from hildanext.stages import STAGES
+
+    if options.recipe is not None:
+        options.config = options.recipe
+    if options.config is None and options.model is None:
+        raise ConfigError("nothing to plan", "hildanext plan --config FILE, or --model qwen3-0.6b")
+    start = {"parent": options.model, **NEUTRAL} if options.config is None else {}
+    shared, steps = read_run(as_recipe(load_run(options, start)), STAGES)
+    questions: list[Question] = []
+    made, block = options.model, None
+    shape = find_architecture(made) if made is not None else None
+    for step in steps:
+        section = dict(step.section)
+        if step.stage == "convert":
+            section = {"parent": shared.parent, **section}
+            questions.append(convert_question(section, section.pop("data", {}), machine))
+            made, block = section["parent"], questions[-1].block_size
+        elif step.stage == "sft":
+            chat = section.pop("chat", {})
+            questions.append(sft_question(section, chat, machine, made, block, options.answers))
+            block = questions[-1].block_size
+        shape = questions[-1].cases[0].shape if questions else shape
+    if not questions or shape is None:
+        raise ConfigError("the run has no stage that trains", "plan knows convert and sft; or give --model alone")
+    return [*questions, serving_question(shape, machine, options.documents, options.context, block or DEFAULT_BLOCK)]
+
+
+def _print_plans(plans: "list[StagePlan]", machine: "Machine") -> None:
+    from rich.table import Table
+
+    from hildanext.eval.evaluation import wide_console
+    from hildanext.memory_plan.machine import MIB, show_bytes
+    from hildanext.memory_plan.plan import host_bytes, verdict
+
+    console = wide_console()
+    table = Table("MiB at the peak", title=f"for {machine.says}", title_justify="left")
+    for plan in plans:
+        table.add_column(f"{plan.stage}\n{plan.shape.name}", justify="right")
+    for part in dict.fromkeys(name for plan in plans for name in plan.peak.parts):
+        sizes = [plan.peak.parts.get(part, 0) for plan in plans]
+        if any(sizes):
+            table.add_row(part, *(f"{size / MIB:,.0f}" if size else "" for size in sizes))
+    table.add_section()
+    table.add_row("all", *(f"{plan.peak.total / MIB:,.0f}" for plan in plans))
+    table.add_row("largest at", *(plan.peak.moment for plan in plans))
+    console.print(table)
+    for plan in plans:
+        console.print(f"[bold]{plan.stage}[/bold]: {verdict(plan)}", highlight=False)
+        if plan.fits or plan.longest is not None:
+            continue
+        for name, price, total in plan.switches:
+            mark = "fits" if total <= plan.budget else "    "
+            console.print(f"  {mark} {show_bytes(total):>11}  {name}  [dim]{price}[/dim]", highlight=False, markup=True)
+    assumptions = "; ".join(dict.fromkeys(f"{plan.stage}: {', '.join(plan.assumes)}" for plan in plans))
+    host = show_bytes(max(host_bytes(plan.shape) for plan in plans))
+    console.print(
+        f"[dim]assumed: {assumptions}; {show_bytes(machine.framework)} for the libraries themselves. "
+        f"Saving a checkpoint in fp32 needs {host} of the computer's own memory.[/dim]",
+        highlight=False,
+    )

@@ -1,0 +1,163 @@
+"""`hildanext prepare`: text to packed token shards; with --graphs, examples to examples with causal graphs.
+
+hildanext prepare --source tinystories --path TinyStories-train.txt --tokenizer tiny --out data/tinystories
+hildanext prepare --source dolma --path 'dolma/v1_6/*.json.gz' --tokenizer qwen3-0.6b --out data/dolma --shard 0/8
+hildanext prepare --source huggingface --set prepare.source.dataset=roneneldan/TinyStories --out data/hub
+hildanext prepare --graphs rule:gsm8k --path gsm8k/train.jsonl --out data/gsm8k
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hildanext.commands import add_run_flags, load_run
+from hildanext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hildanext.datasets import OnProgress
+
+EPILOG = """commands to paste:
+  hildanext prepare --source tinystories --path TinyStories-train.txt --tokenizer tiny --out data/tinystories
+  hildanext prepare --source text --path books/ --tokenizer smollm2-135m --out data/books
+  hildanext prepare --source jsonl --path posts.jsonl --set prepare.source.text_field=body --out data/posts
+  hildanext prepare --source dolma --path 'dolma/v1_6/*.json.gz' --tokenizer qwen3-0.6b --out data/dolma --shard 0/8
+  hildanext prepare --source huggingface --set prepare.source.dataset=roneneldan/TinyStories --out data/hub
+  hildanext prepare --graphs rule:gsm8k --path gsm8k/train.jsonl --out data/gsm8k
+  hildanext prepare --graphs json:teacher --path taught.jsonl --set graphs.field=links --out data/taught.jsonl
+
+The section 'prepare' of a run (--config) holds the same: source {"name": ..., knobs}, out, tokenizer, shard_tokens,
+add_bos, add_eos, bos_token, eos_token, special_tokens_in_text. A prepare that was cut short, however it was, goes
+on where it stopped when the same command is run again, and ends with the same bytes.
+
+With --graphs the input is JSONL with prompt and response (or GSM8K's question and answer), and the output the same
+examples as they are to be trained, each with its causal graph: what `hildanext sft` reads. The extractor's knobs are
+the section 'graphs'. `hildanext explain-graph` draws one."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("--source", metavar="NAME", help="text, jsonl, dolma, tinystories or huggingface")
+    parser.add_argument("--path", action="append", help="a file, a folder or a pattern; may be given several times")
+    parser.add_argument("--out", metavar="FOLDER", help="where the shards go")
+    parser.add_argument(
+        "--tokenizer", metavar="MODEL", help="a model's name, folder, hub id or .gguf file (default tiny)"
+    )
+    parser.add_argument(
+        "--graphs", metavar="NAME", help="extract causal graphs: rule:gsm8k, rule:arith or json:teacher"
+    )
+    parser.add_argument("--shard", metavar="I/N", default="0/1", help="do part I of N, counted from 0 (default 0/1)")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    add_run_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.graphs is not None:
+        return _graphs(options)
+    section = _section(options)
+    part = _shard(options.shard)
+    tokenizer_name = section.pop("tokenizer", "tiny")
+
+    from hildanext.datasets import prepare
+    from hildanext.recipe import StageContext
+    from hildanext.stages.prepare import open_part
+
+    settings, tokenizer, documents = open_part(section, tokenizer_name, StageContext(Path(), "prepare"))
+    started = time.perf_counter()
+    with _display(options.quiet) as (progress, seen):
+        manifest = prepare(settings, tokenizer, part, documents=documents, progress=progress)
+    seconds = time.perf_counter() - started
+    print(f"{settings.out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, ", end="")
+    print(f"{len(manifest['shards'])} shards; ", end="")
+    if seen["tokens"]:
+        print(f"{seen['tokens']:,} tokens now, in {seconds:.1f} s ({seen['tokens'] / seconds:,.0f} tokens/s)")
+    else:
+        print("it was whole already")
+    for kind, count in manifest["refused"]["counts"].items():
+        print(f"  left out: {count:,} {kind}")
+    for example in manifest["refused"]["examples"]:
+        print(f"    {example}")
+    return 0
+
+
+def _graphs(options: argparse.Namespace) -> int:
+    """Write graphs and print what was met. Raises `ConfigError` for what is missing or does not go together."""
+    section = {**load_run(options).get("graphs", {}), "name": options.graphs}
+    if options.source or options.tokenizer or options.shard != "0/1":
+        raise ConfigError(
+            "--graphs with --source, --tokenizer or --shard", "graphs are characters of the examples' text"
+        )
+    if not options.path or not options.out:
+        raise ConfigError("--graphs needs --path and --out", "--path train.jsonl --out data/gsm8k")
+
+    from hildanext.core.registry import build
+    from hildanext.data.causal_graphs import EXTRACTORS
+    from hildanext.data.causal_graphs.corpus import write_graphs
+    from hildanext.data.causal_graphs.statistics import table
+
+    extractor = build("extractor", EXTRACTORS, section)
+    started = time.perf_counter()
+    statistics = write_graphs(tuple(options.path), extractor, options.out)
+    for name, count, remark in table(statistics["counts"]):
+        print(f"{name:<34} {count:>9,}  {remark}".rstrip())
+    for example in statistics["refused"]["examples"]:
+        print(f"  refused: {example}")
+    print(f"{statistics['file']}: {statistics['examples']:,} examples in {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def _section(options: argparse.Namespace) -> dict[str, Any]:
+    """The run's `prepare` section with the flags over it. Raises `ConfigError` for what is missing."""
+    section: dict[str, Any] = dict(load_run(options).get("prepare", {}))
+    source = dict(section.get("source", {}))
+    if options.source:
+        source["name"] = options.source
+    if options.path:
+        source["path"] = options.path[0] if len(options.path) == 1 else options.path
+    if options.out:
+        section["out"] = options.out
+    if options.tokenizer:
+        section["tokenizer"] = options.tokenizer
+    if "name" not in source:
+        raise ConfigError("no source", "give --source tinystories --path FILE (hildanext prepare --help shows more)")
+    if "out" not in section:
+        raise ConfigError("no output folder", "give --out FOLDER")
+    return {**section, "source": source}
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise ConfigError(f"--shard {text!r}", "write I/N with I from 0 to N-1, for example --shard 0/4")
+    return int(part), int(parts)
+
+
+@contextmanager
+def _display(quiet: bool) -> Iterator[tuple["OnProgress", dict[str, int]]]:
+    """A line with documents, tokens and tokens/s; the mapping holds what was done in this process."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    seen = {"documents": 0, "tokens": 0}
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    console = Console(file=sys.stderr)
+    begun = shown = time.perf_counter()
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as display:
+        task = display.add_task("reading", total=None)
+
+        def progress(documents: int, tokens: int) -> None:
+            nonlocal shown
+            seen["documents"] += documents
+            seen["tokens"] += tokens
+            now = time.perf_counter()
+            if now - shown > 0.2:
+                shown = now
+                speed = seen["tokens"] / (now - begun)
+                text = f"{seen['documents']:,} documents  {seen['tokens']:,} tokens  {speed:,.0f} tokens/s"
+                display.update(task, description=text)
+
+        yield progress, seen

@@ -1,0 +1,233 @@
+"""`hildanext generate --server URL`: a running service writes, the text or its denoising shows here.
+
+Any OpenAI-compatible server will do for plain text; thresholds, seeds of our kind and --trace need a HILDA one.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from hildanext.commands import load_run
+from hildanext.commands.generation_flags import build_generation, decoder_section_of, mode_line, read_prompts
+from hildanext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hildanext.decoding.state import Step
+    from hildanext.engine.base import Answer, EngineEvent, Request, Started
+    from hildanext.engine.remote.openai import OpenAIEngine
+
+KEY = "HILDA_API_KEY"
+LOCAL = {"device": "auto", "dtype": "auto", "threads": None}
+"""Flags about a model in this process, and what they are where they were not given."""
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Answer every prompt with the service. Raises what the service refuses or fails at, as `HildaError`."""
+    from hildanext.engine.remote.openai import OpenAIConfig
+
+    given = [name for name, unset in LOCAL.items() if getattr(options, name) != unset]
+    if given:
+        raise ConfigError(f"--{given[0]} is about a model here, but --server asks one elsewhere", "leave it out")
+    if options.system is not None and not options.chat:
+        raise ConfigError("--system is for conversations", "add --chat")
+    texts = read_prompts(options)
+    requests, section = _requests(options, texts)
+    key = KEY if os.environ.get(KEY) else None
+    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(texts)).connect(options.model)
+    try:
+        answers, records = _answers(engine, requests, options, texts)
+    finally:
+        engine.close()
+    told = _told(engine, options, section)
+    rows = [{"prompt": text, **_record(answer)} for text, answer in zip(texts, answers, strict=True)]
+    if options.trace:
+        _save_trace(options.trace, told, rows, records)
+    if options.json:
+        for row in rows:
+            print(json.dumps({**row, **told}))
+    else:
+        print(_line(answers, told))
+    return 0
+
+
+def _requests(options: argparse.Namespace, texts: list[str]) -> "tuple[list[Request], dict[str, Any]]":
+    from hildanext.data.chat_template import Message
+    from hildanext.engine.base import Request
+
+    config = load_run(options)
+    section = decoder_section_of(options, config.get("decoder", {}))
+    _, settings = build_generation(options, section, config.get("generation", {}))
+    requests = []
+    for number, text in enumerate(texts):
+        before = (Message("system", options.system),) if options.system is not None else ()
+        requests.append(
+            Request(
+                prompt=None if options.chat else text,
+                messages=(*before, Message("user", text)) if options.chat else (),
+                decoder=section,
+                max_new_tokens=settings.max_new_tokens,
+                seed=settings.seed + number,
+                stop=settings.stop,
+                ignore_eos=settings.ignore_eos,
+                steps=options.trace is not None,
+            )
+        )
+    return requests, section
+
+
+def _answers(
+    engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, texts: list[str]
+) -> "tuple[list[Answer], list[list[Mapping[str, Any]]]]":
+    """All at once on the way out, in order on the way in; beside the answers their steps."""
+    from hildanext.engine.base import Failed, Finished, Piece, Started, Stepped
+
+    queues: list[SimpleQueue[EngineEvent]] = [SimpleQueue() for _ in requests]
+    for request, events in zip(requests, queues, strict=True):
+        engine.submit(request, events.put)
+    answers: list[Answer] = []
+    records: list[list[Mapping[str, Any]]] = [[] for _ in requests]
+    for number, events in enumerate(queues):
+        shown = _Shown(options, texts[number], alone=len(texts) == 1, first=number == 0)
+        with shown:
+            while len(answers) == number:
+                match events.get():
+                    case Started() as started:
+                        shown.start(started)
+                    case Stepped(record):
+                        records[number].append(record)
+                        shown.step(record)
+                    case Piece(text):
+                        shown.piece(text)
+                    case Finished(answer):
+                        answers.append(answer)
+                    case Failed(error):
+                        raise error
+        shown.end(answers[number])
+    return answers, records
+
+
+class _Shown:
+    """One text on the screen: as it arrives where it is the only one, as its denoising with --trace, or when whole."""
+
+    def __init__(self, options: argparse.Namespace, text: str, alone: bool, first: bool) -> None:
+        self.text = f"{text}\n" if options.chat else text
+        self.quiet = options.json
+        self.watches = options.trace is not None and first and not self.quiet
+        self.streams = alone and options.trace is None and not self.quiet
+        self.view: Any = None
+        self.names: Any = None
+
+    def __enter__(self) -> None:
+        if self.streams:
+            print(self.text, end="", flush=True)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self.view is not None:
+            self.view.__exit__()
+        if self.streams and kind is not None:
+            print(flush=True)  # the error gets a line of its own
+
+    def start(self, started: "Started") -> None:
+        if not self.watches:
+            return
+        from hildanext.decoding.trace import TerminalView
+        from hildanext.engine.remote.server_tokenizer import ServerTokenizer
+
+        self.names = ServerTokenizer()
+        self.names.learn((cell.token, cell.text) for cell in started.prompt)
+        self.view = TerminalView([cell.token for cell in started.prompt], self.names)
+        self.view.__enter__()
+
+    def step(self, record: "Mapping[str, Any]") -> None:
+        if self.view is not None:
+            self.names.learn([(cell["token"], cell["text"]) for cell in record["drafts"]])
+            for cell in record["edits"]:
+                self.names.learn([(cell["old"], cell["old_text"]), (cell["new"], cell["new_text"])])
+            self.view.show(_step(record))
+
+    def piece(self, text: str) -> None:
+        if self.streams:
+            print(text, end="", flush=True)
+
+    def end(self, answer: "Answer") -> None:
+        if self.streams:
+            print("\n")
+        elif not self.quiet:
+            print(f"{self.text}{answer.text}\n")
+
+
+def _step(record: "Mapping[str, Any]") -> "Step":
+    from hildanext.decoding.state import Step
+
+    return Step(
+        row=0,
+        forward=record["forward"],
+        start=record["block_start"],
+        kind=record["kind"],
+        masks=list(record["masks"]),
+        drafts=[(cell["position"], cell["token"], cell["probability"]) for cell in record["drafts"]],
+        edits=[(cell["position"], cell["old"], cell["new"], cell["probability"]) for cell in record["edits"]],
+        final=record["final"],
+    )
+
+
+def _told(engine: "OpenAIEngine", options: argparse.Namespace, section: dict[str, Any]) -> dict[str, Any]:
+    """Who answered; of the decoder only what the server was told."""
+    facts, hilda = engine.facts, bool(engine.there.hilda)
+    return {
+        "model": facts.model,
+        "server": engine.address,
+        "engine": engine.there.hilda["engine"]["name"] if hilda else None,
+        "dtype": facts.dtype,
+        "device": facts.device,
+        "block_size": facts.block_size,
+        "mode": mode_line(options, section) if hilda else None,
+        "decoder": section if hilda else {key: section[key] for key in ("temperature", "top_p") if key in section},
+    }
+
+
+def _record(answer: "Answer") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    stats = {**asdict(answer.stats), "forwards": answer.stats.forwards}
+    stats |= {name: getattr(answer.stats, name) for name in ("tokens_per_forward", "tokens_per_second")}
+    stats |= {"first_piece_seconds": answer.first_piece_seconds, "total_seconds": answer.seconds}
+    return {
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "finish_reason": answer.finish_reason,
+        "stats": stats,
+    }
+
+
+def _save_trace(
+    path: str, told: dict[str, Any], rows: list[dict[str, Any]], records: "list[list[Mapping[str, Any]]]"
+) -> None:
+    from hildanext.core.run_dir import write_atomically
+    from hildanext.decoding.trace import TRACE_FORMAT
+
+    whole = [{**row, "format": TRACE_FORMAT, "steps": steps} for row, steps in zip(rows, records, strict=True)]
+    write_atomically(Path(path), json.dumps({**told, "rows": whole}, indent=1) + "\n")
+    print(f"trace: {path}", file=sys.stderr)
+
+
+def _line(answers: "list[Answer]", told: dict[str, Any]) -> str:
+    """Speed and cost of the whole call in one line, as seen from here."""
+    tokens, seconds = sum(len(answer.tokens) for answer in answers), max(answer.seconds for answer in answers)
+    forwards = sum(answer.stats.forwards for answer in answers)
+    first = min(answer.first_piece_seconds for answer in answers)
+    parts = [f"{tokens / max(seconds, 1e-9):.1f} tokens/s", f"{tokens} tokens", f"first text after {first:.2f} s"]
+    if forwards:
+        paid = forwards - sum(answer.stats.prefill_forwards for answer in answers)
+        parts += [f"{forwards} forwards", f"{tokens / max(paid, 1):.2f} tokens per forward"]
+        parts.append(f"{sum(answer.stats.edits for answer in answers)} edits")
+    parts.append(f"{told['model']} at {told['server']}")
+    if told["engine"] is not None:
+        parts += [f"{told['dtype']} on {told['device']}", f"block {told['block_size']}", told["mode"]]
+    return "[" + "; ".join(parts) + "]"

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, configuration, the registry of families, run folders. Loads no torch."""

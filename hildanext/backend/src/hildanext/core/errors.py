@@ -1,0 +1,64 @@
+"""What can go wrong, each with what to do about it. `HildaError` is the only base."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HildaError(Exception):
+    """An error a user can cause. Prints as one line: what happened, then what to do.
+
+    `exit_code` is what the command line returns, `status` what the service answers.
+    """
+
+    exit_code = 2
+    status = 400
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.hint}" if self.hint else self.message
+
+
+class UnknownChoice(HildaError):
+    """A name that no family member has."""
+
+    def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
+        choices = sorted(choices)
+        close = get_close_matches(name, choices, n=1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
+        super().__init__(f"unknown {kind} {name!r}", hint=f"{guess}choices: {', '.join(choices)}")
+
+
+class ConfigError(HildaError):
+    """A configuration that cannot be read or does not validate."""
+
+
+class ModelError(HildaError):
+    """A model that is missing, half there, or of a kind we do not support."""
+
+
+class DataError(HildaError):
+    """A corpus or a shard that cannot be used."""
+
+
+class PromptError(HildaError):
+    """A prompt that does not fit the model."""
+
+
+class CheckpointError(HildaError):
+    """A checkpoint that could not be written, or does not fit the run that asks for it."""
+
+
+class TrainingStopped(HildaError):
+    """A guard stopped the run; the last good checkpoint is kept."""
+
+
+class NumericsError(HildaError):
+    """A forward outside our attention seam, or a result that is not a number."""
+
+
+class SandboxError(HildaError):
+    """Generated programs cannot be run here with the isolation that was asked for."""

@@ -1,0 +1,92 @@
+"""The knobs of a family's members, read from their source: names, types, bounds and the text under each field.
+
+The command line needs them for its help before anything that loads torch may be imported, and Python itself keeps no
+text of fields. A test holds that what is read here is what the classes have.
+"""
+
+import ast
+import inspect
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BOUNDS = ("ge", "gt", "le", "lt")
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One field of a configuration."""
+
+    name: str
+    type: str
+    """As it is written, without None."""
+    optional: bool
+    """Whether None is a value."""
+    default: Any
+    """What stands there as text where it is no literal; None also for a field without one."""
+    bounds: dict[str, float | int]
+    help: str
+
+
+def knobs_of(cls: type[Any]) -> tuple[Knob, ...]:
+    """The knobs that a class declares itself, in order."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    return _knobs(node)
+
+
+def knobs_in(package: Path, table: str) -> dict[str, tuple[Knob, ...]]:
+    """The knobs of each member of a family: `table` is the name of its table in the package's `__init__.py`."""
+    front = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
+    home = {
+        alias.asname or alias.name: str(node.module).rpartition(".")[2]
+        for node in front.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    (rows,) = [
+        node.value
+        for node in front.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table
+    ]
+    assert isinstance(rows, ast.Dict)
+    members = zip(map(_literal, filter(None, rows.keys)), map(ast.unparse, rows.values), strict=True)
+    return {name: _knobs(_class(package / f"{home[member]}.py", member)) for name, member in members}
+
+
+def _class(path: Path, name: str) -> ast.ClassDef:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+def _knobs(node: ast.stmt) -> tuple[Knob, ...]:
+    assert isinstance(node, ast.ClassDef)
+    knobs = []
+    for field, below in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        parts = ast.unparse(field.annotation).split(" | ")
+        if parts[0].startswith("ClassVar"):
+            continue
+        default, bounds = _default(field.value)
+        text = str(_literal(below.value)) if isinstance(below, ast.Expr) else ""
+        kind = " | ".join(part for part in parts if part != "None")
+        knobs.append(Knob(field.target.id, kind, "None" in parts, default, bounds, " ".join(text.split())))
+    return tuple(knobs)
+
+
+def _default(value: ast.expr | None) -> tuple[Any, dict[str, float | int]]:
+    if not isinstance(value, ast.Call) or ast.unparse(value.func) != "Field":
+        return _literal(value), {}
+    given = {word.arg: word.value for word in value.keywords if word.arg is not None}
+    bounds = {name: _literal(given[name]) for name in BOUNDS if name in given}
+    return _literal(given.get("default")), bounds
+
+
+def _literal(node: ast.expr | None) -> Any:
+    if node is None:
+        return None
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)

@@ -1,0 +1,63 @@
+"""What a person sees while something long runs: one live line in a terminal, a line now and then elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+LINES_EVERY_SECONDS = 20.0
+
+
+class ProgressLine:
+    """How much of `total` is done, what the caller says about it, and the time left at this session's pace.
+
+    `done` units were done by earlier sessions: they count for the bar and not for the pace.
+    """
+
+    def __init__(self, total: int, unit: str, name: str = "", done: int = 0, quiet: bool = False) -> None:
+        self.total, self.unit, self.name, self.done = total, unit, name, done
+        self.console = Console(stderr=True, quiet=quiet)
+        self.live = self.console.is_terminal and not quiet
+        self.start_time, self.start_done, self.tokens = time.monotonic(), done, 0
+        self.last_line = float("-inf")  # the first one comes at once
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.live,
+        )
+        self.row = self.bar.add_task(name or "starting", total=total, completed=done)
+
+    def __enter__(self) -> "ProgressLine":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def update(self, done: int, text: str) -> None:
+        """So much is done by now."""
+        self.done = done
+        title = f"{self.name} | {text}" if self.name else text
+        self.bar.update(self.row, completed=done, description=title)
+        now = time.monotonic()
+        if not self.live and (now - self.last_line > LINES_EVERY_SECONDS or done >= self.total):
+            self.last_line = now
+            left = (now - self.start_time) / max(done - self.start_done, 1) * max(self.total - done, 0)
+            self.say(f"{done} of {self.total} {self.unit} | {title} | {left:.0f} s left")
+
+    def advance(self, tokens: int) -> None:
+        """One unit more, which came to so many tokens."""
+        self.tokens += tokens
+        rate = self.tokens / max(time.monotonic() - self.start_time, 1e-9)
+        self.update(self.done + 1, f"{rate:.0f} tokens/s")
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the live one."""
+        # A sample may hold brackets; and a line that is cut in a file at the width of no terminal helps nobody.
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

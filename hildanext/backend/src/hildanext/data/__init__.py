@@ -1,0 +1,1 @@
+"""What a model is taught with: sources, chat, packing, causal graphs, prompts."""

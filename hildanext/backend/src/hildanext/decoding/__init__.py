@@ -1,0 +1,101 @@
+"""Ways to fill a masked canvas. To add one: write the file, add its row, add its case.
+
+In reading order:
+
+- `base`: what a decoder is (`Canvas` in, `Edit` out), and the one loop that runs it (`run`, `step`);
+- `threshold_edit`: the first member, where masks are filled and written tokens edited;
+- `sequence`: a document that is being written, and a record of what a forward did to it;
+- `feed_plan`: which tokens of it go into a forward;
+- `commit`: where and when a finished block's keys and values are committed;
+- `state`: the model's side, which does these three for many rows at once;
+- `per_row`: rows with decoders of their own in one forward;
+- `detokenizer` and `trace`: what is shown of it.
+
+From logits to a candidate: `hildanext.models.sampling`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hildanext.core.config import may_be_none
+from hildanext.core.errors import ConfigError, UnknownChoice
+from hildanext.core.registry import build
+from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, StepDecoder
+from hildanext.decoding.threshold_edit import ThresholdEdit
+
+DECODERS: dict[str, type[Decoder]] = {
+    "threshold_edit": ThresholdEdit,
+}
+
+MODES: dict[str, dict[str, Any]] = {
+    "S_MODE": {"name": "threshold_edit", "tau_mask": 0.5, "tau_edit": 0.0, "max_post": 16},
+    "Q_MODE": {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": 0.5, "max_post": 16},
+}
+"""LLaDA2.1's published presets: S is its Speedy one (fills early, edits on any disagreement), Q its Quality one."""
+
+MODE_ALIASES: dict[str, str] = {"speed": "S_MODE", "quality": "Q_MODE"}
+
+MODE_MEANS: dict[str, str] = {"S_MODE": "speed", "Q_MODE": "quality"}
+"""What a mode is published as. What it is for a model and a prompt, each run prints: tokens/s, tokens per forward."""
+
+EFFORTS: dict[str, dict[str, Any]] = {
+    "instant": {"tau_mask": 0.3, "tau_edit": None, "max_post": 0},
+    "low": {"tau_mask": 0.5, "tau_edit": 0.0, "max_post": 2},
+    "medium": {},
+    "high": {"tau_mask": 0.9, "tau_edit": 0.5, "max_post": 16},
+    "adaptive": {"tau_cautious": 0.95},
+}
+"""Knobs laid over a mode: a first draft without editing; few corrections; the mode as it is; nearly one token at
+a time, with editing; the mode's threshold where the model is sure and 0.95 where it is not."""
+
+
+def mode_name(mode: str) -> str:
+    """The mode's own name, of a name or an alias in any case. Raises `UnknownChoice`."""
+    names = {**{name.lower(): name for name in MODES}, **MODE_ALIASES}
+    if mode.lower() not in names:
+        raise UnknownChoice("mode", mode, [*MODES, *MODE_ALIASES])
+    return names[mode.lower()]
+
+
+def decoder_section(
+    mode: str | None = None, effort: str | None = None, over: Mapping[str, Any] | None = None, /, **knobs: Any
+) -> dict[str, Any]:
+    """The section of a mode (S_MODE where none is named), an effort over it, a section over both, and single knobs.
+
+    "off" is None for each knob that may be None: this is the one place that knows. Raises `UnknownChoice`, and
+    `ConfigError` for a mode or an effort of another decoder than the section's.
+    """
+    if effort is not None and effort not in EFFORTS:
+        raise UnknownChoice("effort", effort, EFFORTS)
+    base = {**MODES[mode_name(mode if mode is not None else "S_MODE")], **EFFORTS.get(str(effort), {})}
+    chosen = {**(over if over is not None else {}), **knobs}
+    name = chosen.get("name", base["name"])
+    if name != base["name"]:
+        if mode is not None or effort is not None:
+            raise ConfigError(f"modes and efforts are presets of {base['name']!r}, not of {name!r}", "leave them out")
+        base = {}
+    off = may_be_none(DECODERS[name]) if isinstance(name, str) and name in DECODERS else frozenset()
+    return {**base, **{key: None if value == "off" and key in off else value for key, value in chosen.items()}}
+
+
+def make_decoder(section: Mapping[str, Any], strict: bool = False) -> Decoder:
+    """A decoder from its section. Raises `UnknownChoice`, or `ConfigError` for a knob out of range."""
+    return build("decoder", DECODERS, section, strict)
+
+
+__all__ = [
+    "DECODERS",
+    "EFFORTS",
+    "MODES",
+    "MODE_ALIASES",
+    "MODE_MEANS",
+    "Canvas",
+    "Decoder",
+    "Denoiser",
+    "Edit",
+    "StepDecoder",
+    "ThresholdEdit",
+    "decoder_section",
+    "make_decoder",
+    "mode_name",
+]

@@ -1,0 +1,141 @@
+"""What a decoder is, and the one loop that runs it: forwards of active blocks become edits, until every block is final.
+
+State that changes travels in values (`Canvas`, `Edit`), never in the algorithm, which is its own frozen configuration.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The active block of every row, as it is before a forward."""
+
+    tokens: Int[Tensor, "batch block"]
+    masked: Bool[Tensor, "batch block"]
+    """True where the token is the mask."""
+    fixed: Bool[Tensor, "batch block"]
+    """True for a token of the prompt: it may be neither filled nor edited."""
+    uniform: Float[Tensor, "batch block"]
+    """One draw from [0, 1) for each position, the same in every step: what sampling may use."""
+    checks: Int[Tensor, " batch"]
+    """Forwards the block has had whose input held no mask."""
+
+    @property
+    def editable(self) -> Bool[Tensor, "batch block"]:
+        """Written by us, and not a mask."""
+        return ~self.masked & ~self.fixed
+
+    @cached_property
+    def every(self) -> Bool[Tensor, "batch block"]:
+        """All positions of the block."""
+        return torch.ones_like(self.masked)
+
+    def read(self, needed: Bool[Tensor, "batch block"]) -> Bool[Tensor, "batch block"]:
+        """The positions whose logits are made where those at `needed` are wanted.
+
+        On a CPU the same. Elsewhere every one: the host would have to wait for the device to count them, once a
+        step, and a few more rows of the head cost less than that.
+        """
+        return needed if needed.device.type == "cpu" else self.every
+
+    def places(self, where: Bool[Tensor, "batch block"]) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Row and place of the chosen positions, in row-major order. Every position's are known without waiting."""
+        if where.device.type == "cpu" or where is not self.every:
+            row, place = where.nonzero(as_tuple=True)
+            return row, place
+        index = torch.arange(where.numel(), device=where.device)
+        return index // where.shape[1], index % where.shape[1]
+
+    def apply(self, edit: "Edit") -> Int[Tensor, "batch block"]:
+        """The tokens after an edit."""
+        return torch.where(edit.write, edit.tokens, self.tokens)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What one forward changes."""
+
+    write: Bool[Tensor, "batch block"]
+    tokens: Int[Tensor, "batch block"]
+    confidence: Float[Tensor, "batch block"]
+    """Probability of each token in the model's own distribution (0 where no logits were asked for)."""
+    final: Bool[Tensor, " batch"]
+    """True for a row whose block is finished once this edit is applied."""
+
+
+EditRule = Callable[[Tensor, Tensor, Canvas], Edit]
+"""`edit(logits, where, canvas)`, as `Decoder.edit`."""
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """The model's side of decoding; `hildanext.decoding.state` is one, a test's table of logits another.
+
+    Rows are counted as in the last canvas.
+    """
+
+    def canvas(self) -> Canvas | None:
+        """The active blocks, or None once every row has ended. Rows may move to their next block at any time."""
+
+    def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
+        """One forward of the active blocks; the logits that predict the chosen positions, in row-major order."""
+
+    def write(self, edit: Edit) -> list[int]:
+        """Apply an edit; rows whose block is final move on. Returns those."""
+
+    def revise(self, window: int, edit: EditRule, rows: Sequence[int]) -> None:
+        """Of rows whose block has just become final: offer the `window` finished blocks before it to `edit`."""
+
+
+class Decoder:
+    """Turns the logits of one forward into one edit; rows advance independently. Members are frozen knobs."""
+
+    research: ClassVar[bool] = False
+    """A research method: built under the profile FULL alone."""
+    window = 0
+    """Finished blocks that may still change; their text is not shown yet."""
+
+    def needs(self, canvas: Canvas) -> Bool[Tensor, "batch block"]:
+        """Positions whose logits `edit` will read."""
+        return canvas.masked | canvas.editable
+
+    def edit(self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas) -> Edit:
+        """What to write, given the logits at `where` (row-major)."""
+        raise NotImplementedError(f"{type(self).__name__} has no edit")
+
+    def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
+        """A step has finished the blocks of `rows`; what is revised here is revised before their text is looked at."""
+
+
+StepDecoder = Decoder
+"""The name from when there was another kind."""
+
+
+def run(decoder: Decoder, denoiser: Denoiser) -> None:
+    """Step until every row has ended."""
+    while (canvas := denoiser.canvas()) is not None:
+        step(decoder, denoiser, canvas)
+
+
+def step(decoder: Decoder, denoiser: Denoiser, canvas: Canvas) -> list[int]:
+    """One forward and what follows from it; the rows whose block it finished. The engine calls this one, too."""
+    where = canvas.read(decoder.needs(canvas))
+    finished = denoiser.write(decoder.edit(denoiser.logits(where), where, canvas))
+    if finished:
+        decoder.after_block(denoiser, finished)
+    return finished
+
+
+def most_confident(
+    confidence: Float[Tensor, "batch block"], among: Bool[Tensor, "batch block"]
+) -> Bool[Tensor, "batch block"]:
+    """The one most confident position among those allowed, ties to the lowest; nothing in a row that allows none."""
+    best = confidence.masked_fill(~among, -1.0).argmax(-1, keepdim=True)
+    return torch.zeros_like(among).scatter_(-1, best, True) & among

@@ -1,0 +1,66 @@
+"""Rows with decoders of their own in one forward: each row is decided by its decoder as if it were alone."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hildanext.core.runtime import send
+from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
+
+
+class PerRow(Decoder):
+    """A decoder for each row of a canvas. Rows whose decoders are equal are decided at once."""
+
+    def __init__(self, decoders: Sequence[Decoder]) -> None:
+        self.groups: dict[Decoder, list[int]] = {}
+        """Rows, in rising order, by decoder."""
+        for row, decoder in enumerate(decoders):
+            self.groups.setdefault(decoder, []).append(row)
+
+    def needs(self, canvas: Canvas) -> Bool[Tensor, "batch block"]:
+        if len(self.groups) == 1:
+            return next(iter(self.groups)).needs(canvas)
+        where = torch.zeros_like(canvas.masked)
+        for decoder, rows in self._rows(canvas):
+            where[rows] = decoder.needs(_part(canvas, rows))
+        return where
+
+    def edit(self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas) -> Edit:
+        if len(self.groups) == 1:
+            return next(iter(self.groups)).edit(logits, where, canvas)
+        parts = []
+        for decoder, rows in self._rows(canvas):
+            own = _part(canvas, rows)
+            if where.device.type != "cpu" and where is canvas.every:
+                asked, chosen = own.every, logits.unflatten(0, where.shape)[rows].flatten(0, 1)
+            else:
+                asked, chosen = where[rows], logits[torch.isin(where.nonzero()[:, 0], rows)]
+            parts.append((rows, decoder.edit(chosen, asked, own)))
+        whole = Edit(
+            torch.zeros_like(canvas.masked),
+            canvas.tokens.clone(),
+            torch.zeros(where.shape, dtype=parts[0][1].confidence.dtype, device=where.device),
+            torch.zeros(len(where), dtype=torch.bool, device=where.device),
+        )
+        for rows, part in parts:
+            whole.write[rows], whole.tokens[rows] = part.write, part.tokens
+            whole.confidence[rows], whole.final[rows] = part.confidence, part.final
+        return whole
+
+    def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
+        for decoder, own in self.groups.items():
+            finished = [row for row in own if row in rows]
+            if finished:
+                decoder.after_block(denoiser, finished)
+
+    def _rows(self, canvas: Canvas) -> list[tuple[Decoder, Tensor]]:
+        device = canvas.tokens.device
+        return [(decoder, send(rows, device)) for decoder, rows in self.groups.items()]
+
+
+def _part(canvas: Canvas, rows: Tensor) -> Canvas:
+    return Canvas(
+        canvas.tokens[rows], canvas.masked[rows], canvas.fixed[rows], canvas.uniform[rows], canvas.checks[rows]
+    )

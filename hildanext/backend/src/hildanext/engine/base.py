@@ -1,0 +1,246 @@
+"""What an engine is: something that takes requests at any time and tells each of them what happens to it.
+
+One small interface for our own decoding and for servers elsewhere. A request goes in with a `sink`; the sink is
+called, from a thread of the engine's, with `Started`, then `Stepped` and `Piece` as they come, then exactly one
+of `Finished` and `Failed`. A sink must return at once and must not raise.
+"""
+
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from hildanext.core.errors import HildaError
+from hildanext.data.chat_template import Message
+from hildanext.inference import DecodeStats, FinishReason
+
+
+class Overloaded(HildaError):
+    """The queue is full, or the engine is closing. `retry_after` says when to try again, in seconds."""
+
+    status = 503
+
+    def __init__(self, message: str, hint: str = "", retry_after: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(HildaError):
+    """The request's own time ran out before its text was whole."""
+
+    status = 504
+
+
+class Cancelled(HildaError):
+    """Whoever asked has gone away."""
+
+    status = 499
+
+
+class EngineFailed(HildaError):
+    """The engine cannot answer any more, or an answer of an engine elsewhere makes no sense."""
+
+    status = 502
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to write. Exactly one of `prompt`, `messages` and `tokens` is given."""
+
+    prompt: str | None = None
+    """Text to continue."""
+    messages: tuple[Message, ...] = ()
+    """A conversation, put into the model's chat template."""
+    tokens: tuple[int, ...] | None = None
+    """A prompt that is encoded already."""
+    decoder: Mapping[str, Any] = field(default_factory=dict)
+    """Section of a decoder, as `decode.decoder_section` makes it; ignored by the parent, but for its sampling."""
+    max_new_tokens: int | None = None
+    """None: 256, or what the context leaves."""
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    deadline_seconds: float | None = None
+    """From submission on; what is not whole by then fails with `DeadlineExceeded`."""
+    steps: bool = False
+    """Send a `Stepped` for every forward."""
+    parent: bool = False
+    """The autoregressive parent answers, not the diffusion model."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A position of the prompt or of a step, as text."""
+
+    position: int
+    token: int
+    text: str
+    probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """The request left the queue."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt whose keys and values another request had left."""
+    queue_seconds: float
+    prompt: list[Cell] = field(default_factory=list)
+    """The prompt's tokens, where steps were asked for."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One forward's effect, as `decode.trace.step_record` tells it (texts of tokens included)."""
+
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that is final. The pieces of a request, joined, are its answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The whole answer. `tokens` hold the end of text that ended it, `text` does not."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    stats: DecodeStats
+    """Forwards the request took part in, edits, seconds from its start on."""
+    queue_seconds: float
+    first_piece_seconds: float
+    """From submission to the first committed block (of the parent: to its first token)."""
+    seconds: float
+    """From submission to the end."""
+    edits_supported: bool = True
+
+
+@dataclass(frozen=True)
+class Finished:
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: HildaError
+
+
+EngineEvent = Started | Stepped | Piece | Finished | Failed
+Sink = Callable[[EngineEvent], None]
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What does not change while an engine lives: shown in /health, /v1/models and `doctor`."""
+
+    engine: str
+    """Row of the table: transformers, openai, dinfer."""
+    reason: str
+    """Why this one was chosen."""
+    model: str
+    parent: str | None
+    """Name under which the autoregressive parent answers; None where there is none."""
+    device: str
+    dtype: str
+    threads: int | None
+    block_size: int | None
+    context: int | None
+    slots: int
+    """Requests that are decoded at the same time."""
+    queue: int
+    """Requests that may wait beyond those."""
+    supports_editing: bool
+    supports_steps: bool
+    ready: bool = True
+    chat_template: bool | None = None
+    """Whether the model came with a chat template of its own; None: not known here."""
+    special_tokens: frozenset[int] = frozenset()
+    """Ids that no text shows, as the end of text; empty where they are not known."""
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """What changes: gauges now, and totals since the start."""
+
+    waiting: int = 0
+    running: int = 0
+    alive: bool = True
+    cache_bytes: int = 0
+    """Keys and values of running requests and of kept prefixes."""
+    cache_limit_bytes: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    forwards: int = 0
+    """Forwards of the engine; one of them may serve many requests."""
+    denoising_steps: int = 0
+    """Forwards that requests took part in, added up."""
+    edits: int = 0
+    blocks: int = 0
+    finished: Mapping[str, int] = field(default_factory=dict)
+    """Ended requests by reason: eos, stop, length, cancelled, deadline, error."""
+
+
+@runtime_checkable
+class Ticket(Protocol):
+    """A request in an engine."""
+
+    def cancel(self) -> None:
+        """Stop as soon as possible; the sink hears `Failed(Cancelled)` unless the request has ended already."""
+
+
+class Engine:
+    """A way to answer requests. Every method may be called from any thread."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        raise NotImplementedError(f"{type(self).__name__} has no facts")
+
+    def load(self) -> EngineLoad:
+        raise NotImplementedError(f"{type(self).__name__} has no load")
+
+    def submit(self, request: Request, sink: Sink) -> Ticket:
+        """Queue a request. Raises `Overloaded` where the queue is full, and `PromptError`, `ConfigError` or
+        `UnknownChoice` for a request that could never be answered; nothing reaches the sink then."""
+        raise NotImplementedError(f"{type(self).__name__} has no submit")
+
+    def count_tokens(self, request: Request) -> int:
+        """Tokens of the request's prompt, as it would be fed."""
+        raise NotImplementedError(f"{type(self).__name__} has no count_tokens")
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, give those in it so long to end, fail the rest. Returns when all is quiet."""
+        raise NotImplementedError(f"{type(self).__name__} has no close")
+
+
+def stream(engine: Engine, request: Request) -> Iterator[EngineEvent]:
+    """Submit and yield the events; leaving the iterator early cancels. `Failed` is yielded, not raised."""
+    events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+    ticket = engine.submit(request, events.put)
+    over = False
+    try:
+        while not over:
+            event = events.get()
+            over = isinstance(event, Finished | Failed)
+            yield event
+    finally:
+        if not over:
+            ticket.cancel()
+
+
+def complete(engine: Engine, request: Request) -> Answer:
+    """Submit and wait. Raises the error of a request that failed."""
+    for event in stream(engine, request):
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished):
+            return event.answer
+    raise EngineFailed("the engine ended a request without an answer", "this is a fault of the engine; report it")

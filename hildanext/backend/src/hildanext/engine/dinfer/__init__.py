@@ -1,0 +1,1 @@
+"""dInfer as an engine: probed before it is believed."""

@@ -1,0 +1,392 @@
+"""Our own engine: one thread owns the model, requests join and leave its forwards at any step.
+
+Continuous batching over ragged forwards: every step feeds the active block of each running request, the block it has
+just finished, and a bounded piece of the prompts that are joining; nothing is padded, so that an answer does not
+depend on who else is served.
+"""
+
+import atexit
+import itertools
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from hildanext.ar import Parent
+from hildanext.core.config import config
+from hildanext.core.errors import ConfigError, HildaError, PromptError
+from hildanext.core.runtime import available_memory, choose_device, choose_dtype, set_threads
+from hildanext.data.chat_template import encode_chat
+from hildanext.decoding import decoder_section, make_decoder
+from hildanext.engine.base import (
+    Answer,
+    Cancelled,
+    Cell,
+    DeadlineExceeded,
+    Engine,
+    EngineFacts,
+    EngineFailed,
+    EngineLoad,
+    Failed,
+    Finished,
+    Overloaded,
+    Request,
+    Sink,
+    Started,
+)
+from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Totals, step_all
+from hildanext.engine.scheduler import Admission, Scheduler
+from hildanext.inference import checked_prompt, context_length, length_limit
+from hildanext.kv_cache import bytes_per_token
+from hildanext.kv_cache.prefix_cache import PrefixCache
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.loading.load import load_diffusion, load_parent
+from hildanext.tokenization import encode_prompt
+
+logger = logging.getLogger(__name__)
+
+_open: "weakref.WeakSet[LocalEngine]" = weakref.WeakSet()
+"""Engines whose threads live: a forward that goes on while the interpreter ends would abort the program."""
+
+
+@config
+class LocalEngineConfig:
+    """How many requests at a time, and how much memory they may take."""
+
+    slots: int = Field(default=8, ge=1)
+    """Requests that are decoded together."""
+    queue: int = Field(default=64, ge=0)
+    """Requests that may wait beyond those; one more is refused."""
+    quantum: int = Field(default=4, ge=1)
+    """Blocks a request may write before one that waits gets its place."""
+    prefill_tokens: int = Field(default=256, ge=1)
+    """Tokens of joining prompts that a forward may feed beside the running blocks."""
+    cache_mib: int | None = Field(default=None, ge=1)
+    """Keys and values of all requests and kept prefixes; None: a quarter of the memory that is free at the start."""
+    keep_prefixes: bool = True
+    """Keep the blocks of ended requests for those that begin with the same ones, in what the running ones leave."""
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+
+    def open(self, model: str, parent: str | None, reason: str) -> Engine:
+        """Load the models and start the thread. Raises `ModelError`, `CheckpointError` or `ConfigError`."""
+        threads = set_threads(self.threads)
+        device = choose_device(self.device)
+        dtype = choose_dtype(self.dtype, device)
+        loaded, tokenizer = load_diffusion(model, dtype, device)
+        autoregressive = Parent(*load_parent(parent, dtype, device)) if parent is not None else None
+        return LocalEngine(loaded, tokenizer, autoregressive, self, model, parent, reason, threads)
+
+
+class LocalEngine(Engine):
+    """See the module. `close` it; a program that forgets closes it at its end."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        tokenizer: Any,
+        parent: Parent | None = None,
+        settings: LocalEngineConfig | None = None,
+        name: str = "",
+        parent_name: str | None = None,
+        reason: str = "chosen by hand",
+        threads: int | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.parent = model, tokenizer, parent
+        self.settings = settings = settings if settings is not None else LocalEngineConfig()
+        self.token_bytes = bytes_per_token(model.causal_lm)
+        self.limit_bytes = _cache_limit(settings, model.device)
+        self.totals = Totals()
+        kept = self.limit_bytes if settings.keep_prefixes else 0
+        self.prefixes = PrefixCache(model.card.block_size, kept)
+        self.diffusion = DiffusionRunner(model, tokenizer, self.prefixes, settings.prefill_tokens, self.totals)
+        self.autoregressive = (
+            None if parent is None else ARRunner(parent, model.card.block_size, settings.prefill_tokens, self.totals)
+        )
+        self._facts = EngineFacts(
+            engine="transformers",
+            reason=reason,
+            model=name,
+            parent=(parent_name if parent_name is not None else "parent") if parent is not None else None,
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            threads=threads,
+            block_size=model.card.block_size,
+            context=context_length(model),
+            slots=settings.slots,
+            queue=settings.queue,
+            supports_editing=True,
+            supports_steps=True,
+            chat_template=tokenizer.chat_template is not None,
+            special_tokens=frozenset(tokenizer.all_special_ids),
+        )
+        self._scheduler: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)
+        self._ids = itertools.count()
+        self._encoding = threading.Lock()
+        self._changed = threading.Condition()
+        self._live: dict[int, RequestState] = {}
+        self._closing = False
+        self._give_up = float("inf")
+        self._counts: dict[str, int] = dict.fromkeys(("eos", "stop", "length", "cancelled", "deadline", "error"), 0)
+        self._tokens = {"prompt": 0, "cached": 0, "generated": 0, "edits": 0}
+        self._thread = threading.Thread(target=self._run, name="hilda-model", daemon=True)
+        self._thread.start()
+        _open.add(self)
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._facts
+
+    def load(self) -> EngineLoad:
+        with self._changed:
+            return EngineLoad(
+                waiting=len(self._scheduler.waiting),
+                running=len(self._scheduler.running),
+                alive=self._thread.is_alive() and not self._closing,
+                cache_bytes=self._taken() + self.prefixes.bytes,
+                cache_limit_bytes=self.limit_bytes,
+                prompt_tokens=self._tokens["prompt"],
+                cached_tokens=self._tokens["cached"],
+                generated_tokens=self._tokens["generated"],
+                forwards=self.totals.forwards,
+                denoising_steps=self.totals.denoising_steps,
+                edits=self._tokens["edits"],
+                blocks=self.totals.blocks,
+                finished=dict(self._counts),
+            )
+
+    def count_tokens(self, request: Request) -> int:
+        return len(self._encode(request))
+
+    def submit(self, request: Request, sink: Sink) -> "EngineTicket":
+        prompt = self._encode(request)
+        limit = length_limit(self.model, len(prompt), request.max_new_tokens)
+        if request.parent and self.parent is not None:
+            self.parent.check_length(len(prompt), limit - len(prompt))
+        size = self._cache_bytes(request, limit)
+        if size > self.limit_bytes:
+            raise PromptError(
+                f"{limit} tokens take {size >> 20} MiB of keys and values, the limit is {self.limit_bytes >> 20}",
+                "ask for fewer new tokens, or raise engine.cache_mib",
+            )
+        state = RequestState(
+            id=next(self._ids),
+            request=request,
+            sink=sink,
+            prompt=prompt,
+            limit=limit,
+            decoder=make_decoder(dict(request.decoder) if request.decoder else decoder_section()),
+            bytes=size,
+            submitted=time.perf_counter(),
+        )
+        with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise Overloaded("the engine is closing", "ask another server, or this one after its restart", 5.0)
+            self._scheduler.enqueue(state)
+            self._live[state.id] = state
+            self._changed.notify_all()
+        return EngineTicket(self, state)
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        with self._changed:
+            self._closing = True
+            self._give_up = min(self._give_up, time.perf_counter() + drain_seconds)
+            self._changed.notify_all()
+        self._thread.join()
+        _open.discard(self)
+
+    def cancel(self, state: RequestState) -> None:
+        """Called by tickets."""
+        with self._changed:
+            state.cancelled = True
+            self._changed.notify_all()
+
+    def _cache_bytes(self, request: Request, limit: int) -> int:
+        """Keys and values of `limit` tokens: of the diffusion model in whole blocks."""
+        if request.parent and self.autoregressive is not None:
+            return limit * self.autoregressive.token_bytes
+        block = self.model.card.block_size
+        return -(-limit // block) * block * self.token_bytes
+
+    def _encode(self, request: Request) -> list[int]:
+        kinds = [request.prompt is not None, bool(request.messages), request.tokens is not None]
+        if sum(kinds) != 1:
+            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(kinds)}")
+        if request.parent and self.parent is None:
+            raise ConfigError("this server has no autoregressive parent", "start it with --parent")
+        texts = [request.prompt or "", *(message.content for message in request.messages), *request.stop]
+        for text in texts:
+            _check_text(text)
+        with self._encoding:  # the tokenizers library borrows a tokenizer exclusively while it is set up
+            if request.tokens is not None:
+                ids = list(request.tokens)
+            elif request.messages:
+                ids = encode_chat(self.tokenizer, request.messages)
+            else:
+                ids = encode_prompt(self.tokenizer, request.prompt or "")
+        if self.model.card.mask_id in ids:
+            raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
+        return checked_prompt(self.model, self.tokenizer, ids)
+
+    def _run(self) -> None:
+        """The model thread. Whatever ends it, nobody is left waiting."""
+        try:
+            with torch.inference_mode():
+                while self._wait():
+                    self._turn()
+        finally:
+            with self._changed:
+                self._closing = True
+                left = list(self._live.values())
+            closed = time.perf_counter() >= self._give_up
+            for state in left:
+                error = Overloaded("the engine has closed", "ask again after its restart", 5.0) if closed else _died()
+                self._fail(state, error)
+
+    def _wait(self) -> bool:
+        """Sleep while there is nothing to do; False once the engine is to end."""
+        with self._changed:
+            while not self._live and not self._closing:
+                self._changed.wait()
+            return bool(self._live) and time.perf_counter() < self._give_up
+
+    def _turn(self) -> None:
+        """Let go whoever has gone, give places, move everybody by one step."""
+        now = time.perf_counter()
+        for state in [state for state in list(self._live.values()) if state.cancelled or now > state.deadline]:
+            if state.cancelled:
+                self._fail(state, Cancelled("the request was cancelled", "ask again"))
+            else:
+                seconds = state.request.deadline_seconds
+                self._fail(
+                    state, DeadlineExceeded(f"no whole answer within {seconds} s", "ask for less, or allow more")
+                )
+        with self._changed:
+            resting = self._scheduler.preempt()
+        for state in resting:
+            self._runner(state).pause(state)
+        while (started := self._admit()) is not None:
+            self._start(started)
+        runners: list[DiffusionRunner | ARRunner] = [self.diffusion]
+        if self.autoregressive is not None:
+            runners.append(self.autoregressive)
+        try:
+            ended = step_all(runners)
+        except torch.cuda.OutOfMemoryError as problem:
+            logger.error("out of memory with %d requests: %s", len(self._scheduler.running), problem)
+            for state in list(self._scheduler.running):
+                self._fail(state, EngineFailed("the device ran out of memory", "ask again; lower slots or cache_mib"))
+            return
+        for state in ended:
+            self._finish(state)
+
+    def _admit(self) -> RequestState | None:
+        with self._changed:
+            return self._scheduler.admit(self._judge)
+
+    def _judge(self, state: RequestState) -> Admission:
+        """Called under the lock: is there memory for it, and nobody feeding the same prompt already?"""
+        taken = self._taken()
+        if taken + state.bytes > self.limit_bytes:
+            return Admission.STOP
+        if not state.request.parent and self.diffusion.feeds_the_same(state.prompt):
+            return Admission.LATER
+        self.prefixes.shrink(self.limit_bytes - taken - state.bytes)
+        return Admission.GO
+
+    def _taken(self) -> int:
+        return sum(state.bytes for state in self._live.values() if state.begun)
+
+    def _runner(self, state: RequestState) -> DiffusionRunner | ARRunner:
+        if state.request.parent:
+            assert self.autoregressive is not None
+            return self.autoregressive
+        return self.diffusion
+
+    def _start(self, state: RequestState) -> None:
+        first = not state.started
+        if first:
+            state.started = time.perf_counter()
+        self._runner(state).resume(state)
+        if not first:
+            return
+        with self._changed:
+            self._tokens["prompt"] += len(state.prompt)
+            self._tokens["cached"] += state.cached
+        shown = state.prompt if state.request.steps else []
+        cells = [Cell(at, token, self.tokenizer.decode([token])) for at, token in enumerate(shown)]
+        state.sink(Started(len(state.prompt), state.cached, state.started - state.submitted, cells))
+
+    def _finish(self, state: RequestState) -> None:
+        assert state.ending is not None
+        now = time.perf_counter()
+        answer = Answer(
+            text=state.ending.text,
+            tokens=state.ending.tokens,
+            finish_reason=state.ending.reason,
+            prompt_tokens=len(state.prompt),
+            cached_tokens=state.cached,
+            stats=state.stats(),
+            queue_seconds=state.started - state.submitted,
+            first_piece_seconds=(state.first_piece or now) - state.submitted,
+            seconds=now - state.submitted,
+        )
+        self._let_go(state, state.ending.reason)
+        with self._changed:
+            self._tokens["generated"] += len(answer.tokens)
+            self._tokens["edits"] += answer.stats.edits
+        state.sink(Finished(answer))
+
+    def _fail(self, state: RequestState, error: HildaError) -> None:
+        kinds: Mapping[type, str] = {Cancelled: "cancelled", DeadlineExceeded: "deadline"}
+        self._let_go(state, kinds.get(type(error), "error"))
+        state.sink(Failed(error))
+
+    def _let_go(self, state: RequestState, reason: str) -> None:
+        self._runner(state).finish(state)
+        with self._changed:
+            self._scheduler.remove(state)
+            self._live.pop(state.id, None)
+            self._counts[reason] += 1
+
+
+class EngineTicket:
+    """A request in our engine."""
+
+    def __init__(self, engine: LocalEngine, state: RequestState) -> None:
+        self._engine, self._state = engine, state
+
+    def cancel(self) -> None:
+        self._engine.cancel(self._state)
+
+
+@atexit.register
+def _close_all() -> None:
+    for engine in list(_open):
+        engine.close()
+
+
+def _died() -> EngineFailed:
+    return EngineFailed("the model thread has ended", "see the server's log and start it again")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise PromptError(
+            f"the text holds half a character (a lone surrogate at {problem.start})", "send whole characters"
+        ) from None
+
+
+def _cache_limit(settings: LocalEngineConfig, device: torch.device) -> int:
+    """Bytes for keys and values."""
+    if settings.cache_mib is not None:
+        return settings.cache_mib * 2**20
+    return available_memory(device) // 4

@@ -1,0 +1,1 @@
+"""Servers elsewhere as engines."""

@@ -1,0 +1,300 @@
+"""How requests are computed: all rows of the diffusion model in one forward, all of the parent's in another.
+
+Both runners belong to the engine's one model thread; nothing here is safe to call from another.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hildanext.ar import Parent, draw
+from hildanext.core.runtime import send
+from hildanext.decoding.base import Decoder, step
+from hildanext.decoding.detokenizer import IncrementalDetokenizer, Stop
+from hildanext.decoding.per_row import PerRow
+from hildanext.decoding.sequence import SequenceState, Step
+from hildanext.decoding.state import DecodeState
+from hildanext.decoding.trace import step_record
+from hildanext.engine.base import Piece, Request, Sink, Stepped
+from hildanext.engine.scheduler import Schedulable
+from hildanext.inference import DecodeStats, eos_ids
+from hildanext.kv_cache import BlockCache, CachedAttention, Segment, bytes_per_token
+from hildanext.kv_cache.prefix_cache import PrefixCache
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.sampling import sample
+
+
+@dataclass(eq=False, kw_only=True)
+class RequestState(Schedulable):
+    """A request inside the engine, from submission to its end."""
+
+    id: int
+    request: Request
+    sink: Sink
+    prompt: list[int]
+    limit: int
+    """Tokens of the finished document."""
+    decoder: Decoder
+    bytes: int
+    """Keys and values it will take."""
+    submitted: float
+    started: float = 0.0
+    prefilled: float = 0.0
+    first_piece: float = 0.0
+    cached: int = 0
+    cancelled: bool = False
+    row: SequenceState | None = None
+    lent: int | None = None
+    """Its key in the prefix cache while it lives."""
+    cache: BlockCache | None = None
+    """Of a request to the parent; `row` has that of one to the diffusion model."""
+    generator: torch.Generator | None = None
+    drawn: list[int] = field(default_factory=list)
+    """The parent's answer so far."""
+    prompt_forwards: int = 0
+    """Forwards of the parent that were fed a piece of the prompt and drew nothing."""
+    detokenizer: IncrementalDetokenizer | None = None
+    ending: Stop | None = None
+
+    @property
+    def deadline(self) -> float:
+        """On the clock of `time.perf_counter`."""
+        seconds = self.request.deadline_seconds
+        return float("inf") if seconds is None else self.submitted + seconds
+
+    def show(self, text: str) -> None:
+        """Send a piece of final text."""
+        self.first_piece = self.first_piece or time.perf_counter()
+        self.sink(Piece(text))
+
+    def stats(self) -> DecodeStats:
+        now = time.perf_counter()
+        kept = len(self.ending.tokens) if self.ending is not None else 0
+        prefill = self.prefilled - self.started if self.prefilled else 0.0
+        if self.row is not None:
+            return DecodeStats.of(self.row, kept, now - self.started, prefill)
+        return DecodeStats(self.prompt_forwards, len(self.drawn), 0, 0, kept, 0, now - self.started, prefill)
+
+
+@dataclass
+class Totals:
+    """What the engine has done since it started."""
+
+    forwards: int = 0
+    denoising_steps: int = 0
+    blocks: int = 0
+
+
+class DiffusionRunner:
+    """Rows of the diffusion model: one forward moves all of them, whatever block, decoder and length each has."""
+
+    def __init__(
+        self, model: DiffusionModel, tokenizer: object, prefixes: PrefixCache, prefill_budget: int, totals: Totals
+    ) -> None:
+        self.model, self.tokenizer, self.prefixes, self.totals = model, tokenizer, prefixes, totals
+        self.state = DecodeState(model, [], [], self._ended)
+        self.state.prefill_budget = self.prefill_budget = max(prefill_budget, model.card.block_size)
+        self._requests: dict[int, RequestState] = {}
+
+    def resume(self, request: RequestState) -> None:
+        """A request's turn begins: for the first time, or again."""
+        if request.row is None:
+            spec = request.request
+            request.row = self.state.row(request.prompt, request.limit, spec.seed, request.id)
+            eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)  # type: ignore[arg-type]
+            request.detokenizer = IncrementalDetokenizer(self.tokenizer, eos, spec.stop, request.show)  # type: ignore[arg-type]
+            self._adopt(request, request.row)
+        self._requests[request.id] = request
+        self.state.add(request.row)
+        self._watch()
+
+    def pause(self, request: RequestState) -> None:
+        """Its turn is over, or it is given up: it keeps what it has."""
+        if request.row is not None and self._requests.pop(request.id, None) is not None:
+            self.state.remove(request.row)
+            self._watch()
+
+    def finish(self, request: RequestState) -> None:
+        """It will not come again: what its cache holds may serve others."""
+        self.pause(request)
+        if request.lent is not None:
+            self.prefixes.drop(request.lent)
+            request.lent = None
+        if request.row is not None and request.row.cache is not None:
+            cache, row = request.row.cache, request.row
+            self.prefixes.keep(cache, row.last_clean_hidden, row.tokens[: cache.length].tolist())
+            row.cache = None
+
+    def feeds_the_same(self, prompt: list[int]) -> bool:
+        """Whether a prompt being fed right now shares blocks with this one that nobody has yet."""
+        size = self.model.card.block_size
+        match = self.prefixes.find(prompt)
+        have = 0 if match is None else match[1]
+        if len(prompt) < have + size:
+            return False
+        return any(
+            self._requests[row.index].prompt[: have + size] == prompt[: have + size] for row in self.state.joining
+        )
+
+    def step(self) -> list[RequestState]:
+        """One forward. Returns the requests whose text is whole."""
+        state = self.state
+        joining = list(state.joining)
+        canvas = state.canvas()
+        if canvas is not None:
+            requests = [self._requests[row.index] for row in state.rows]
+            self.totals.denoising_steps += len(requests)
+            for row in step(PerRow([request.decoder for request in requests]), state, canvas):
+                requests[row].blocks += 1
+                self.totals.blocks += 1
+        elif joining:
+            state.prefill_step(self.prefill_budget)
+        else:
+            return []
+        self.totals.forwards += 1
+        state.retire_finished()
+        for row_state in joining:
+            if row_state not in state.joining:
+                self._fed(self._requests[row_state.index], row_state)
+        return [request for request in self._requests.values() if request.ending is not None]
+
+    def _adopt(self, request: RequestState, row: SequenceState) -> None:
+        """Take over the blocks of the prompt that another request has left or is writing behind."""
+        match = self.prefixes.find(request.prompt[: row.start])
+        if match is None or row.cache is None:
+            return
+        prefix, length = match
+        row.cache.adopt(prefix.cache, length, row.tokens)
+        blocks = length // self.model.card.block_size
+        row.last_clean_hidden[: blocks + 1] = prefix.last_clean_hidden[: blocks + 1]
+        request.cached = length
+
+    def _fed(self, request: RequestState, row: SequenceState) -> None:
+        """Its prompt is in its cache: from now on others may begin with it."""
+        request.prefilled = time.perf_counter()
+        if row.cache is not None:
+            request.lent = self.prefixes.lend(row.cache, row.last_clean_hidden, request.prompt[: row.cache.length])
+
+    def _ended(self, row: SequenceState, tokens: list[int]) -> bool:
+        request = self._requests[row.index]
+        assert request.detokenizer is not None
+        held = request.decoder.window * self.model.card.block_size
+        request.ending = request.detokenizer.add(tokens[row.prompt : row.limit], row.start >= row.limit, held)
+        return request.ending is not None
+
+    def _watch(self) -> None:
+        watched = any(request.request.steps for request in self._requests.values())
+        self.state.observe = self._observe if watched else None
+
+    def _observe(self, taken: Step) -> None:
+        request = self._requests[taken.row]
+        if request.request.steps:
+            request.sink(Stepped({**step_record(taken, self.tokenizer), "row": 0}))  # type: ignore[arg-type]
+
+
+class ARRunner:
+    """The autoregressive parent: one forward feeds the last token of every request, or a piece of its prompt.
+
+    A segment for each request, unpadded, in the block cache at a block size of 1, where a token sees those before it.
+    """
+
+    def __init__(self, parent: Parent, block_size: int, prefill_budget: int, totals: Totals) -> None:
+        self.parent, self.block_size, self.prefill_budget, self.totals = parent, block_size, prefill_budget, totals
+        self.token_bytes = bytes_per_token(parent.causal_lm)
+        self._requests: dict[int, RequestState] = {}
+
+    def resume(self, request: RequestState) -> None:
+        if request.cache is None:
+            spec = request.request
+            request.cache = BlockCache.of_parent(self.parent, request.limit)
+            request.generator = torch.Generator().manual_seed(spec.seed)
+            eos = frozenset() if spec.ignore_eos else eos_ids(self.parent, self.parent.tokenizer)
+            request.detokenizer = IncrementalDetokenizer(self.parent.tokenizer, eos, spec.stop, request.show)
+        self._requests[request.id] = request
+
+    def pause(self, request: RequestState) -> None:
+        self._requests.pop(request.id, None)
+
+    def finish(self, request: RequestState) -> None:
+        self.pause(request)
+        request.cache = None
+
+    def step(self) -> list[RequestState]:
+        """One forward. Returns the requests whose text is whole."""
+        feeds = self._plan()
+        if not feeds:
+            return []
+        hidden = self._forward(feeds)
+        self.totals.forwards += 1
+        ready, last, end = [], [], 0
+        for request, tokens in feeds:
+            end += len(tokens)
+            assert request.cache is not None
+            if request.cache.length < len(request.prompt):
+                request.prompt_forwards += 1
+            else:
+                ready.append(request)
+                last.append(end - 1)
+        if ready:
+            for request, token in zip(ready, self._draw(ready, hidden[send(last, hidden.device)]), strict=True):
+                self._take(request, token)
+        return [request for request in self._requests.values() if request.ending is not None]
+
+    def _plan(self) -> list[tuple[RequestState, list[int]]]:
+        """Each request and what it is fed; prompts, first come first served, as many tokens as the budget allows."""
+        feeds, budget = [], self.prefill_budget
+        for request in self._requests.values():
+            assert request.cache is not None
+            length = request.cache.length
+            tokens = request.prompt[length : length + budget] if not request.drawn else request.drawn[-1:]
+            budget -= 0 if request.drawn else len(tokens)
+            if tokens:
+                feeds.append((request, tokens))
+        return feeds
+
+    def _forward(self, feeds: Sequence[tuple[RequestState, list[int]]]) -> torch.Tensor:
+        """Hidden states of the fed tokens, one behind another; all of them are final, and committed."""
+        caches = [request.cache for request, _ in feeds if request.cache is not None]
+        segments = [Segment(cache.length, len(tokens), 0) for cache, (_, tokens) in zip(caches, feeds, strict=True)]
+        attention = CachedAttention(caches, segments)
+        fed = send([token for _, tokens in feeds for token in tokens], self.parent.device)[None]
+        hidden = self.parent.forward(fed, attention.positions, attention)[0]
+        for cache, segment in zip(caches, segments, strict=True):
+            cache.commit(segment.end)
+        return hidden
+
+    def _draw(self, requests: Sequence[RequestState], hidden: torch.Tensor) -> list[int]:
+        """The next token of each request, by its own sampling and its own generator; equal samplings at once."""
+        logits = self.parent.logits(hidden)
+        groups: dict[tuple[float, float | None, int | None], list[int]] = {}
+        for row, request in enumerate(requests):
+            groups.setdefault(_sampling(request.request.decoder), []).append(row)
+        drawn = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
+        for sampling, rows in groups.items():
+            uniform = draw([generator for row in rows if (generator := requests[row].generator) is not None])
+            there = send(rows, logits.device)
+            drawn[there] = sample(logits[there], uniform.to(logits.device, non_blocking=True), *sampling)
+        return drawn.tolist()
+
+    def _take(self, request: RequestState, token: int) -> None:
+        assert request.detokenizer is not None
+        request.drawn.append(token)
+        request.prefilled = request.prefilled or time.perf_counter()
+        request.ending = request.detokenizer.add(
+            request.drawn, len(request.prompt) + len(request.drawn) >= request.limit
+        )
+        request.blocks += len(request.drawn) % self.block_size == 0
+
+
+def _sampling(decoder: Mapping[str, Any]) -> tuple[float, float | None, int | None]:
+    """Temperature, top-p and top-k of a decoder's section, which is all of it that the parent heeds."""
+    return decoder.get("temperature") or 0.0, decoder.get("top_p"), decoder.get("top_k")
+
+
+@torch.inference_mode()
+def step_all(runners: Sequence[DiffusionRunner | ARRunner]) -> list[RequestState]:
+    """One step of every runner; the requests that have ended with it."""
+    return [request for runner in runners for request in runner.step()]

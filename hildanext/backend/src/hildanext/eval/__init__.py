@@ -1,0 +1,1 @@
+"""How good a model is, beside its parent: likelihoods, benchmark tasks, text."""

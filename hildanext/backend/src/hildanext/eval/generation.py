@@ -1,0 +1,219 @@
+"""How a model writes: speed, forwards and quality of several ways to decode, measured side by side in one process.
+
+Quality is the perplexity of the samples under the autoregressive parent, which repetitive text flatters; so the
+shares of distinct n-grams and of repetition always stand beside it. Ways take turns prompt by prompt, so that
+a busy machine slows all of them alike.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from hildanext.ar import Parent
+from hildanext.core.config import config
+from hildanext.datasets import PackedDataset
+from hildanext.decoding import MODE_MEANS, MODES, make_decoder
+from hildanext.inference import GenerationConfig, eos_ids, generate
+from hildanext.models import DiffusionModel
+
+ONE_PER_STEP: dict[str, Any] = {"name": "threshold_edit", "tau_mask": 1.0, "tau_edit": None, "max_post": 0}
+PARENT = "AR parent"
+
+
+@config
+class GenerationBenchConfig:
+    """What is generated, and how."""
+
+    prompts: int = Field(default=8, ge=1)
+    prompt_tokens: int = Field(default=8, ge=1)
+    """Beginning of a held-out document, BOS included."""
+    new_tokens: int = Field(default=96, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    seed: int = 0
+    decoders: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: {**{name: dict(MODES[name]) for name in MODES}, "one per step": dict(ONE_PER_STEP)}
+    )
+    """Name to decoder section."""
+
+    def __post_init__(self) -> None:
+        for section in self.decoders.values():
+            make_decoder(section)
+
+
+@dataclass
+class Written:
+    """What one way of decoding wrote, and what it cost. Times are sums over prompts, one prompt at a time."""
+
+    name: str
+    section: dict[str, Any]
+    texts: list[str] = field(default_factory=list)
+    completions: list[list[int]] = field(default_factory=list)
+    seconds: float = 0.0
+    forwards: int = 0
+    prefill_forwards: int = 0
+    edits: int = 0
+    nats: float = math.nan
+    """Under the parent, per token written."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(completion) for completion in self.completions)
+
+    def plain(self) -> dict[str, Any]:
+        """What a JSON report holds."""
+        return {
+            "name": self.name,
+            "decoder": self.section,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens / self.seconds if self.seconds > 0 else 0.0,
+            "forwards": self.forwards,
+            "prefill_forwards": self.prefill_forwards,
+            "tokens_per_forward": self.tokens / max(self.forwards - self.prefill_forwards, 1),
+            "edits": self.edits,
+            "generative_nats": self.nats,
+            "generative_perplexity": math.exp(min(self.nats, 700.0)),
+            **{f"distinct_{n}": distinct(self.completions, n) for n in (1, 2, 3)},
+            "repetition": repetition(self.completions),
+            "samples": self.texts[:3],
+        }
+
+
+def distinct(completions: Sequence[Sequence[int]], n: int) -> float:
+    """Share of different n-grams among all n-grams, pooled over the completions; 0 where there is none."""
+    grams = [tuple(ids[i : i + n]) for ids in completions for i in range(len(ids) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(completions: Sequence[Sequence[int]], n: int = 4) -> float:
+    """Share of n-grams that occurred before in the same completion."""
+    repeated = total = 0
+    for ids in completions:
+        grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+        repeated += len(grams) - len(set(grams))
+        total += len(grams)
+    return repeated / total if total else 0.0
+
+
+def generative_nats(parent: Parent, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> float:
+    """Mean -log p of the completions' tokens under the parent, each given its prompt; NaN where nothing was written."""
+    total, count = 0.0, 0
+    for prompt, completion in zip(prompts, completions, strict=True):
+        if not completion:
+            continue
+        tokens = torch.tensor([[*prompt, *completion]])
+        position = torch.arange(tokens.shape[1])[None]
+        nll = parent.token_nll(tokens, torch.zeros_like(tokens), position)
+        total += float(nll[0, len(prompt) :].sum())
+        count += len(completion)
+    return total / count if count else math.nan
+
+
+def held_out_prompts(dataset: PackedDataset, count: int, length: int) -> list[list[int]]:
+    """The first `length` tokens of documents that begin in the data (a row's first piece may be the rest of one)."""
+    found: list[list[int]] = []
+    for index in range(len(dataset)):
+        row = dataset.row(index)
+        starts = (row["position"] == 0) & (row["document"] >= 0)
+        if dataset.bos_id is not None:
+            starts &= row["tokens"] == dataset.bos_id
+        for start in starts.nonzero()[0].tolist():
+            same = row["document"][start : start + length] == row["document"][start]
+            if int(same.sum()) == length:
+                found.append(row["tokens"][start : start + length].tolist())
+            if len(found) == count:
+                return found
+    return found
+
+
+def compare(
+    model: DiffusionModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    parent: Parent | None,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationBenchConfig,
+    progress: Callable[[int], None] | None = None,
+) -> list[Written]:
+    """Every decoder and the parent's own generation on the same prompts, taking turns.
+
+    Without a parent there is no generative perplexity and no parent row.
+    """
+    ways = [Written(name, _tempered(section, settings)) for name, section in settings.decoders.items()]
+    baseline = Written(PARENT, {"name": "autoregressive", "temperature": settings.temperature})
+    _warm_up(model, tokenizer, parent, prompts[0])
+    for index, prompt in enumerate(prompts):
+        for way in ways:
+            _complete(way, model, tokenizer, prompt, settings, index)
+        if parent is not None:
+            _continue(baseline, model, tokenizer, parent, prompt, settings, index)
+        if progress is not None:
+            progress(index + 1)
+    found = [*ways, baseline] if parent is not None else ways
+    for way in found:
+        if parent is not None:
+            way.nats = generative_nats(parent, prompts, way.completions)
+    return found
+
+
+def _tempered(section: dict[str, Any], settings: GenerationBenchConfig) -> dict[str, Any]:
+    return {**section, "temperature": settings.temperature} if settings.temperature > 0 else dict(section)
+
+
+def _warm_up(
+    model: DiffusionModel, tokenizer: PreTrainedTokenizerBase | None, parent: Parent | None, prompt: Sequence[int]
+) -> None:
+    """The first call of a shape pays for allocations; nobody's numbers should."""
+    generate(model, tokenizer, [prompt], make_decoder(dict(ONE_PER_STEP)), GenerationConfig(max_new_tokens=4))
+    if parent is not None:
+        parent.generate(prompt, 4, stop_ids=[])
+
+
+def _complete(
+    way: Written,
+    model: DiffusionModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompt: Sequence[int],
+    settings: GenerationBenchConfig,
+    index: int,
+) -> None:
+    config = GenerationConfig(max_new_tokens=settings.new_tokens, seed=settings.seed + index)
+    begun = time.perf_counter()
+    (answer,) = generate(model, tokenizer, [prompt], make_decoder(dict(way.section)), config)
+    way.seconds += time.perf_counter() - begun
+    way.completions.append(list(answer.tokens))
+    way.texts.append(answer.text)
+    way.forwards += answer.stats.forwards
+    way.prefill_forwards += answer.stats.prefill_forwards
+    way.edits += answer.stats.edits
+
+
+def _continue(
+    way: Written,
+    model: DiffusionModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    parent: Parent,
+    prompt: Sequence[int],
+    settings: GenerationBenchConfig,
+    index: int,
+) -> None:
+    stops = sorted(eos_ids(model, tokenizer))
+    begun = time.perf_counter()
+    answer = parent.generate(
+        prompt, settings.new_tokens, settings.temperature, seed=settings.seed + index, stop_ids=stops
+    )
+    way.seconds += time.perf_counter() - begun
+    way.completions.append(list(answer.tokens))
+    way.texts.append("" if tokenizer is None else str(tokenizer.decode(answer.tokens, skip_special_tokens=True)))
+    # The prefill's forward yields the first token: it is a decoding forward here, so that this way has 1 token each.
+    way.forwards += answer.forwards
+
+
+def label(name: str) -> str:
+    """A way's name for people: the mode with what it is measured as."""
+    return f"{name} ({MODE_MEANS[name]})" if name in MODE_MEANS else name

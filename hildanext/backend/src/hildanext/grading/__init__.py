@@ -1,0 +1,15 @@
+"""Is an answer right? Graders and the rewards made of them. To add one: write the file, add its row, add its case.
+
+The sandbox's processes pass through here on their way to their own modules, and a program that nobody vouches for may
+sit beside the standard library alone: the table is loaded when it is asked for.
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("REWARDS", "Reward"):
+        from hildanext.grading import rewards
+
+        return getattr(rewards, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

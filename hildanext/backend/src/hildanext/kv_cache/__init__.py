@@ -1,0 +1,6 @@
+"""Keys and values of finished blocks. To add a pruner: write the file, add its row, add its case."""
+
+from hildanext.kv_cache.block_cache import BlockCache, CachedAttention, bytes_per_token
+from hildanext.kv_cache.segments import Segment, positions_of, rows_of
+
+__all__ = ["BlockCache", "CachedAttention", "Segment", "bytes_per_token", "positions_of", "rows_of"]

@@ -1,0 +1,259 @@
+"""A preallocated block cache of one document: slot = absolute position, written in place, never copied.
+
+Keys and values are kept only from a forward whose input was the block's final tokens as clean rows (or as
+noisy ones where the two are the same by the block-causal rule); `commit` says so. Exactness: a block's keys and
+values depend on blocks up to itself alone, so dropping everything from an edited block on and running it again
+restores the cache (`truncate`), and a document that begins with the same blocks may take them over (`adopt`).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from hildanext.ar import Parent
+from hildanext.kv_cache.segments import Segment, positions_of
+from hildanext.masks import CleanMask, Rows, may_attend
+from hildanext.models.bidirectional import DiffusionModel
+
+
+class BlockCache:
+    """Keys and values after the rotary embedding, [layers kv_heads capacity head_dim].
+
+    `length` tokens are committed. Slots beyond are scratch of the active block. With `debug`,
+    the tokens of every committed block are hashed and `verify` compares them.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        block_size: int,
+        clean_mask: CleanMask,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        debug: bool = False,
+    ) -> None:
+        shape = (layers, kv_heads, capacity, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.block_size = block_size
+        self.clean_mask = clean_mask
+        self.length = 0
+        self.debug = debug
+        self._hashes: list[bytes] = []
+
+    @classmethod
+    def of(cls, model: DiffusionModel, capacity: int, debug: bool = False) -> "BlockCache":
+        """A cache of the model's shape, for a document of up to `capacity` tokens."""
+        card, device = model.card, model.device
+        layers, kv_heads, head_dim = _shape(model.causal_lm.config)
+        return cls(
+            layers,
+            kv_heads,
+            capacity,
+            head_dim,
+            block_size=card.block_size,
+            clean_mask=card.clean_mask,
+            dtype=model.dtype,
+            device=device,
+            debug=debug,
+        )
+
+    @classmethod
+    def of_parent(cls, parent: Parent, capacity: int) -> "BlockCache":
+        """The same for an autoregressive model: every token is a block of its own, and sees those before it."""
+        layers, kv_heads, head_dim = _shape(parent.causal_lm.config)
+        return cls(
+            layers,
+            kv_heads,
+            capacity,
+            head_dim,
+            block_size=1,
+            clean_mask="token_causal",
+            dtype=parent.causal_lm.dtype,
+            device=parent.device,
+        )
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    def context(self, clean: int, noisy: int, start: int | None = None) -> "CachedAttention":
+        """Attention of a forward that feeds `clean` final tokens, then `noisy` of the active block.
+
+        `start` defaults to the committed length.
+        """
+        return CachedAttention([self], [Segment(self.length if start is None else start, clean, noisy)])
+
+    def commit(self, length: int, tokens: Int[Tensor, " seq"] | None = None) -> None:
+        """Declare the first `length` tokens final; their keys and values have been written.
+
+        `tokens` are the document's tokens, needed under the debug flag.
+        """
+        assert length % self.block_size == 0, "only whole blocks are committed"
+        if self.debug:
+            assert tokens is not None, "the debug flag needs the tokens"
+            self._hashes += self._hash(tokens, range(len(self._hashes), length // self.block_size))
+        self.length = length
+
+    def truncate(self, length: int) -> None:
+        """Forget the blocks from position `length` on."""
+        assert length % self.block_size == 0 and length <= self.length, "truncate at a committed block"
+        self.length = length
+        del self._hashes[length // self.block_size :]
+
+    def adopt(self, other: "BlockCache", length: int, tokens: Int[Tensor, " seq"] | None = None) -> None:
+        """Copy the first `length` committed tokens of a document that begins with the same ones, and commit them.
+
+        Pages in common would save the memory, too, but every layer would gather them; this is one pass at the start.
+        """
+        assert length <= other.length and self.length == 0, "only committed blocks, and only into an empty cache"
+        self.keys[:, :, :length] = other.keys[:, :, :length]
+        self.values[:, :, :length] = other.values[:, :, :length]
+        self.commit(length, tokens)
+
+    def verify(self, tokens: Int[Tensor, " seq"]) -> None:
+        """Assert that every committed block still holds the tokens its keys and values came from (debug flag)."""
+        if not self.debug:
+            return
+        now = self._hash(tokens, range(len(self._hashes)))
+        stale = [block for block, (old, new) in enumerate(zip(self._hashes, now, strict=True)) if old != new]
+        assert not stale, f"stale cache: blocks {stale} were edited after they were committed"
+
+    def view(self, layer: int) -> tuple[Float[Tensor, "kv_heads seq head_dim"], ...]:
+        """Committed keys and values, without a copy."""
+        return self.keys[layer, :, : self.length], self.values[layer, :, : self.length]
+
+    def snapshot(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """A copy of the slots from `begin` to `end`, for `restore`."""
+        return self.keys[:, :, begin:end].clone(), self.values[:, :, begin:end].clone()
+
+    def restore(self, begin: int, kept: tuple[Tensor, Tensor]) -> None:
+        """Put back what `snapshot` took."""
+        end = begin + kept[0].shape[2]
+        self.keys[:, :, begin:end], self.values[:, :, begin:end] = kept
+
+    def _hash(self, tokens: Tensor, blocks: range) -> list[bytes]:
+        size = self.block_size
+        cells = tokens[: blocks.stop * size].tolist()
+        return [hashlib.sha256(repr((b, cells[b * size : (b + 1) * size])).encode()).digest() for b in blocks]
+
+
+def _shape(config: Any) -> tuple[int, int, int]:
+    """Layers, key-value heads, head dimension."""
+    head_dim = getattr(config, "head_dim", None)
+    head_dim = head_dim if head_dim is not None else config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, config.num_key_value_heads, head_dim
+
+
+def bytes_per_token(causal_lm: PreTrainedModel) -> int:
+    """Bytes of keys and values that one token of a document takes."""
+    layers, kv_heads, head_dim = _shape(causal_lm.config)
+    return 2 * layers * kv_heads * head_dim * causal_lm.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One softmax: tokens that see the same slots."""
+
+    count: int
+    """Fed tokens."""
+    keys: Float[Tensor, "layers one kv_heads seen head_dim"]
+    """What they see."""
+    values: Float[Tensor, "layers one kv_heads seen head_dim"]
+    mask: Float[Tensor, "query key"] | None
+
+    @classmethod
+    def of(cls, cache: BlockCache, count: int, seen: int, mask: Tensor | None) -> "_Part":
+        return cls(count, cache.keys[:, None, :, :seen], cache.values[:, None, :, :seen], mask)
+
+
+class CachedAttention:
+    """One forward of segments of several documents, one behind another: writes each segment's keys and values at its
+    slots, attends to the document's prefix and to the segment itself.
+
+    Clean tokens see the prefix and each other by the clean rule, noisy ones see everything of their document; so
+    no mask is needed but for more than one block of clean tokens (or of token-causal ones). Whatever does not
+    depend on the layer is made once, here.
+    """
+
+    def __init__(self, caches: Sequence[BlockCache], segments: Sequence[Segment]) -> None:
+        for cache, segment in zip(caches, segments, strict=True):
+            assert segment.end <= cache.capacity, "the cache is too small for this segment"
+        self.segments = list(segments)
+        device = caches[0].keys.device
+        self.positions = positions_of(segments, device)
+        self._widths = [segment.num_tokens for segment in segments]
+        # Slices of all layers at once: one for each layer and row would take a tenth of the attention's time.
+        self._slots = [
+            (cache.keys[:, :, segment.start : segment.end], cache.values[:, :, segment.start : segment.end])
+            for cache, segment in zip(caches, segments, strict=True)
+        ]
+        """Where each segment writes."""
+        self._parts: list[_Part] = []
+        for cache, segment in zip(caches, segments, strict=True):
+            if segment.clean > 0:
+                self._parts.append(
+                    _Part.of(cache, segment.clean, segment.start + segment.clean, _clean_mask(cache, segment))
+                )
+            if segment.noisy > 0:
+                self._parts.append(_Part.of(cache, segment.noisy, segment.end, None))
+        self._counts = [part.count for part in self._parts]
+        self._masks: dict[int, Tensor] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "batch heads query head_dim"],
+        key: Float[Tensor, "batch kv_heads query head_dim"],
+        value: Float[Tensor, "batch kv_heads query head_dim"],
+        scale: float,
+    ) -> Float[Tensor, "batch heads query head_dim"]:
+        _, heads, _, head_dim = query.shape
+        kv_heads = key.shape[1]
+        fed = zip(self._slots, key[0].split(self._widths, 1), value[0].split(self._widths, 1), strict=True)
+        for (keys, values), new_keys, new_values in fed:
+            keys[layer].copy_(new_keys)
+            values[layer].copy_(new_values)
+        outputs = []
+        for number, (part, queries) in enumerate(zip(self._parts, query.split(self._counts, 2), strict=True)):
+            mixed = scaled_dot_product_attention(
+                queries.reshape(1, kv_heads, heads // kv_heads * part.count, head_dim),
+                part.keys[layer],
+                part.values[layer],
+                attn_mask=None if part.mask is None else self._folded(number, part.mask, heads // kv_heads),
+                scale=scale,
+            )
+            outputs.append(mixed.reshape(heads, part.count, head_dim).transpose(0, 1))
+        # Laid out as the output projection reads it: the seam's transposition then copies nothing.
+        return torch.cat(outputs).transpose(0, 1)[None]
+
+    def _folded(self, part: int, mask: Tensor, group: int) -> Tensor:
+        """The mask repeated for the heads that share keys; made at the first layer, kept for the others."""
+        if part not in self._masks:
+            self._masks[part] = mask.repeat(group, 1)
+        return self._masks[part]
+
+
+def _clean_mask(cache: BlockCache, segment: Segment) -> Float[Tensor, "query key"] | None:
+    """What clean tokens see of the prefix and of each other: 0 or -inf, or None where they see all of it."""
+    one_block = segment.clean <= cache.block_size and segment.start % cache.block_size == 0
+    if (one_block and cache.clean_mask == "block_causal") or segment.clean == 1:
+        return None
+    device = cache.keys.device
+    every = torch.arange(segment.start + segment.clean, device=device)[None]
+    document, clean = torch.zeros_like(every), torch.zeros_like(every, dtype=torch.bool)
+    keys = Rows(document, every, clean)
+    queries = Rows(*(part[:, segment.start :] for part in keys))
+    allowed: Bool[Tensor, "query key"] = may_attend(queries, keys, cache.block_size, cache.clean_mask)[0]
+    return torch.zeros(allowed.shape, dtype=cache.keys.dtype, device=device).masked_fill_(~allowed, float("-inf"))

@@ -1,0 +1,53 @@
+"""What one forward holds: of each document a segment, first its clean tokens, then its noisy ones; one behind another.
+
+Positions are absolute in the document. Segments have any lengths; nothing is padded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hildanext.core.runtime import send
+from hildanext.masks import Rows
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A document's part of a forward: it feeds positions `start .. start + clean + noisy`."""
+
+    start: int
+    """Tokens of the document that are in its cache already."""
+    clean: int
+    """Final tokens that enter the cache with this forward."""
+    noisy: int
+    """Tokens of the active block that follow them (of several blocks, where finished ones are revised)."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.clean + self.noisy
+
+    @property
+    def end(self) -> int:
+        """Slots of the cache that the segment may look at."""
+        return self.start + self.num_tokens
+
+
+def positions_of(segments: Sequence[Segment], device: torch.device) -> Int[Tensor, "one fed"]:
+    """Position of each fed token."""
+    return torch.cat([torch.arange(segment.start, segment.end, device=device) for segment in segments])[None]
+
+
+def rows_of(segments: Sequence[Segment], device: torch.device) -> Rows:
+    """The fed tokens as the rule of `hildanext.masks` sees them, each segment a document.
+
+    The noisy segment counts as one block behind every clean one, which it is in plain decoding, and which a revision
+    of several blocks makes of it.
+    """
+    document = send([number for number, segment in enumerate(segments) for _ in range(segment.num_tokens)], device)[None]
+    position = positions_of(segments, device)
+    first = send([segment.start + segment.clean for segment in segments], device)[document]
+    noisy = position >= first
+    return Rows(document, position.masked_fill(noisy, torch.iinfo(torch.int32).max), noisy)

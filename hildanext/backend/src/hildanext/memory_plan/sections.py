@@ -1,0 +1,138 @@
+"""From the sections of a run to the steps that a plan is about."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hildanext.core.errors import ConfigError, ModelError
+from hildanext.corruption.input_layout import layout_of
+from hildanext.losses import make_losses
+from hildanext.memory_plan.architecture import Architecture, find_architecture
+from hildanext.memory_plan.layer import FLOAT, Feed, Learning
+from hildanext.memory_plan.machine import Machine
+from hildanext.memory_plan.serving import Serving
+from hildanext.memory_plan.step import Case
+from hildanext.models.card import CARD, read_card
+from hildanext.models.loading.names import locate_diffusion
+from hildanext.models.lora import LoraConfig
+from hildanext.sft_stage1 import SftConfig
+from hildanext.sft_stage1 import check as check_sft
+from hildanext.trainer.config import TrainConfig
+from hildanext.wsd_stage0 import ConvertConfig, DataConfig
+from hildanext.wsd_stage0 import check as check_convert
+
+DEFAULT_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be planned of one stage: several feeds (block sizes of a conversion), or one for serving."""
+
+    stage: str
+    cases: tuple[Case, ...] = ()
+    serving: Serving | None = None
+    limit: float | None = None
+    """`max_vram_fraction` of the section."""
+    block_size: int = DEFAULT_BLOCK
+    """What the model is to decode with."""
+    assumes: tuple[str, ...] = field(default=())
+
+
+def convert_question(section: Mapping[str, Any], data: Mapping[str, Any], machine: Machine) -> Question:
+    """Raises `ConfigError` for sections that `convert` would refuse, `ModelError` for an unknown parent."""
+    config, rows = check_convert(section, {"train": "", "valid": "", **data})
+    shape = find_architecture(config.parent)
+    feeds = [_rows_fed(config, rows, block) for block in sorted({block_phase.block_size for block_phase in config.wsd})]
+    several = config.complementary or config.turns > 1
+    cases = tuple(_case(shape, feed, config, machine, several) for feed in feeds)
+    limit = config.train.max_vram_fraction
+    return Question("convert", cases, None, limit, config.block_size, assumes=("rows without padding",))
+
+
+def _rows_fed(config: ConvertConfig, rows: DataConfig, block: int) -> Feed:
+    """Both copies of a row, or the one that the layout keeps; by blocks where `pad_to_block` lays them on the grid."""
+    length = rows.sequence_length
+    reads_clean = any(loss.get("name") == "ar" for loss in config.losses)
+    layout = layout_of(block, length, "left" if config.alignment == "parent" else "none", reads_clean)
+    noisy, clean = (0 if layout == "clean" else length), (0 if layout == "single" else length)
+    on_grid = rows.pad_to_block is not None and rows.pad_to_block % block == 0 and length % block == 0
+    return Feed(config.train.batch_size, noisy, clean, block, on_grid and noisy > 0 and clean > 0)
+
+
+def sft_question(
+    section: Mapping[str, Any],
+    chat: Mapping[str, Any],
+    machine: Machine,
+    model: str | None = None,
+    block: int | None = None,
+    answers: float = 1.0,
+) -> Question:
+    """`model` and `block` stand for a checkpoint that is not there yet; `answers` is the share of a row that is answer.
+
+    Raises `ConfigError` or `ModelError`.
+    """
+    config, data = check_sft({"model": "", **section} if section.get("parent") is None else section, chat)
+    shape, found_block = _start(config, model)
+    block = block if block is not None else found_block
+    length = data.sequence_length
+    noisy = min(-(-round(length * answers) // block) * block, length)
+    noisy = noisy if noisy + length <= 0.9 * 2 * length else length  # below that the doubled layout is taken
+    feed = Feed(config.train.batch_size, noisy, length, block, length % block == 0)
+    case = _case(shape, feed, config, machine, config.complementary or config.turns > 1)
+    assumes = (f"block size {block}", f"answers fill {answers:.0%} of a row")
+    return Question("sft", (case,), None, config.train.max_vram_fraction, block, assumes)
+
+
+def _start(config: SftConfig, model: str | None) -> tuple[Architecture, int]:
+    if config.parent is not None:
+        return find_architecture(config.parent.name), config.parent.block_size
+    if config.model:
+        try:
+            folder: Path | None = locate_diffusion(config.model)
+        except ModelError:
+            folder = None
+        if folder is not None and (folder / CARD).is_file():
+            return find_architecture(str(folder)), read_card(folder).block_size
+    if model is None:
+        raise ConfigError(
+            f"the checkpoint {config.model!r} is not there to be looked at",
+            "say what it is made of: --model qwen3-0.6b",
+        )
+    return find_architecture(model), DEFAULT_BLOCK
+
+
+def _case(shape: Architecture, feed: Feed, config: ConvertConfig | SftConfig, machine: Machine, several: bool) -> Case:
+    train, lora = config.train, config.lora
+    losses = make_losses(config.losses, "losses")
+    wants_parent = any(loss.needs_parent for loss in losses.values())
+    return Case(
+        shape=shape,
+        feed=feed,
+        how=learning(lora, config.quantize is not None, narrow_bytes(train, machine)),
+        chunk=train.chunk,
+        supervised=feed.batch * max(feed.noisy, feed.clean if not feed.noisy else 0),
+        teacher="none" if not wants_parent else ("copy" if lora is None else "own"),
+        eight_bit=train.optimizer == "adamw8bit",
+        recompute=train.gradient_checkpointing,
+        resting=train.offload is not None,
+        streams=2 if "ar" in losses else 1,
+        several=several or train.accumulate > 1,
+        on_cpu=machine.on_cpu,
+    )
+
+
+def learning(lora: LoraConfig | None, packed: bool, narrow: int) -> Learning:
+    return Learning(narrow, None if lora is None else lora.rank, () if lora is None else lora.targets, packed)
+
+
+def narrow_bytes(train: TrainConfig, machine: Machine) -> int:
+    """Of a number that is computed with: 2 where autocast is on."""
+    wants = machine.bf16 if train.precision == "auto" else train.precision == "bf16"
+    return 2 if wants else FLOAT
+
+
+def serving_question(shape: Architecture, machine: Machine, batch: int, context: int, block: int) -> Question:
+    """Decoding `batch` documents at once. The weights are bf16 where the machine computes in it."""
+    case = Serving(shape, batch, context, block, 2 if machine.bf16 else FLOAT)
+    return Question("generate", serving=case, assumes=(f"{batch} documents of up to {context} tokens",))

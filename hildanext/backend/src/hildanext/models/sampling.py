@@ -1,0 +1,74 @@
+"""From logits to a token: the one sampler, of the parent's next token and of every position of a block.
+
+Sampling inverts the cumulative distribution at one uniform number per row. Ids stay in the vocabulary's order, not in
+that of their probabilities: where two ids swap ranks, nobody's interval moves, so that a position keeps its candidate
+while its distribution changes little, and a sampled block can become stable. The sum is taken in fp64, so that rare
+ids keep their probability.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def uniforms(seed: int, count: int) -> Float[Tensor, " count"]:
+    """`count` draws from [0, 1), from a generator of their own, on the CPU: a seed gives the same ones everywhere."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def candidates(
+    logits: Float[Tensor, "rows vocab"],
+    uniform: Float[Tensor, " rows"] | None,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """One token for each row and its confidence. Greedy at temperature 0, where no `uniform` is needed.
+
+    Confidence is the candidate's probability under the clean distribution (no temperature, no filter), from a
+    log-sum-exp in fp32 (fp64 logits stay fp64).
+    """
+    best, tokens = logits.max(-1)
+    if temperature > 0.0:
+        assert uniform is not None, "sampling needs a draw for each row"
+        tokens = sample(logits, uniform, temperature, top_p, top_k)
+        best = logits.gather(-1, tokens[:, None])[:, 0]
+    return tokens, (best - logits.logsumexp(-1)).exp()
+
+
+def sample(
+    logits: Float[Tensor, "rows vocab"],
+    uniform: Float[Tensor, " rows"],
+    temperature: float,
+    top_p: float | None = None,
+    top_k: int | None = None,
+) -> Int[Tensor, " rows"]:
+    """One token for each row: top-k first, then the nucleus of what it leaves. Greedy at temperature 0; None is off."""
+    if temperature <= 0.0:
+        return logits.argmax(-1)
+    logits, ids = logits / temperature, None
+    if top_k is not None and top_k < logits.shape[-1]:
+        ids = _highest(logits, top_k)
+        logits = logits.gather(-1, ids)
+    probability = logits.softmax(-1).double()
+    if top_p is not None and top_p < 1.0:
+        ordered, order = probability.sort(dim=-1, descending=True, stable=True)
+        # What lies before an id decides, so that the likeliest is always kept.
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+        probability = torch.zeros_like(probability).scatter_(-1, order, ordered)
+    cumulative = probability.cumsum(-1)
+    height = uniform[:, None].to(cumulative) * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, height, right=True).clamp_max(cumulative.shape[-1] - 1)
+    # Rounding may land on an id of probability zero at the end: step back to the likeliest then.
+    possible = probability.gather(-1, chosen) > 0
+    chosen = torch.where(possible, chosen, probability.argmax(-1, keepdim=True))
+    return (chosen if ids is None else ids.gather(-1, chosen))[:, 0]
+
+
+def _highest(logits: Float[Tensor, "rows vocab"], k: int) -> Int[Tensor, "rows k"]:
+    """The ids of the k highest logits, rising; of equal ones the lowest, whatever the device's `topk` prefers."""
+    kth = logits.topk(k, dim=-1).values[:, -1:]
+    above, level = logits > kth, logits == kth
+    kept = above | (level & (level.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+    places = torch.arange(1, k + 1, device=logits.device).expand(len(logits), k).contiguous()
+    return torch.searchsorted(kept.cumsum(-1), places).clamp_max(logits.shape[-1] - 1)

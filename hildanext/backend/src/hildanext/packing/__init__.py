@@ -1,7 +1,0 @@
-"""Token shards on disk, and how documents are laid out in rows. Knows nothing of where documents come from."""
-
-from hildanext.packing.encode import Encoder, tokenizer_hash
-from hildanext.packing.rows import Layout, Piece, RowOrder, row_order
-from hildanext.packing.shards import ShardWriter
-
-__all__ = ["Encoder", "Layout", "Piece", "RowOrder", "ShardWriter", "row_order", "tokenizer_hash"]

@@ -1,0 +1,1 @@
+"""What a run did, for people: the page, the trace, runs beside each other."""

@@ -1,0 +1,349 @@
+"""One self-contained page about a run: what was done, the curves, the numbers, the samples, how it was measured.
+
+Everything is read from the run's folder; what a run did not do is left out of its page.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from hildanext.core import plots
+from hildanext.core.errors import DataError
+from hildanext.core.metrics_log import run_metrics
+from hildanext.core.run_dir import RUN_FILE, write_atomically
+from hildanext.eval import summary
+from hildanext.eval.evaluation import GENERATION_COLUMNS, LIKELIHOOD_COLUMNS, generation_cells, likelihood_cells
+from hildanext.eval.generation import PARENT, label
+from hildanext.report import trace_html
+
+REPORT = "report.html"
+
+CSS = """
+:root{--ink:#1f2328;--dim:#636c76;--line:#d8dee4;--ground:#ffffff;--card:#f6f8fa;--link:#0969da;LIGHT}
+@media (prefers-color-scheme:dark){:root{--ink:#e6edf3;--dim:#8d96a0;--line:#30363d;--ground:#0d1117;--card:#161b22;
+ --link:#58a6ff;DARK}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:1rem;max-width:60rem;background:var(--ground);color:var(--ink);
+ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+h1{font-size:1.6rem;margin:.5rem 0 0} h2{font-size:1.2rem;margin:2.2rem 0 .5rem;border-bottom:1px solid var(--line)}
+h3{font-size:1rem;margin:1.4rem 0 .3rem} .dim,figcaption{color:var(--dim);font-size:.88rem}
+.scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:100%}
+th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th:first-child,td:first-child{text-align:left} th{color:var(--dim);font-weight:600}
+figure{margin:1rem 0} img{max-width:100%;height:auto;background:#fff;border-radius:8px;border:1px solid var(--line)}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0;padding:0}
+.facts div{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.6rem .8rem}
+.facts b{display:block;font-size:1.35rem} .facts span{color:var(--dim);font-size:.82rem}
+pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem;overflow-x:auto;font-size:.8rem}
+details{margin:.5rem 0} summary{cursor:pointer;color:var(--link)}
+.sample p{white-space:pre-wrap}
+.sample{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem;margin:.7rem 0}
+"""
+
+CAPTIONS = {
+    "loss": "Training loss (nats per maskable token) with the phases shaded and the block size as steps. Losses at "
+    "different block sizes are different problems: a larger block is a harder one. Points are the held-out bound.",
+    "losses": "The parts of the loss with their weights; their heights are not comparable with each other.",
+    "masked_accuracy": "Share of masked tokens whose most likely prediction was right, by noise level t.",
+    "held_out": "On held-out rows: masked tokens whose most likely prediction was right; of random wrong tokens among "
+    "right ones, those that a forward with tau_edit 0 would mend; of the right ones, those that it would leave alone.",
+    "learning_rate": "The learning rate has its own schedule, apart from the block sizes.",
+    "throughput": "Data tokens per second; each is fed more than once where a noisy and a clean copy are needed.",
+    "likelihood": "Held-out likelihood. Exact numbers beside bounds: a bound's slack is part of its height.",
+    "speed": "Tokens per second, one prompt at a time, all ways taking turns in one process.",
+    "tasks": "Benchmark scores with 95 % intervals; every model was given the same prompts.",
+    "perplexity": "Perplexity of held-out texts with 95 % intervals. A bound is not an exact number.",
+    "lengths": "How long answers were, in tokens. A model that stops early or never shows here first.",
+    "quality": "Perplexity of what was written, under the AR parent. Repetitive text scores well here.",
+}
+
+
+def write_report(
+    folder: str | Path, outcomes: Mapping[str, Mapping[str, Any]], title: str, into: str | Path | None = None
+) -> Path:
+    """Write `report.html` into the run's folder (or `into` another) from what its stages returned, and return its path.
+
+    `outcomes` may name `run` (a training folder), `results` (an `eval.json`), `samples` and token counts.
+    Raises `DataError` where a file they name is missing or broken.
+    """
+    folder = Path(folder)
+    results: dict[str, Any] = {}
+    for outcome in outcomes.values():
+        results.update(outcome)
+    record = _json(folder / RUN_FILE) if (folder / RUN_FILE).exists() else {}
+    evaluation = _json(results["results"]) if "results" in results else {}
+    samples = _json(results["samples"]).get("samples", []) if "samples" in results else []
+    metrics = run_metrics(results["run"]) if "run" in results else []
+    parts = [
+        _head(title, record, evaluation),
+        _facts(results, metrics, evaluation),
+        _conversion(results, metrics),
+        _fine_tuning(results),
+        _likelihood(results, evaluation, record),
+        _writing(results, evaluation),
+        _tasks(results),
+        _samples(samples, evaluation),
+        _how(record, evaluation),
+    ]
+    page = _page(title, "\n".join(part for part in parts if part))
+    path = Path(into if into is not None else folder) / REPORT
+    write_atomically(path, page)
+    return path
+
+
+def _page(title: str, body: str) -> str:
+    css = CSS.replace("LIGHT", trace_html.LIGHT).replace("DARK", trace_html.DARK) + trace_html.CSS
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title)}</title><style>{css}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _head(title: str, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    card = evaluation.get("card", {})
+    parent = escape(str(card.get("parent") or record.get("config", {}).get("parent", "")))
+    origin = f"The autoregressive model <b>{parent}</b> became an editable diffusion language model. " if parent else ""
+    alignment = "parent" if card.get("shift") == "left" else "block"
+    how = f"Alignment {alignment}, block size {card['block_size']}. " if card else ""
+    version = escape(str(record.get("hildanext", "")))
+    return f'<h1>{escape(title)}</h1><p class="dim">{origin}{how}hildanext {version}</p>'
+
+
+def _facts(results: Mapping[str, Any], metrics: plots.Metrics, evaluation: Mapping[str, Any]) -> str:
+    cards: list[tuple[str, str]] = []
+    training = [line for line in metrics if line.get("kind") == "train"]
+    if training:
+        cards.append((f"{int(training[-1]['tokens']):,}", "data tokens trained"))
+        cards.append((_duration(sum(float(line.get("seconds", 0.0)) for line in training)), "of training"))
+    for row in evaluation.get("likelihood", []):
+        over = row.get("percent_over_parent")
+        more = f" ({over:+.0f} % over the parent)" if over is not None and row["name"] != PARENT else ""
+        cards.append((f"{row['nats_per_token']:.2f}", f"nats/token, {row['name']}, {row['kind']}{more}"))
+    for row in evaluation.get("generation", []):
+        cards.append((f"{row['tokens_per_second']:.0f}", f"tokens/s, {label(row['name'])}"))
+    tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in cards)
+    return f'<div class="facts">{tiles}</div>' if tiles else ""
+
+
+def _conversion(results: Mapping[str, Any], metrics: plots.Metrics) -> str:
+    if "run" not in results:
+        return ""
+    files = [Path(results["run"]) / "plots" / f"{name}.png" for name in CAPTIONS]
+    pictures = "".join(_figure(file) for file in files if file.exists())
+    phases = _phases(metrics)
+    return f"<h2>Conversion</h2>{phases}{pictures}"
+
+
+def _fine_tuning(results: Mapping[str, Any]) -> str:
+    """What was measured before, at the best checkpoint and at the end; the curves; the last answers."""
+    if "sft_run" not in results:
+        return ""
+    summary, folder = results.get("sft", {}), Path(results["sft_run"])
+    shown = (("bound", 1, ".3f"), ("masked_accuracy", 100, ".1f"), ("corrected", 100, ".1f"), ("kept", 100, ".1f"))
+    rows = [
+        [
+            name,
+            f"{line['step']:,}",
+            *(f"{factor * float(line.get(field) or 0):{form}}" for field, factor, form in shown),
+        ]
+        for name in ("before", "best", "last")
+        if (line := summary.get(name)) is not None
+    ]
+    columns = ("", "step", "bound, nats/token", "masks right, %", "wrong tokens mended, %", "right ones kept, %")
+    early = " It was stopped early: nothing better came." if summary.get("stopped_early") else ""
+    size = (
+        f"<p>{summary['data']['train']['examples']:,} conversations, {summary['data']['valid']['examples']:,} held out"
+    )
+    size = f"{size}; {summary['tokens']:,} tokens in {summary['step']:,} steps.{early}</p>" if "data" in summary else ""
+    pictures = "".join(_figure(file) for name in CAPTIONS if (file := folder / "plots" / f"{name}.png").exists())
+    samples = [line for line in run_metrics(folder) if line.get("kind") == "sample"]
+    last = "".join(_answer(line) for line in samples if line["step"] == samples[-1]["step"])
+    return f"<h2>Fine-tuning</h2>{size}{_table(columns, rows) if rows else ''}{pictures}{last}"
+
+
+def _answer(line: Mapping[str, Any]) -> str:
+    """A sample that was taken while training."""
+    parts = "".join(f"<p><b>{name}</b><br>{escape(str(line[name]))}</p>" for name in ("prompt", "answer", "wanted"))
+    spent = f"{line['tokens']} tokens in {line['forwards']} forwards, step {line['step']}"
+    return f'<div class="sample">{parts}<p class="dim">{escape(spent)}</p></div>'
+
+
+def _phases(metrics: plots.Metrics) -> str:
+    """A line for each stretch of one phase and block size."""
+    rows: list[list[Any]] = []
+    before = 0
+    for line in (line for line in metrics if line.get("kind") == "train"):
+        key = [line["phase"], line["block_size"]]
+        tokens = int(line["tokens"]) - before
+        before = int(line["tokens"])
+        if rows and rows[-1][:2] == key:
+            rows[-1][2] += tokens
+            rows[-1][3] += 1
+            rows[-1][4] = float(line["loss"])
+        else:
+            rows.append([*key, tokens, 1, float(line["loss"])])
+    cells = [[str(p), str(b), f"{tokens:,}", str(steps), f"{loss:.3f}"] for p, b, tokens, steps, loss in rows]
+    return _table(("phase", "block size", "data tokens", "steps", "last loss"), cells) if cells else ""
+
+
+def _likelihood(results: Mapping[str, Any], evaluation: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    rows = evaluation.get("likelihood", [])
+    if not rows:
+        return ""
+    table = _table(LIKELIHOOD_COLUMNS, [likelihood_cells(row) for row in rows])
+    source = record.get("config", {}).get("prepare", {}).get("valid", {}).get("source", {})
+    drawn = ""
+    if source.get("name") == "parent" and source.get("temperature", 1.0) == 1.0 and source.get("top_p", 1.0) == 1.0:
+        cut = source.get("max_tokens", "max_tokens")
+        drawn = (
+            '<p class="dim">The text was sampled from the AR parent itself, so the parent\'s number estimates the '
+            "exact entropy of the data: no model can do better on average, and the distance to it is the cost of "
+            f"converting. (A document cut at {cut} tokens ends in an EOS that the parent did not choose.)</p>"
+        )
+    return (
+        f"<h2>Likelihood of {rows[0]['tokens']:,} held-out tokens</h2>{table}{drawn}"
+        f"{_named_picture(results, 'likelihood')}{_notes(evaluation, (0, 1))}"
+    )
+
+
+def _writing(results: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    rows = evaluation.get("generation", [])
+    if not rows:
+        return ""
+    table = _table(GENERATION_COLUMNS, [generation_cells(_with_nan(row)) for row in rows])
+    verdicts = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdicts_of(rows))
+    pictures = _named_picture(results, "speed") + _named_picture(results, "quality")
+    count = len(evaluation.get("prompts", []))
+    return (
+        f"<h2>Writing: speed and quality</h2><p>{count} held-out beginnings, one at a time.</p>{table}"
+        f"<ul>{verdicts}</ul>{pictures}{_notes(evaluation, (2,))}"
+    )
+
+
+def _tasks(results: Mapping[str, Any]) -> str:
+    """Benchmark tasks, where the run has any: scores, what they were measured with, how long answers were."""
+    if "tasks" not in results:
+        return ""
+    result = _json(results["tasks"])
+    table = _table(summary.COLUMNS, [cells for task in result["tasks"] for cells in summary.cells_of(task)])
+    notes = "".join(f'<p class="dim">{escape(line)}</p>' for line in summary.lines(result))
+    pictures = "".join(_named_picture(results, name) for name in ("tasks", "perplexity", "lengths"))
+    return f"<h2>Tasks</h2>{table}{pictures}<details><summary>How each was measured</summary>{notes}</details>"
+
+
+def verdicts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the numbers say of each way beside the parent, whichever way they fall."""
+    parent = next((row for row in rows if row["name"] == PARENT), None)
+    if parent is None or not parent["tokens_per_second"]:
+        return []
+    verdicts = []
+    for row in rows:
+        if row is parent:
+            continue
+        ratio = row["tokens_per_second"] / parent["tokens_per_second"]
+        pace = f"{ratio:.1f} times as fast as" if ratio >= 1 else f"slower than ({ratio:.2f} times the speed of)"
+        rate = f"{row['tokens_per_forward']:.2f} tokens per forward"
+        sentence = f"{label(row['name'])} wrote {rate}, {pace} the AR parent"
+        ours, theirs = row.get("generative_perplexity"), parent.get("generative_perplexity")
+        if ours is not None and theirs is not None:
+            sentence += f"; its perplexity under the parent is {ours:.1f}, the parent's own {theirs:.1f}"
+        verdicts.append(f"{sentence}.")
+    return verdicts
+
+
+def _samples(samples: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> str:
+    if not samples:
+        return ""
+    shown = []
+    for sample in samples:
+        steps, prompt = sample.get("trace", {}).get("steps", []), sample.get("prompt_cells", [sample["prompt"]])
+        numbers = (
+            f"{sample['tokens']} tokens in {sample['forwards']} forwards ({sample['tokens_per_forward']:.2f} each), "
+            f"{sample['tokens_per_second']:.0f} tokens/s, {sample['edits']} edits, ended by {sample['finish_reason']}"
+        )
+        if steps:
+            text = trace_html.final_text(steps, prompt, sample["tokens"])
+            more = f"<details><summary>Step by step ({len(steps)} forwards)</summary>"
+            text += f"{more}{trace_html.step_by_step(steps, prompt)}</details>"
+        else:
+            text = f'<p><span class="dim">{escape(sample["prompt"])}</span>{escape(sample["text"])}</p>'
+        head = f"<h3>{escape(label(sample['way']))}</h3>"
+        shown.append(f'<div class="sample">{head}{text}<p class="dim">{escape(numbers)}</p></div>')
+    return f"<h2>Samples</h2>{''.join(shown)}{_parents_samples(evaluation)}"
+
+
+def _parents_samples(evaluation: Mapping[str, Any]) -> str:
+    """The parent's own continuations of the evaluation's prompts."""
+    row = next((row for row in evaluation.get("generation", []) if row["name"] == PARENT), None)
+    if row is None or not any(row["samples"]):
+        return ""
+    shown = "".join(
+        f'<div class="sample"><span class="dim">{escape(prompt)}</span>{escape(text)}</div>'
+        for prompt, text in zip(evaluation["prompts"], row["samples"], strict=False)
+    )
+    return f"<details><summary>What the AR parent writes (greedy, other prompts)</summary>{shown}</details>"
+
+
+def _how(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    machine = evaluation.get("machine", {})
+    versions = {**record.get("versions", {}), **machine.get("versions", {})}
+    shown = ("device", "device_name", "dtype", "threads", "cores", "cpu_flags")
+    facts = {key: machine[key] for key in shown if key in machine}
+    rows = [[key, ", ".join(value) if isinstance(value, list) else str(value)] for key, value in facts.items()]
+    rows += [[name, str(version)] for name, version in versions.items() if version]
+    table = f"<h3>Machine and versions</h3>{_table(('', ''), rows)}" if rows else ""
+    config = json.dumps(record.get("config", {}), indent=2)
+    settings = json.dumps(evaluation.get("settings", {}), indent=2)
+    which = f"seed {record.get('seed')}, profile {record.get('profile')}"
+    folds = f"<details><summary>Configuration of the run ({which})</summary><pre>{escape(config)}</pre></details>"
+    if evaluation:
+        folds += f"<details><summary>Settings of the evaluation</summary><pre>{escape(settings)}</pre></details>"
+    return f"<h2>How it was measured</h2>{table}{folds}"
+
+
+def _notes(evaluation: Mapping[str, Any], which: Sequence[int]) -> str:
+    notes = evaluation.get("notes", [])
+    return "".join(f'<p class="dim">{escape(notes[index])}</p>' for index in which if index < len(notes))
+
+
+def _named_picture(results: Mapping[str, Any], name: str) -> str:
+    files = [Path(file) for file in results.get("pictures", [])]
+    return "".join(_figure(file) for file in files if file.stem == name and file.exists())
+
+
+def _figure(file: Path) -> str:
+    caption = CAPTIONS.get(file.stem, file.stem)
+    image = f'<img alt="{escape(caption)}" src="{plots.data_uri(file)}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row read from JSON, where a missing number is null."""
+    return {key: float("nan") if value is None else value for key, value in row.items()}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _json(path: str | Path) -> dict[str, Any]:
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise DataError(f"cannot read {str(path)!r} ({problem})", "run the stage that writes it again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{str(path)!r} holds {type(value).__name__}", "run the stage that writes it again")
+    return value

@@ -1,1 +1,0 @@
-"""Stage 2, alignment with verifiable rewards. So far it holds the rewards."""

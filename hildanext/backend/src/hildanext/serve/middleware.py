@@ -1,0 +1,277 @@
+"""What every request passes before a route sees it: an id, a name, a key, and a body that is JSON and not too large.
+
+Pure ASGI, so that nothing is buffered on the way out and a client that goes away is noticed.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import MutableMapping
+from typing import Any, NoReturn
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hildanext.core.errors import HildaError
+from hildanext.core.registry import under_profile
+from hildanext.serve.errors import Refused, answer
+from hildanext.serve.metrics import Metrics
+from hildanext.serve.settings import ServeConfig
+
+access = logging.getLogger("hildanext.access")
+
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+OPEN = ("/health", "/health/live", "/health/ready", "/", "/docs", "/openapi.json", "/favicon.ico")
+"""Routes that never ask for a key; so do the page's files, below `/static/`."""
+WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
+FINISH_SECONDS = 2.0
+ENDLESS = "/events"
+"""The end of paths whose answer has no end: they have no HEAD."""
+
+HEADERS: list[tuple[bytes, bytes]] = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        b"frame-ancestors 'none'",
+    ),
+]
+"""On every answer that does not have its own: nothing is loaded from elsewhere, nor shown inside another page."""
+
+
+class UnderProfile:
+    """Whatever a request makes the service build, it builds under the service's profile."""
+
+    def __init__(self, app: ASGIApp, profile: str) -> None:
+        self.app, self.profile = app, profile
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with under_profile(self.profile, "request"):
+            await self.app(scope, receive, send)
+
+
+class RequestId:
+    """Gives every request an id, logs it as one JSON line when it is over, and counts it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        name = _header(scope, b"x-request-id")
+        name = name if SANE_ID.fullmatch(name) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = name
+        method = scope["method"]
+        headless = method == "HEAD" and not scope["path"].endswith(ENDLESS)
+        if headless:
+            scope["method"] = "GET"
+        begun = time.perf_counter()
+        answered: dict[str, Any] = {"status": 500, "bytes": 0}
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered["status"] = message["status"]
+                there = {key for key, _ in message["headers"]}
+                more = [pair for pair in HEADERS if pair[0] not in there]
+                message["headers"] = [*message["headers"], (b"x-request-id", name.encode()), *more]
+            elif message["type"] == "http.response.body":
+                answered["bytes"] += len(message.get("body", b""))
+                if headless:
+                    message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_marked)
+        finally:
+            seconds = time.perf_counter() - begun
+            route = getattr(scope.get("route"), "path", "unknown")
+            self.metrics.requests.labels(_known_method(method), route, str(answered["status"])).inc()
+            client = scope.get("client")
+            line = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "id": name,
+                "client": client[0] if client else None,
+                "method": method[:20],
+                "path": scope["path"][:300],
+                "seconds": round(seconds, 4),
+                **answered,
+            }
+            access.info(json.dumps(line))
+
+
+class Auth:
+    """Refuses requests for another host's name, and those without the key where there is one."""
+
+    def __init__(self, app: ASGIApp, settings: ServeConfig, key: str | None) -> None:
+        self.app = app
+        self.hosts = settings.allowed_hosts()
+        self.key = key.encode() if key is not None else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except Refused as error:
+                await answer(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        host = _host(_header(scope, b"host"))
+        if self.hosts is not None and host not in self.hosts:
+            raise Refused(
+                f"this service is not called {host[:100]!r}",
+                "name it in serve.hosts to allow that",
+                421,
+                "unknown_host",
+            )
+        path = scope["path"]
+        if self.key is None or path in OPEN or path.startswith("/static/"):
+            return
+        kind, _, key = _header(scope, b"authorization").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self.key):
+            what = "the key is wrong" if key else "this service asks for a key"
+            raise Refused(what, "send it as Authorization: Bearer KEY", 401, "invalid_api_key")
+
+
+class BodyLimit:
+    """Reads a body whole before anything else runs: so long, so large, and JSON, or a clear refusal."""
+
+    def __init__(self, app: ASGIApp, settings: ServeConfig) -> None:
+        self.app, self.limit, self.seconds = app, settings.max_body_bytes, settings.body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in WITH_BODY:
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await self._read(scope, receive)
+            if body is None:  # gone before it had said all
+                return
+            if body:
+                _check_kind(scope)
+                check_json(body)
+        except HildaError as error:
+            if error.status == 413 and not _header(scope, b"expect"):
+                await _let_finish(receive)
+            response = answer(error)
+            if error.status in (408, 413):  # what follows on this connection is no request
+                response.headers["Connection"] = "close"
+            await response(scope, receive, send)
+            return
+        first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_again() -> MutableMapping[str, Any]:
+            return first.pop() if first else await receive()
+
+        await self.app(scope, receive_again, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        announced = _header(scope, b"content-length")
+        if announced.isascii() and announced.isdigit() and int(announced[:20]) > self.limit:
+            self._too_large()
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self.limit:
+                        self._too_large()
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise Refused(
+                f"the body was not whole after {self.seconds:g} s", "send it faster", 408, "request_timeout"
+            ) from None
+
+    def _too_large(self) -> NoReturn:
+        raise Refused(f"the body is larger than {self.limit} bytes", "send less", 413, "body_too_large")
+
+
+async def _let_finish(receive: Receive) -> None:
+    """Throw away what a client still sends, for a while: many read no answer before they have said all."""
+    try:
+        async with asyncio.timeout(FINISH_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
+    except TimeoutError:
+        return
+
+
+def check_json(body: bytes) -> None:
+    """Raise `Refused` for what is no JSON text: bad UTF-8, NaN, half characters, and nesting without end."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise Refused(
+            f"the body is no UTF-8 (at byte {problem.start})", "send JSON in UTF-8", code="invalid_json"
+        ) from None
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+    except json.JSONDecodeError as problem:
+        where = f"line {problem.lineno} column {problem.colno}"
+        raise Refused(f"the body is no JSON ({problem.msg}, {where})", "mend it", code="invalid_json") from None
+    except RecursionError:
+        raise Refused("the body is nested too deeply", "send flatter JSON", code="invalid_json") from None
+    except ValueError as problem:
+        raise Refused(f"the body holds a number beyond reason ({problem})", "mend it", code="invalid_json") from None
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            message = "a text in the body holds half a character (a lone surrogate)"
+            raise Refused(message, "send whole characters", code="invalid_text") from None
+        except RecursionError:
+            raise Refused("the body is nested too deeply", "send flatter JSON", code="invalid_json") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise Refused(f"the body holds {name}, which is no number", "send finite numbers", code="invalid_json")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise Refused(f"the body holds {text[:40]}, which is no finite number", "mend it", code="invalid_json")
+    return number
+
+
+def _check_kind(scope: Scope) -> None:
+    media_type = _header(scope, b"content-type").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
+        raise Refused(
+            f"the body is said to be {media_type[:100] or 'nothing'!r}",
+            "send Content-Type: application/json",
+            415,
+            "media_type",
+        )
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def _host(header: str) -> str:
+    """A Host header without its port; an IPv6 address without its brackets."""
+    host = header.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _known_method(method: str) -> str:
+    """Bounded, for a label that a client could otherwise choose."""
+    return method if method in ("GET", "HEAD", "OPTIONS", *WITH_BODY) else "other"

@@ -1,0 +1,145 @@
+"""A run of training in its folder: what every stage sets up, records and ends with in one way.
+
+A stage hands in what differs: its sections, its model, its data. Nothing here knows data: a stage that learns from
+rollouts opens its run as one that learns from rows does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+
+from hildanext.core.config import plain, validate
+from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import METRICS, MetricLog, run_metrics
+from hildanext.core.plots import training_plots
+from hildanext.core.run_dir import RUN_FILE, open_run
+from hildanext.core.runtime import machine, seed_everything
+from hildanext.losses import SupervisedStep, TokenLoss
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.trainer.config import TrainConfig, comparable_train, ready_device
+from hildanext.trainer.processes import on_main, open_accelerator
+from hildanext.trainer.state import check_resumes
+from hildanext.trainer.task import TrainingTask
+from hildanext.trainer.teacher import reader, teacher_for
+
+CHECKPOINT = "checkpoint"
+COUNTED = ("step", "tokens", "real_tokens", "seconds")
+
+Result = TypeVar("Result")
+
+
+@runtime_checkable
+class StageConfig(Protocol):
+    """What the section of every stage that trains has."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+class TrainingRun:
+    """Opens the device, seeds everything, and keeps the records of one run. All processes of a run open it.
+
+    Raises `ConfigError` for a device that is not there, or that cannot do what `train` asks for.
+    """
+
+    def __init__(self, folder: str | Path, config: StageConfig) -> None:
+        self.folder, self.config = Path(folder), config
+        self.accelerator = open_accelerator(config.train.precision, config.device)
+        self.device = self.accelerator.device
+        ready_device(config.train, self.device)
+        seed_everything(config.seed)
+
+    def on_main(self, action: Callable[[], Result]) -> Result:
+        """Let the main process act while the others wait; all return its result, or all raise."""
+        return on_main(self.accelerator, action)
+
+    def record(self, sections: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+        """What `run.json` is about to say: the resolved sections, where it runs, and what the stage adds."""
+        computed_on = {"machine": machine(self.device), "processes": self.accelerator.num_processes}
+        return {"config": dict(sections), **computed_on, **facts}
+
+    def check_resumes(
+        self, record: Mapping[str, Any], comparable: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    ) -> None:
+        """Raises `ConfigError` where the folder holds the state of another run (see `trainer.state`)."""
+        self.on_main(lambda: check_resumes(self.folder, record, comparable))
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write `run.json`."""
+        facts = {name: value for name, value in record.items() if name != "config"}
+        self.on_main(lambda: open_run(self.folder, record["config"], self.config.seed, facts))
+
+    def supervised(
+        self,
+        model: DiffusionModel,
+        losses: dict[str, TokenLoss],
+        parent: str | Path,
+        below: bool,
+        trust_remote_code: bool = False,
+        special: torch.Tensor | None = None,
+    ) -> tuple[SupervisedStep, Callable[..., torch.Tensor] | None]:
+        """The step that trains, and the frozen parent's reading where a loss asks for it (see `teacher_for`)."""
+        train = self.config.train
+        teacher = teacher_for(losses.values(), model, parent, train.precision, below, trust_remote_code)
+        head = teacher.head if teacher is not None else None
+        return SupervisedStep(model, losses, head, train.chunk, special, train.layout), reader(teacher, model)
+
+    def measure_start(self, task: TrainingTask, step: SupervisedStep) -> None:
+        """Validate what is about to be trained, once in a run: the line of step 0, to compare the end with."""
+        self.on_main(lambda: self._measure_start(task, step))
+
+    def _measure_start(self, task: TrainingTask, step: SupervisedStep) -> None:
+        if task.validate is None or self.evaluations():
+            return
+        measured = task.validate(step.eval(), 0)
+        with MetricLog(self.folder / METRICS) as log:
+            log.write(kind="eval", step=0, tokens=0, **measured)
+
+    def evaluations(self) -> dict[int, dict[str, Any]]:
+        """What each validation of the run measured, by its step."""
+        return {line["step"]: line for line in run_metrics(self.folder) if line["kind"] == "eval"}
+
+    def finish(
+        self, counters: Mapping[str, Any], task: TrainingTask, conclude: Callable[[bool], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The summary. `conclude(whole)` writes the checkpoint of a run that came to its end and says what it adds to
+        it; the main process alone calls it. Last the plots."""
+        return self.on_main(lambda: self._finish(counters, task, conclude))
+
+    def _finish(
+        self, counters: Mapping[str, Any], task: TrainingTask, conclude: Callable[[bool], dict[str, Any]]
+    ) -> dict[str, Any]:
+        whole, finished = counters["tokens"] >= task.total_tokens, task.callbacks.finished
+        early = not whole and finished is not None and finished()
+        summary: dict[str, Any] = {**{name: counters[name] for name in COUNTED}, "whole": whole or early}
+        if finished is not None:
+            summary["stopped_early"] = early
+        summary |= conclude(whole or early)
+        training_plots(run_metrics(self.folder), self.folder / "plots")
+        return summary
+
+
+def refuse_graph_losses(losses: Mapping[str, TokenLoss], where: str, why: str, hint: str) -> None:
+    """Raise `ConfigError` for a loss that needs causal graphs; for a stage whose data has none."""
+    for name in (name for name, loss in losses.items() if loss.needs_graphs):
+        raise ConfigError(f"{where}: {name!r} needs causal graphs{why}", hint)
+
+
+def comparable_section(
+    kind: type[Any], record: Mapping[str, Any], name: str, harmless: Sequence[str]
+) -> dict[str, Any]:
+    """What of a stage's section in `run.json` decides numbers: all but `harmless`, and `train` without its own.
+
+    The section is built anew, so that knobs which an older version did not know have their defaults.
+    """
+    section = plain(validate(kind, record["config"].get(name, {}), f"{RUN_FILE}: {name}"))
+    kept = {key: value for key, value in section.items() if key not in harmless}
+    if "train" in kept:
+        kept["train"] = comparable_train(kept["train"], record.get("processes", 1))
+    return kept

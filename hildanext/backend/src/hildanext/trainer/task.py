@@ -1,0 +1,45 @@
+"""What a stage hands to the supervised loop: what is learned, and what happens beside it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hildanext.corruption.schedules import BlockPhase
+from hildanext.diffusion import NoisedBatch
+from hildanext.losses import SupervisedStep
+
+
+@dataclass
+class Callbacks:
+    """What happens beside the training, in the main process alone; none of it changes a weight."""
+
+    on_evaluation: Callable[[int, dict[str, Any]], None] | None = None
+    """After each validation, with its step and numbers, for instance to keep the best weights."""
+    on_saved: Callable[[], None] | None = None
+    """Once the state is saved: only now may go what the state before it named."""
+    samples: Callable[[int], list[dict[str, Any]]] | None = None
+    """After `on_evaluation`; what it returns is shown, and logged line by line as kind "sample"."""
+    finished: Callable[[], bool] | None = None
+    """Asked at the start and after each validation: true ends the training (early stopping)."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """The callbacks' own state; saved and restored with the run."""
+
+
+@dataclass
+class TrainingTask:
+    """What is learned: from which noised batches, at which block size, for how long, and how it is measured."""
+
+    total_tokens: int
+    block_phase: Callable[[int], BlockPhase]
+    """Tokens seen (positions, see `train`) -> phase and block size."""
+    views: Callable[[int, BlockPhase], list[NoisedBatch]]
+    """Global micro-batch index -> its noised views (two for a complementary pair)."""
+    validate: Callable[[SupervisedStep, int], dict[str, Any]] | None = None
+    teacher: Callable[[NoisedBatch], Tensor] | None = None
+    turns: int = 1
+    seed: int = 0
+    pad_id: int | None = None
+    """What fills the last block of a document, if anything does."""
+    callbacks: Callbacks = field(default_factory=Callbacks)

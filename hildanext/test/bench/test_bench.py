@@ -1,0 +1,195 @@
+"""Writing compared, decode and training speed: that the accounting is right, on tiny random models."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
+from hildanext.cli import main
+from hildanext.core.config import validate
+from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import finite
+from hildanext.diffusion import targets
+from hildanext.eval.generation import (
+    ONE_PER_STEP,
+    PARENT,
+    GenerationBenchConfig,
+    compare,
+    distinct,
+    generative_nats,
+    repetition,
+)
+from hildanext.losses import SupervisedStep
+from hildanext.losses.mask_to_token import MaskToToken
+from small_models import parent_of, words_tokenizer
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12]]
+
+
+def test_distinct_and_repetition_by_hand():
+    """1 2 1 2 1: unigrams 2 of 5, bigrams {12, 21} of 4, 4-grams 1212 2121 of 2; 1 1 1 1 1: one 4-gram, twice."""
+    assert distinct([[1, 2, 1, 2, 1]], 1) == pytest.approx(2 / 5)
+    assert distinct([[1, 2, 1, 2, 1]], 2) == pytest.approx(2 / 4)
+    assert distinct([[1, 2], [1, 2]], 2) == pytest.approx(1 / 2), "pooled over completions"
+    assert distinct([[1]], 2) == 0.0
+    assert repetition([[1, 2, 1, 2, 1]]) == 0.0
+    assert repetition([[1, 1, 1, 1, 1]]) == pytest.approx(1 / 2)
+    assert repetition([[1, 2, 3, 4], [1, 2, 3, 4]]) == 0.0, "within a completion only"
+
+
+def test_generative_nats_score_the_completion_alone(make_model):
+    parent = parent_of(make_model("qwen3", "parent"))
+    tokens = torch.tensor([[5, 6, 7, 20, 21]])
+    zeros, place = torch.zeros_like(tokens), torch.arange(5)[None]
+    wanted = float(parent.token_nll(tokens, zeros, place)[0, 3:].mean())
+    assert generative_nats(parent, [[5, 6, 7], [4]], [[20, 21], []]) == pytest.approx(wanted, abs=1e-12)
+    assert math.isnan(generative_nats(parent, [[4]], [[]]))
+
+
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_every_way_writes_on_the_same_prompts_and_forwards_are_counted(make_model, alignment):
+    model = make_model("qwen3", alignment)
+    ways = compare(model, None, parent_of(model), PROMPTS, GenerationBenchConfig(new_tokens=8))
+    assert [way.name for way in ways] == ["S_MODE", "Q_MODE", "one per step", PARENT]
+    for way in ways:
+        found = way.plain()
+        assert found["tokens"] == 16 and found["seconds"] > 0
+        assert found["generative_perplexity"] == pytest.approx(math.exp(way.nats))
+    one, parent = ways[2].plain(), ways[3].plain()
+    # One token a forward (canvas rounded up to the block), and the forward that finds the block unchanged.
+    assert 0.5 <= one["tokens_per_forward"] <= 1.0 and one["edits"] == 0
+    assert parent["forwards"] == 16 and parent["tokens_per_forward"] == 1.0
+
+
+def test_without_a_parent_there_is_no_perplexity(make_model):
+    ways = compare(make_model(), None, None, PROMPTS[:1], GenerationBenchConfig(new_tokens=4))
+    assert PARENT not in [way.name for way in ways]
+    assert finite(ways[0].plain())["generative_perplexity"] is None
+
+
+def test_a_report_holds_no_number_that_json_lacks():
+    found = finite({"a": [math.nan, 1.0, {"b": math.inf}], "c": (1, "x")})
+    assert found == {"a": [None, 1.0, {"b": None}], "c": [1, "x"]}
+
+
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_decode_steps_are_paired_with_bare_forwards(make_model, alignment):
+    model = make_model("llama", alignment, dtype=torch.float32)
+    settings = decode_speed.DecodeSpeedConfig(
+        prompt_tokens=4, new_tokens=8, repeats=1, decoders={"one": dict(ONE_PER_STEP)}
+    )
+    found = decode_speed.measure(model, parent_of(model), settings)
+    kinds = found["steps"]["one"]
+    steps = sum(kind["steps"] for kind in kinds.values())
+    way = found["generation"][0]
+    assert steps == way["forwards"] - way["prefill_forwards"], "each step of the loop, and nothing else, was timed"
+    assert all(kind["over_network"] > 0 and kind["backbone_ms"] <= kind["network_ms"] for kind in kinds.values())
+    assert len(decode_speed.tables(found)) == 2
+
+
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_each_forward_of_the_engine_is_followed_by_one_of_the_same_size(make_model, alignment):
+    model = make_model("llama", alignment)
+    fed: list[int] = []
+    handle = model.register_forward_hook(lambda _, arguments, __: fed.append(arguments[0].shape[1]))
+    few = {"name": "threshold_edit", "tau_mask": 0.1, "tau_edit": None}
+    settings = engine_speed.EngineSpeedConfig(prompt_tokens=9, new_tokens=7, concurrency=3, repeats=2, decoder=few)
+    found = engine_speed.measure(model, words_tokenizer(), parent_of(model), settings)
+    handle.remove()
+    assert fed and fed[::2] == fed[1::2]
+    assert len(found["repeats"]) == 2 and all(value > 0 for value in found["medians"].values())
+    assert found["medians"]["loop_over_network"] > 1, "the loop holds the network"
+    assert [len(table.columns) for table in engine_speed.tables(found)] == [3, 2]
+
+
+def test_what_measuring_takes_is_not_counted_as_the_engine_s(make_model, monkeypatch):
+    model = make_model("llama", "block")
+    real = decode_speed.BareForward.backbone
+
+    def slow(bare, fed, extent):
+        time.sleep(0.3)
+        return real(bare, fed, extent)
+
+    monkeypatch.setattr(decode_speed.BareForward, "backbone", slow)
+    fast = {"name": "threshold_edit", "tau_mask": 0.0, "tau_edit": None}
+    settings = engine_speed.EngineSpeedConfig(prompt_tokens=9, new_tokens=3, concurrency=1, repeats=1, decoder=fast)
+    found = engine_speed.measure(model, words_tokenizer(), None, settings)["medians"]
+    assert found["first_block_seconds"] < 0.3 and 3 / found["alone_tokens_per_second"] < 0.3
+
+
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_the_plain_training_step_has_the_fast_ones_loss_and_gradient(make_model, alignment):
+    model = make_model("qwen3", alignment)
+    view = train_speed._view(model, train_speed.TrainSpeedConfig(sequence_length=16, block_size=4), 0)
+    step = SupervisedStep(model, {"m2t": MaskToToken()})
+    fast = step(view).total
+    fast.backward()
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
+    model.zero_grad()
+    slow = train_speed.plain_loss(model, view)
+    slow.backward()
+    assert slow.item() == pytest.approx(fast.item(), rel=1e-6)
+    for name, value in model.named_parameters():
+        assert torch.allclose(value.grad, gradients[name], rtol=1e-4, atol=1e-5), name
+
+
+def test_flop_by_hand(make_model):
+    """L 16, B 4, no documents: 4^2 * (16 + 4) = 320 pairs; 4 heads of 8; 3 layers. Body: q 32x32, k, v 16x32, o 32x32,
+    gate, up 48x32, down 32x48 = 7680 a layer."""
+    model = make_model("llama", "block")
+    view = train_speed._view(model, train_speed.TrainSpeedConfig(sequence_length=16, block_size=4, batch_size=1), 0)
+    flop = train_speed.model_flop(model, view)
+    assert flop["attention"] == 12 * 320 * 4 * 8 * 3
+    assert flop["body"] == 6 * (3 * 7680) * 32
+    supervised = int((view.masked & targets(view.maskable, view.position, "none")).sum())
+    assert flop["head"] == 6 * 64 * 32 * supervised
+
+
+def test_training_speed_reports_both_ways_and_the_products(make_model):
+    model = make_model("llama", "block", dtype=torch.float32)
+    settings = train_speed.TrainSpeedConfig(sequence_length=16, block_size=4, repeats=1, precision="no")
+    found = train_speed.measure(model, settings)
+    assert set(found["ways"]) == {"fast", "plain"} and found["speedup"] > 0
+    assert found["product_flop_per_second"] > 0
+    assert train_speed.tables(found)[0].row_count == 3
+
+
+def conversations(folder: Path) -> dict[str, str]:
+    """Long questions and short answers of words that the tokenizer knows."""
+    lines = [
+        {"prompt": " ".join(f"w{(seed + i) % 30 + 30}" for i in range(20)), "response": f"w{seed % 30 + 30} w9 w8"}
+        for seed in range(40)
+    ]
+    (folder / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return {"name": "files", "path": str(folder / "chat.jsonl")}
+
+
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_steps_of_fine_tuning_are_the_same_steps_under_both_layouts(make_model, tmp_path, alignment):
+    model = make_model("llama", alignment, dtype=torch.float64)
+    before = [parameter.clone() for parameter in model.parameters()]
+    data = {"train": conversations(tmp_path), "sequence_length": 64}
+    settings = answer_speed.AnswerSpeedConfig(data=data, repeats=1, accumulate=1, precision="no", batch_size=2)
+    found = answer_speed.measure(model, words_tokenizer(), settings)
+    double, response = found["ways"]["double"], found["ways"]["response"]
+    assert double["losses"] == pytest.approx(response["losses"], rel=1e-6) and len(set(double["losses"])) == 2
+    assert found["columns_ratio"] == double["columns"] / response["columns"] > 1.3
+    assert 0 < found["share_of_answers"] < 0.5 and found["speedup"] > 0 and found["speedup_processor"] > 0
+    assert found["settings"]["data"]["sequence_length"] == 64 and str(tmp_path) not in json.dumps(found)
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+    assert answer_speed.tables(found)[0].row_count == 2
+
+
+def test_conversations_are_not_for_decoding(capsys):
+    assert main(["bench", "decode", "--chat", "x.jsonl"]) == 2
+    assert "--chat is about steps of fine-tuning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("section", [{"block_size": 5}, {"precision": "fp8"}, {"repeat": 3}])
+def test_a_wrong_knob_of_a_benchmark_is_refused(section):
+    with pytest.raises(ConfigError):
+        validate(train_speed.TrainSpeedConfig, section, where="bench")

@@ -1,0 +1,59 @@
+"""The line that a person watches: paces, names, what a resumed run has done, and silence where it is asked for."""
+
+import pytest
+
+from hildanext.core import progress
+from hildanext.core.progress import ProgressLine
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when the test says so."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    return wait
+
+
+def test_the_first_line_at_once_then_now_and_then_and_one_at_the_end(clock, capsys):
+    with ProgressLine(100, "tokens") as line:
+        for done in (10, 20, 30, 40):
+            clock(8)
+            line.update(done, f"loss {done}")
+        clock(1)
+        line.update(100, "loss 1")
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == [
+        "10 of 100 tokens | loss 10 | 72 s left",
+        "40 of 100 tokens | loss 40 | 48 s left",
+        "100 of 100 tokens | loss 1 | 0 s left",
+    ]
+
+
+def test_what_earlier_sessions_did_counts_for_the_bar_and_not_for_the_pace(clock, capsys):
+    with ProgressLine(10, "answers", "gsm8k, S_MODE", done=6) as line:
+        clock(30)
+        line.advance(60)
+        clock(30)
+        line.advance(60)
+    assert capsys.readouterr().err.splitlines() == [
+        "7 of 10 answers | gsm8k, S_MODE | 2 tokens/s | 90 s left",
+        "8 of 10 answers | gsm8k, S_MODE | 2 tokens/s | 60 s left",
+    ]
+
+
+def test_text_is_shown_as_it_is_and_in_one_piece(capsys):
+    sample = "[bold]a sample[/] " + "word " * 60 + "end"
+    with ProgressLine(1, "tokens") as line:
+        line.say(sample)
+    assert capsys.readouterr().err == sample + "\n"
+
+
+def test_a_quiet_one_says_nothing(capsys):
+    with ProgressLine(1, "tokens", quiet=True) as line:
+        line.say("a")
+        line.advance(1)
+    assert capsys.readouterr() == ("", "")
