@@ -14,7 +14,7 @@ from conftest import random_model
 from decoding_stubs import StubTokenizer
 from device_stand_in import DEVICE, StandInDevice, back, place
 from hildanext.ar import Parent
-from hildanext.core.registry import make
+from hildanext.core.registry import build
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase, LearningRate
@@ -250,7 +250,7 @@ def one_step(
             torch.manual_seed(3)
             add_lora(model, LoraConfig(rank=2, alpha=4, dropout=0.2))
             there(model)
-        made = {section["name"]: make("loss", LOSSES, section) for section in sections}
+        made = {section["name"]: build("loss", LOSSES, section) for section in sections}
         parent = None
         if any(loss.needs_parent for loss in made.values()):
             frozen = small(there, alignment=alignment, seed=1).requires_grad_(False)

@@ -46,7 +46,8 @@ def rows_of(segments: Sequence[Segment], device: torch.device) -> Rows:
     The noisy segment counts as one block behind every clean one, which it is in plain decoding, and which a revision
     of several blocks makes of it.
     """
-    document = send([number for number, segment in enumerate(segments) for _ in range(segment.num_tokens)], device)[None]
+    owners = [number for number, segment in enumerate(segments) for _ in range(segment.num_tokens)]
+    document = send(owners, device)[None]
     position = positions_of(segments, device)
     first = send([segment.start + segment.clean for segment in segments], device)[document]
     noisy = position >= first
