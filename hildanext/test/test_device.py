@@ -14,7 +14,7 @@ from conftest import random_model
 from decoding_stubs import StubTokenizer
 from device_stand_in import DEVICE, StandInDevice, back, place
 from hildanext.ar import Parent
-from hildanext.core.registry import build
+from hildanext.core.registry import build, under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase, LearningRate
@@ -250,7 +250,8 @@ def one_step(
             torch.manual_seed(3)
             add_lora(model, LoraConfig(rank=2, alpha=4, dropout=0.2))
             there(model)
-        made = {section["name"]: build("loss", LOSSES, section) for section in sections}
+        with under_profile("FULL"):
+            made = {section["name"]: build("loss", LOSSES, section) for section in sections}
         parent = None
         if any(loss.needs_parent for loss in made.values()):
             frozen = small(there, alignment=alignment, seed=1).requires_grad_(False)
@@ -334,17 +335,17 @@ def test_what_is_measured_while_training_waits_once_a_batch():
         return bound_(step, 0), edits(step, 0)
 
     device = on_both(run)
-    assert device.kinds() == {"cpu": 2, "tolist": 2}, device.listed()
+    assert device.kinds() == {"cpu": 4}, device.listed()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_parent_waits_once_a_token(temperature: float):
     def run(device: torch.device, there: Place) -> Any:
         parent = Parent(small(there).causal_lm, None)
-        knobs = {"temperature": temperature, "top_k": 20, "top_p": 0.9 if temperature else 1.0}
+        knobs = {"temperature": temperature, "top_k": 20, "top_p": 0.9}
         together = parent.generate_batch(PROMPTS, 5, **knobs, seeds=[1, 2, 3], stop_ids=[3, 4])
-        return [answer.tokens for answer in together], list(parent.stream(PROMPTS[0], 5, **knobs))
+        return [answer.tokens for answer in together]
 
     device = on_both(run)
-    assert device.kinds() == {"int": 5, "tolist": 5}, device.listed()
+    assert device.kinds() == {"tolist": 5}, device.listed()
     assert not [copy for copy in device.copies if copy.kind == "copy"], device.listed()
