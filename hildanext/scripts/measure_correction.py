@@ -32,7 +32,7 @@ from hildanext.data.chat_template import set_template
 from hildanext.decoding import Decoder, decoder_section, make_decoder
 from hildanext.decoding.base import run
 from hildanext.decoding.state import DecodeState
-from hildanext.eval.runner import weights_hash
+from hildanext.eval.identity import weights_hash
 from hildanext.eval.statistics import Values, bootstrap, paired_bootstrap
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import load_diffusion

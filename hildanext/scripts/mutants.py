@@ -51,7 +51,6 @@ MUTANTS: list[Mutant] = [
             "replaced=view.maskable & ~masked & (draft != view.clean)",
             "replaced=view.maskable & (draft != view.clean)",
         ),
-        ("blocks go on over a document's border", "starts[:, 1:] |= document[:, 1:] != document[:, :-1]", "pass"),
         ("masked tokens are replaced", "chosen = view.kept & (draw < rate)", "chosen = view.maskable & (draw < rate)"),
         ("effects have no boost", "min(1.0, boost * rate)", "rate"),
     ),

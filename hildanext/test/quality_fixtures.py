@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from hildanext.core.runtime import RuntimeConfig
 from hildanext.eval.models import ModelPair
-from hildanext.eval.task_session import load_contestants
+from hildanext.eval.task_session import open_pair
 
 QUESTIONS = [
     ("Tom has 3 apples and buys 4 more. How many does he have?", "He has 3+4=<<3+4=7>>7 apples.\n#### 7"),
@@ -54,4 +55,4 @@ def stories_file(path: Path) -> str:
 
 @cache
 def tiny_pair() -> ModelPair:
-    return load_contestants("tiny", None, torch.float64, torch.device("cpu"))[0]
+    return open_pair("tiny", None, RuntimeConfig("cpu", "fp64", torch.get_num_threads()))[0]

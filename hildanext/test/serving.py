@@ -10,8 +10,18 @@ from typing import Any
 import httpx
 
 from hildanext.api import create_app
-from hildanext.engine.base import Answer, Cancelled, Engine, EngineFacts, EngineLoad, Failed, Finished, Piece, Started
-from hildanext.inference import DecodeStats
+from hildanext.data.generation_result import GenerationStats
+from hildanext.engine.base import (
+    Cancelled,
+    Engine,
+    EngineFacts,
+    EngineLoad,
+    Failed,
+    Finished,
+    Piece,
+    RequestOutput,
+    Started,
+)
 from hildanext.serve.server import GracefulServer, address_of, bind
 from hildanext.serve.settings import ServeConfig
 
@@ -56,8 +66,10 @@ def never(request, sink) -> None:
     sink(Started(1, 0, 0.0))
 
 
-def answer(text: str) -> Answer:
-    return Answer(text, [1], "length", 1, 0, DecodeStats(1, 1, 0, 0, 1, 0, 0.1, 0.05), 0.0, 0.1, 0.1)
+def answer(text: str) -> RequestOutput:
+    stats = GenerationStats(1, 1, 0, 0, 1, 0, 0.1, 0.05)
+    counts = {"prompt_tokens": 1, "cached_tokens": 0, "queue_seconds": 0.0, "first_piece_seconds": 0.1, "seconds": 0.1}
+    return RequestOutput([1], text, "length", stats, **counts)
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def uncached_greedy(causal_lm, prompt: list[int], count: int) -> list[int]:
 def test_cached_greedy_is_the_uncached_greedy(family, prompt):
     result = make_parent(family).generate(prompt, 20, stop_ids=[])
     assert result.tokens == uncached_greedy(small_causal(family, attention="sdpa"), prompt, 20)
-    assert result.forwards == 20 and result.seconds >= result.prefill_seconds > 0
+    stats = result.stats
+    assert stats.forwards == 20 and stats.seconds >= stats.prefill_seconds > 0 and result.finish_reason == "length"
 
 
 def test_generation_ends_with_the_stop_token():
@@ -199,7 +200,7 @@ def test_a_row_of_a_ragged_batch_is_what_it_is_alone(family, temperature):
     together = parent.generate_batch(PROMPTS, 20, temperature, seeds=seeds, stop_ids=[stop])
     assert [result.tokens for result in together] == alone
     assert len({len(tokens) for tokens in alone}) > 1  # rows left the batch at different times
-    assert [result.forwards for result in together] == [len(tokens) for tokens in alone]
+    assert [result.stats.forwards for result in together] == [len(tokens) for tokens in alone]
 
 
 def test_a_long_prompt_is_filled_in_parts(monkeypatch):

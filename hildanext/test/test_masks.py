@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hildanext import masks
-from hildanext.masks import Rows
+from hildanext.masks import TokenRows
 
 
 def picture(mask: torch.Tensor) -> str:
@@ -99,8 +99,8 @@ def test_inference_is_the_noisy_rows_of_training(clean_mask: str):
     training = masks.doubled(document, position, block, clean_mask)[0]
     here = slice(k * block, (k + 1) * block)
     zeros = torch.zeros(1, block, dtype=torch.long)
-    active = Rows(zeros, position[:, here], torch.ones(1, block, dtype=torch.bool))
-    clean = Rows(document[:, : k * block], position[:, : k * block], torch.zeros(1, k * block, dtype=torch.bool))
+    active = TokenRows(zeros, position[:, here], torch.ones(1, block, dtype=torch.bool))
+    clean = TokenRows(document[:, : k * block], position[:, : k * block], torch.zeros(1, k * block, dtype=torch.bool))
     assert torch.equal(
         masks.may_attend(active, clean, block, clean_mask)[0], training[here, length : length + k * block]
     )

@@ -56,10 +56,10 @@ def test_every_way_writes_on_the_same_prompts_and_forwards_are_counted(make_mode
     ways = compare(model, None, parent_of(model), PROMPTS, GenerationBenchConfig(new_tokens=8))
     assert [way.name for way in ways] == ["S_MODE", "Q_MODE", "one per step", PARENT]
     for way in ways:
-        found = way.plain()
+        found = way.to_record()
         assert found["tokens"] == 16 and found["seconds"] > 0
         assert found["generative_perplexity"] == pytest.approx(math.exp(way.nats))
-    one, parent = ways[2].plain(), ways[3].plain()
+    one, parent = ways[2].to_record(), ways[3].to_record()
     # One token a forward (canvas rounded up to the block), and the forward that finds the block unchanged.
     assert 0.5 <= one["tokens_per_forward"] <= 1.0 and one["edits"] == 0
     assert parent["forwards"] == 16 and parent["tokens_per_forward"] == 1.0
@@ -68,7 +68,7 @@ def test_every_way_writes_on_the_same_prompts_and_forwards_are_counted(make_mode
 def test_without_a_parent_there_is_no_perplexity(make_model):
     ways = compare(make_model(), None, None, PROMPTS[:1], GenerationBenchConfig(new_tokens=4))
     assert PARENT not in [way.name for way in ways]
-    assert finite(ways[0].plain())["generative_perplexity"] is None
+    assert finite(ways[0].to_record())["generative_perplexity"] is None
 
 
 def test_a_report_holds_no_number_that_json_lacks():

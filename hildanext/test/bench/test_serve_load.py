@@ -15,9 +15,9 @@ from hildanext.bench.serve_load import CANCELLED, Outcome, ServeLoadConfig, meas
 from hildanext.cli import main
 from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError, ModelError
-from hildanext.engine.base import Answer
+from hildanext.data.generation_result import GenerationStats
+from hildanext.engine.base import RequestOutput
 from hildanext.engine.local import LocalEngineConfig
-from hildanext.inference import DecodeStats
 from hildanext.serve.settings import ServeConfig
 from misbehaving import chunk, misbehaving, tells
 from serving import live
@@ -129,8 +129,9 @@ def tables_text(results, url):
 
 def test_percentiles_and_rates_are_those_of_the_answers():
     def outcome(seconds):
-        stats = DecodeStats(1, 3, 0, 0, 10, 0, seconds, 0.0)
-        answer = Answer("x", [1] * 10, "length", 5, 1, stats, 0.0, seconds / 2, seconds)
+        stats = GenerationStats(1, 3, 0, 0, 10, 0, seconds, 0.0)
+        times = {"queue_seconds": 0.0, "first_piece_seconds": seconds / 2, "seconds": seconds}
+        answer = RequestOutput([1] * 10, "x", "length", stats, prompt_tokens=5, cached_tokens=1, **times)
         return Outcome(answer, {"completion_tokens_details": {"forward_passes": 4, "denoising_steps": 3}})
 
     found = summary([outcome(float(second)) for second in range(1, 102)] + [Outcome(None, {}, "x", "y")], 10.0)

@@ -362,6 +362,8 @@ def test_of_equal_logits_the_lowest_ids_are_among_the_k_highest():
     kept = {1: [1], 2: [1, 2], 3: [1, 2, 4], 4: [0, 1, 2, 4], 6: [0, 1, 2, 3, 4, 5], 9: [0, 1, 2, 3, 4, 5]}
     for k, ids in kept.items():
         assert sample(logits, uniforms(k, 4000), 5.0, None, k).unique().tolist() == ids
+    last = torch.tensor([[1.0, 1.0, 1.0, 2.0]]).expand(4000, 4)
+    assert sample(last, uniforms(0, 4000), 5.0, None, 2).unique().tolist() == [0, 3]
 
 
 def test_two_tokens_that_swap_ranks_leave_the_draws_of_the_others_alone():

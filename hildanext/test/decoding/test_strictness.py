@@ -57,6 +57,8 @@ def test_a_fill_needs_more_than_tau_mask():
 def test_a_prompt_inside_the_block_is_not_edited():
     decoder = ThresholdEdit(tau_edit=0.0)
     assert step(decoder, canvas([1, 2], fixed=(0,)), (3, 0.9), (3, 0.9)).write.tolist() == [[False, True]]
+    offered = decoder.edit(logits_of((3, 0.9), (3, 0.9)), torch.ones(1, 2, dtype=torch.bool), canvas([1, 2], (0,)))
+    assert offered.write.tolist() == [[False, True]], "nor where its logits are there too"
 
 
 def test_the_fallback_fills_one_mask_where_none_is_sure_and_leaves_the_written_alone():
@@ -95,11 +97,16 @@ def test_no_budget_ends_a_block_with_its_last_fill():
     assert not bool(step(decoder, canvas([MASK, MASK]), (1, 0.9), (2, 0.1)).final[0])
 
 
-def test_the_cautious_threshold_weighs_the_mean_of_the_masks_alone():
-    """0.9 + m (0.5 - 0.9) with m = 0.5 is 0.7: the written token's confidence has no part in it."""
+@pytest.mark.parametrize(
+    ("sure", "filled"),
+    [
+        ((0.9, 0.7), [True, True]),  # m 0.8, threshold 0.58
+        ((0.9, 0.55), [True, False]),  # m 0.725, threshold 0.61
+        ((0.72, 0.18), [True, False]),  # m 0.45, threshold 0.72: nothing is above it, the best is filled
+    ],
+)
+def test_the_cautious_threshold_falls_with_the_mean_of_the_masks_alone(sure: tuple[float, float], filled: list[bool]):
+    """0.9 + m (0.5 - 0.9); the written token, of which the model is sure, has no part in m."""
     decoder = ThresholdEdit(tau_mask=0.5, tau_cautious=0.9, tau_edit=1.0)
-    before = canvas([1, MASK, MASK])
-    assert step(decoder, before, (1, 1.0), (2, 0.72), (3, 0.28)).write.tolist() == [[False, True, False]]
-    assert step(decoder, before, (1, 0.2), (2, 0.68), (3, 0.32)).write.tolist() == [[False, True, False]]
-    sure = step(decoder, canvas([MASK, MASK, MASK]), (1, 0.72), (2, 0.69), (3, 0.09))
-    assert sure.write.tolist() == [[True, False, False]]
+    edit = step(decoder, canvas([1, MASK, MASK]), (1, 1.0), (2, sure[0]), (3, sure[1]))
+    assert edit.write.tolist() == [[False, *filled]]

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 import fake_dinfer
 from hildanext.commands import doctor
+from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError, ModelError, PromptError
 from hildanext.decoding import decoder_section
 from hildanext.engine import choose
@@ -40,9 +41,10 @@ from hildanext.engine.base import (
     stream,
 )
 from hildanext.engine.dinfer import probe as dinfer_probe
-from hildanext.engine.dinfer.adapter import DInferConfig, DInferEngine
+from hildanext.engine.dinfer.adapter import DInferEngine
+from hildanext.engine.dinfer.config import PINNED, DInferConfig
 from hildanext.engine.dinfer.output import checked
-from hildanext.engine.dinfer.probe import PINNED, ProbeResult, why_not_here, why_not_model
+from hildanext.engine.dinfer.probe import ProbeResult, why_not_here, why_not_model
 
 TINY = files("hildanext") / "assets" / "tiny" / "diffusion"
 GOOD = ProbeResult(
@@ -205,8 +207,12 @@ class TestWhetherItCanBeUsed:
             assert list(pool.map(dinfer_probe.probe, [120.0] * 8)) == [GOOD] * 8
         assert looked == [120.0]
 
-    def test_its_knobs_are_known_without_importing_it(self):
-        assert {field.name for field in dataclasses.fields(DInferConfig)} == dinfer_probe.KNOBS
+    def test_a_knob_that_it_does_not_have_keeps_auto_from_it_without_importing_it(self, folder, monkeypatch):
+        monkeypatch.setattr(dinfer_probe, "installed", lambda: True)
+        monkeypatch.setattr(dinfer_probe, "probe", lambda seconds: GOOD)
+        assert dinfer_probe.why_unavailable({"name": "auto", **plain(DInferConfig())}, str(folder)) == ""
+        assert "sets slots, which it does not know" in dinfer_probe.why_unavailable({"slots": 2}, str(folder))
+        assert "dinfer" not in sys.modules
 
     def test_doctor_tells_why_without_importing_it_here(self, monkeypatch):
         assert doctor.examine_engines()[-1].value == "not used: it is not installed"
@@ -219,7 +225,7 @@ class TestWhetherItCanBeUsed:
         assert "dinfer" not in sys.modules
 
     def test_opening_it_by_name_says_what_stands_against_it(self, folder, monkeypatch):
-        monkeypatch.setattr("hildanext.engine.dinfer.adapter.probe", lambda seconds: ProbeResult())
+        monkeypatch.setattr("hildanext.engine.dinfer.probe.probe", lambda seconds: ProbeResult())
         with pytest.raises(ConfigError, match="no CUDA device"):
             DInferConfig().open(str(folder), None, "")
         with pytest.raises(ModelError, match="no folder"):

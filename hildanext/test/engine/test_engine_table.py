@@ -10,7 +10,8 @@ from hildanext.core.errors import ConfigError, ModelError, UnknownChoice
 from hildanext.engine import ENGINES, choose, engine_class, open_engine
 from hildanext.engine.base import EngineFailed
 from hildanext.engine.dinfer import probe as dinfer_probe
-from hildanext.engine.dinfer.probe import PINNED, ProbeResult
+from hildanext.engine.dinfer.config import PINNED
+from hildanext.engine.dinfer.probe import ProbeResult
 
 NOTHING_NAMED = "chosen automatically: no address of a server to ask is given (base_url), and "
 NO_DINFER = NOTHING_NAMED + "dInfer, for LLaDA models on NVIDIA GPUs, cannot answer: "
@@ -39,8 +40,7 @@ def dinfer(monkeypatch):
     def finds(found: ProbeResult) -> list[float]:
         asked: list[float] = []
         monkeypatch.setattr(dinfer_probe, "installed", lambda: True)
-        for place in (dinfer_probe, sys.modules.get("hildanext.engine.dinfer.adapter", dinfer_probe)):
-            monkeypatch.setattr(place, "probe", lambda seconds=120.0: (asked.append(seconds), found)[1])
+        monkeypatch.setattr(dinfer_probe, "probe", lambda seconds=120.0: (asked.append(seconds), found)[1])
         return asked
 
     return finds

@@ -186,7 +186,7 @@ def test_the_parent_answers_as_it_does_alone(engine):
         asked = Request(tokens=(3, 9, 27), decoder=decoder, max_new_tokens=12, seed=4, parent=True)
         answer = complete(engine, asked)
         theirs = engine.parent.generate([3, 9, 27], 12, seed=4, stop_ids=[], **sampling)
-        assert answer.tokens == theirs.tokens and answer.stats.forwards == theirs.forwards == 12
+        assert answer.tokens == theirs.tokens and answer.stats.forwards == theirs.stats.forwards == 12
 
 
 SAMPLINGS = [

@@ -29,7 +29,7 @@ from hildanext.engine.base import (
 )
 from hildanext.engine.local import LocalEngineConfig
 from hildanext.engine.remote.dialects import UNKNOWN_ID
-from hildanext.engine.remote.http import EventReader, There, address_of, retry_after
+from hildanext.engine.remote.http import ServerInfo, SSEDecoder, address_of, retry_after
 from hildanext.engine.remote.openai import OpenAIConfig, OpenAIEngine
 from hildanext.serve.settings import ServeConfig
 from misbehaving import chunk, misbehaving, tells
@@ -279,7 +279,7 @@ class TestFaults:
                 one.setblocking(False)
                 one.connect_ex(listening.getsockname())
             engine = OpenAIEngine(
-                OpenAIConfig(base_url=address, connect_seconds=30.0), address, {}, There("m", None, None)
+                OpenAIConfig(base_url=address, connect_seconds=30.0), address, {}, ServerInfo("m", None, None)
             )
             begun = time.perf_counter()
             with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s"):
@@ -444,8 +444,8 @@ class TestAgainstOurOwnService:
 class TestParts:
     def test_events_are_the_same_however_they_are_cut(self):
         text = b'event: a\r\ndata: {"x":\ndata: 1}\n\n: nothing\n\nid: 4\ndata:two\n\n'
-        whole = EventReader().feed(text)
-        reader = EventReader()
+        whole = SSEDecoder().feed(text)
+        reader = SSEDecoder()
         assert [event for byte in text for event in reader.feed(bytes([byte]))] == whole
         assert whole == [("a", '{"x":\n1}'), ("", "two")]
 

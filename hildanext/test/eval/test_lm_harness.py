@@ -85,8 +85,8 @@ def test_what_decoding_cannot_do_is_refused(given, word):
 
 def test_sampling_is_off_unless_it_is_asked_for():
     lm = adapter(tiny_pair())
-    assert lm._ask({"do_sample": False, "temperature": 1.0}).temperature == 0.0
-    asked = lm._ask({"temperature": 0.7, "top_p": 0.9, "until": None, "max_new_tokens": 5})
+    assert lm._params({"do_sample": False, "temperature": 1.0}).temperature == 0.0
+    asked = lm._params({"temperature": 0.7, "top_p": 0.9, "until": None, "max_new_tokens": 5})
     assert asked == GenerationParams(max_new_tokens=5, stops=(), temperature=0.7, top_p=0.9)
 
 
@@ -100,7 +100,7 @@ def test_before_training_exact_likelihoods_are_the_parent_s(twins):
 
 
 def test_a_context_s_trailing_space_goes_to_the_continuation(twins):
-    lm, encode = adapter(twins, "parent"), twins.parent_way()[0].encode
+    lm, encode = adapter(twins, "parent"), twins.parent_models()[0].encode
     context, whole = encode("Tom had a"), encode("Tom had a dog.")
     (want,) = score_parent(twins.parent, [Pair(tuple(context), tuple(whole[len(context) :]))])
     ((found, _),) = lm.loglikelihood([request("Tom had a ", "dog.")])

@@ -11,7 +11,7 @@ import pytest
 
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.registry import build
-from hildanext.eval import summary
+from hildanext.eval import summary, task_tables
 from hildanext.eval.statistics import (
     Values,
     bootstrap,
@@ -24,7 +24,7 @@ from hildanext.eval.statistics import (
 )
 from hildanext.eval.tasks import TASKS, Task
 from hildanext.eval.tasks.math500 import EXAMPLES
-from hildanext.eval.tasks.rows import beside, fingerprint, read_rows
+from hildanext.eval.tasks.records import beside, fingerprint, read_records
 from hildanext.grading import computer_algebra
 from hildanext.grading.math_answers import boxed, canonical, normalised, official, stated
 from hildanext.likelihood.conditional import Scored
@@ -110,6 +110,9 @@ def algebra():
 
 
 class TestMath:
+    def test_a_list_is_right_with_all_its_entries(self):
+        assert canonical("1, 0.50", "1,0.5") and not canonical("1", "1,0.5") and not canonical("1,0.5,2", "1,0.5")
+
     @pytest.mark.parametrize(
         "text, want",
         [
@@ -234,7 +237,7 @@ class TestMath:
         notes = {metric.name: summary._note(task, metric, items) for metric in task.metrics}
         assert notes == {"official": {}, "canonical": {}, "math_verify": {"note": "math-verify is not installed"}}
         score = summary._score(task.metrics[2], items, None) | notes["math_verify"]
-        assert summary._with_range(score, True) == "math-verify is not installed"
+        assert task_tables._with_range(score, True) == "math-verify is not installed"
 
     def test_a_column_that_was_judged_for_some_items_alone_says_for_how_many(self):
         items = {"official": {at: (1.0, 1.0) for at in range(3)}, "math_verify": {2: (1.0, 1.0)}}
@@ -286,7 +289,7 @@ class TestGsm8k:
         task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 2})
         for item, (first, second) in zip(task.items(), [(6, 3), (0, 6), (0, 4)], strict=False):
             told = [f"Question: What is {n}+1?\nAnswer: It is {n + 1}.\n#### {n + 1}" for n in (first, second)]
-            assert task.prompt(item, 2) == "\n\n".join([*told, f"Question: {item.row['question']}\nAnswer:"])
+            assert task.prompt(item, 2) == "\n\n".join([*told, f"Question: {item.record['question']}\nAnswer:"])
 
     def test_as_a_chat_the_bare_question_is_asked(self, tmp_path):
         task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 0, "chat": True})
@@ -318,7 +321,7 @@ class TestMultipleChoice:
         item = task.items()[0]
         head = "The following are multiple choice questions (with answers) about sky.\n\n"
         assert task.prompt(item) == f"{head}What colour is the sky?\nA. red\nB. blue\nC. green\nD. black\nAnswer:"
-        way = tiny_pair().parent_way()[0]
+        way = tiny_pair().parent_models()[0]
         pairs = task.pairs(item, way.encode, 7)
         context = tuple(way.encode(task.prompt(item)))
         assert [way.tokenizer.decode(list(pair.continuation)) for pair in pairs] == [" A", " B", " C", " D"]
@@ -337,7 +340,7 @@ class TestMultipleChoice:
     def test_mmlu_s_own_csv_has_no_header(self, tmp_path):
         (tmp_path / "test.csv").write_text('"Which, of these?",one,two,three,four,C\nSecond?,a,b,c,d,A\n')
         items = self.task(str(tmp_path)).items()
-        assert [(item.row["question"], item.row["choices"], item.row["gold"]) for item in items] == [
+        assert [(item.record["question"], item.record["choices"], item.record["gold"]) for item in items] == [
             ("Which, of these?", ["one", "two", "three", "four"], 2), ("Second?", ["a", "b", "c", "d"], 0)
         ]  # fmt: skip
 
@@ -359,8 +362,8 @@ class TestTinyStories:
     def test_a_story_is_scored_from_its_beginning_and_cut(self, tmp_path):
         task = build("task", TASKS, {"name": "tinystories", "data": stories_file(tmp_path / "a.txt"), "max_tokens": 5})
         items = task.items()
-        assert [item.row["text"] for item in items] == STORIES
-        way = tiny_pair().parent_way()[0]
+        assert [item.record["text"] for item in items] == STORIES
+        way = tiny_pair().parent_models()[0]
         (pair,) = task.pairs(items[0], way.encode, 0)
         assert pair.context == (way.tokenizer.bos_token_id,)
         assert list(pair.context + pair.continuation) == way.encode(STORIES[0])[:6]
@@ -381,8 +384,8 @@ class TestRows:
         (tmp_path / "list.json").write_text(json.dumps(rows))
         (tmp_path / "t.csv").write_text("question,a\nq,1\n")
         for place in (tmp_path, tmp_path / "test.jsonl", tmp_path / "x.jsonl.gz", tmp_path / "list.json"):
-            assert read_rows(str(place), "test") == rows
-        assert read_rows(str(tmp_path / "t.csv"), "test") == [{"question": "q", "a": "1"}]
+            assert read_records(str(place), "test") == rows
+        assert read_records(str(tmp_path / "t.csv"), "test") == [{"question": "q", "a": "1"}]
         assert beside(str(tmp_path / "x.jsonl.gz"), "test") == str(tmp_path / "test.jsonl")
         assert beside("owner/name", "train") == "owner/name"
         assert fingerprint(rows) == fingerprint([{"a": 1}, {"a": 2}]) != fingerprint([{"a": 2}, {"a": 1}])
@@ -401,7 +404,7 @@ class TestRows:
     def test_broken_files_are_named(self, name, content, word, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=word):
-            read_rows(str(tmp_path / name), "test")
+            read_records(str(tmp_path / name), "test")
 
     def test_a_hub_that_is_out_of_reach_says_what_to_do(self, monkeypatch):
         import datasets
@@ -414,6 +417,6 @@ class TestRows:
             build("task", TASKS, {"name": "gsm8k"}).items()
         assert "local file" in caught.value.hint
         with pytest.raises(DataError, match="no benchmark data"):
-            read_rows("no/such/file.jsonl", "test")
+            read_records("no/such/file.jsonl", "test")
         with pytest.raises(DataError, match="holds no train"):
             beside(__file__, "train")

@@ -12,15 +12,15 @@ from hildanext.core.errors import ConfigError, DataError, HildaError, PromptErro
 from hildanext.core.metrics_log import read_metrics
 from hildanext.core.registry import build
 from hildanext.data.chat_template import Message, encode_chat
+from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding import MODES
 from hildanext.eval.journal import Journal
 from hildanext.eval.models import DiffusionEvalModel, GenerationParams, ModelPair, ParentEvalModel
 from hildanext.eval.runner import QualityConfig, as_taught, run_tasks
-from hildanext.eval.summary import lines as told_lines
 from hildanext.eval.summary import mask_tokens, summarise
 from hildanext.eval.task_session import print_tasks, run_session
+from hildanext.eval.task_tables import lines as told_lines
 from hildanext.eval.tasks import TASKS, WritingTask
-from hildanext.inference import Completion, DecodeStats
 from hildanext.models.start import start_conversion
 from hildanext.recipe import StageContext
 from hildanext.report.html import write_report
@@ -46,7 +46,7 @@ def samples_of(runs, cost: bool = False) -> dict:
     """(task, way, index, repeat) to a sample, without what a clock told."""
     clocks = set() if cost else {"seconds", "wall_seconds"}
     return {
-        (run.key, outcome.way.name, sample["index"], sample["repeat"]): {
+        (run.key, outcome.model.name, sample["index"], sample["repeat"]): {
             key: value for key, value in sample.items() if key not in clocks
         }
         for run in runs
@@ -73,7 +73,7 @@ def test_every_way_sees_the_same_string_and_every_sample_is_kept(sections, tmp_p
     runs = run_tasks(tiny_pair(), QualityConfig(tasks=sections), tmp_path / "out", quiet=True)
     assert [run.key for run in runs] == list(sections)
     for run in runs:
-        names = [outcome.way.name for outcome in run.outcomes]
+        names = [outcome.model.name for outcome in run.outcomes]
         assert names[0] == "AR parent" and len(names) == (2 if isinstance(run.task, WritingTask) else 3)
         prompts = [[sample["prompt"] for sample in outcome.samples] for outcome in run.outcomes]
         assert all(own == prompts[0] for own in prompts) and len(prompts[0]) == len(run.task.items())
@@ -85,7 +85,7 @@ def test_every_way_sees_the_same_string_and_every_sample_is_kept(sections, tmp_p
             (path,) = [
                 file
                 for file in (tmp_path / "out").glob(f"{run.key.replace('_', '-')}--*.jsonl")
-                if json.loads(file.with_suffix(".json").read_text())["way"] == outcome.way.name
+                if json.loads(file.with_suffix(".json").read_text())["way"] == outcome.model.name
             ]
             assert {sample["index"] for sample in read_metrics(path)} == {item.index for item in run.task.items()}
 
@@ -221,9 +221,9 @@ def test_a_mask_token_in_an_answer_is_counted_and_fails_the_verb(sections, tmp_p
     mask_id = tiny_pair().model.card.mask_id
 
     def broken(model, tokenizer, prompts, decoder, settings, on_event, on_completion, seeds):
-        stats = DecodeStats(1, 2, 0, 0, tokens=3, edits=0, seconds=0.1, prefill_seconds=0.0)
+        stats = GenerationStats(1, 2, 0, 0, tokens=3, edits=0, seconds=0.1, prefill_seconds=0.0)
         for row in range(len(prompts)):
-            on_completion(row, Completion([5, mask_id, 6], "x", "length", stats))
+            on_completion(row, GenerationResult([5, mask_id, 6], "x", "length", stats))
 
     monkeypatch.setattr(ways, "generate", broken)
     settings = QualityConfig(tasks={"gsm8k": sections["gsm8k"]}, limit=2)

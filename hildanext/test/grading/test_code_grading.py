@@ -188,7 +188,7 @@ class TestHumanEval:
     def test_a_sample_is_judged_and_told_about(self, humaneval):
         task = self.task(humaneval)
         item = task.items(limit=1)[0]
-        right = task.judge(item, item.row["canonical_solution"])
+        right = task.judge(item, item.record["canonical_solution"])
         wrong = task.judge(item, "    return None\n")
         assert right.scores == {"pass@1": 1.0} and right.extraction["verdict"] == "passed"
         assert wrong.scores == {"pass@1": 0.0} and wrong.extraction["verdict"] == "failed"
@@ -196,7 +196,7 @@ class TestHumanEval:
             "failed": 1.0,
             "passed": 1.0,
         }
-        assert item.id == "HumanEval/0" and task.prompt(item, 0) == item.row["prompt"]
+        assert item.id == "HumanEval/0" and task.prompt(item, 0) == item.record["prompt"]
         assert "level" in task.facts()["sandbox"]
 
     def test_pass_at_k_for_every_k_that_there_are_samples_for(self, humaneval):
@@ -210,7 +210,7 @@ class TestHumanEval:
     def test_in_chat_the_block_counts_and_nothing_stops_it_early(self, humaneval):
         task = self.task(humaneval, chat=True)
         item = task.items(limit=1)[0]
-        answer = f"Sure:\n```python\n{item.row['prompt']}{item.row['canonical_solution']}```\n"
+        answer = f"Sure:\n```python\n{item.record['prompt']}{item.record['canonical_solution']}```\n"
         assert task.stops == () and "Write a solution" in task.prompt(item, 0)
         assert task.judge(item, answer).scores == {"pass@1": 1.0}
 

@@ -18,7 +18,7 @@ def of_training(model, noisy, clean):
     document, position = torch.zeros_like(clean), torch.arange(LENGTH)[None]
     both, places = torch.cat([noisy, clean], -1), torch.cat([position, position], -1)
     half = torch.arange(2 * LENGTH)[None] < LENGTH
-    rows = masks.Rows(torch.cat([document, document], -1), places, half)
+    rows = masks.TokenRows(torch.cat([document, document], -1), places, half)
     contexts = (
         MaskedAttention(masks.doubled(document, position, BLOCK, model.card.clean_mask)),
         DoubledAttention.build(rows, LENGTH, BLOCK, model.card.clean_mask, model.dtype),

@@ -14,7 +14,7 @@ from hildanext.likelihood import LIKELIHOODS
 from hildanext.likelihood.base import scored_tokens
 from hildanext.likelihood.held_out import LikelihoodConfig, bound, exact, parent_likelihood
 from hildanext.likelihood.masked_losses import masked_losses
-from hildanext.masks import Rows
+from hildanext.masks import TokenRows
 from hildanext.models import Card, DiffusionModel
 from hildanext.models.attention.dense import MaskedAttention
 from small_models import parent_of
@@ -62,7 +62,7 @@ def log_p(model: DiffusionModel, document: list[int], shown: dict[int, bool], bl
         if not shown.get(place, place == 0):
             tokens[place] = model.card.mask_id
     place = torch.arange(end)[None]
-    rows = Rows(torch.zeros_like(place), place, place >= start)
+    rows = TokenRows(torch.zeros_like(place), place, place >= start)
     mask = masks.may_attend(rows, rows, block_size, model.card.clean_mask)
     with torch.no_grad():
         hidden = model(model.embed(torch.tensor([tokens])), place, MaskedAttention(mask))

@@ -17,27 +17,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hildanext import masks
 from hildanext.core.errors import PromptError
 from hildanext.core.runtime import send
+from hildanext.data.generation_result import FinishReason, GenerationResult, GenerationStats
 from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention, grouped_attention, no_mask
 from hildanext.models.sampling import sample
 
-
-@dataclass(frozen=True)
-class ArResult:
-    """`tokens` are the new ones, the stop token included; `forwards` counts the prefill too."""
-
-    tokens: list[int]
-    seconds: float
-    forwards: int
-    prefill_seconds: float = 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
-
+ArResult = GenerationResult
+"""The name under which it was promised. Of its forwards each has drawn one token; the prefill's is the first."""
 
 Ended = Callable[[int, list[int]], bool]
-OnResult = Callable[[int, ArResult], None]
+OnResult = Callable[[int, GenerationResult], None]
 
 
 @dataclass
@@ -176,7 +165,7 @@ class Parent:
         top_k: int | None = None,
         seed: int = 0,
         stop_ids: Sequence[int] | None = None,
-    ) -> ArResult:
+    ) -> GenerationResult:
         """Continue one prompt with a key-value cache; temperature 0 is greedy, `stop_ids` None is the tokenizer's EOS.
 
         Raises `PromptError` for an empty prompt or one that leaves no room.
@@ -195,7 +184,7 @@ class Parent:
         stop_ids: Sequence[int] | None = None,
         ended: Ended | None = None,
         on_result: OnResult | None = None,
-    ) -> list[ArResult]:
+    ) -> list[GenerationResult]:
         """Continue prompts of any lengths together, padded on the left; a row's text does not depend on the others.
 
         `ended(i, tokens)` is asked after each token of prompt i whether its text is over; `on_result(i, result)` is
@@ -210,7 +199,7 @@ class Parent:
         for piece in pieces:
             self._fill(piece, cache)
         tokens: list[list[int]] = [[] for _ in prompts]
-        results: dict[int, ArResult] = {}
+        results: dict[int, GenerationResult] = {}
         active, prefill_seconds = list(range(len(prompts))), 0.0
         while active:
             logits = self._step(feed, cache)
@@ -221,10 +210,14 @@ class Parent:
             going: list[int] = []
             for row, (i, token) in enumerate(zip(active, choice.tolist(), strict=True)):
                 tokens[i].append(token)
-                over = token in stops or len(tokens[i]) >= max_new_tokens
-                if over or (ended is not None and ended(i, tokens[i])):
+                reason: FinishReason | None = "eos" if token in stops else None
+                if reason is None and len(tokens[i]) >= max_new_tokens:
+                    reason = "length"
+                elif reason is None and ended is not None and ended(i, tokens[i]):
+                    reason = "stop"
+                if reason is not None:
                     seconds = time.perf_counter() - start
-                    results[i] = ArResult(tokens[i], seconds, len(tokens[i]), prefill_seconds)
+                    results[i] = self._result(tokens[i], reason, seconds, prefill_seconds)
                     if on_result is not None:
                         on_result(i, results[i])
                 else:
@@ -235,6 +228,15 @@ class Parent:
                 active, feed = [active[row] for row in going], feed[rows]
                 cache.keep_rows(rows)
         return [results[i] for i in range(len(prompts))]
+
+    def _result(
+        self, tokens: list[int], reason: FinishReason, seconds: float, prefill_seconds: float
+    ) -> GenerationResult:
+        shown = tokens[:-1] if reason == "eos" else tokens
+        text = "" if self.tokenizer is None else str(self.tokenizer.decode(shown, skip_special_tokens=True))
+        # The prefill's forward drew the first token: it counts as a decoding one, so that each token has one.
+        stats = GenerationStats(0, len(tokens), 0, 0, len(tokens), 0, seconds, prefill_seconds)
+        return GenerationResult(tokens, text, reason, stats)
 
     def _padded(self, prompts: Sequence[Sequence[int]], new: int) -> tuple[list[Int[Tensor, "batch _"]], CausalCache]:
         """The prompts padded on the left, in the pieces that are fed one after the other, and a cache for them."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.registry import build
-from hildanext.data.batch import Batch, Rows
+from hildanext.data.batch import Batch, RowDataset
 from hildanext.data.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
 from hildanext.data.packing.folder import (
     FORMAT,
@@ -330,7 +330,7 @@ class PackedDataset:
         return tokens[begin + piece.begin : begin + piece.end]
 
 
-def batches(dataset: Rows, batch_size: int, seed: int, start: int = 0, step: int = 1) -> Iterator[Batch]:
+def batches(dataset: RowDataset, batch_size: int, seed: int, start: int = 0, step: int = 1) -> Iterator[Batch]:
     """Endless shuffled batches `start`, `start + step`, ...; each epoch holds every row once.
 
     Batch k is a pure function of (seed, k, batch_size), so any process can begin anywhere: rank r of n takes

@@ -1,27 +1,39 @@
 """Prompt in, text and timings out: batches of prompts through a decoder, with events while it runs.
 
+`generate` takes token ids and a decoder; `load_model`, `generate_text` and `stream_text` take names and texts: they are
+what `from hildanext import load, generate, stream` gives.
+
 A prompt's whole blocks are prefilled; its tail shares the first active block and is never written. A row ends
 when a finished block holds the end of text or a stop string, or at its length; tokens beyond are cut.
 """
 
+import queue
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.config import config
+from hildanext.core.config import config, validate
 from hildanext.core.errors import PromptError
+from hildanext.core.runtime import RuntimeConfig
+from hildanext.data.generation_result import GenerationResult, GenerationStats
+from hildanext.decoding import decoder_section, make_decoder
 from hildanext.decoding.base import Decoder, run
 from hildanext.decoding.commit import Commit
-from hildanext.decoding.detokenizer import FinishReason, IncrementalDetokenizer
+from hildanext.decoding.detokenizer import IncrementalDetokenizer
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.loading.loaded_model import LoadedModel
+from hildanext.tokenization import encode_prompt
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -50,58 +62,8 @@ GenerationKnobs = GenerationConfig
 """The name under which it was promised."""
 
 
-@dataclass(frozen=True)
-class DecodeStats:
-    """Counts of one row: the forwards it took part in, the tokens it kept."""
-
-    prefill_forwards: int
-    denoise_forwards: int
-    commit_forwards: int
-    """Forwards that did nothing but commit a block; a fused commit costs none."""
-    revise_forwards: int
-    tokens: int
-    edits: int
-    seconds: float
-    prefill_seconds: float
-
-    @classmethod
-    def of(cls, row: SequenceState, tokens: int, seconds: float, prefill_seconds: float) -> "DecodeStats":
-        """What `row` counted, of which `tokens` were kept."""
-        return cls(
-            prefill_forwards=row.prefill,
-            denoise_forwards=row.denoise,
-            commit_forwards=row.commit,
-            revise_forwards=row.revise,
-            tokens=tokens,
-            edits=row.edits,
-            seconds=seconds,
-            prefill_seconds=prefill_seconds,
-        )
-
-    @property
-    def forwards(self) -> int:
-        """All of them."""
-        return self.prefill_forwards + self.denoise_forwards + self.commit_forwards + self.revise_forwards
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """Kept tokens over all forwards but the prefill."""
-        return self.tokens / max(self.forwards - self.prefill_forwards, 1)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The answer to one prompt. `tokens` hold the end-of-text token that ended it, `text` does not."""
-
-    tokens: list[int]
-    text: str
-    finish_reason: FinishReason
-    stats: DecodeStats
-    trace: list[Step] = field(default_factory=list)
+Completion = GenerationResult
+"""The name under which it was promised."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +77,7 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
-OnCompletion = Callable[[int, Completion], None]
+OnCompletion = Callable[[int, GenerationResult], None]
 """Called with the prompt's number as soon as its row has ended, in whatever order rows end."""
 
 
@@ -128,7 +90,7 @@ def generate(
     on_event: OnEvent | None = None,
     on_completion: OnCompletion | None = None,
     seeds: Sequence[int] | None = None,
-) -> list[Completion]:
+) -> list[GenerationResult]:
     """Complete every prompt (token ids; an empty one starts from BOS). Without a tokenizer there is no text and no EOS.
 
     `seeds`, one per prompt, replace `settings.seed` + i.
@@ -138,7 +100,7 @@ def generate(
     prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]
     limits = [length_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
     seeds = seeds if seeds is not None else range(settings.seed, settings.seed + len(prompts))
-    completions: list[Completion] = []
+    completions: list[GenerationResult] = []
     for first in range(0, len(prompts), settings.batch_size):
         batch = range(first, min(first + settings.batch_size, len(prompts)))
         drawn = [seeds[i] for i in batch]
@@ -171,11 +133,11 @@ class _Batch:
         eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
         self.detokenizers = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._show(i)) for i in batch]
-        self.done: dict[int, Completion] = {}
+        self.done: dict[int, GenerationResult] = {}
         self.began = self.prefilled = 0.0
 
     @torch.inference_mode()
-    def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Completion]:
+    def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[GenerationResult]:
         watching = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
         state = DecodeState(
@@ -213,13 +175,27 @@ class _Batch:
         ending = self.detokenizers[row.index].add(new, row.start >= row.limit, held)
         if ending is None:
             return False
-        stats = DecodeStats.of(row, len(ending.tokens), time.perf_counter() - self.began, self.prefilled)
-        completion = Completion(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
-        self.done[row.index] = completion
+        stats = stats_of(row, len(ending.tokens), time.perf_counter() - self.began, self.prefilled)
+        result = GenerationResult(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
+        self.done[row.index] = result
         self._send(Event(self.batch[row.index], "end"))
         if self.on_completion is not None:
-            self.on_completion(self.batch[row.index], completion)
+            self.on_completion(self.batch[row.index], result)
         return True
+
+
+def stats_of(row: SequenceState, tokens: int, seconds: float, prefill_seconds: float) -> GenerationStats:
+    """What `row` counted, of which `tokens` were kept."""
+    return GenerationStats(
+        prefill_forwards=row.prefill,
+        denoise_forwards=row.denoise,
+        commit_forwards=row.commit,
+        revise_forwards=row.revise,
+        tokens=tokens,
+        edits=row.edits,
+        seconds=seconds,
+        prefill_seconds=prefill_seconds,
+    )
 
 
 def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
@@ -263,3 +239,82 @@ def length_limit(model: DiffusionModel, prompt: int, new: int | None) -> int:
             f"ask for at most {left} new tokens",
         )
     return prompt + (new if new is not None else min(DEFAULT_NEW_TOKENS, left))
+
+
+def load_model(
+    name: str = "tiny", device: str = "auto", dtype: str = "auto", threads: int | None = None
+) -> LoadedModel:
+    """A diffusion checkpoint with its tokenizer: `tiny` (inside the package) or a folder.
+
+    Raises `ConfigError`, `UnknownChoice`, `ModelError` or `CheckpointError`, each with what to do about it.
+    """
+    return LoadedModel.open(name, RuntimeConfig(device=device, dtype=dtype, threads=threads))
+
+
+@overload
+def generate_text(model: LoadedModel, prompt: str, mode: str | None = ..., **options: Any) -> GenerationResult: ...
+@overload
+def generate_text(
+    model: LoadedModel, prompt: Sequence[str], mode: str | None = ..., **options: Any
+) -> list[GenerationResult]: ...
+def generate_text(
+    model: LoadedModel, prompt: str | Sequence[str], mode: str | None = None, **options: Any
+) -> GenerationResult | list[GenerationResult]:
+    """Continue a text, or each of several in one batch: `text`, `tokens`, `finish_reason` and `stats` of each.
+
+    `mode` is S_MODE where none is named. Options: `effort`; `decoder`, a mapping of fields laid over the mode
+    (`{"tau_edit": None}`) or another decoder's section (`{"name": ...}`); and the fields of `GenerationConfig`
+    (`max_new_tokens`, `seed`, `stop`, ...). Raises `ConfigError`, `UnknownChoice`, `PromptError`.
+    """
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    results = _text_run(model, texts, mode, **options)(None)
+    return results[0] if isinstance(prompt, str) else results
+
+
+def stream_text(model: LoadedModel, prompt: str, mode: str | None = None, **options: Any) -> Iterator[str]:
+    """The pieces of `generate_text(...).text`, a finished block at a time, while the next one is being denoised.
+
+    The model runs in a thread beside the reader; whoever stops reading stops it at its next forward. Raises what
+    `generate_text` raises: at once what is wrong with the options, with the first piece what is wrong with the prompt.
+    """
+    return _pieces(_text_run(model, [prompt], mode, **options))
+
+
+class _Abandoned(Exception):
+    """Nobody reads the stream any more."""
+
+
+def _pieces(text_run: Callable[[OnEvent | None], list[GenerationResult]]) -> Iterator[str]:
+    pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    unread = threading.Event()
+
+    def on_event(event: Event) -> None:
+        if unread.is_set():
+            raise _Abandoned
+        if event.kind == "text":
+            pieces.put(event.text)
+
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(text_run, on_event)
+        running.add_done_callback(lambda _: pieces.put(None))
+        try:
+            yield from iter(pieces.get, None)
+        finally:
+            unread.set()
+            with suppress(_Abandoned):
+                running.result()
+
+
+def _text_run(
+    model: LoadedModel,
+    texts: Sequence[str],
+    mode: str | None,
+    effort: str | None = None,
+    decoder: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Callable[[OnEvent | None], list[GenerationResult]]:
+    """A generation with everything checked, to be run in any thread; a research decoder needs the caller's profile."""
+    built = make_decoder(decoder_section(mode, effort, decoder))
+    chosen = validate(GenerationConfig, settings, where="settings of a generation")
+    prompts = [encode_prompt(model.tokenizer, text) for text in texts]
+    return lambda on_event: generate(model.model, model.tokenizer, prompts, built, chosen, on_event)

@@ -15,7 +15,7 @@ from torch import Tensor
 CleanMask = Literal["block_causal", "token_causal"]
 
 
-class Rows(NamedTuple):
+class TokenRows(NamedTuple):
     """What the rule needs to know of each token; all of shape [batch seq]."""
 
     document: Int[Tensor, "batch seq"]
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 
 
 def may_attend(
-    queries: Rows, keys: Rows, block_size: int, clean_mask: CleanMask = "block_causal"
+    queries: TokenRows, keys: TokenRows, block_size: int, clean_mask: CleanMask = "block_causal"
 ) -> Bool[Tensor, "batch query key"]:
     """The rule itself, for any queries and keys."""
     q_block, k_block = queries.position[:, :, None] // block_size, keys.position[:, None, :] // block_size
@@ -55,20 +55,20 @@ def doubled(
     Padding rows (document -1) attend to themselves alone, so that no softmax row is empty.
     """
     noisy = torch.ones_like(document, dtype=torch.bool)
-    rows = Rows(
+    rows = TokenRows(
         torch.cat([document, document], -1), torch.cat([position, position], -1), torch.cat([noisy, ~noisy], -1)
     )
     return among(rows, block_size, clean_mask)
 
 
 def among(
-    rows: Rows, block_size: int, clean_mask: CleanMask = "block_causal", first_key: int = 0
+    rows: TokenRows, block_size: int, clean_mask: CleanMask = "block_causal", first_key: int = 0
 ) -> Bool[Tensor, "batch fed key"]:
     """Mask of the columns of a training forward among themselves, whichever copies these are.
 
     The keys are the columns from `first_key` on. Padding attends to itself alone.
     """
-    keys = Rows(*(part[:, first_key:] for part in rows))
+    keys = TokenRows(*(part[:, first_key:] for part in rows))
     mask = may_attend(rows, keys, block_size, clean_mask)
     itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)[:, first_key:]
     return mask | (itself & (rows.document < 0)[:, :, None])
@@ -87,7 +87,7 @@ def clean_only(
     clean_mask: CleanMask,
 ) -> Bool[Tensor, "batch seq seq"]:
     """Mask of a single clean copy, as the clean half of `doubled` sees itself."""
-    return among(Rows(document, position, torch.zeros_like(document, dtype=torch.bool)), block_size, clean_mask)
+    return among(TokenRows(document, position, torch.zeros_like(document, dtype=torch.bool)), block_size, clean_mask)
 
 
 def _with_padding(

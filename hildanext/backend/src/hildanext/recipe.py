@@ -21,7 +21,7 @@ from hildanext.core.errors import CheckpointError, ConfigError, DataError, Unkno
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run, write_atomically
 from hildanext.core.run_dir import read_run as open_record
-from hildanext.core.runtime import choose_device, choose_dtype, is_main_process, set_threads, versions
+from hildanext.core.runtime import RuntimeConfig, is_main_process, versions
 
 if TYPE_CHECKING:
     import torch
@@ -73,9 +73,13 @@ class StageContext:
 
     def open_device(self) -> "tuple[torch.device, torch.dtype]":
         """Where the stage computes, and in what; from here on with the run's threads."""
-        set_threads(self.threads)
-        device = choose_device(self.device)
-        return device, choose_dtype(self.dtype, device)
+        runtime = self.runtime.resolve()
+        return runtime.device, runtime.dtype
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """What `LoadedModel.open` takes."""
+        return RuntimeConfig(self.device, self.dtype, self.threads)
 
     def outcome(self, name: str) -> Any:
         """The latest value of that name among earlier outcomes. Raises `ConfigError` where no stage gave one."""

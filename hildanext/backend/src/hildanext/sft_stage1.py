@@ -24,7 +24,7 @@ from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.lora import LoraConfig
 from hildanext.models.quantize import Quantize, check_quantize
-from hildanext.models.start import ParentConfig, start_hash, start_tuning
+from hildanext.models.tuning import ParentConfig, start_hash, start_tuning
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import TrainConfig

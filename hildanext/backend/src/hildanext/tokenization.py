@@ -78,7 +78,7 @@ def initial_row(matrix: Float[Tensor, "vocab hidden"], count: int = 1) -> Float[
     """Mean of the rows plus Gaussian noise of deviation 0.02 * mean row norm / sqrt(hidden); always the same draw.
 
     A row that was never trained has a near-zero norm, and gradients explode at high mask ratios (LLaDA2.0,
-    arXiv:2512.15745, as noted in DESIGN.md); the mean of many rows is small too, so its norm is logged.
+    arXiv:2512.15745, sec. 7.1); the mean of many rows is small too, so its norm is logged.
     """
     matrix = matrix.detach().float()
     norms = matrix.norm(dim=-1)

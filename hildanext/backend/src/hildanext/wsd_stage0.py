@@ -21,9 +21,10 @@ from hildanext.losses import SupervisedStep, TokenLoss, make_losses
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
+from hildanext.models.document_edges import adopt_edges
 from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.models.quantize import Quantize, check_quantize
-from hildanext.models.start import adopt_edges, start_conversion
+from hildanext.models.start import start_conversion
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import TrainConfig

@@ -158,13 +158,13 @@ def _result(
     tokens = statistics.mean(counts["tokens"])
     ways: dict[str, dict[str, Any]] = {
         layout: {
-            "step_ms": 1000 * medians(found).wall,
-            "step_processor_ms": 1000 * medians(found).processor,
-            "tokens_per_second": statistics.median(n / s.wall for n, s in zip(counts["tokens"], found, strict=True)),
+            "step_ms": 1000 * medians(steps).wall,
+            "step_processor_ms": 1000 * medians(steps).processor,
+            "tokens_per_second": statistics.median(n / s.wall for n, s in zip(counts["tokens"], steps, strict=True)),
             "columns": statistics.mean(counts[layout]),
             "losses": losses[layout],
         }
-        for layout, found in times.items()
+        for layout, steps in times.items()
     }
     pairs = list(zip(times["double"], times["response"], strict=True))
     return {
@@ -184,10 +184,10 @@ def _result(
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """One line for each layout."""
-    settings, found = result["settings"], result["machine"]
+    settings, ran_on = result["settings"], result["machine"]
     table = Table(
         title=f"A step of fine-tuning: {settings['accumulate']} x {settings['batch_size']} rows, "
-        f"block {result['card']['block_size']}, {found['dtype']}, {found['threads']} threads",
+        f"block {result['card']['block_size']}, {ran_on['dtype']}, {ran_on['threads']} threads",
         title_justify="left",
     )
     for column in ("", "ms/step", "data tokens/s", "columns of a forward"):

@@ -191,7 +191,7 @@ def measure(
         "settings": plain(settings),
         "machine": machine(model.device, model.dtype),
         "steps": {name: {kind: pair.plain() for kind, pair in kinds.items()} for name, kinds in steps.items()},
-        "generation": [way.plain() for way in written],
+        "generation": [method.to_record() for method in written],
     }
 
 
@@ -202,10 +202,10 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for column in ("decoder", "kind", "steps", "loop", "bare + head", "bare", "loop / (bare + head)", "loop / bare"):
         steps.add_column(column, justify="left" if column in ("decoder", "kind") else "right", no_wrap=True)
     for name, kinds in result["steps"].items():
-        for kind, found in kinds.items():
-            times = [f"{found[f'{key}_ms']:.2f}" for key in ("loop", "network", "backbone")]
-            ratios = [f"{found[f'over_{key}']:.2f}" for key in ("network", "backbone")]
-            steps.add_row(label(name), kind, str(found["steps"]), *times, *ratios)
+        for kind, medians in kinds.items():
+            times = [f"{medians[f'{key}_ms']:.2f}" for key in ("loop", "network", "backbone")]
+            ratios = [f"{medians[f'over_{key}']:.2f}" for key in ("network", "backbone")]
+            steps.add_row(label(name), kind, str(medians["steps"]), *times, *ratios)
     shown = ("tokens_per_second", "tokens", "forwards", "tokens_per_forward", "edits")
     whole = Table(title="Whole generations, one prompt at a time", title_justify="left")
     for column in ("", "tokens/s", "tokens", "forwards", "tok/forward", "edits", "decoder"):

@@ -23,7 +23,7 @@ from hildanext.bench.decode_speed import BareForward, finish
 from hildanext.core.config import config, plain
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
-from hildanext.engine.base import Answer, EngineEvent, Failed, Finished, Request
+from hildanext.engine.base import EngineEvent, Failed, Finished, Request, RequestOutput
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
 from hildanext.inference import GenerationConfig, generate
 from hildanext.kv_cache import CachedAttention, Segment
@@ -102,9 +102,9 @@ def _sums(pairs: Sequence[Pair]) -> tuple[float, float]:
     return sum(pair.network for pair in pairs), sum(pair.pause for pair in pairs)
 
 
-def together(engine: LocalEngine, requests: Sequence[Request]) -> tuple[list[Answer], float]:
+def together(engine: LocalEngine, requests: Sequence[Request]) -> tuple[list[RequestOutput], float]:
     """All requests at once; their answers and the seconds until the last."""
-    answers: dict[int, Answer] = {}
+    answers: dict[int, RequestOutput] = {}
     failures: list[Failed] = []
     whole = threading.Semaphore(0)
 
@@ -231,20 +231,20 @@ def _parent(parent: Parent, prompts: list[list[int]], settings: EngineSpeedConfi
     alone = parent.generate(prompts[0], settings.new_tokens, stop_ids=[])
     begun = time.perf_counter()
     parent.generate_batch(prompts, settings.new_tokens, stop_ids=[])
-    return alone.tokens_per_second, settings.new_tokens * len(prompts) / (time.perf_counter() - begun)
+    return alone.stats.tokens_per_second, settings.new_tokens * len(prompts) / (time.perf_counter() - begun)
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """Tokens per second and ratios, medians over the repeats."""
-    found, many = result["medians"], result["settings"]["concurrency"]
+    medians, many = result["medians"], result["settings"]["concurrency"]
     speed = Table(title="Tokens per second", title_justify="left")
     for column in ("", "one alone", f"{many} together"):
         speed.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    speed.add_row("engine", *(f"{found[f'{key}_tokens_per_second']:.1f}" for key in ("alone", "together")))
-    speed.add_row("the network alone", "", f"{found['together_network_tokens_per_second']:.1f}")
-    if "parent_alone_tokens_per_second" in found:
+    speed.add_row("engine", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in ("alone", "together")))
+    speed.add_row("the network alone", "", f"{medians['together_network_tokens_per_second']:.1f}")
+    if "parent_alone_tokens_per_second" in medians:
         ways = ("parent_alone", "parent_together")
-        speed.add_row("AR parent", *(f"{found[f'{key}_tokens_per_second']:.1f}" for key in ways))
+        speed.add_row("AR parent", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in ways))
     ratios = Table(title="Ratios", title_justify="left")
     ratios.add_column("", no_wrap=True)
     ratios.add_column("median", justify="right")
@@ -256,5 +256,5 @@ def tables(result: dict[str, Any]) -> list[Table]:
         "tokens_per_forward": "tokens per forward of a request",
     }
     for key, words in rows.items():
-        ratios.add_row(words, f"{found[key]:.2f}")
+        ratios.add_row(words, f"{medians[key]:.2f}")
     return [speed, ratios]

@@ -25,9 +25,17 @@ from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.runtime import cpu_name, usable_cores
 from hildanext.data.chat_template import Message
 from hildanext.data.prompts import Prompt, read_prompts
-from hildanext.engine.base import Answer, EngineFailed, Request
+from hildanext.engine.base import EngineFailed, Request, RequestOutput
 from hildanext.engine.remote.dialects import Published, Times
-from hildanext.engine.remote.http import EventReader, There, address_of, key_header, look, refusal, unreachable
+from hildanext.engine.remote.http import (
+    ServerInfo,
+    SSEDecoder,
+    address_of,
+    key_header,
+    probe_server,
+    refusal,
+    unreachable,
+)
 
 WORDS = (
     "once upon a time there was little girl boy dog cat who had big red ball and wanted to play in the park with "
@@ -96,7 +104,7 @@ class Plan:
 class Outcome:
     """What became of a request: an answer with the usage that came with it, or the kind of what went wrong."""
 
-    answer: Answer | None
+    answer: RequestOutput | None
     usage: dict[str, Any]
     kind: str = ""
     message: str = ""
@@ -106,13 +114,13 @@ def plans(settings: ServeLoadConfig) -> Iterator[Plan]:
     """The requests, those for warming up first. Raises `DataError` for a file of prompts that cannot be read."""
     draw = random.Random(settings.seed)
     shared = [draw.choice(WORDS) for _ in range(settings.shared_words)]
-    given = read_prompts(settings.prompts_file) if settings.prompts_file is not None else None
+    from_file = read_prompts(settings.prompts_file) if settings.prompts_file is not None else None
     arrival = 0.0
     for number in range(settings.warmup + settings.requests):
         words = shared + [draw.choice(WORDS) for _ in range(draw.randint(*settings.prompt_words))]
         made = Prompt(number + 1, text=" ".join(words).capitalize())
         leaves = draw.uniform(0.0, settings.cancel_seconds) if draw.random() < settings.cancel_rate else None
-        prompt = made if given is None else given[(number - settings.warmup) % len(given)]
+        prompt = made if from_file is None else from_file[(number - settings.warmup) % len(from_file)]
         yield Plan(prompt, settings.seed + number, arrival, leaves)
         if settings.rate is not None and number >= settings.warmup:
             arrival += draw.expovariate(settings.rate)
@@ -132,38 +140,38 @@ def measure(
     `ModelError` and `EngineFailed` where there is no such server or model, `DataError` for prompts that are none.
     """
     address, headers = address_of(url), key_header(api_key_env)
-    found = []
+    measured = []
     with httpx.Client(base_url=address, headers=headers, timeout=30.0) as client:
-        there = look(client, address, model, parent)
+        server = probe_server(client, address, model, parent)
         for settings in loads:
-            if not there.hilda and (settings.deadline_seconds is not None or settings.ignore_eos):
+            if not server.hilda and (settings.deadline_seconds is not None or settings.ignore_eos):
                 raise ConfigError(f"{address} is not a HILDA server", "leave deadline_seconds and ignore_eos out")
         for settings in loads:
             results = {}
-            for role, name in (("model", there.model), ("parent", there.parent)):
+            for role, name in (("model", server.model), ("parent", server.parent)):
                 if name is not None:
-                    results[role] = _loaded(client, there, name, settings, say)
+                    results[role] = _loaded(client, server, name, settings, say)
             loop = "closed" if settings.rate is None else "open"
-            found.append({"loop": loop, "settings": plain(settings), "results": results})
-    told = {key: there.hilda.get(key) for key in ("engine", "device", "dtype", "threads", "versions")}
+            measured.append({"loop": loop, "settings": plain(settings), "results": results})
+    facts = {key: server.hilda.get(key) for key in ("engine", "device", "dtype", "threads", "versions")}
     return {
         "bench": "serve",
         "url": address,
-        "server": told if there.hilda else None,
+        "server": facts if server.hilda else None,
         "client": {"cpu": cpu_name(), "cores": usable_cores()},
-        "loads": found,
+        "loads": measured,
     }
 
 
 def _loaded(
-    client: httpx.Client, there: There, name: str, settings: ServeLoadConfig, say: Callable[[str], None] | None
+    client: httpx.Client, server: ServerInfo, name: str, settings: ServeLoadConfig, say: Callable[[str], None] | None
 ) -> dict[str, Any]:
     """What one load does to one model."""
     loading = _Loading(str(client.base_url).rstrip("/"), client.headers, name, settings)
     asyncio.run(loading.warm())
-    before = _engine_counts(client) if there.hilda else {}
+    before = _engine_counts(client) if server.hilda else {}
     outcomes, seconds = asyncio.run(loading.run())
-    after = _engine_counts(client) if there.hilda else {}
+    after = _engine_counts(client) if server.hilda else {}
     grown = {key: after[key] - before[key] for key in before if key in after}
     if say is not None:
         say(f"{name}, {load_of(settings.clients, settings.rate)}: {len(outcomes)} requests in {seconds:.1f} s")
@@ -239,10 +247,10 @@ class _Loading:
         self.open += 1
         leaves = None if stays else plan.leaves
         turns = tuple(Message(role, content) for role, content in plan.prompt.messages)
-        asked = Request(
+        request = Request(
             prompt=plan.prompt.text, messages=turns, seed=plan.seed, max_new_tokens=self.settings.max_new_tokens
         )
-        talk = Published(asked, Times(due, due))
+        talk = Published(request, Times(due, due))
         try:
             async with asyncio.timeout(leaves):
                 answer = await self._talk(client, talk)
@@ -256,7 +264,7 @@ class _Loading:
         finally:
             self.open -= 1
 
-    async def _talk(self, client: httpx.AsyncClient, talk: Published) -> Answer:
+    async def _talk(self, client: httpx.AsyncClient, talk: Published) -> RequestOutput:
         settings = self.settings
         body = talk.body(self.model, (), usage=True)
         more = {"deadline_seconds": settings.deadline_seconds} if settings.deadline_seconds is not None else {}
@@ -264,7 +272,7 @@ class _Loading:
         async with client.stream("POST", talk.path, json=body) as response:
             if response.status_code != 200:
                 raise refusal(response.status_code, response.headers, (await response.aread())[:65536])
-            reader = EventReader()
+            reader = SSEDecoder()
             async for arrived in response.aiter_bytes():
                 for event in reader.feed(arrived):
                     talk.take(event)
@@ -306,8 +314,8 @@ def summary(outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
 def _percentiles(values: list[float]) -> dict[str, float] | None:
     if not values:
         return None
-    found = {f"p{share}": float(np.percentile(values, share)) for share in PERCENTILES}
-    return {"mean": float(np.mean(values)), **found, "max": max(values)}
+    points = {f"p{share}": float(np.percentile(values, share)) for share in PERCENTILES}
+    return {"mean": float(np.mean(values)), **points, "max": max(values)}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -317,8 +325,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def _table(url: str, load: dict[str, Any]) -> Table:
     results, settings = load["results"], load["settings"]
-    asked = f"{settings['requests']} requests of {settings['max_new_tokens']} tokens"
-    title = f"{url}, {load_of(settings['clients'], settings['rate'])}, {asked}"
+    volume = f"{settings['requests']} requests of {settings['max_new_tokens']} tokens"
+    title = f"{url}, {load_of(settings['clients'], settings['rate'])}, {volume}"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for role, one in results.items():
@@ -342,6 +350,6 @@ def _table(url: str, load: dict[str, Any]) -> Table:
     return table
 
 
-def _number(found: dict[str, Any] | None, key: str) -> str:
-    value = found.get(key) if found is not None else None
+def _number(percentiles: dict[str, Any] | None, key: str) -> str:
+    value = percentiles.get(key) if percentiles is not None else None
     return f"{value:.3f}" if value is not None else "not told"

@@ -123,8 +123,10 @@ class Seconds(NamedTuple):
         return Seconds(self.wall - begun.wall, max(self.processor - begun.processor, 1e-9))
 
 
-def medians(found: Sequence[Seconds]) -> Seconds:
-    return Seconds(statistics.median(one.wall for one in found), statistics.median(one.processor for one in found))
+def medians(samples: Sequence[Seconds]) -> Seconds:
+    return Seconds(
+        statistics.median(sample.wall for sample in samples), statistics.median(sample.processor for sample in samples)
+    )
 
 
 class MatrixProducts:
@@ -251,10 +253,10 @@ def _timed_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, de
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """One line for each implementation."""
-    found, settings = result["machine"], result["settings"]
+    ran_on, settings = result["machine"], result["settings"]
     table = Table(
         title=f"A training step: {settings['batch_size']} x {settings['sequence_length']} data tokens, "
-        f"block {settings['block_size']}, {found['dtype']}, {found['threads']} threads",
+        f"block {settings['block_size']}, {ran_on['dtype']}, {ran_on['threads']} threads",
         title_justify="left",
     )
     for column in ("", "ms/step", "data tokens/s", "model GFLOP/s", "of products", "in processor time"):

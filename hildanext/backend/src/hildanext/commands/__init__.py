@@ -1,4 +1,4 @@
-"""One file per verb of the command line: `configure(parser)`, which imports no torch, and `run(options) -> exit code`.
+"""The verbs of the command line, a file each. `configure(parser)` imports no torch, `run(options)` gives the exit code.
 
 A verb reads its flags, calls the front door of its stage and prints. It computes nothing itself.
 To add one: write the file, add its row in `cli.py`, add its test.

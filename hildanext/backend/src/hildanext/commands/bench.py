@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--chat is about steps of fine-tuning", "use it with bench train")
 
     from hildanext.core.config import merge, validate
-    from hildanext.eval.evaluation import machine_line
+    from hildanext.core.console import machine_line
     from hildanext.recipe import StageContext
     from hildanext.stages.bench import BenchConfig, measure
 
@@ -193,8 +193,8 @@ def _section_of_server(options: argparse.Namespace, run: dict[str, Any]) -> dict
 
 def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any], footer: str) -> None:
     """Tables for people, a line for scripts."""
+    from hildanext.core.console import wide_console
     from hildanext.core.run_dir import write_atomically
-    from hildanext.eval.evaluation import wide_console
 
     console = wide_console()
     for table in tables:

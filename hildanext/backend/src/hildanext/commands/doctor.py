@@ -193,6 +193,7 @@ def probe_optional(name: str) -> Finding:
 def examine_engines() -> list[Finding]:
     """What `serve` can answer with, and why not. Another process imports dInfer: it may crash or hang."""
     from hildanext.engine.dinfer import probe as dinfer_probe
+    from hildanext.engine.dinfer.config import PINNED
 
     findings = [
         Finding("ok", "engine transformers", "runs converted models here; auto takes it unless another fits"),
@@ -201,7 +202,7 @@ def examine_engines() -> list[Finding]:
     advice = OPTIONAL["dinfer"][2]
     if not dinfer_probe.installed():
         return [*findings, Finding("note", "engine dinfer", "not used: it is not installed", f"optional: {advice}")]
-    why_not = dinfer_probe.why_not_here(dinfer_probe.probe(), "sglang", dinfer_probe.PINNED)
+    why_not = dinfer_probe.why_not_here(dinfer_probe.probe(), "sglang", PINNED)
     if why_not:
         return [*findings, Finding("note", "engine dinfer", f"not used: {why_not}", f"optional: {advice}")]
     return [*findings, Finding("ok", "engine dinfer", "usable for LLaDA models")]

@@ -9,8 +9,6 @@ hildanext generate --model runs/sft-tiny/checkpoint --chat --prompt "Lily has 5 
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, load_run
@@ -21,9 +19,11 @@ from hildanext.commands.generation_flags import (
     mode_line,
     read_prompts,
 )
+from hildanext.commands.generation_records import save_trace, stats_line
 
 if TYPE_CHECKING:
-    from hildanext.inference import Completion, Event
+    from hildanext.data.generation_result import GenerationResult
+    from hildanext.inference import Event
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,39 +61,33 @@ def run(options: argparse.Namespace) -> int:
         from hildanext.commands.remote import ask
 
         return ask(options)
-    from hildanext.core.runtime import choose_device, choose_dtype, set_threads
+    from hildanext.core.runtime import RuntimeConfig
+    from hildanext.decoding.trace import trace_record
     from hildanext.inference import generate
-    from hildanext.models.loading.load import load_diffusion
+    from hildanext.models.loading.loaded_model import LoadedModel
 
     config = load_run(options)
     texts = read_prompts(options)
     section = decoder_section_of(options, config.get("decoder", {}))
     decoder, settings = build_generation(options, section, config.get("generation", {}))
-    threads = set_threads(options.threads)
-    device = choose_device(options.device)
     name = options.model if options.model is not None else config.get("model", "tiny")
-    model, tokenizer = load_diffusion(name, choose_dtype(options.dtype, device), device)
+    opened = LoadedModel.open(str(name), RuntimeConfig(options.device, options.dtype, options.threads))
+    model, tokenizer = opened.model, opened.tokenizer
     prompts = [_encoded(options, tokenizer, text) for text in texts]
     watcher = _Watcher(options, [f"{text}\n" for text in texts] if options.chat else texts, prompts, tokenizer)
     with watcher:
-        completions = generate(model, tokenizer, prompts, decoder, settings, watcher.on_event)
-    machine = {
-        "model": str(name),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(device),
-        "threads": threads,
-        "block_size": model.card.block_size,
-        "mode": mode_line(options, section),
-        "decoder": section,
-    }
-    watcher.finish(completions)
+        results = generate(model, tokenizer, prompts, decoder, settings, watcher.on_event)
+    machine = {**opened.summary(), "mode": mode_line(options, section), "decoder": section}
+    watcher.finish(results)
+    rows = [{"prompt": text, **result.to_record()} for text, result in zip(texts, results, strict=True)]
     if options.trace:
-        _save_trace(options.trace, texts, completions, tokenizer, machine)
+        traces = [trace_record(result.trace, tokenizer) for result in results]
+        save_trace(options.trace, machine, [{**row, **trace} for row, trace in zip(rows, traces, strict=True)])
     if options.json:
-        for text, completion in zip(texts, completions, strict=True):
-            print(json.dumps({"prompt": text, **_record(completion), **machine}))
+        for row in rows:
+            print(json.dumps({**row, **machine}))
     else:
-        print(stats_line(completions, machine, settings.batch_size))
+        print(stats_line(results, machine, settings.batch_size))
     return 0
 
 
@@ -139,65 +133,12 @@ class _Watcher:
         elif self.view is not None and event.step is not None and event.row == 0:
             self.view.show(event.step)
 
-    def finish(self, completions: "list[Completion]") -> None:
+    def finish(self, results: "list[GenerationResult]") -> None:
         """End the stream, or print what was not streamed."""
         if self.quiet:
             return
         if self.streams:
             print("\n")
             return
-        for text, completion in zip(self.texts, completions, strict=True):
-            print(f"{text}{completion.text}\n")
-
-
-def _record(completion: "Completion") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    stats = asdict(completion.stats)
-    for name in ("forwards", "tokens_per_forward", "tokens_per_second"):
-        stats[name] = getattr(completion.stats, name)
-    return {
-        "text": completion.text,
-        "tokens": completion.tokens,
-        "finish_reason": completion.finish_reason,
-        "stats": stats,
-    }
-
-
-def _save_trace(
-    path: str, texts: list[str], completions: "list[Completion]", tokenizer: Any, machine: dict[str, Any]
-) -> None:
-    from hildanext.core.run_dir import write_atomically
-    from hildanext.decoding.trace import trace_record
-
-    rows = [
-        {"prompt": text, **_record(completion), **trace_record(completion.trace, tokenizer)}
-        for text, completion in zip(texts, completions, strict=True)
-    ]
-    write_atomically(Path(path), json.dumps({**machine, "rows": rows}, indent=1) + "\n")
-    print(f"trace: {path}", file=sys.stderr)
-
-
-def stats_line(completions: "list[Completion]", machine: dict[str, Any], batch_size: int) -> str:
-    """Speed and cost of the whole run in one line."""
-    tokens = sum(done.stats.tokens for done in completions)
-    starts = range(0, len(completions), batch_size)
-    seconds = sum(max(done.stats.seconds for done in completions[at : at + batch_size]) for at in starts)
-    counts = {
-        kind: sum(getattr(done.stats, f"{kind}_forwards") for done in completions)
-        for kind in ("prefill", "denoise", "commit", "revise")
-    }
-    forwards = sum(counts.values())
-    knobs = {name: "off" if value is None else value for name, value in machine["decoder"].items() if name != "name"}
-    parts = [
-        f"{tokens / max(seconds, 1e-9):.1f} tokens/s",
-        f"{tokens} tokens",
-        f"{forwards} forwards ({', '.join(f'{count} {kind}' for kind, count in counts.items() if count)})",
-        f"{tokens / max(forwards - counts['prefill'], 1):.2f} tokens per forward",
-        f"{sum(done.stats.edits for done in completions)} edits",
-        f"{machine['dtype']} on {machine['device']}, {machine['threads']} threads",
-        f"block {machine['block_size']}",
-        ", ".join(f"{name} {value}" for name, value in knobs.items()),
-        machine["mode"],
-    ]
-    return "[" + "; ".join(parts) + "]"
+        for text, result in zip(self.texts, results, strict=True):
+            print(f"{text}{result.text}\n")

@@ -108,7 +108,7 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
 def _print_plans(plans: "list[StagePlan]", machine: "Machine") -> None:
     from rich.table import Table
 
-    from hildanext.eval.evaluation import wide_console
+    from hildanext.core.console import wide_console
     from hildanext.memory_plan.machine import MIB, show_bytes
     from hildanext.memory_plan.plan import host_bytes, verdict
 

@@ -1,4 +1,6 @@
-"""hildanext pull smollm2-135m
+"""Fetch a model once, whole, into the models folder.
+
+hildanext pull smollm2-135m
 hildanext pull qwen3-0.6b
 hildanext pull owner/name
 """

@@ -6,20 +6,19 @@ Any OpenAI-compatible server will do for plain text; thresholds, seeds of our ki
 import argparse
 import json
 import os
-import sys
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import load_run
 from hildanext.commands.generation_flags import build_generation, decoder_section_of, mode_line, read_prompts
+from hildanext.commands.generation_records import remote_stats_line, save_trace
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hildanext.decoding.state import Step
-    from hildanext.engine.base import Answer, EngineEvent, Request, Started
+    from hildanext.engine.base import EngineEvent, Request, RequestOutput, Started
     from hildanext.engine.remote.openai import OpenAIEngine
 
 KEY = "HILDA_API_KEY"
@@ -29,6 +28,7 @@ LOCAL = {"device": "auto", "dtype": "auto", "threads": None}
 
 def ask(options: argparse.Namespace) -> int:
     """Answer every prompt with the service. Raises what the service refuses or fails at, as `HildaError`."""
+    from hildanext.decoding.trace import TRACE_FORMAT
     from hildanext.engine.remote.openai import OpenAIConfig
 
     given = [name for name, unset in LOCAL.items() if getattr(options, name) != unset]
@@ -44,15 +44,16 @@ def ask(options: argparse.Namespace) -> int:
         answers, records = _answers(engine, requests, options, texts)
     finally:
         engine.close()
-    told = _told(engine, options, section)
-    rows = [{"prompt": text, **_record(answer)} for text, answer in zip(texts, answers, strict=True)]
+    server = _server(engine, options, section)
+    rows = [{"prompt": text, **answer.to_record()} for text, answer in zip(texts, answers, strict=True)]
     if options.trace:
-        _save_trace(options.trace, told, rows, records)
+        traced = [{**row, "format": TRACE_FORMAT, "steps": steps} for row, steps in zip(rows, records, strict=True)]
+        save_trace(options.trace, server, traced)
     if options.json:
         for row in rows:
-            print(json.dumps({**row, **told}))
+            print(json.dumps({**row, **server}))
     else:
-        print(_line(answers, told))
+        print(remote_stats_line(answers, server))
     return 0
 
 
@@ -83,14 +84,14 @@ def _requests(options: argparse.Namespace, texts: list[str]) -> "tuple[list[Requ
 
 def _answers(
     engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, texts: list[str]
-) -> "tuple[list[Answer], list[list[Mapping[str, Any]]]]":
+) -> "tuple[list[RequestOutput], list[list[Mapping[str, Any]]]]":
     """All at once on the way out, in order on the way in; beside the answers their steps."""
     from hildanext.engine.base import Failed, Finished, Piece, Started, Stepped
 
     queues: list[SimpleQueue[EngineEvent]] = [SimpleQueue() for _ in requests]
     for request, events in zip(requests, queues, strict=True):
         engine.submit(request, events.put)
-    answers: list[Answer] = []
+    answers: list[RequestOutput] = []
     records: list[list[Mapping[str, Any]]] = [[] for _ in requests]
     for number, events in enumerate(queues):
         shown = _Shown(options, texts[number], alone=len(texts) == 1, first=number == 0)
@@ -155,7 +156,7 @@ class _Shown:
         if self.streams:
             print(text, end="", flush=True)
 
-    def end(self, answer: "Answer") -> None:
+    def end(self, answer: "RequestOutput") -> None:
         if self.streams:
             print("\n")
         elif not self.quiet:
@@ -177,57 +178,16 @@ def _step(record: "Mapping[str, Any]") -> "Step":
     )
 
 
-def _told(engine: "OpenAIEngine", options: argparse.Namespace, section: dict[str, Any]) -> dict[str, Any]:
+def _server(engine: "OpenAIEngine", options: argparse.Namespace, section: dict[str, Any]) -> dict[str, Any]:
     """Who answered; of the decoder only what the server was told."""
-    facts, hilda = engine.facts, bool(engine.there.hilda)
+    facts, hilda = engine.facts, bool(engine.server.hilda)
     return {
         "model": facts.model,
         "server": engine.address,
-        "engine": engine.there.hilda["engine"]["name"] if hilda else None,
+        "engine": engine.server.hilda["engine"]["name"] if hilda else None,
         "dtype": facts.dtype,
         "device": facts.device,
         "block_size": facts.block_size,
         "mode": mode_line(options, section) if hilda else None,
         "decoder": section if hilda else {key: section[key] for key in ("temperature", "top_p") if key in section},
     }
-
-
-def _record(answer: "Answer") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    stats = {**asdict(answer.stats), "forwards": answer.stats.forwards}
-    stats |= {name: getattr(answer.stats, name) for name in ("tokens_per_forward", "tokens_per_second")}
-    stats |= {"first_piece_seconds": answer.first_piece_seconds, "total_seconds": answer.seconds}
-    return {
-        "text": answer.text,
-        "tokens": answer.tokens,
-        "finish_reason": answer.finish_reason,
-        "stats": stats,
-    }
-
-
-def _save_trace(
-    path: str, told: dict[str, Any], rows: list[dict[str, Any]], records: "list[list[Mapping[str, Any]]]"
-) -> None:
-    from hildanext.core.run_dir import write_atomically
-    from hildanext.decoding.trace import TRACE_FORMAT
-
-    whole = [{**row, "format": TRACE_FORMAT, "steps": steps} for row, steps in zip(rows, records, strict=True)]
-    write_atomically(Path(path), json.dumps({**told, "rows": whole}, indent=1) + "\n")
-    print(f"trace: {path}", file=sys.stderr)
-
-
-def _line(answers: "list[Answer]", told: dict[str, Any]) -> str:
-    """Speed and cost of the whole call in one line, as seen from here."""
-    tokens, seconds = sum(len(answer.tokens) for answer in answers), max(answer.seconds for answer in answers)
-    forwards = sum(answer.stats.forwards for answer in answers)
-    first = min(answer.first_piece_seconds for answer in answers)
-    parts = [f"{tokens / max(seconds, 1e-9):.1f} tokens/s", f"{tokens} tokens", f"first text after {first:.2f} s"]
-    if forwards:
-        paid = forwards - sum(answer.stats.prefill_forwards for answer in answers)
-        parts += [f"{forwards} forwards", f"{tokens / max(paid, 1):.2f} tokens per forward"]
-        parts.append(f"{sum(answer.stats.edits for answer in answers)} edits")
-    parts.append(f"{told['model']} at {told['server']}")
-    if told["engine"] is not None:
-        parts += [f"{told['dtype']} on {told['device']}", f"block {told['block_size']}", told["mode"]]
-    return "[" + "; ".join(parts) + "]"

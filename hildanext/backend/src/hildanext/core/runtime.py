@@ -4,6 +4,7 @@ import os
 import platform
 import random
 import sys
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,30 @@ RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 def is_main_process() -> bool:
     """Whether this process is alone or the first of several: the one that prints and writes."""
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """What a model is to run on, as a flag or a section says it; "auto" and None are what this machine accelerates."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+
+    def resolve(self) -> "Runtime":
+        """Set torch's threads; raises `ConfigError` or `UnknownChoice` for what is not there."""
+        threads = set_threads(self.threads)
+        device = choose_device(self.device)
+        return Runtime(device, choose_dtype(self.dtype, device), threads)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a model runs on."""
+
+    device: "torch.device"
+    dtype: "torch.dtype"
+    threads: int
 
 
 def choose_device(name: str = "auto") -> "torch.device":

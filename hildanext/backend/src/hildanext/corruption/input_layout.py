@@ -73,9 +73,9 @@ class InputLayout:
     def tokens(self, view: NoisedBatch) -> Int[Tensor, "batch fed"]:
         return torch.cat([view.noisy.gather(1, self.noisy), view.clean.gather(1, self.clean)], -1)
 
-    def rows(self, view: NoisedBatch) -> masks.Rows:
+    def rows(self, view: NoisedBatch) -> masks.TokenRows:
         """Document, position and kind of each column: what the mask rule, and the model, need to know."""
-        return masks.Rows(view.document.gather(1, self.token), view.position.gather(1, self.token), self.is_noisy)
+        return masks.TokenRows(view.document.gather(1, self.token), view.position.gather(1, self.token), self.is_noisy)
 
     def prediction_index(
         self, position: Int[Tensor, "batch seq"], block_size: int, shift: Shift

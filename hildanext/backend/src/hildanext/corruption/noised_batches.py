@@ -8,7 +8,7 @@ from torch import Tensor
 from hildanext.core.runtime import make_generator
 from hildanext.corruption.noising import NoiseConfig, noised
 from hildanext.corruption.schedules import BlockPhase
-from hildanext.data.batch import Rows
+from hildanext.data.batch import RowDataset
 from hildanext.data.packing.rows import RowOrder
 from hildanext.diffusion import CausalPairs, NoisedBatch
 from hildanext.models.card import Card
@@ -28,7 +28,7 @@ class NoisedBatches:
 
     def __init__(
         self,
-        dataset: Rows,
+        dataset: RowDataset,
         batch_size: int,
         noise: NoiseConfig,
         card: Card,

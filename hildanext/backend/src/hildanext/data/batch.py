@@ -53,7 +53,7 @@ def padding_tokens(
 
 
 @runtime_checkable
-class Rows(Protocol):
+class RowDataset(Protocol):
     """A data set of rows, whatever they are made of."""
 
     def __len__(self) -> int: ...

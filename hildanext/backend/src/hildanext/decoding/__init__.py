@@ -20,7 +20,7 @@ from typing import Any
 from hildanext.core.config import may_be_none
 from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build
-from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, StepDecoder
+from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
 from hildanext.decoding.threshold_edit import ThresholdEdit
 
 DECODERS: dict[str, type[Decoder]] = {
@@ -93,7 +93,6 @@ __all__ = [
     "Decoder",
     "Denoiser",
     "Edit",
-    "StepDecoder",
     "ThresholdEdit",
     "decoder_section",
     "make_decoder",

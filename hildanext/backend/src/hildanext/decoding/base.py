@@ -114,10 +114,6 @@ class Decoder:
         """A step has finished the blocks of `rows`; what is revised here is revised before their text is looked at."""
 
 
-StepDecoder = Decoder
-"""The name from when there was another kind."""
-
-
 def run(decoder: Decoder, denoiser: Denoiser) -> None:
     """Step until every row has ended."""
     while (canvas := denoiser.canvas()) is not None:

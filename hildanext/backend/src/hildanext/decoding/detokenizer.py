@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-FinishReason = Literal["eos", "stop", "length"]
+from hildanext.data.generation_result import FinishReason
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class SequenceState:
     @property
     def pending(self) -> int:
         """Final tokens whose keys and values are not kept."""
+        assert self.cached <= self.start, "a block was committed before it was final"
         return self.start - self.cached
 
     @property

@@ -1,7 +1,10 @@
 """Ways to answer requests behind one interface. To add one: write the file, add its row, add its case.
 
-A row's class is a frozen section of knobs with `open(model, parent, reason) -> Engine`; it imports what it needs
-inside, and the table holds its name only, so that reading the table loads no torch.
+Read `base` (what an engine is), `scheduler` (whose turn it is), `runners` (how requests are computed), `local` (one
+thread that owns the model). `remote` asks a server elsewhere, `dinfer` runs LLaDA models on NVIDIA GPUs.
+
+A row's class is a frozen section of configuration with `open(model, parent, reason) -> Engine`; it imports what it
+needs inside, and the table holds its name only, so that reading the table loads no torch.
 """
 
 import importlib
@@ -19,7 +22,7 @@ ENGINES: dict[str, str] = {
     "local": "hildanext.engine.local:LocalEngineConfig",
     "transformers": "hildanext.engine.local:LocalEngineConfig",
     "openai": "hildanext.engine.remote.openai:OpenAIConfig",
-    "dinfer": "hildanext.engine.dinfer.adapter:DInferConfig",
+    "dinfer": "hildanext.engine.dinfer.config:DInferConfig",
 }
 """Name to module and class of its section. `transformers` is the older name of `local`, and what /health calls it."""
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from hildanext.core.errors import HildaError
 from hildanext.data.chat_template import Message
-from hildanext.inference import DecodeStats, FinishReason
+from hildanext.data.generation_result import GenerationResult
 
 
 class Overloaded(HildaError):
@@ -104,17 +104,12 @@ class Piece:
     text: str
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The whole answer. `tokens` hold the end of text that ended it, `text` does not."""
+@dataclass(frozen=True, kw_only=True)
+class RequestOutput(GenerationResult):
+    """The whole answer: a generation's result, and what only an engine knows of it. `stats` count from its start on."""
 
-    text: str
-    tokens: list[int]
-    finish_reason: FinishReason
     prompt_tokens: int
     cached_tokens: int
-    stats: DecodeStats
-    """Forwards the request took part in, edits, seconds from its start on."""
     queue_seconds: float
     first_piece_seconds: float
     """From submission to the first committed block (of the parent: to its first token)."""
@@ -122,10 +117,15 @@ class Answer:
     """From submission to the end."""
     edits_supported: bool = True
 
+    def to_record(self) -> dict[str, Any]:
+        record = super().to_record()
+        waited = {"first_piece_seconds": self.first_piece_seconds, "total_seconds": self.seconds}
+        return {**record, "stats": {**record["stats"], **waited}}
+
 
 @dataclass(frozen=True)
 class Finished:
-    answer: Answer
+    answer: RequestOutput
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def stream(engine: Engine, request: Request) -> Iterator[EngineEvent]:
             ticket.cancel()
 
 
-def complete(engine: Engine, request: Request) -> Answer:
+def complete(engine: Engine, request: Request) -> RequestOutput:
     """Submit and wait. Raises the error of a request that failed."""
     for event in stream(engine, request):
         if isinstance(event, Failed):

@@ -20,11 +20,10 @@ from pydantic import Field
 from hildanext.ar import Parent
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, HildaError, PromptError
-from hildanext.core.runtime import available_memory, choose_device, choose_dtype, set_threads
+from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.engine.base import (
-    Answer,
     Cancelled,
     Cell,
     DeadlineExceeded,
@@ -36,6 +35,7 @@ from hildanext.engine.base import (
     Finished,
     Overloaded,
     Request,
+    RequestOutput,
     Sink,
     Started,
 )
@@ -45,7 +45,8 @@ from hildanext.inference import checked_prompt, context_length, length_limit
 from hildanext.kv_cache import bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.models.loading.load import load_diffusion, load_parent
+from hildanext.models.loading.load import load_parent
+from hildanext.models.loading.loaded_model import LoadedModel
 from hildanext.tokenization import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -76,12 +77,10 @@ class LocalEngineConfig:
 
     def open(self, model: str, parent: str | None, reason: str) -> Engine:
         """Load the models and start the thread. Raises `ModelError`, `CheckpointError` or `ConfigError`."""
-        threads = set_threads(self.threads)
-        device = choose_device(self.device)
-        dtype = choose_dtype(self.dtype, device)
-        loaded, tokenizer = load_diffusion(model, dtype, device)
-        autoregressive = Parent(*load_parent(parent, dtype, device)) if parent is not None else None
-        return LocalEngine(loaded, tokenizer, autoregressive, self, model, parent, reason, threads)
+        opened = LoadedModel.open(model, RuntimeConfig(self.device, self.dtype, self.threads))
+        runtime = opened.runtime
+        autoregressive = Parent(*load_parent(parent, runtime.dtype, runtime.device)) if parent is not None else None
+        return LocalEngine(opened.model, opened.tokenizer, autoregressive, self, model, parent, reason, runtime.threads)
 
 
 class LocalEngine(Engine):
@@ -326,7 +325,7 @@ class LocalEngine(Engine):
     def _finish(self, state: RequestState) -> None:
         assert state.ending is not None
         now = time.perf_counter()
-        answer = Answer(
+        answer = RequestOutput(
             text=state.ending.text,
             tokens=state.ending.tokens,
             finish_reason=state.ending.reason,

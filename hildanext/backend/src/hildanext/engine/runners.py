@@ -12,6 +12,7 @@ import torch
 
 from hildanext.ar import Parent, draw
 from hildanext.core.runtime import send
+from hildanext.data.generation_result import GenerationStats
 from hildanext.decoding.base import Decoder, step
 from hildanext.decoding.detokenizer import IncrementalDetokenizer, Stop
 from hildanext.decoding.per_row import PerRow
@@ -20,7 +21,7 @@ from hildanext.decoding.state import DecodeState
 from hildanext.decoding.trace import step_record
 from hildanext.engine.base import Piece, Request, Sink, Stepped
 from hildanext.engine.scheduler import Schedulable
-from hildanext.inference import DecodeStats, eos_ids
+from hildanext.inference import eos_ids, stats_of
 from hildanext.kv_cache import BlockCache, CachedAttention, Segment, bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
@@ -70,13 +71,13 @@ class RequestState(Schedulable):
         self.first_piece = self.first_piece or time.perf_counter()
         self.sink(Piece(text))
 
-    def stats(self) -> DecodeStats:
+    def stats(self) -> GenerationStats:
         now = time.perf_counter()
         kept = len(self.ending.tokens) if self.ending is not None else 0
         prefill = self.prefilled - self.started if self.prefilled else 0.0
         if self.row is not None:
-            return DecodeStats.of(self.row, kept, now - self.started, prefill)
-        return DecodeStats(self.prompt_forwards, len(self.drawn), 0, 0, kept, 0, now - self.started, prefill)
+            return stats_of(self.row, kept, now - self.started, prefill)
+        return GenerationStats(self.prompt_forwards, len(self.drawn), 0, 0, kept, 0, now - self.started, prefill)
 
 
 @dataclass

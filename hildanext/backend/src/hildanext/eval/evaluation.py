@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.ar import Parent
 from hildanext.core import plots
 from hildanext.core.config import config, plain
-from hildanext.core.errors import ConfigError, DataError, ModelError
+from hildanext.core.console import machine_line, wide_console
+from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
@@ -25,7 +25,6 @@ from hildanext.datasets import PackedDataset
 from hildanext.eval.generation import PARENT, GenerationBenchConfig, compare, held_out_prompts, label
 from hildanext.likelihood.held_out import LikelihoodConfig, TextLikelihood, bound, parent_likelihood
 from hildanext.models import DiffusionModel
-from hildanext.models.start import start_conversion
 
 EVALUATION = "eval.json"
 NOTES = (
@@ -79,18 +78,6 @@ class EvalConfig:
                 )
 
 
-def load_baseline(name: str, model: DiffusionModel) -> Parent:
-    """The parent under the model's own vocabulary: mask and unused rows get no probability in either."""
-    card = model.card
-    frozen, tokenizer = start_conversion(name, card.alignment, card.block_size, model.dtype, model.device)
-    if len(frozen.banned) != len(model.banned):
-        raise ModelError(
-            f"the parent {name!r} has {len(frozen.banned)} rows, the checkpoint {len(model.banned)}",
-            "name the parent that this checkpoint was converted from: --parent",
-        )
-    return Parent(frozen.causal_lm.eval(), tokenizer, model.banned)
-
-
 def evaluate(
     model: DiffusionModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -125,7 +112,7 @@ def evaluate(
             tell(f"prompt {done} of {len(prompts)} decoded in every way")
 
         written = compare(model, tokenizer, parent, prompts, settings.generation, each)
-        result["generation"] = [way.plain() for way in written]
+        result["generation"] = [method.to_record() for method in written]
         result["prompts"] = [str(tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in prompts]
     return result
 
@@ -152,10 +139,10 @@ def _likelihoods(
     rows: list[dict[str, Any]] = []
     base = math.nan
 
-    def add(name: str, found: TextLikelihood) -> None:
-        over = 100 * (found.nats / base - 1) if base == base else None
-        rows.append({"name": name, **found.plain(), "percent_over_parent": over})
-        tell(f"{name}: {found.nats:.4f} nats per token")
+    def add(name: str, scored: TextLikelihood) -> None:
+        over = 100 * (scored.nats / base - 1) if base == base else None
+        rows.append({"name": name, **scored.plain(), "percent_over_parent": over})
+        tell(f"{name}: {scored.nats:.4f} nats per token")
 
     if parent is not None:
         baseline = parent_likelihood(parent, batches, pad_id)
@@ -176,15 +163,15 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         likelihood.add_column(column, justify="left" if column in ("", "kind") else "right", no_wrap=True)
     for row in result["likelihood"]:
         likelihood.add_row(*likelihood_cells(row))
-    found = [likelihood]
+    shown = [likelihood]
     if "generation" in result:
         speed = Table(title=f"Writing: {len(result['prompts'])} prompts, one at a time", title_justify="left")
         for column in GENERATION_COLUMNS:
             speed.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
         for row in result["generation"]:
             speed.add_row(*generation_cells(row))
-        found.append(speed)
-    return found
+        shown.append(speed)
+    return shown
 
 
 def likelihood_cells(row: Mapping[str, Any]) -> list[str]:
@@ -223,22 +210,6 @@ def print_result(result: Mapping[str, Any], console: Console | None = None) -> N
     for note in result["notes"]:
         console.print(f"[dim]{note}[/dim]", highlight=False)
     console.print(f"[dim]{machine_line(result)}[/dim]", highlight=False)
-
-
-def wide_console(width: int = 140) -> Console:
-    """Standard output, not narrower than our tables where it is a file or a pipe."""
-    console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=max(console.width, width))
-
-
-def machine_line(result: Mapping[str, Any]) -> str:
-    """Device, dtype, threads, block size and versions in one line."""
-    found, card = result["machine"], result["card"]
-    return (
-        f"{found['device_name'] or found['device']}, {found['dtype']}, {found['threads']} threads, "
-        f"block size {card['block_size']}, shift {card['shift']}, torch {found['versions']['torch']}, "
-        f"transformers {found['versions']['transformers']}"
-    )
 
 
 def save_result(result: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:

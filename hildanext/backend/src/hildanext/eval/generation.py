@@ -1,14 +1,14 @@
-"""How a model writes: speed, forwards and quality of several ways to decode, measured side by side in one process.
+"""How a model writes: speed, forwards and quality of several methods of decoding, side by side in one process.
 
 Quality is the perplexity of the samples under the autoregressive parent, which repetitive text flatters; so the
-shares of distinct n-grams and of repetition always stand beside it. Ways take turns prompt by prompt, so that
-a busy machine slows all of them alike.
+shares of distinct n-grams and of repetition always stand beside it. Methods take turns prompt by prompt, so
+that a busy machine slows all of them alike.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
 from hildanext.core.config import config
+from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.datasets import PackedDataset
 from hildanext.decoding import MODE_MEANS, MODES, make_decoder
 from hildanext.inference import GenerationConfig, eos_ids, generate
@@ -24,6 +25,10 @@ from hildanext.models import DiffusionModel
 
 ONE_PER_STEP: dict[str, Any] = {"name": "threshold_edit", "tau_mask": 1.0, "tau_edit": None, "max_post": 0}
 PARENT = "AR parent"
+TOTALS = (
+    "tokens", "seconds", "tokens_per_second", "forwards", "prefill_forwards", "tokens_per_forward", "edits"
+)  # fmt: skip
+"""What a report holds of a method's summed cost."""
 
 
 @config
@@ -47,41 +52,39 @@ class GenerationBenchConfig:
 
 
 @dataclass
-class Written:
-    """What one way of decoding wrote, and what it cost. Times are sums over prompts, one prompt at a time."""
+class MethodResults:
+    """What one method of decoding wrote, prompt by prompt, and what it cost."""
 
     name: str
     section: dict[str, Any]
-    texts: list[str] = field(default_factory=list)
-    completions: list[list[int]] = field(default_factory=list)
+    """Of its decoder."""
+    results: list[GenerationResult] = field(default_factory=list)
     seconds: float = 0.0
-    forwards: int = 0
-    prefill_forwards: int = 0
-    edits: int = 0
+    """Over all prompts, one at a time."""
     nats: float = math.nan
     """Under the parent, per token written."""
 
     @property
-    def tokens(self) -> int:
-        return sum(len(completion) for completion in self.completions)
+    def completions(self) -> list[list[int]]:
+        return [result.tokens for result in self.results]
 
-    def plain(self) -> dict[str, Any]:
+    def total(self) -> GenerationStats:
+        """Sums over the prompts."""
+        sums = [sum(column) for column in zip(*(astuple(result.stats) for result in self.results), strict=True)]
+        return replace(GenerationStats(*(sums or [0] * len(fields(GenerationStats)))), seconds=self.seconds)
+
+    def to_record(self) -> dict[str, Any]:
         """What a JSON report holds."""
+        totals = self.total().to_record()
         return {
             "name": self.name,
             "decoder": self.section,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens / self.seconds if self.seconds > 0 else 0.0,
-            "forwards": self.forwards,
-            "prefill_forwards": self.prefill_forwards,
-            "tokens_per_forward": self.tokens / max(self.forwards - self.prefill_forwards, 1),
-            "edits": self.edits,
+            **{name: totals[name] for name in TOTALS},
             "generative_nats": self.nats,
             "generative_perplexity": math.exp(min(self.nats, 700.0)),
             **{f"distinct_{n}": distinct(self.completions, n) for n in (1, 2, 3)},
             "repetition": repetition(self.completions),
-            "samples": self.texts[:3],
+            "samples": [result.text for result in self.results[:3]],
         }
 
 
@@ -117,7 +120,7 @@ def generative_nats(parent: Parent, prompts: Sequence[Sequence[int]], completion
 
 def held_out_prompts(dataset: PackedDataset, count: int, length: int) -> list[list[int]]:
     """The first `length` tokens of documents that begin in the data (a row's first piece may be the rest of one)."""
-    found: list[list[int]] = []
+    prompts: list[list[int]] = []
     for index in range(len(dataset)):
         row = dataset.row(index)
         starts = (row["position"] == 0) & (row["document"] >= 0)
@@ -126,10 +129,10 @@ def held_out_prompts(dataset: PackedDataset, count: int, length: int) -> list[li
         for start in starts.nonzero()[0].tolist():
             same = row["document"][start : start + length] == row["document"][start]
             if int(same.sum()) == length:
-                found.append(row["tokens"][start : start + length].tolist())
-            if len(found) == count:
-                return found
-    return found
+                prompts.append(row["tokens"][start : start + length].tolist())
+            if len(prompts) == count:
+                return prompts
+    return prompts
 
 
 def compare(
@@ -139,26 +142,26 @@ def compare(
     prompts: Sequence[Sequence[int]],
     settings: GenerationBenchConfig,
     progress: Callable[[int], None] | None = None,
-) -> list[Written]:
+) -> list[MethodResults]:
     """Every decoder and the parent's own generation on the same prompts, taking turns.
 
     Without a parent there is no generative perplexity and no parent row.
     """
-    ways = [Written(name, _tempered(section, settings)) for name, section in settings.decoders.items()]
-    baseline = Written(PARENT, {"name": "autoregressive", "temperature": settings.temperature})
+    methods = [MethodResults(name, _tempered(section, settings)) for name, section in settings.decoders.items()]
+    baseline = MethodResults(PARENT, {"name": "autoregressive", "temperature": settings.temperature})
     _warm_up(model, tokenizer, parent, prompts[0])
     for index, prompt in enumerate(prompts):
-        for way in ways:
-            _complete(way, model, tokenizer, prompt, settings, index)
+        for method in methods:
+            _complete(method, model, tokenizer, prompt, settings, index)
         if parent is not None:
             _continue(baseline, model, tokenizer, parent, prompt, settings, index)
         if progress is not None:
             progress(index + 1)
-    found = [*ways, baseline] if parent is not None else ways
-    for way in found:
-        if parent is not None:
-            way.nats = generative_nats(parent, prompts, way.completions)
-    return found
+    if parent is None:
+        return methods
+    for method in (*methods, baseline):
+        method.nats = generative_nats(parent, prompts, method.completions)
+    return [*methods, baseline]
 
 
 def _tempered(section: dict[str, Any], settings: GenerationBenchConfig) -> dict[str, Any]:
@@ -175,7 +178,7 @@ def _warm_up(
 
 
 def _complete(
-    way: Written,
+    method: MethodResults,
     model: DiffusionModel,
     tokenizer: PreTrainedTokenizerBase | None,
     prompt: Sequence[int],
@@ -184,17 +187,12 @@ def _complete(
 ) -> None:
     config = GenerationConfig(max_new_tokens=settings.new_tokens, seed=settings.seed + index)
     begun = time.perf_counter()
-    (answer,) = generate(model, tokenizer, [prompt], make_decoder(dict(way.section)), config)
-    way.seconds += time.perf_counter() - begun
-    way.completions.append(list(answer.tokens))
-    way.texts.append(answer.text)
-    way.forwards += answer.stats.forwards
-    way.prefill_forwards += answer.stats.prefill_forwards
-    way.edits += answer.stats.edits
+    method.results += generate(model, tokenizer, [prompt], make_decoder(dict(method.section)), config)
+    method.seconds += time.perf_counter() - begun
 
 
 def _continue(
-    way: Written,
+    method: MethodResults,
     model: DiffusionModel,
     tokenizer: PreTrainedTokenizerBase | None,
     parent: Parent,
@@ -204,16 +202,13 @@ def _continue(
 ) -> None:
     stops = sorted(eos_ids(model, tokenizer))
     begun = time.perf_counter()
-    answer = parent.generate(
+    result = parent.generate(
         prompt, settings.new_tokens, settings.temperature, seed=settings.seed + index, stop_ids=stops
     )
-    way.seconds += time.perf_counter() - begun
-    way.completions.append(list(answer.tokens))
-    way.texts.append("" if tokenizer is None else str(tokenizer.decode(answer.tokens, skip_special_tokens=True)))
-    # The prefill's forward yields the first token: it is a decoding forward here, so that this way has 1 token each.
-    way.forwards += answer.forwards
+    method.seconds += time.perf_counter() - begun
+    method.results.append(result)
 
 
 def label(name: str) -> str:
-    """A way's name for people: the mode with what it is measured as."""
+    """A method's name for people: the mode with what it is measured as."""
     return f"{name} ({MODE_MEANS[name]})" if name in MODE_MEANS else name

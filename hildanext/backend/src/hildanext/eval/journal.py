@@ -1,4 +1,4 @@
-"""The samples of one task and one way, a line each, written as soon as they are judged; and what they belong to.
+"""The samples of one task and one model, a line each, written as soon as they are judged; and what they belong to.
 
 Killed at any instant, a run loses the answers that were being written and nothing else. The file beside the samples
 says what made them; a run with other settings is refused rather than mixed in.
@@ -19,23 +19,23 @@ Sample = dict[str, Any]
 
 
 class Journal:
-    """Samples of a task and a way. `identity` is what must be the same when a run goes on.
+    """Samples of a task and a model. `identity` is what must be the same when a run goes on.
 
     `session` is what may differ between the sessions of a run (threads, batch size); it is kept for the record.
     Raises `ConfigError` where the folder holds samples of another identity.
     """
 
     def __init__(
-        self, folder: Path, task: str, way: str, identity: Mapping[str, Any], session: Mapping[str, Any]
+        self, folder: Path, task: str, model: str, identity: Mapping[str, Any], session: Mapping[str, Any]
     ) -> None:
-        stem = f"{_slug(task)}--{_slug(way)}"
+        stem = f"{_slug(task)}--{_slug(model)}"
         self.path, head = folder / f"{stem}.jsonl", folder / f"{stem}.json"
         identity = json.loads(json.dumps(identity, sort_keys=True, default=str))
         if head.is_file():
             record = json.loads(head.read_text(encoding="utf-8"))
             _refuse_other(record["identity"], identity, str(self.path))
         else:
-            record = {"task": task, "way": way, "identity": identity, "sessions": []}
+            record = {"task": task, "way": model, "identity": identity, "sessions": []}
         if session not in record["sessions"]:
             record["sessions"].append(dict(session))
         write_atomically(head, json.dumps(record, indent=2) + "\n")
@@ -63,9 +63,9 @@ def _refuse_other(before: Mapping[str, Any], now: Mapping[str, Any], where: str)
     flat_before, flat_now = _flat(before), _flat(now)
     changed = [key for key in sorted({*flat_before, *flat_now}) if flat_before.get(key) != flat_now.get(key)]
     if changed:
-        told = "; ".join(f"{key} was {flat_before.get(key)!r}, is {flat_now.get(key)!r}" for key in changed[:3])
+        shown = "; ".join(f"{key} was {flat_before.get(key)!r}, is {flat_now.get(key)!r}" for key in changed[:3])
         raise ConfigError(
-            f"{where!r} holds samples of another configuration ({told})",
+            f"{where!r} holds samples of another configuration ({shown})",
             "give another --out, or remove that file and the .json beside it",
         )
 
@@ -73,10 +73,10 @@ def _refuse_other(before: Mapping[str, Any], now: Mapping[str, Any], where: str)
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix.rstrip("."): value}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, item in value.items():
-        found |= _flat(item, f"{prefix}{key}.")
-    return found
+        flat |= _flat(item, f"{prefix}{key}.")
+    return flat
 
 
 def _slug(name: str) -> str:

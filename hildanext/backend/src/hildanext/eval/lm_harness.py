@@ -20,9 +20,9 @@ import torch
 
 from hildanext.core.errors import ConfigError, HildaError, UnknownChoice
 from hildanext.core.registry import choose_profile
-from hildanext.core.runtime import choose_device, choose_dtype, set_threads
+from hildanext.core.runtime import RuntimeConfig
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.eval.models import Answer, DiffusionEvalModel, EvalModel, GenerationParams, ModelPair
+from hildanext.eval.models import EvalAnswer, EvalModel, GenerationParams, ModelPair
 from hildanext.eval.tasks.base import split_at
 from hildanext.likelihood.conditional import Pair
 
@@ -60,11 +60,11 @@ class HarnessAdapter:
             groups[json.dumps(request.args[1], sort_keys=True, default=str)].append(index)
         texts = [""] * len(requests)
         for indices in groups.values():
-            ask = self._ask(requests[indices[0]].args[1])
-            room = self.writer.context - ask.max_new_tokens
+            params = self._params(requests[indices[0]].args[1])
+            room = self.writer.context - params.max_new_tokens
             if room < 1:
                 raise ConfigError(
-                    f"{ask.max_new_tokens} new tokens leave no room in the context of {self.writer.context}",
+                    f"{params.max_new_tokens} new tokens leave no room in the context of {self.writer.context}",
                     "lower the task's max_gen_toks (--gen_kwargs), or eval.harness.max_gen_toks",
                 )
             prompts = {index: self.writer.encode(requests[index].args[0])[-room:] for index in indices}
@@ -72,12 +72,12 @@ class HarnessAdapter:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
 
-                def hand(row: int, answer: Answer, batch: Sequence[int] = batch) -> None:
+                def hand(row: int, answer: EvalAnswer, batch: Sequence[int] = batch) -> None:
                     texts[batch[row]] = answer.text
                     self._remember("generate_until", requests[batch[row]].args, answer.text)
 
                 seeds = [self.seed + index for index in batch]
-                self.writer.write([prompts[index] for index in batch], ask, seeds, hand)
+                self.writer.write([prompts[index] for index in batch], params, seeds, hand)
         return texts
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -91,9 +91,9 @@ class HarnessAdapter:
             elif after[:1] == before:
                 before, after = after[:1], after[1:]
             pairs.append(self._pair(before, after, zlib.crc32(context.encode())))
-        scored = [(-found.nats, False) for found in self.scorer.score(pairs, self.batch_size)]
-        for request, told in zip(requests, scored, strict=True):
-            self._remember("loglikelihood", request.args, told)
+        scored = [(-score.nats, False) for score in self.scorer.score(pairs, self.batch_size)]
+        for request, score in zip(requests, scored, strict=True):
+            self._remember("loglikelihood", request.args, score)
         return scored
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -108,8 +108,8 @@ class HarnessAdapter:
                 pairs.append(Pair(tuple(before), tuple(after), zlib.crc32(str(after[:8]).encode())))
                 owners.append(index)
         totals = [0.0] * len(requests)
-        for owner, found in zip(owners, self.scorer.score(pairs, self.batch_size), strict=True):
-            totals[owner] -= found.nats
+        for owner, score in zip(owners, self.scorer.score(pairs, self.batch_size), strict=True):
+            totals[owner] -= score.nats
         for request, total in zip(requests, totals, strict=True):
             self._remember("loglikelihood_rolling", request.args, total)
         return totals
@@ -148,7 +148,7 @@ class HarnessAdapter:
 
     @property
     def device(self) -> torch.device:
-        return network_of(self.writer).device
+        return self.writer.network.device
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         if not together():
@@ -170,7 +170,7 @@ class HarnessAdapter:
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness keeps beside its results."""
-        network = network_of(self.writer)
+        network = self.writer.network
         return {
             "hilda": {"writes": self.writer.settings, "scores": self.scorer.settings},
             "model_dtype": str(network.dtype),
@@ -179,9 +179,9 @@ class HarnessAdapter:
 
     # ------------------------------------------------------------------ details
 
-    def _ask(self, given: Mapping[str, Any]) -> GenerationParams:
+    def _params(self, settings: Mapping[str, Any]) -> GenerationParams:
         """A task's generation settings. Raises `ConfigError` for one that decoding does not have."""
-        left = dict(given)
+        left = dict(settings)
         lengths = [left.pop(name) for name in LENGTH_NAMES if name in left]
         lengths = [int(length) for length in lengths if length is not None]
         until = left.pop("until", None) or []
@@ -218,11 +218,6 @@ class HarnessAdapter:
 def together() -> bool:
     """Whether this is one of several processes."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def network_of(way: EvalModel) -> Any:
-    """The weights behind a way."""
-    return way.model.causal_lm if isinstance(way, DiffusionEvalModel) else way.parent.causal_lm  # type: ignore[attr-defined]
 
 
 def adapter_class() -> type:
@@ -269,7 +264,7 @@ def from_arguments(
     Raises `ConfigError` for a knob that the decoder does not have, and a batch size that does not exist;
     `UnknownChoice` for names.
     """
-    from hildanext.eval.task_session import load_contestants
+    from hildanext.eval.task_session import open_pair
 
     if subject not in SUBJECTS:
         raise UnknownChoice("subject", subject, SUBJECTS)
@@ -279,12 +274,10 @@ def from_arguments(
     named = {"name": decoder} if decoder is not None else {}
     section = decoder_section(mode, None, named, **{key.removeprefix("decoder."): knobs[key] for key in knobs})
     make_decoder(section)
-    set_threads(threads)
-    place = choose_device(_usual_device(device))
     name = model if subject == "diffusion" else None
     other = "" if subject == "diffusion" else parent if parent is not None else model
-    contestants, _ = load_contestants(name, other, choose_dtype(dtype, place), place)
-    writer, scorer = subjects(contestants, section, block_size, draws)[subject]
+    pair, _ = open_pair(name, other, RuntimeConfig(_usual_device(device), dtype, threads))
+    writer, scorer = subjects(pair, section, block_size, draws)[subject]
     return {
         "writer": writer,
         "scorer": scorer,
@@ -303,16 +296,16 @@ def _usual_device(device: str | None) -> str:
 
 
 def subjects(
-    contestants: ModelPair, decoder: Mapping[str, Any], block_size: int | None, draws: int
+    pair: ModelPair, decoder: Mapping[str, Any], block_size: int | None, draws: int
 ) -> dict[str, tuple[EvalModel, EvalModel]]:
-    """Who can be asked: a way to write and a way to score for the parent and the diffusion model."""
-    found: dict[str, tuple[EvalModel, EvalModel]] = {}
-    for way in contestants.parent_way():
-        found["parent"] = (way, way)
-    if contestants.model is not None:
-        writer = contestants.writing({str(decoder["name"]): decoder})[-1]
-        found["diffusion"] = (writer, contestants.scoring((block_size,), draws)[-1])
-    return found
+    """Who can be asked: the parent and the diffusion model, each as one that writes and one that scores."""
+    models: dict[str, tuple[EvalModel, EvalModel]] = {}
+    for parent in pair.parent_models():
+        models["parent"] = (parent, parent)
+    if pair.model is not None:
+        writer = pair.writing({str(decoder["name"]): decoder})[-1]
+        models["diffusion"] = (writer, pair.scoring((block_size,), draws)[-1])
+    return models
 
 
 def main() -> int:

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from hildanext.core.config import config, plain
+from hildanext.core.console import wide_console
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
-from hildanext.eval.evaluation import wide_console
-from hildanext.eval.lm_harness import adapter_class, network_of, subjects, together
+from hildanext.eval.lm_harness import adapter_class, subjects, together
 from hildanext.eval.models import ModelPair
 
 HARNESS = "harness.json"
@@ -56,7 +56,7 @@ class HarnessConfig:
         make_decoder(self.decoder)
 
 
-def run_harness(contestants: ModelPair, settings: HarnessConfig, out: str | Path) -> dict[str, Any]:
+def run_harness(pair: ModelPair, settings: HarnessConfig, out: str | Path) -> dict[str, Any]:
     """Run the harness's tasks for the parent and the diffusion model; writes `harness.json` and every sample.
 
     Of several processes (started by torch's launcher) each answers its share, and the first one returns the numbers.
@@ -65,13 +65,13 @@ def run_harness(contestants: ModelPair, settings: HarnessConfig, out: str | Path
     kind = adapter_class()
     import lm_eval
 
-    _join_processes(contestants)
+    _join_processes(pair)
     rows: list[dict[str, Any]] = []
-    asked = subjects(contestants, settings.decoder, settings.block_size, settings.draws)
+    models = subjects(pair, settings.decoder, settings.block_size, settings.draws)
     adapter = None
-    for name, (writer, scorer) in asked.items():
+    for name, (writer, scorer) in models.items():
         adapter = kind(writer=writer, scorer=scorer, batch_size=settings.batch_size, max_gen_toks=settings.max_gen_toks)
-        found = lm_eval.simple_evaluate(
+        evaluated = lm_eval.simple_evaluate(
             model=adapter,
             tasks=load_tasks(settings.tasks, settings.data),
             num_fewshot=settings.num_fewshot,
@@ -80,18 +80,20 @@ def run_harness(contestants: ModelPair, settings: HarnessConfig, out: str | Path
             apply_chat_template=settings.chat,
             log_samples=True,
         )
-        if found is None:
+        if evaluated is None:
             continue
-        rows += _rows(name, found)
-        for task, samples in found["samples"].items():
+        rows += _rows(name, evaluated)
+        for task, samples in evaluated["samples"].items():
             lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
             write_atomically(Path(out) / "harness" / f"{task}--{name}.jsonl", lines)
-    ways = {name: {"writes": writer.settings, "scores": scorer.settings} for name, (writer, scorer) in asked.items()}
-    network = network_of(next(iter(asked.values()))[0])
+    methods = {
+        name: {"writes": writer.settings, "scores": scorer.settings} for name, (writer, scorer) in models.items()
+    }
+    network = next(iter(models.values()))[0].network
     result = {
         "lm_eval": lm_eval.__version__,
         "settings": plain(settings),
-        "ways": ways,
+        "ways": methods,
         "machine": machine(network.device, network.dtype),
         "processes": adapter.world_size if adapter is not None else 1,
         "results": rows,
@@ -105,7 +107,7 @@ def load_tasks(names: Sequence[str], data: str | None) -> list[Any]:
     """The harness's task objects, reading local files where `data` names a folder."""
     from lm_eval.tasks import TaskManager
 
-    manager, found = TaskManager(), []
+    manager, tasks = TaskManager(), []
     for name in names:
         spec: Any = name
         if data is not None:
@@ -114,14 +116,14 @@ def load_tasks(names: Sequence[str], data: str | None) -> list[Any]:
             if name not in manager.all_tasks:
                 raise ConfigError(f"lm-evaluation-harness has no task {name!r}", "lm-eval ls tasks lists them")
         try:
-            found += manager.load([spec])["tasks"].values()
+            tasks += manager.load([spec])["tasks"].values()
         except TROUBLES as problem:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300]
             raise DataError(
                 f"lm-evaluation-harness cannot load {name!r} ({reason})",
                 "check the task's name; without a hub give --harness-data FOLDER with a file per split",
             ) from None
-    return found
+    return tasks
 
 
 def local_files(folder: Path, task: str) -> dict[str, Any]:
@@ -142,23 +144,23 @@ def local_files(folder: Path, task: str) -> dict[str, Any]:
     return {"dataset_path": builders.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}}
 
 
-def _join_processes(contestants: ModelPair) -> None:
+def _join_processes(pair: ModelPair) -> None:
     """Under torch's launcher the processes meet here; alone there is nothing to do."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not together():
-        side = contestants.model if contestants.model is not None else contestants.parent
+        side = pair.model if pair.model is not None else pair.parent
         assert side is not None
         torch.distributed.init_process_group("nccl" if side.device.type == "cuda" else "gloo")
 
 
-def _rows(subject: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rows(subject: str, evaluated: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for task, scores in found["results"].items():
+    for task, scores in evaluated["results"].items():
         for key, value in scores.items():
             metric, comma, kind = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = scores.get(f"{metric}_stderr,{kind}")
-            items = found.get("n-samples", {}).get(task, {}).get("effective")
+            items = evaluated.get("n-samples", {}).get(task, {}).get("effective")
             row = {"task": task, "subject": subject, "metric": metric, "filter": kind, "value": float(value)}
             rows.append(row | {"stderr": error if isinstance(error, float) else None, "items": items})
     return rows
@@ -178,8 +180,9 @@ def print_harness(result: Mapping[str, Any], console: Console | None = None) -> 
         cells = [row["task"], row["metric"], row["filter"], row["subject"], f"{row['value']:.4f}", error]
         table.add_row(*cells, str(row["items"] or ""))
     console.print(table)
-    for name, way in result["ways"].items():
-        console.print(f"[dim]{name}: {json.dumps(way)}[/dim]", highlight=False)
-    found = result["machine"]
-    told = f"{found['device_name'] or found['device']}, {found['dtype']}, {found['threads']} threads"
-    console.print(f"[dim]{told}, {result['processes']} process(es)[/dim]", highlight=False)
+    for name, method in result["ways"].items():
+        console.print(f"[dim]{name}: {json.dumps(method)}[/dim]", highlight=False)
+    machine_facts = result["machine"]
+    device = machine_facts["device_name"] or machine_facts["device"]
+    ran_on = f"{device}, {machine_facts['dtype']}, {machine_facts['threads']} threads"
+    console.print(f"[dim]{ran_on}, {result['processes']} process(es)[/dim]", highlight=False)

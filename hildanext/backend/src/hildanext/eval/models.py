@@ -1,4 +1,4 @@
-"""Who answers: a diffusion model under a decoder or at a block size, or the parent; all through the same two questions.
+"""Models under evaluation: a diffusion model under a decoder or at a block size, or the parent; two methods each.
 
 `write` takes prompts as token ids and hands over each answer as soon as it is whole; `score` takes pairs. Batches are
 the caller's. Answers do not depend on the batch they were written in.
@@ -6,37 +6,37 @@ the caller's. Answers do not depend on the batch they were written in.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hildanext.ar import ArResult, Parent
+from hildanext.ar import Parent
+from hildanext.data.generation_result import GenerationResult
 from hildanext.decoding import make_decoder
 from hildanext.eval.generation import PARENT, label
-from hildanext.inference import Completion, GenerationConfig, context_length, eos_ids, generate
+from hildanext.inference import GenerationConfig, context_length, eos_ids, generate
 from hildanext.likelihood.conditional import Pair, Scored, score_diffusion, score_parent
 from hildanext.models import DiffusionModel
 from hildanext.tokenization import encode_prompt
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What was written, and what it cost. `tokens` counts the end of text; `text` ends before it and before a stop."""
+@dataclass(frozen=True, kw_only=True)
+class EvalAnswer(GenerationResult):
+    """What was written, with its cost inside its batch. `text` ends before the end of text and before a stop."""
 
-    text: str
-    tokens: int
-    finish_reason: str
-    forwards: int
-    """Those the row took part in, prefill and commits included."""
-    prefill_forwards: int
-    edits: int
     seconds: float
-    """From the beginning of its batch to its own end."""
+    """From the beginning of its batch to its own end, without what the caller did with earlier answers."""
     wall_seconds: float
     """Time since the answer before it: these add up to the time that all of them took."""
     mask_tokens: int
     """Ids that must never be emitted. Anything but 0 is a defect."""
+
+    def sample_record(self) -> dict[str, Any]:
+        """What a sample of a task keeps of it."""
+        own = {name: getattr(self, name) for name in ("seconds", "wall_seconds", "mask_tokens")}
+        return {**self.flat_record("tokens", "forwards", "prefill_forwards", "edits"), **own}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class GenerationParams:
     top_p: float | None = None
 
 
-OnAnswer = Callable[[int, Answer], None]
+OnAnswer = Callable[[int, EvalAnswer], None]
 """Called with the prompt's number and its answer."""
 
 
@@ -62,14 +62,19 @@ class EvalModel:
     tokenizer: PreTrainedTokenizerBase
     context: int
 
+    @property
+    def network(self) -> PreTrainedModel:
+        """Its weights."""
+        raise NotImplementedError
+
     def encode(self, text: str) -> list[int]:
         """Ids of a document's beginning: BOS where the tokenizer has one."""
         return encode_prompt(self.tokenizer, text)
 
     def write(
-        self, prompts: Sequence[Sequence[int]], ask: GenerationParams, seeds: Sequence[int], hand: OnAnswer
+        self, prompts: Sequence[Sequence[int]], params: GenerationParams, seeds: Sequence[int], on_answer: OnAnswer
     ) -> None:
-        """Answer every prompt, as one batch."""
+        """Answer every prompt, as one batch; `on_answer` hears each as soon as it is whole."""
         raise NotImplementedError
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> list[Scored]:
@@ -114,43 +119,36 @@ class DiffusionEvalModel(EvalModel):
         self.block_size = block_size if block_size is not None else model.card.block_size
         self.draws = draws
         self.name = name
-        how: dict[str, Any] = {"block_size": model.card.block_size, "shift": model.card.shift}
+        settings: dict[str, Any] = {"block_size": model.card.block_size, "shift": model.card.shift}
         if self.decoder is not None:
-            how["decoder"] = self.decoder
+            settings["decoder"] = self.decoder
         else:
-            how |= {"scored_at": self.block_size, "draws": draws if self.block_size > 1 else 1}
-        self.settings = how
+            settings |= {"scored_at": self.block_size, "draws": draws if self.block_size > 1 else 1}
+        self.settings = settings
+
+    @property
+    def network(self) -> PreTrainedModel:
+        return self.model.causal_lm
 
     def write(
-        self, prompts: Sequence[Sequence[int]], ask: GenerationParams, seeds: Sequence[int], hand: OnAnswer
+        self, prompts: Sequence[Sequence[int]], params: GenerationParams, seeds: Sequence[int], on_answer: OnAnswer
     ) -> None:
         if self.decoder is None:
             raise NotImplementedError(f"{self.name} has no decoder")
         section = dict(self.decoder)
-        if ask.temperature > 0:
-            section |= {"temperature": ask.temperature, "top_p": ask.top_p}
-        how = GenerationConfig(max_new_tokens=ask.max_new_tokens, stop=ask.stops, batch_size=max(len(prompts), 1))
+        if params.temperature > 0:
+            section |= {"temperature": params.temperature, "top_p": params.top_p}
+        settings = GenerationConfig(
+            max_new_tokens=params.max_new_tokens, stop=params.stops, batch_size=max(len(prompts), 1)
+        )
         clock = _Clock()
 
-        def told(index: int, done: Completion) -> None:
-            seconds, wall = clock.lap()
-            stats = done.stats
-            banned = sum(bool(self.model.banned[token]) for token in done.tokens)
-            answer = Answer(
-                text=done.text,
-                tokens=stats.tokens,
-                finish_reason=done.finish_reason,
-                forwards=stats.forwards,
-                prefill_forwards=stats.prefill_forwards,
-                edits=stats.edits,
-                seconds=seconds,
-                wall_seconds=wall,
-                mask_tokens=banned,
-            )
-            hand(index, answer)
+        def on_completion(index: int, result: GenerationResult) -> None:
+            on_answer(index, _answer(result, self.model.banned, *clock.lap()))
             clock.resume()
 
-        generate(self.model, self.tokenizer, prompts, make_decoder(section), how, None, told, seeds)
+        decoder = make_decoder(section)
+        generate(self.model, self.tokenizer, prompts, decoder, settings, None, on_completion, seeds)
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> list[Scored]:
         return score_diffusion(self.model, pairs, self.block_size, self.draws, batch_size)
@@ -166,46 +164,46 @@ class ParentEvalModel(EvalModel):
         self.context = int(parent.causal_lm.config.max_position_embeddings)
         self.settings = {"decoder": {"name": "autoregressive"}}
 
+    @property
+    def network(self) -> PreTrainedModel:
+        return self.parent.causal_lm
+
     def write(
-        self, prompts: Sequence[Sequence[int]], ask: GenerationParams, seeds: Sequence[int], hand: OnAnswer
+        self, prompts: Sequence[Sequence[int]], params: GenerationParams, seeds: Sequence[int], on_answer: OnAnswer
     ) -> None:
         clock = _Clock()
-        longest = max((len(stop.encode()) for stop in ask.stops), default=0)
+        longest = max((len(stop.encode()) for stop in params.stops), default=0)
 
         def over(index: int, tokens: list[int]) -> bool:
             # A token is a byte or more, so a stop string that ends here begins in these.
             text = self._text(tokens[-longest - 4 :]) if longest else ""
-            return any(stop in text for stop in ask.stops) and _first(self._text(tokens), ask.stops) is not None
+            return any(stop in text for stop in params.stops) and _first(self._text(tokens), params.stops) is not None
 
-        def told(index: int, done: ArResult) -> None:
-            seconds, wall = clock.lap()
-            hand(index, self._answer(done, ask.stops, seconds, wall))
+        def on_result(index: int, result: GenerationResult) -> None:
+            times = clock.lap()
+            on_answer(index, _answer(self._cut(result, params.stops), self.parent.banned, *times))
             clock.resume()
 
         self.parent.generate_batch(
-            prompts, ask.max_new_tokens, ask.temperature, ask.top_p, None, seeds, self.stop_ids, over, told
+            prompts,
+            params.max_new_tokens,
+            params.temperature,
+            params.top_p,
+            None,
+            seeds,
+            self.stop_ids,
+            over,
+            on_result,
         )
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> list[Scored]:
         return score_parent(self.parent, pairs, batch_size)
 
-    def _answer(self, done: ArResult, stops: Sequence[str], seconds: float, wall: float) -> Answer:
-        ended = done.tokens[-1] in self.stop_ids
-        text = self._text(done.tokens[:-1] if ended else done.tokens)
+    def _cut(self, result: GenerationResult, stops: Sequence[str]) -> GenerationResult:
+        """The result with its text before the first stop: a stop counts even where the end of text came with it."""
+        text = self._text(result.tokens[:-1] if result.finish_reason == "eos" else result.tokens)
         stop = _first(text, stops)
-        banned = self.parent.banned
-        return Answer(
-            text=text if stop is None else text[:stop],
-            tokens=len(done.tokens),
-            finish_reason="stop" if stop is not None else "eos" if ended else "length",
-            forwards=done.forwards,
-            # The prefill yields the first token: counted as a decoding forward, so that this way has 1 token each.
-            prefill_forwards=0,
-            edits=0,
-            seconds=seconds,
-            wall_seconds=wall,
-            mask_tokens=0 if banned is None else sum(bool(banned[token]) for token in done.tokens),
-        )
+        return replace(result, text=text) if stop is None else replace(result, text=text[:stop], finish_reason="stop")
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -219,29 +217,36 @@ class ModelPair:
     tokenizer: PreTrainedTokenizerBase
     parent: Parent | None
 
-    def parent_way(self) -> list[EvalModel]:
+    def parent_models(self) -> list[EvalModel]:
+        """The parent where there is one."""
         if self.parent is None:
             return []
         return [ParentEvalModel(self.parent, self.tokenizer, sorted(eos_ids(self.parent, self.tokenizer)))]
 
     def writing(self, decoders: Mapping[str, Mapping[str, Any]]) -> list[EvalModel]:
         """The parent, then the diffusion model under each decoder."""
-        found = self.parent_way()
+        models = self.parent_models()
         if self.model is not None:
-            found += [
-                DiffusionEvalModel(self.model, self.tokenizer, label(name), how) for name, how in decoders.items()
+            models += [
+                DiffusionEvalModel(self.model, self.tokenizer, label(name), section)
+                for name, section in decoders.items()
             ]
-        return found
+        return models
 
     def scoring(self, block_sizes: Sequence[int | None], draws: int) -> list[EvalModel]:
         """The parent, then the diffusion model at each block size."""
-        found = self.parent_way()
+        models = self.parent_models()
         if self.model is not None:
             own = self.model.card.block_size
             for size in dict.fromkeys(size if size is not None else own for size in block_sizes):
                 name = f"diffusion, block {size}, {'exact' if size == 1 else 'bound'}"
-                found.append(DiffusionEvalModel(self.model, self.tokenizer, name, None, size, draws))
-        return found
+                models.append(DiffusionEvalModel(self.model, self.tokenizer, name, None, size, draws))
+        return models
+
+
+def _answer(result: GenerationResult, banned: Tensor | None, seconds: float, wall_seconds: float) -> EvalAnswer:
+    emitted = 0 if banned is None else sum(bool(banned[token]) for token in result.tokens)
+    return EvalAnswer(**vars(result), seconds=seconds, wall_seconds=wall_seconds, mask_tokens=emitted)
 
 
 def _first(text: str, stops: Sequence[str]) -> int | None:

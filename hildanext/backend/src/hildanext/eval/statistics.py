@@ -115,10 +115,10 @@ def _resampled(parts: Sequence[Values], seed: int, resamples: int) -> list[np.nd
     step = max(1, PART // max(count, 1))
     for start in range(0, resamples, step):
         index = generator.integers(count, size=(min(step, resamples - start), count))
-        for found, part in zip(means, parts, strict=True):
+        for column, part in zip(means, parts, strict=True):
             weights = part.weights[index].sum(-1)
-            found.append(part.values[index].sum(-1) / np.where(weights > 0, weights, np.nan))
-    return [np.concatenate(found) for found in means]
+            column.append(part.values[index].sum(-1) / np.where(weights > 0, weights, np.nan))
+    return [np.concatenate(column) for column in means]
 
 
 def _percentiles(means: np.ndarray) -> Interval:

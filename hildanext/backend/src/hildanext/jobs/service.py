@@ -1,4 +1,4 @@
-"""The door of the jobs' room: submit, look, cancel, and what became of it. See the package for the whole list."""
+"""The jobs of one folder: submit, look, cancel, and what became of it. See the package for the whole list."""
 
 import json
 import threading

@@ -1,4 +1,8 @@
-"""Keys and values of finished blocks. To add a pruner: write the file, add its row, add its case."""
+"""Keys and values of finished blocks. To add a pruner: write the file, add its row, add its case.
+
+Read `segments` (what one forward holds of each document), `block_cache` (a document's blocks, preallocated; `commit` is
+where a block's keys become final), `prefix_cache` (blocks that earlier documents have left).
+"""
 
 from hildanext.kv_cache.block_cache import BlockCache, CachedAttention, bytes_per_token
 from hildanext.kv_cache.segments import Segment, positions_of, rows_of

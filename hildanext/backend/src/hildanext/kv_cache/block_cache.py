@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hildanext.ar import Parent
 from hildanext.kv_cache.segments import Segment, positions_of
-from hildanext.masks import CleanMask, Rows, may_attend
+from hildanext.masks import CleanMask, TokenRows, may_attend
 from hildanext.models.bidirectional import DiffusionModel
 
 
@@ -253,7 +253,7 @@ def _clean_mask(cache: BlockCache, segment: Segment) -> Float[Tensor, "query key
     device = cache.keys.device
     every = torch.arange(segment.start + segment.clean, device=device)[None]
     document, clean = torch.zeros_like(every), torch.zeros_like(every, dtype=torch.bool)
-    keys = Rows(document, every, clean)
-    queries = Rows(*(part[:, segment.start :] for part in keys))
+    keys = TokenRows(document, every, clean)
+    queries = TokenRows(*(part[:, segment.start :] for part in keys))
     allowed: Bool[Tensor, "query key"] = may_attend(queries, keys, cache.block_size, cache.clean_mask)[0]
     return torch.zeros(allowed.shape, dtype=cache.keys.dtype, device=device).masked_fill_(~allowed, float("-inf"))

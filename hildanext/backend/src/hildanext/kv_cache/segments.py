@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hildanext.core.runtime import send
-from hildanext.masks import Rows
+from hildanext.masks import TokenRows
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def positions_of(segments: Sequence[Segment], device: torch.device) -> Int[Tenso
     return torch.cat([torch.arange(segment.start, segment.end, device=device) for segment in segments])[None]
 
 
-def rows_of(segments: Sequence[Segment], device: torch.device) -> Rows:
+def rows_of(segments: Sequence[Segment], device: torch.device) -> TokenRows:
     """The fed tokens as the rule of `hildanext.masks` sees them, each segment a document.
 
     The noisy segment counts as one block behind every clean one, which it is in plain decoding, and which a revision
@@ -51,4 +51,4 @@ def rows_of(segments: Sequence[Segment], device: torch.device) -> Rows:
     position = positions_of(segments, device)
     first = send([segment.start + segment.clean for segment in segments], device)[document]
     noisy = position >= first
-    return Rows(document, position.masked_fill(noisy, torch.iinfo(torch.int32).max), noisy)
+    return TokenRows(document, position.masked_fill(noisy, torch.iinfo(torch.int32).max), noisy)

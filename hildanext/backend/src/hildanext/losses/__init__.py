@@ -1,4 +1,8 @@
-"""Supervised losses. To add one: write the file, add its row, add its case."""
+"""Supervised losses. To add one: write the file, add its row, add its case.
+
+Read `base` (a loss is a weight for each token), `mask_to_token` and `token_to_token`, then `objective`: one backbone
+forward and one call of the head for all of them, in chunks by `linear_cross_entropy`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -64,8 +64,9 @@ def causal_rows(
     row, effect = effects // seq, effects % seq
     keys = fed.rows(view)
     query = fed.prediction_index(view.position, view.block_size, shift)[row, effect]
-    asking = masks.Rows(*(part[row, query][:, None] for part in keys))
-    visible = masks.may_attend(asking, masks.Rows(*(part[row] for part in keys)), view.block_size, clean_mask)[:, 0]
+    asking = masks.TokenRows(*(part[row, query][:, None] for part in keys))
+    sources = masks.TokenRows(*(part[row] for part in keys))
+    visible = masks.may_attend(asking, sources, view.block_size, clean_mask)[:, 0]
 
     copies = fed.noisy_column, fed.clean_column
     causal = torch.zeros(visible.shape, device=visible.device)

@@ -45,21 +45,22 @@ def bitsandbytes_on(device: torch.device) -> Any:
         raise ConfigError(
             f"bitsandbytes needs compute capability 6.0, {device} has {major}.{minor}", "use LoRA without quantize"
         )
-    found = _imported()
+    bitsandbytes = _imported()
     try:
-        packed, state = found.functional.quantize_4bit(
+        packed, state = bitsandbytes.functional.quantize_4bit(
             torch.ones(BLOCK, BLOCK, device=device), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
         )
-        back = found.functional.dequantize_4bit(packed, state)
+        back = bitsandbytes.functional.dequantize_4bit(packed, state)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError) as problem:
         raise ConfigError(
-            f"bitsandbytes {found.__version__} has no kernels for {device} ({problem})", "see hildanext doctor"
+            f"bitsandbytes {bitsandbytes.__version__} has no kernels for {device} ({problem})", "see hildanext doctor"
         ) from None
     if not bool((back - 1.0).abs().max() < 1e-2):
         raise ConfigError(
-            f"bitsandbytes {found.__version__} computes wrong numbers on {device}", "install another version of it"
+            f"bitsandbytes {bitsandbytes.__version__} computes wrong numbers on {device}",
+            "install another version of it",
         )
-    return found
+    return bitsandbytes
 
 
 def _imported() -> Any:

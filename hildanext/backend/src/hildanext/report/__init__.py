@@ -1,1 +1,4 @@
-"""What a run did, for people: the page, the trace, runs beside each other."""
+"""What a run did, for people: the page at its end, a denoising, runs beside each other.
+
+Read `html`, `trace_html`, `compare_runs`.
+"""

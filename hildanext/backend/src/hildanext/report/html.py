@@ -13,7 +13,7 @@ from hildanext.core import plots
 from hildanext.core.errors import DataError
 from hildanext.core.metrics_log import run_metrics
 from hildanext.core.run_dir import RUN_FILE, write_atomically
-from hildanext.eval import summary
+from hildanext.eval import task_tables
 from hildanext.eval.evaluation import GENERATION_COLUMNS, LIKELIHOOD_COLUMNS, generation_cells, likelihood_cells
 from hildanext.eval.generation import PARENT, label
 from hildanext.report import trace_html
@@ -230,8 +230,8 @@ def _tasks(results: Mapping[str, Any]) -> str:
     if "tasks" not in results:
         return ""
     result = _json(results["tasks"])
-    table = _table(summary.COLUMNS, [cells for task in result["tasks"] for cells in summary.cells_of(task)])
-    notes = "".join(f'<p class="dim">{escape(line)}</p>' for line in summary.lines(result))
+    table = _table(task_tables.COLUMNS, [cells for task in result["tasks"] for cells in task_tables.cells_of(task)])
+    notes = "".join(f'<p class="dim">{escape(line)}</p>' for line in task_tables.lines(result))
     pictures = "".join(_named_picture(results, name) for name in ("tasks", "perplexity", "lengths"))
     return f"<h2>Tasks</h2>{table}{pictures}<details><summary>How each was measured</summary>{notes}</details>"
 

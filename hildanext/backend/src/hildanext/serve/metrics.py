@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from hildanext.engine.base import Answer, Engine
+from hildanext.engine.base import Engine, RequestOutput
 from hildanext.jobs.service import JobService
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -38,7 +38,7 @@ class Metrics:
         self.requests = Counter("hilda_http_requests", "Answered requests", names, registry=into)
         self.registry.register(_EngineTotals(engine, jobs))
 
-    def answered(self, answer: Answer, parent: bool) -> None:
+    def answered(self, answer: RequestOutput, parent: bool) -> None:
         """A text is whole."""
         by = "parent" if parent else "diffusion"
         self.first_block.labels(by).observe(answer.first_piece_seconds)

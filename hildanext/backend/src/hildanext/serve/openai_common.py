@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fastapi import Request as HttpRequest
 
-from hildanext.engine.base import Answer, EngineEvent, Failed, Finished, Piece, Request, Started, Stepped
+from hildanext.engine.base import EngineEvent, Failed, Finished, Piece, Request, RequestOutput, Started, Stepped
 from hildanext.serve.canvas import Canvas, Glyph
 from hildanext.serve.decoding_params import decoding_params
 from hildanext.serve.engine_bridge import EngineCall
@@ -47,7 +47,7 @@ class Choice:
 
     canvas: Canvas | None = None
     characters: int = 0
-    answer: Answer | None = None
+    answer: RequestOutput | None = None
 
 
 class Call:

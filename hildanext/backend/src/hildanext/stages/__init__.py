@@ -1,4 +1,4 @@
-"""The stages of a recipe: `check(section, context)` builds all but weights, `stage(section, context)` does the work.
+"""The stages of a recipe, a file each: `check` builds all but the weights, `stage` does the work.
 
 A stage writes into `context.stage_dir`, can be called again after a kill, and returns a small JSON outcome that later
 stages read. To add one: write the file, add its row, add its test. Importing a stage loads no torch.

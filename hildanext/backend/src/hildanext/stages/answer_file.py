@@ -17,8 +17,9 @@ from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
+    from hildanext.data.generation_result import GenerationResult
     from hildanext.decoding import Decoder
-    from hildanext.inference import Completion, GenerationConfig
+    from hildanext.inference import GenerationConfig
     from hildanext.models import DiffusionModel
 
 ANSWERS = "answers.jsonl"
@@ -53,9 +54,9 @@ def answer_file(
                 batch = range(first, min(first + settings.batch_size, len(prompts)))
                 if place + len(batch) <= done:
                     continue
-                batch_answers = _answer(model, tokenizer, decoder, settings, encoded, batch)
-                for index, answer in list(zip(batch, batch_answers, strict=True))[done - place :]:
-                    answers.write(way=name, index=index, **prompts[index].as_json(), **answer)
+                records = _answer(model, tokenizer, decoder, settings, encoded, batch)
+                for index, record in list(zip(batch, records, strict=True))[done - place :]:
+                    answers.write(way=name, index=index, **prompts[index].as_json(), **record)
                 done = place + len(batch)
                 left = (time.monotonic() - began) / (done - before) * (total - done)
                 metrics.write(kind="progress", done=done, total=total, unit="answers", eta_seconds=round(left, 1))
@@ -74,7 +75,7 @@ def _answer(
     from hildanext.core.errors import PromptError
     from hildanext.inference import generate
 
-    def ask(indices: Sequence[int]) -> "list[Completion]":
+    def complete(indices: Sequence[int]) -> "list[GenerationResult]":
         tokens: list[Sequence[int]] = []
         for index in indices:
             ids = encoded[index]
@@ -85,17 +86,11 @@ def _answer(
         return generate(model, tokenizer, tokens, decoder, settings, seeds=seeds)
 
     try:
-        return iter([_record(completion) for completion in ask(batch)])
+        return iter([result.flat_record("tokens", "forwards", "edits") for result in complete(batch)])
     except (PromptError, DataError) as problem:
         if len(batch) == 1:
             return iter([{"error": str(problem)}])
-    return (answer for index in batch for answer in _answer(model, tokenizer, decoder, settings, encoded, [index]))
-
-
-def _record(completion: "Completion") -> dict[str, Any]:
-    stats = completion.stats
-    counts = {"tokens": stats.tokens, "forwards": stats.forwards, "edits": stats.edits}
-    return {"text": completion.text, "finish_reason": completion.finish_reason, **counts}
+    return (record for index in batch for record in _answer(model, tokenizer, decoder, settings, encoded, [index]))
 
 
 def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataError:

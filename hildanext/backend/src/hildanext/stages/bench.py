@@ -6,19 +6,18 @@ A model that is no diffusion checkpoint is measured untrained, under a new card.
 import json
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from hildanext.core.config import config, validate
-from hildanext.core.errors import ModelError
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
-    import torch
-
-    from hildanext.models import DiffusionModel
+    from hildanext.core.runtime import RuntimeConfig
+    from hildanext.models.card import Alignment
+    from hildanext.models.loading.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -64,24 +63,22 @@ def measure(
     settings: BenchConfig, context: StageContext, where: str, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[Any]]:
     """The numbers, and tables of them. `where` names the knobs of the measurement in an error."""
-    import torch
-
-    from hildanext.eval.evaluation import load_baseline
+    from hildanext.ar import Parent
 
     what = settings.what
     speed, knobs = _knobs(what, getattr(settings, what), where)
-    device, dtype = context.open_device()
+    runtime = context.runtime
     if what in ("train", "answers"):
-        dtype = torch.float32  # as in training, whose steps autocast
+        runtime = replace(runtime, dtype="fp32")  # as in training, whose steps autocast
     name = settings.model if settings.model is not None else str(context.outcome("model"))
-    model, tokenizer = open_model(name, settings.alignment, settings.block_size, dtype, device, say)
-    measured: list[Any] = [model]
+    opened = open_model(name, runtime, settings.alignment, settings.block_size, say)
+    measured: list[Any] = [opened.model]
     if what in ("answers", "engine"):
-        measured.append(tokenizer)
+        measured.append(opened.tokenizer)
     if what in ("decode", "engine"):
-        usual = context.parent if settings.model is None else own_parent(name, model)
+        usual = context.parent if settings.model is None else opened.parent_name
         beside = settings.parent if settings.parent is not None else usual
-        measured.append(load_baseline(beside, model) if beside else None)
+        measured.append(Parent(*opened.parent(beside)) if beside else None)
     result = speed.measure(*measured, knobs, say)
     return {"model": name, **result}, speed.tables(result)
 
@@ -101,33 +98,12 @@ def _knobs(what: str, section: Mapping[str, Any], where: str) -> tuple[Any, Any]
 
 
 def open_model(
-    name: str,
-    alignment: Literal["block", "parent"],
-    block_size: int,
-    dtype: "torch.dtype",
-    device: "torch.device",
-    say: Callable[[str], None],
-) -> tuple["DiffusionModel", Any]:
-    """A diffusion checkpoint where the name is one, else an autoregressive model under a new card; its tokenizer."""
-    from hildanext.models.card import CARD
-    from hildanext.models.loading.load import load_diffusion
-    from hildanext.models.loading.names import locate_diffusion
-    from hildanext.models.start import start_conversion
+    name: str, runtime: "RuntimeConfig", alignment: "Alignment", block_size: int, say: Callable[[str], None]
+) -> "LoadedModel":
+    """`LoadedModel.open_or_convert`; an untrained model is told of."""
+    from hildanext.models.loading.loaded_model import LoadedModel
 
-    try:
-        place: Path | None = locate_diffusion(name)
-    except ModelError:
-        place = None
-    if place is not None and (place / CARD).is_file():
-        return load_diffusion(name, dtype, device)
-    say(f"{name} is not a diffusion checkpoint: measuring it untrained, alignment {alignment}")
-    model, tokenizer = start_conversion(name, alignment, block_size, dtype, device)
-    return model.eval(), tokenizer
-
-
-def own_parent(name: str, model: "DiffusionModel") -> str:
-    """The autoregressive model that this one was made of; "" where that is not known."""
-    from hildanext.models.card import CARD
-
-    converted = name == "tiny" or (Path(name) / CARD).is_file()
-    return model.card.parent if converted else name
+    opened = LoadedModel.open_or_convert(name, runtime, alignment, block_size)
+    if opened.untrained:
+        say(f"{name} is not a diffusion checkpoint: measuring it untrained, alignment {alignment}")
+    return opened

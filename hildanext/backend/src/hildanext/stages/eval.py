@@ -61,10 +61,9 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
 
 def open_pair(model: str | None, parent: str | None, context: StageContext) -> "tuple[ModelPair, dict[str, Any]]":
     """The models that are evaluated, on the context's device, and what the results say of them."""
-    from hildanext.eval.task_session import load_contestants
+    from hildanext.eval import task_session
 
-    device, dtype = context.open_device()
-    return load_contestants(model, parent, dtype, device)
+    return task_session.open_pair(model, parent, context.runtime)
 
 
 def held_out_numbers(

@@ -15,7 +15,12 @@ from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
     from hildanext.decoding import Decoder
-    from hildanext.models import DiffusionModel
+    from hildanext.inference import GenerationConfig
+    from hildanext.models.loading.loaded_model import LoadedModel
+
+
+COUNTS = ("tokens", "forwards", "tokens_per_forward", "tokens_per_second", "edits")
+"""Of every sample."""
 
 
 @config
@@ -62,19 +67,19 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
     from hildanext.inference import GenerationConfig
-    from hildanext.models.loading.load import load_diffusion
+    from hildanext.models.loading.loaded_model import LoadedModel
     from hildanext.stages.answer_file import answer_file
 
     settings = validate(SampleConfig, section, where=context.key)
-    device, dtype = context.open_device()
     name = settings.model if settings.model is not None else str(context.outcome("model"))
-    model, tokenizer = load_diffusion(name, dtype, device)
+    opened = LoadedModel.open(name, context.runtime)
     how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "stop": settings.stop}
     if settings.prompts_file is None:
-        return _samples(settings, context, model, tokenizer, GenerationConfig(**how, batch_size=1, trace=True))
+        return _samples(settings, context, opened, GenerationConfig(**how, batch_size=1, trace=True))
     together = GenerationConfig(**how, batch_size=settings.batch_size)
     decoders = _decoders(settings)
-    path = answer_file(settings.prompts_file, context.stage_dir, model, tokenizer, decoders, together, settings.chat)
+    prompts, model, tokenizer = settings.prompts_file, opened.model, opened.tokenizer
+    path = answer_file(prompts, context.stage_dir, model, tokenizer, decoders, together, settings.chat)
     return {"answers": str(path)}
 
 
@@ -91,37 +96,25 @@ def _decoders(settings: SampleConfig) -> "dict[str, Decoder]":
 
 
 def _samples(
-    settings: SampleConfig, context: StageContext, model: "DiffusionModel", tokenizer: Any, how: Any
+    settings: SampleConfig, context: StageContext, opened: "LoadedModel", generation: "GenerationConfig"
 ) -> dict[str, Any]:
     from hildanext.core.run_dir import write_atomically
-    from hildanext.core.runtime import machine
     from hildanext.decoding.trace import trace_record
     from hildanext.inference import generate
     from hildanext.tokenization import encode_prompt
 
     texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
+    model, tokenizer = opened.model, opened.tokenizer
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     samples: list[dict[str, Any]] = []
     for mode, decoder in _decoders(settings).items():
-        done = generate(model, tokenizer, prompts, decoder, how)
-        for prompt, ids, completion in zip(texts, prompts, done, strict=True):
-            stats = completion.stats
-            samples.append(
-                {
-                    "way": mode,
-                    "prompt": prompt,
-                    "text": completion.text,
-                    "finish_reason": completion.finish_reason,
-                    "tokens": stats.tokens,
-                    "forwards": stats.forwards,
-                    "tokens_per_forward": stats.tokens_per_forward,
-                    "tokens_per_second": stats.tokens_per_second,
-                    "edits": stats.edits,
-                    "prompt_cells": [tokenizer.decode([token]) for token in ids],
-                    "trace": trace_record(completion.trace, tokenizer),
-                }
-            )
+        results = generate(model, tokenizer, prompts, decoder, generation)
+        for prompt, ids, result in zip(texts, prompts, results, strict=True):
+            cells = [tokenizer.decode([token]) for token in ids]
+            trace = trace_record(result.trace, tokenizer)
+            head = {"way": mode, "prompt": prompt, **result.flat_record(*COUNTS)}
+            samples.append({**head, "prompt_cells": cells, "trace": trace})
     path = context.stage_dir / "samples.json"
-    record = {"machine": machine(model.device, model.dtype), "samples": samples}
+    record = {"machine": opened.machine(), "samples": samples}
     write_atomically(path, json.dumps(record, indent=2) + "\n")
     return {"samples": str(path)}

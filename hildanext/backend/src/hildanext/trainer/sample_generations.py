@@ -1,5 +1,6 @@
 """What a model answers to held-out prompts while it is being trained."""
 
+from itertools import islice
 from typing import Any
 
 from pydantic import Field
@@ -30,7 +31,7 @@ class SampleAnswers:
         longest_prompt = context_length(model) - settings.max_new_tokens
         held_out = (dataset.conversation(number) for number in range(dataset.conversations))
         fitting = (conversation for conversation in held_out if len(conversation.prompt) <= longest_prompt)
-        self.chosen = [conversation for _, conversation in zip(range(settings.count), fitting, strict=False)]
+        self.chosen = list(islice(fitting, settings.count))
         if settings.count and not self.chosen:
             raise PromptError(
                 f"no held-out prompt leaves room for {settings.max_new_tokens} tokens in the model's context",
@@ -42,20 +43,18 @@ class SampleAnswers:
         if not self.chosen:
             return []
         settings = GenerationConfig(max_new_tokens=self.settings.max_new_tokens, batch_size=len(self.chosen))
-        completions = generate(
-            self.model, self.tokenizer, [conversation.prompt for conversation in self.chosen], self.decoder, settings
-        )
+        prompts = [conversation.prompt for conversation in self.chosen]
+        results = generate(self.model, self.tokenizer, prompts, self.decoder, settings)
+        records = [result.flat_record("tokens", "forwards") for result in results]
         return [
             {
                 "id": conversation.id,
                 "prompt": self._text(conversation.prompt),
-                "answer": completion.text,
+                "answer": record["text"],
                 "wanted": self._text(conversation.answer),
-                "finish_reason": completion.finish_reason,
-                "tokens": completion.stats.tokens,
-                "forwards": completion.stats.forwards,
+                **{key: record[key] for key in ("finish_reason", "tokens", "forwards")},
             }
-            for conversation, completion in zip(self.chosen, completions, strict=True)
+            for conversation, record in zip(self.chosen, records, strict=True)
         ]
 
     def _text(self, ids: list[int]) -> str:

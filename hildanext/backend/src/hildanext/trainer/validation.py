@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hildanext.core.errors import DataError
 from hildanext.core.runtime import make_generator
-from hildanext.data.batch import Batch, Rows, padding_tokens
+from hildanext.data.batch import Batch, RowDataset, padding_tokens
 from hildanext.data.packing.rows import row_order
 from hildanext.diffusion import NoisedBatch, block_index, block_times, hide_tokens, mask_tokens, replace_tokens, targets
 from hildanext.likelihood.held_out import NoisedText, text_likelihood
@@ -18,14 +18,14 @@ from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.card import Card
 
 
-def first_batches(dataset: Rows, rows: int, batch_size: int) -> list[Batch]:
+def first_batches(dataset: RowDataset, rows: int, batch_size: int) -> list[Batch]:
     """The data set's first `rows` rows (all, where it has fewer), always in the same batches."""
     rows = min(rows, len(dataset))
     starts = range(0, rows, batch_size)
     return [dataset.batch(range(start, min(start + batch_size, rows))) for start in starts]
 
 
-def drawn_batches(dataset: Rows, rows: int, batch_size: int) -> list[Batch]:
+def drawn_batches(dataset: RowDataset, rows: int, batch_size: int) -> list[Batch]:
     """`rows` rows drawn from all over the data set (all, where it has fewer), always the same in the same batches."""
     drawn = row_order(len(dataset), 0, 0)[:rows]
     return [dataset.batch(drawn[at : at + batch_size]) for at in range(0, len(drawn), batch_size)]

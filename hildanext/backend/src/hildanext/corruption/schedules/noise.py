@@ -21,5 +21,9 @@ class MaskNoise:
 
 
 def open_ratio(step: int, steps: int = 10_000) -> float:
-    """DiffuLLaMA's attention anneal: share of future positions opened at `step` (arXiv:2410.17891)."""
+    """DiffuLLaMA's attention anneal: share of future positions opened at `step`.
+
+    Paper: DiffuLLaMA, arXiv:2410.17891.
+    State: the formula alone; no mask uses it.
+    """
     return min(1.0, (step + 1) / steps)

@@ -10,17 +10,15 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from hildanext.core.config import config, plain
-from hildanext.core.errors import ConfigError, HildaError, ModelError, PromptError
+from hildanext.core.config import plain
+from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.data.chat_template import encode_chat
+from hildanext.data.generation_result import GenerationStats
 from hildanext.decoding import MODES, make_decoder, mode_name
 from hildanext.decoding.detokenizer import IncrementalDetokenizer, Stop
 from hildanext.engine.base import (
-    Answer,
     Cancelled,
     DeadlineExceeded,
     Engine,
@@ -33,57 +31,19 @@ from hildanext.engine.base import (
     Overloaded,
     Piece,
     Request,
+    RequestOutput,
     Sink,
     Started,
     Ticket,
 )
-from hildanext.engine.dinfer.probe import PINNED, probe, why_not_here, why_not_model
+from hildanext.engine.dinfer.config import DInferConfig
 from hildanext.engine.dinfer.server import TROUBLES, DInferServer
-from hildanext.inference import DEFAULT_NEW_TOKENS, DecodeStats
+from hildanext.inference import DEFAULT_NEW_TOKENS
 from hildanext.tokenization import encode_prompt
 
 logger = logging.getLogger(__name__)
 
 GLANCE_SECONDS = 0.1
-
-
-@config
-class DInferConfig:
-    """How dInfer is started; all of it holds for every request."""
-
-    mode: str = "S_MODE"
-    """Its threshold is this mode's; requests of another mode are refused. A second mode is a second server."""
-    backend: Literal["sglang", "vllm"] = "sglang"
-    block_length: int = Field(default=32, ge=1)
-    call_blocks: int = Field(default=4, ge=1)
-    """Blocks of one call. Each call feeds all that is written so far once; between calls a text can end."""
-    max_length: int = Field(default=4096, ge=64)
-    num_gpus: int = Field(default=1, ge=1)
-    server_port: int = Field(default=12345, ge=1, le=65000)
-    mask_id: int | None = Field(default=None, ge=0)
-    """None: the tokenizer's."""
-    edits: Literal["answer", "refuse"] = "answer"
-    """A request that wants editing is answered without, and the answer says so; or it is refused."""
-    queue: int = Field(default=16, ge=0)
-    probe_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
-    request_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    """Longest that one text may take; after it dInfer is stopped for good. The first waits for the weights, too."""
-    commit: str | None = PINNED
-    """The commit it must be; None takes any, at one's own risk."""
-
-    def open(self, model: str, parent: str | None, reason: str) -> Engine:
-        """Start it. Raises `ModelError` and `ConfigError` with what stands against it, `EngineFailed`."""
-        if parent is not None:
-            raise ConfigError("the engine dinfer runs no autoregressive parent", "leave the parent out")
-        against = why_not_model(model, self.backend)
-        if against:
-            raise ModelError(f"dinfer cannot run this model: {against}", "use the engine transformers")
-        against = why_not_here(probe(self.probe_seconds), self.backend, self.commit)
-        if against:
-            raise ConfigError(f"dinfer cannot be used here: {against}", "use the engine transformers")
-        from transformers import AutoTokenizer
-
-        return DInferEngine(self, model, AutoTokenizer.from_pretrained(model), reason)
 
 
 @dataclass(eq=False)
@@ -232,9 +192,9 @@ class DInferEngine(Engine):
                 raise ConfigError(f"dinfer cannot be asked for {name}", "leave it out, or use the engine transformers")
 
     def _encode(self, request: Request) -> list[int]:
-        given = [request.prompt is not None, bool(request.messages), request.tokens is not None]
-        if sum(given) != 1:
-            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(given)}")
+        sources = [request.prompt is not None, bool(request.messages), request.tokens is not None]
+        if sum(sources) != 1:
+            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(sources)}")
         try:
             ids = list(request.tokens or ())
             if request.messages:
@@ -339,16 +299,16 @@ class DInferEngine(Engine):
         self._server.stop()
         self.fail(work, EngineFailed(f"dinfer was stopped: {against}", "serve the model with another engine"))
 
-    def _whole_answer(self, work: RequestState, got: Got, ending: Stop, started: float) -> Answer:
+    def _whole_answer(self, work: RequestState, got: Got, ending: Stop, started: float) -> RequestOutput:
         now = time.perf_counter()
         first = got.first if got.first is not None else now
-        return Answer(
+        return RequestOutput(
             text=ending.text,
             tokens=ending.tokens,
             finish_reason=ending.reason,
             prompt_tokens=len(work.prompt),
             cached_tokens=0,
-            stats=DecodeStats(0, got.forwards, 0, 0, len(ending.tokens), 0, now - started, 0.0),
+            stats=GenerationStats(0, got.forwards, 0, 0, len(ending.tokens), 0, now - started, 0.0),
             queue_seconds=started - work.submitted,
             first_piece_seconds=first - work.submitted,
             seconds=now - work.submitted,

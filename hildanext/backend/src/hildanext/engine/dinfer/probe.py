@@ -10,12 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-PINNED = "fce4e32804103baa5d55230dff0352da0cdd6ceb"
-"""The commit of github.com/inclusionAI/dInfer whose interface the adapter was written against."""
+from hildanext.engine.dinfer.config import PINNED, DInferConfig
 
 ARCHITECTURES = ("LLaDAModelLM", "LLaDAMoeModelLM", "LLaDA2MoeModelLM")
 """What dInfer has code for. LLaDA 1 and the mixtures of experts of LLaDA 1 and 2."""
@@ -124,38 +123,38 @@ def probe_in_subprocess(seconds: float = 120.0) -> ProbeResult:
     if line is None:
         last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         return ProbeResult(died=f"importing it ended Python with {done.returncode} ({last[:200]})")
-    told = json.loads(line.removeprefix("PROBE "))
+    answer = json.loads(line.removeprefix("PROBE "))
     return ProbeResult(
-        capabilities=tuple((int(major), int(minor)) for major, minor in told.get("capabilities", [])),
-        vllm=bool(told.get("vllm")),
-        sglang=bool(told.get("sglang")),
-        parameters=told.get("parameters"),
-        commit=told.get("commit"),
-        errors=told.get("errors"),
+        capabilities=tuple((int(major), int(minor)) for major, minor in answer.get("capabilities", [])),
+        vllm=bool(answer.get("vllm")),
+        sglang=bool(answer.get("sglang")),
+        parameters=answer.get("parameters"),
+        commit=answer.get("commit"),
+        errors=answer.get("errors"),
     )
 
 
-def why_not_here(found: ProbeResult, backend: str, commit: str | None) -> str:
+def why_not_here(result: ProbeResult, backend: str, commit: str | None) -> str:
     """What stands against dInfer on this machine; empty where nothing does. `commit` None takes any."""
-    if found.died:
-        return found.died
-    if not found.capabilities:
+    if result.died:
+        return result.died
+    if not result.capabilities:
         return "no CUDA device"
-    if min(found.capabilities) < LEAST_CAPABILITY:
-        major, minor = min(found.capabilities)
+    if min(result.capabilities) < LEAST_CAPABILITY:
+        major, minor = min(result.capabilities)
         return f"a GPU of compute capability {major}.{minor}, and vLLM needs 7.0"
-    if not found.vllm:
+    if not result.vllm:
         return "vllm is not installed, and dInfer imports it"
-    if backend == "sglang" and not found.sglang:
+    if backend == "sglang" and not result.sglang:
         return "sglang is not installed, and the backend sglang needs it"
-    if found.parameters is None:
-        return f"it cannot be imported ({(found.errors or {}).get('parameters', 'no reason given')})"
+    if result.parameters is None:
+        return f"it cannot be imported ({(result.errors or {}).get('parameters', 'no reason given')})"
     for name, needed in NEEDED.items():
-        lacking = sorted(needed - set(found.parameters.get(name, [])))
+        lacking = sorted(needed - set(result.parameters.get(name, [])))
         if lacking:
             return f"its {name} has no {', '.join(lacking)}: another version"
-    if commit is not None and found.commit != commit:
-        return f"it is commit {found.commit or 'unknown'}, and the adapter knows {commit[:12]}"
+    if commit is not None and result.commit != commit:
+        return f"it is commit {result.commit or 'unknown'}, and the adapter knows {commit[:12]}"
     return ""
 
 
@@ -187,19 +186,13 @@ def model_type(model: str) -> str:
     return {"LLaDA2MoeModelLM": "llada2", "LLaDAMoeModelLM": "llada-moe"}.get(config["architectures"][0], "llada")
 
 
-KNOBS = {"mode", "backend", "block_length", "call_blocks", "max_length", "num_gpus", "server_port", "mask_id"} | {
-    "edits", "queue", "probe_seconds", "request_seconds", "commit"
-}  # fmt: skip
-"""Knobs of the engine's section; a test holds them to it."""
-
-
 def why_unavailable(section: Mapping[str, Any], model: str) -> str:
     """Why `auto` does not take dInfer for a model, cheapest question first; empty where it does."""
     if not installed():
         return "it is not installed"
     if instead := placeholder():
         return instead
-    unknown = sorted(set(section) - KNOBS - {"name"})
+    unknown = sorted(set(section) - {field.name for field in fields(DInferConfig)} - {"name"})
     if unknown:
         return f"the engine's section sets {unknown[0]}, which it does not know"
     backend = str(section.get("backend", "sglang"))

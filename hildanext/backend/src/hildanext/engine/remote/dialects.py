@@ -11,25 +11,17 @@ from typing import Any, Literal
 
 from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError
+from hildanext.data.generation_result import GenerationStats
 from hildanext.decoding import MODES, make_decoder
-from hildanext.engine.base import Answer, Cell, EngineEvent, EngineFailed, Piece, Request, Started, Stepped
+from hildanext.engine.base import Cell, EngineEvent, EngineFailed, Piece, Request, RequestOutput, Started, Stepped
 from hildanext.engine.remote.http import ServerEvent, failure, parsed
-from hildanext.inference import DEFAULT_NEW_TOKENS, DecodeStats
+from hildanext.inference import DEFAULT_NEW_TOKENS
 
 UNKNOWN_ID = -1
 """In place of a token's id where the server tells only how many there are."""
 
 SAMPLING = ("name", "temperature", "top_p", "top_k")
 FINISH: Mapping[str, Literal["eos", "stop", "length"]] = {"stop": "eos", "eos": "eos", "length": "length"}
-
-
-class UnknownStats(DecodeStats):
-    """Counts of a server that tells tokens only."""
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """0: not told."""
-        return 0.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Conversation:
 
     def __init__(self, request: Request, times: Times) -> None:
         self.request, self.times = request, times
-        self.answer: Answer | None = None
+        self.answer: RequestOutput | None = None
         self.text: list[str] = []
         self.first: float | None = None
 
@@ -65,11 +57,13 @@ class Conversation:
         self.text.append(text)
         return [Piece(text)]
 
-    def finish(self, tokens: list[int], reason: Any, prompt: int, cached: int, stats: DecodeStats, edits: bool) -> None:
+    def finish(
+        self, tokens: list[int], reason: Any, prompt: int, cached: int, stats: GenerationStats, edits: bool
+    ) -> None:
         if reason not in ("eos", "stop", "length"):
             raise EngineFailed(f"the server ended the text for {reason!r}", "this engine writes plain text only")
         now = time.perf_counter()
-        self.answer = Answer(
+        self.answer = RequestOutput(
             text="".join(self.text),
             tokens=tokens,
             finish_reason=reason,
@@ -131,7 +125,7 @@ class Native(Conversation):
         tokens, forwards, steps = list(data["tokens"]), int(usage["forward_passes"]), int(usage["denoising_steps"])
         pace = float(timing["tokens_per_forward"])
         prefill = forwards - max(round(len(tokens) / pace), 1) if pace > 0 else 0
-        stats = DecodeStats(
+        stats = GenerationStats(
             prefill_forwards=prefill,
             denoise_forwards=steps if steps else forwards - prefill,
             commit_forwards=forwards - prefill - steps if steps else 0,
@@ -180,11 +174,11 @@ class Published(Conversation):
         data = parsed(event.data, "a chunk of the server's")
         if data.get("error"):
             raise failure(data["error"])
-        found: list[EngineEvent] = []
+        events: list[EngineEvent] = []
         if not self.begun:
             self.begun = True
             known = len(self.request.tokens) if self.request.tokens is not None else 0
-            found.append(Started(known, 0, self.times.started - self.times.submitted))
+            events.append(Started(known, 0, self.times.started - self.times.submitted))
         if isinstance(data.get("usage"), dict):
             self.usage = data["usage"]
         choices = data.get("choices")
@@ -193,9 +187,9 @@ class Published(Conversation):
         for choice in choices[:1]:
             delta = choice.get("delta") if self.request.messages else choice
             text = delta.get("content" if self.request.messages else "text") if isinstance(delta, dict) else None
-            found += self.piece(text if text is not None else "")
+            events += self.piece(text if text is not None else "")
             self.reason = choice.get("finish_reason") or self.reason
-        return found
+        return events
 
     def _done(self) -> None:
         if self.reason is None:
@@ -203,16 +197,15 @@ class Published(Conversation):
         reason = FINISH.get(self.reason, self.reason) if isinstance(self.reason, str) else self.reason
         if reason == "eos" and self.request.stop:
             reason = "stop"  # the protocol has one word for both
-        told = {name: _count(self.usage, name) for name in ("completion_tokens", "prompt_tokens")}
         details = self.usage.get("completion_tokens_details")
         details = details if isinstance(details, dict) else {}
         cached = self.usage.get("prompt_tokens_details")
-        forwards, tokens = _count(details, "forward_passes"), told["completion_tokens"]
-        kind = DecodeStats if forwards else UnknownStats
+        forwards, tokens = _count(details, "forward_passes"), _count(self.usage, "completion_tokens")
         seconds = time.perf_counter() - self.times.started
-        stats = kind(0, forwards, 0, 0, tokens, _count(details, "edited_tokens"), seconds, 0.0)
+        stats = GenerationStats(0, forwards, 0, 0, tokens, _count(details, "edited_tokens"), seconds, 0.0)
         known = _count(cached, "cached_tokens") if isinstance(cached, dict) else 0
-        self.finish([UNKNOWN_ID] * tokens, reason, told["prompt_tokens"], known, stats, edits=False)
+        prompt = _count(self.usage, "prompt_tokens")
+        self.finish([UNKNOWN_ID] * tokens, reason, prompt, known, stats, edits=False)
 
 
 def extras_of(request: Request) -> dict[str, Any]:

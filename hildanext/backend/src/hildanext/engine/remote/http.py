@@ -26,7 +26,7 @@ class ServerEvent(NamedTuple):
     data: str
 
 
-class EventReader:
+class SSEDecoder:
     """Bytes as they arrive in, whole events out. Lines end at a newline only: JSON may hold all other separators."""
 
     def __init__(self) -> None:
@@ -35,18 +35,18 @@ class EventReader:
 
     def feed(self, arrived: bytes) -> list[ServerEvent]:
         """The events that these bytes complete. Raises `EngineFailed` for what is no text or has no end."""
-        found = []
+        events = []
         *lines, rest = arrived.split(b"\n")
         for line in lines:
             self._line += line
             event = self._take(bytes(self._line).removesuffix(b"\r"))
             self._line.clear()
             if event is not None:
-                found.append(event)
+                events.append(event)
         self._line += rest
         if len(self._line) + self._size > LONGEST_EVENT:
             raise EngineFailed("the server sent an event without an end", "is it a server of language models?")
-        return found
+        return events
 
     def _take(self, line: bytes) -> ServerEvent | None:
         if not line:
@@ -67,7 +67,7 @@ class EventReader:
 
 
 @dataclass(frozen=True)
-class There:
+class ServerInfo:
     """A server, as it describes itself."""
 
     model: str
@@ -77,7 +77,7 @@ class There:
     """GET /health of a HILDA server; of any other nothing."""
 
 
-def look(client: httpx.Client, address: str, model: str | None, parent: str | None) -> There:
+def probe_server(client: httpx.Client, address: str, model: str | None, parent: str | None) -> ServerInfo:
     """GET /v1/models and /health. `model` None is the server's first, `parent` "auto" the one a HILDA server tells.
 
     Raises `ConfigError`, `ModelError` for a model it does not have, `EngineFailed`, and what a server's refusal means.
@@ -104,17 +104,17 @@ def look(client: httpx.Client, address: str, model: str | None, parent: str | No
         if name not in known:
             raise ModelError(f"{address} has no model {name!r}", f"it has {', '.join(sorted(known))}")
     context = known[model].get("max_model_len", known[model].get("context_length"))
-    return There(model, parent, context if isinstance(context, int) else None, hilda)
+    return ServerInfo(model, parent, context if isinstance(context, int) else None, hilda)
 
 
 def _hilda(health: httpx.Response) -> dict[str, Any]:
     try:
-        told = parsed(health.content, "/health") if health.status_code == 200 else {}
+        status = parsed(health.content, "/health") if health.status_code == 200 else {}
     except EngineFailed:
         return {}
-    engine = told.get("engine")
+    engine = status.get("engine")
     ours = isinstance(engine, dict) and {"supports_steps", "supports_editing", "block_size"} <= set(engine)
-    return told if ours and isinstance(told.get("limits"), dict) else {}
+    return status if ours and isinstance(status.get("limits"), dict) else {}
 
 
 def address_of(url: str) -> str:
@@ -164,28 +164,28 @@ def unreachable(address: str, problem: httpx.HTTPError) -> EngineFailed:
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> HildaError:
     """The error that a response other than 200 stands for."""
-    said = _message(body)
-    told = f" ({said})" if said else ""
+    message = _message(body)
+    reason = f" ({message})" if message else ""
     if status in (401, 403):
-        return EngineFailed(f"the server refuses the key{told}", "set the key's environment variable, and name it")
+        return EngineFailed(f"the server refuses the key{reason}", "set the key's environment variable, and name it")
     if status == 404:
-        return ModelError(f"the server has no such model or route{told}", "GET /v1/models lists what it has")
+        return ModelError(f"the server has no such model or route{reason}", "GET /v1/models lists what it has")
     if status in (429, 503):
         wait = retry_after(headers)
-        return Overloaded(f"the server is overloaded{told}", "ask again later", 1.0 if wait is None else wait)
+        return Overloaded(f"the server is overloaded{reason}", "ask again later", 1.0 if wait is None else wait)
     if status in (408, 504):
-        return DeadlineExceeded(f"the server gave up in time{told}", "ask for less, or allow more")
+        return DeadlineExceeded(f"the server gave up in time{reason}", "ask for less, or allow more")
     if 400 <= status < 500:
-        return ConfigError(f"the server refuses the request with {status}{told}")
-    return EngineFailed(f"the server answers {status}{told}", "see the server's log")
+        return ConfigError(f"the server refuses the request with {status}{reason}")
+    return EngineFailed(f"the server answers {status}{reason}", "see the server's log")
 
 
 def failure(error: Any) -> HildaError:
     """The error that an `error` object inside a stream stands for."""
-    said = error if isinstance(error, dict) else {"message": str(error)}
-    message = str(said.get("message") or "no reason given")[:300]
+    fields = error if isinstance(error, dict) else {"message": str(error)}
+    message = str(fields.get("message") or "no reason given")[:300]
     kinds = {"timeout_error": 504, "overloaded_error": 503, "rate_limit_error": 429, "not_found_error": 404}
-    status = kinds.get(str(said.get("type")), 400 if said.get("type") == "invalid_request_error" else 502)
+    status = kinds.get(str(fields.get("type")), 400 if fields.get("type") == "invalid_request_error" else 502)
     return refusal(status, {}, json.dumps({"error": {"message": message}}).encode())
 
 

@@ -18,7 +18,6 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.engine.base import (
-    Answer,
     Cancelled,
     DeadlineExceeded,
     Engine,
@@ -30,15 +29,16 @@ from hildanext.engine.base import (
     Finished,
     Overloaded,
     Request,
+    RequestOutput,
     Sink,
 )
 from hildanext.engine.remote.dialects import Conversation, Native, Published, Times, refuse_extras
 from hildanext.engine.remote.http import (
-    EventReader,
-    There,
+    ServerInfo,
+    SSEDecoder,
     address_of,
     key_header,
-    look,
+    probe_server,
     refusal,
     retry_after,
     unreachable,
@@ -90,8 +90,8 @@ class OpenAIConfig:
         address, headers = address_of(self.base_url), key_header(self.api_key_env)
         timeout = httpx.Timeout(self.read_seconds, connect=self.connect_seconds)
         with httpx.Client(base_url=address, headers=headers, timeout=timeout) as client:
-            there = look(client, address, model, parent)
-        return OpenAIEngine(self, address, headers, there, reason)
+            server = probe_server(client, address, model, parent)
+        return OpenAIEngine(self, address, headers, server, reason)
 
 
 @dataclass(eq=False)
@@ -121,21 +121,21 @@ class OpenAIEngine(Engine):
     """See the module. `close` it."""
 
     def __init__(
-        self, settings: OpenAIConfig, address: str, headers: dict[str, str], there: There, reason: str = ""
+        self, settings: OpenAIConfig, address: str, headers: dict[str, str], server: ServerInfo, reason: str = ""
     ) -> None:
-        self.settings, self.address, self.there = settings, address, there
-        engine = there.hilda.get("engine", {})
-        kind = f"a HILDA server, engine {engine.get('name')}" if there.hilda else "an OpenAI-compatible server"
+        self.settings, self.address, self.server = settings, address, server
+        engine = server.hilda.get("engine", {})
+        kind = f"a HILDA server, engine {engine.get('name')}" if server.hilda else "an OpenAI-compatible server"
         self._facts = EngineFacts(
             engine="openai",
             reason=f"{reason}; {address} is {kind}",
-            model=there.model,
-            parent=there.parent,
-            device=str(there.hilda.get("device", "elsewhere")),
-            dtype=str(there.hilda.get("dtype", "not told")),
+            model=server.model,
+            parent=server.parent,
+            device=str(server.hilda.get("device", "elsewhere")),
+            dtype=str(server.hilda.get("dtype", "not told")),
             threads=None,
             block_size=engine.get("block_size"),
-            context=there.context,
+            context=server.context,
             slots=settings.slots,
             queue=settings.queue,
             supports_editing=bool(engine.get("supports_editing", False)),
@@ -216,10 +216,10 @@ class OpenAIEngine(Engine):
             self._loop.close()
 
     def _check(self, request: Request) -> None:
-        given = [request.prompt is not None, bool(request.messages), request.tokens is not None]
-        if sum(given) != 1:
-            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(given)}")
-        if request.parent and self.there.parent is None:
+        sources = [request.prompt is not None, bool(request.messages), request.tokens is not None]
+        if sum(sources) != 1:
+            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(sources)}")
+        if request.parent and self.server.parent is None:
             raise ConfigError("this engine has no autoregressive parent", "name one that the server has")
         for text in (request.prompt or "", *(message.content for message in request.messages), *request.stop):
             try:
@@ -228,7 +228,7 @@ class OpenAIEngine(Engine):
                 raise PromptError(
                     f"the text holds half a character (a lone surrogate at {problem.start})", "send whole characters"
                 ) from None
-        if not self.there.hilda and not self.settings.ignore_extras:
+        if not self.server.hilda and not self.settings.ignore_extras:
             refuse_extras(request, self.settings.extras)
 
     def _begin(self, work: RequestState) -> None:
@@ -267,7 +267,7 @@ class OpenAIEngine(Engine):
             ended = Failed(error)
         self._let_go(work, ended)
 
-    async def _ask(self, work: RequestState) -> Answer:
+    async def _ask(self, work: RequestState) -> RequestOutput:
         times = Times(work.submitted, time.perf_counter())
         for attempt in range(self.settings.retries + 1):
             try:
@@ -280,18 +280,18 @@ class OpenAIEngine(Engine):
                 await asyncio.sleep(wait)
         raise AssertionError("the last attempt answers or raises")
 
-    async def _attempt(self, work: RequestState, times: Times) -> Answer:
+    async def _attempt(self, work: RequestState, times: Times) -> RequestOutput:
         talk, body = self._talk(work, times)
         heard = False
         try:
             async with self._client.stream("POST", talk.path, json=body) as response:
                 await _check_response(response)
-                reader = EventReader()
+                decoder = SSEDecoder()
                 async for arrived in response.aiter_bytes():
                     heard = heard or bool(arrived)
-                    for event in reader.feed(arrived):
-                        for told in talk.take(event):
-                            work.sink(told)
+                    for event in decoder.feed(arrived):
+                        for happened in talk.take(event):
+                            work.sink(happened)
                         if talk.answer is not None:
                             return talk.answer
         except httpx.HTTPError as problem:
@@ -302,15 +302,15 @@ class OpenAIEngine(Engine):
         raise EngineFailed(f"{self.address} ended the stream before the text", "see the server's log; ask again")
 
     def _talk(self, work: RequestState, times: Times) -> tuple[Conversation, dict[str, Any]]:
-        there, settings, request = self.there, self.settings, work.request
-        if not there.hilda:
+        server, settings, request = self.server, self.settings, work.request
+        if not server.hilda:
             published = Published(request, times)
-            name = there.parent if request.parent and there.parent is not None else there.model
+            name = server.parent if request.parent and server.parent is not None else server.model
             return published, published.body(name, settings.extras, settings.usage)
         native = Native(request, times)
         left = max(work.deadline - self._loop.time(), 0.001) if work.deadline is not None else None
-        most = there.hilda["limits"].get("request_seconds")
-        parent = request.parent or there.model == there.hilda.get("parent")
+        most = server.hilda["limits"].get("request_seconds")
+        parent = request.parent or server.model == server.hilda.get("parent")
         return native, native.body(parent, min(left, most) if left is not None and most else left)
 
     def _let_go(self, work: RequestState, ended: EngineEvent) -> None:

@@ -1,7 +1,7 @@
 """What a benchmark task is: items, what a model is asked, and how its answer is judged.
 
 A task is its own frozen configuration and knows no model: it makes prompt strings (or pairs of texts to be scored) and
-turns answers into scores. Who answers (`ways.py`), in which order, and what is kept of it (`runner.py`) is shared, so
+turns answers into scores. Who answers (`models.py`), in which order, and what is kept of it (`runner.py`) is shared, so
 that a diffusion model and its parent see the very same string.
 """
 
@@ -22,7 +22,7 @@ class Item:
 
     index: int
     id: str
-    row: Mapping[str, Any]
+    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Task:
         """The first `limit` examples (None: all). Raises `DataError`."""
         raise NotImplementedError
 
-    def rows(self) -> list[Mapping[str, Any]]:
+    def records(self) -> list[Mapping[str, Any]]:
         """Everything that is read, worked examples included: a run goes on only while it says the same."""
-        return [item.row for item in self.items()]
+        return [item.record for item in self.items()]
 
     def facts(self) -> dict[str, Any]:
         """What else a score depends on and its line must say (the isolation of a sandbox, for instance)."""
@@ -78,7 +78,7 @@ class Task:
         return {}
 
     def details(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """More about all samples of a way than its scores say."""
+        """More about all samples of a model than its scores say."""
         return {}
 
     def values(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -86,13 +86,13 @@ class Task:
 
         The default is the mean over those that could be judged.
         """
-        found: dict[str, tuple[float, float]] = {}
+        values: dict[str, tuple[float, float]] = {}
         for metric in self.metrics:
             scores = [sample["scores"].get(metric.name) for sample in samples]
             judged = [float(score) for score in scores if score is not None]
             if judged:
-                found[metric.name] = (sum(judged) / len(judged), 1.0)
-        return found
+                values[metric.name] = (sum(judged) / len(judged), 1.0)
+        return values
 
 
 @config

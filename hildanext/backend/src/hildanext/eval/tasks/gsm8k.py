@@ -10,7 +10,7 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
-from hildanext.eval.tasks.rows import Row, beside, read_rows, text_of
+from hildanext.eval.tasks.records import Record, beside, read_records, text_of
 from hildanext.grading.gsm8k import RULES, gold_answer
 
 REPORTED = ("strict", "flexible", "official", "canonical")
@@ -41,48 +41,49 @@ class Gsm8k(WritingTask):
     few_shot_seed: int = HARNESS_SEED
 
     @cached_property
-    def _rows(self) -> list[Row]:
+    def _records(self) -> list[Record]:
         name, subset = self.hub
-        return read_rows(self.data if self.data is not None else name, self.split, subset)
+        return read_records(self.data if self.data is not None else name, self.split, subset)
 
     @cached_property
-    def _examples(self) -> list[Row]:
+    def _examples(self) -> list[Record]:
         name, subset = self.hub
         place = self.few_shot_data
         if place is None:
             place = beside(self.data, "train") if self.data is not None else name
-        rows = read_rows(place, "train", subset)
-        if len(rows) < self.few_shot:
-            raise ConfigError(f"gsm8k: {self.few_shot} worked examples of {len(rows)}", "lower few_shot")
-        return rows
+        records = read_records(place, "train", subset)
+        if len(records) < self.few_shot:
+            raise ConfigError(f"gsm8k: {self.few_shot} worked examples of {len(records)}", "lower few_shot")
+        return records
 
     def items(self, limit: int | None = None) -> list[Item]:
-        found = [Item(index, f"gsm8k-{self.split}-{index}", row) for index, row in enumerate(self._rows[:limit])]
-        for item in found:
-            text_of(item.row, "question", item.id)
-            gold_answer(text_of(item.row, "answer", item.id))
-        return found
+        records = enumerate(self._records[:limit])
+        items = [Item(index, f"gsm8k-{self.split}-{index}", record) for index, record in records]
+        for item in items:
+            text_of(item.record, "question", item.id)
+            gold_answer(text_of(item.record, "answer", item.id))
+        return items
 
-    def rows(self) -> list[Mapping[str, Any]]:
-        return [*super().rows(), *(self._examples if self.few_shot else [])]
+    def records(self) -> list[Mapping[str, Any]]:
+        return [*super().records(), *(self._examples if self.few_shot else [])]
 
     def prompt(self, item: Item, shots: int) -> str:
         if self.chat and not self.few_shot:
-            return str(item.row["question"])
+            return str(item.record["question"])
         chosen = [self._examples[index] for index in self._drawn[item.index][:shots]] if shots else []
-        parts = [f"{_question(row)} {row['answer']}" for row in chosen]
-        return "\n\n".join([*parts, _question(item.row)])
+        parts = [f"{_question(record)} {record['answer']}" for record in chosen]
+        return "\n\n".join([*parts, _question(item.record)])
 
     def judge(self, item: Item, text: str) -> Judgement:
-        gold = gold_answer(item.row["answer"])
+        gold = gold_answer(item.record["answer"])
         return Judgement({name: float(RULES[name](text, gold)) for name in REPORTED}, {"gold": gold})
 
     @cached_property
     def _drawn(self) -> list[list[int]]:
         """Which examples each item is shown: the harness's one generator, advanced item by item."""
         generator, pool = random.Random(self.few_shot_seed), range(len(self._examples))
-        return [generator.sample(pool, self.few_shot) for _ in self._rows]
+        return [generator.sample(pool, self.few_shot) for _ in self._records]
 
 
-def _question(row: Row) -> str:
-    return f"Question: {row['question']}\nAnswer:"
+def _question(record: Record) -> str:
+    return f"Question: {record['question']}\nAnswer:"

@@ -11,7 +11,7 @@ from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.eval.statistics import pass_at_k
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
-from hildanext.eval.tasks.rows import Row, read_rows, text_of
+from hildanext.eval.tasks.records import Record, read_records, text_of
 from hildanext.grading.code import STOPS, job_for, reward_of
 from hildanext.grading.sandbox.limits import Limits, Verdict
 from hildanext.grading.sandbox.run import Sandbox
@@ -22,7 +22,7 @@ INSTRUCTION = (
 )
 
 
-def score_program(problem: Row, completion: str, limits: Limits | None = None, unsafe: bool = False) -> Verdict:
+def score_program(problem: Record, completion: str, limits: Limits | None = None, unsafe: bool = False) -> Verdict:
     """The verdict on one completion. Raises `SandboxError` where there is no isolation and `unsafe` is not set."""
     return Sandbox(limits, unsafe).run(job_for(problem, completion))
 
@@ -60,8 +60,8 @@ class HumanEval(WritingTask):
         return () if self.chat else STOPS
 
     @cached_property
-    def _rows(self) -> list[Row]:
-        return read_rows(self.data if self.data is not None else self.hub[0], self.split)
+    def _records(self) -> list[Record]:
+        return read_records(self.data if self.data is not None else self.hub[0], self.split)
 
     @cached_property
     def _sandbox(self) -> Sandbox:
@@ -70,22 +70,27 @@ class HumanEval(WritingTask):
     def items(self, limit: int | None = None) -> list[Item]:
         """Raises `SandboxError` here, before anything is written, where programs cannot be run."""
         assert self._sandbox
-        found = []
-        for index, row in enumerate(self._rows[:limit]):
-            name = str(row.get("task_id", f"humaneval-{index}"))
+        items = []
+        for index, record in enumerate(self._records[:limit]):
+            name = str(record.get("task_id", f"humaneval-{index}"))
             for field in ("prompt", "entry_point", "test"):
-                text_of(row, field, name)
-            found.append(Item(index, name, row))
-        return found
+                text_of(record, field, name)
+            items.append(Item(index, name, record))
+        return items
 
     def prompt(self, item: Item, shots: int) -> str:
-        text = str(item.row["prompt"])
+        text = str(item.record["prompt"])
         return INSTRUCTION.format(prompt=text.rstrip()) if self.chat else text
 
     def judge(self, item: Item, text: str) -> Judgement:
-        verdict = self._sandbox.run(job_for(item.row, text))
-        told = {"verdict": verdict.kind, "detail": verdict.detail, "seconds": verdict.seconds, "calls": verdict.calls}
-        return Judgement({"pass@1": reward_of(verdict)}, told)
+        verdict = self._sandbox.run(job_for(item.record, text))
+        extraction = {
+            "verdict": verdict.kind,
+            "detail": verdict.detail,
+            "seconds": verdict.seconds,
+            "calls": verdict.calls,
+        }
+        return Judgement({"pass@1": reward_of(verdict)}, extraction)
 
     def values(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
         """Each k for which enough samples could be judged."""

@@ -8,7 +8,7 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
-from hildanext.eval.tasks.rows import Row, read_rows, text_of
+from hildanext.eval.tasks.records import Record, read_records, text_of
 from hildanext.grading import computer_algebra
 from hildanext.grading.math_answers import boxed, canonical, official, stated
 
@@ -80,34 +80,34 @@ class Math500(WritingTask):
         return computer_algebra.ComputerAlgebra()
 
     @cached_property
-    def _rows(self) -> list[Row]:
-        return read_rows(self.data if self.data is not None else self.hub[0], self.split, self.hub[1])
+    def _records(self) -> list[Record]:
+        return read_records(self.data if self.data is not None else self.hub[0], self.split, self.hub[1])
 
     def items(self, limit: int | None = None) -> list[Item]:
-        found = []
-        for index, row in enumerate(self._rows[:limit]):
-            name = str(row.get("unique_id", f"math500-{index}"))
-            text_of(row, "problem", name)
-            found.append(Item(index, name, {**row, "answer": self._gold(row, name)}))
-        return found
+        items = []
+        for index, record in enumerate(self._records[:limit]):
+            name = str(record.get("unique_id", f"math500-{index}"))
+            text_of(record, "problem", name)
+            items.append(Item(index, name, {**record, "answer": self._gold(record, name)}))
+        return items
 
     def prompt(self, item: Item, shots: int) -> str:
-        problem = str(item.row["problem"])
+        problem = str(item.record["problem"])
         if self.few_shot == 0:
             return f"{problem}\n{INSTRUCTION}" + ("" if self.chat else "\n")
         parts = [f"Problem:\n{example}\n\nSolution: {solution}" for example, solution in EXAMPLES[:shots]]
         return "\n\n".join([*parts, f"Problem:\n{problem}\n\nSolution:"])
 
     def judge(self, item: Item, text: str) -> Judgement:
-        gold, box = str(item.row["answer"]), boxed(text)
+        gold, box = str(item.record["answer"]), boxed(text)
         answer = box if box is not None else stated(text)
         scores = {"official": float(official(box, gold)), "canonical": float(canonical(answer, gold))}
-        told = {"answer": answer, "boxed": box is not None, "gold": gold}
+        extraction = {"answer": answer, "boxed": box is not None, "gold": gold}
         if not self.absent():
             equal = self._algebra.equal(answer, gold)
             scores[MATH_VERIFY] = float(equal is True)  # what cannot be decided in time is wrong, as in math-verify
-            told |= {"no_verdict": True} if equal is None else {}
-        return Judgement(scores, told)
+            extraction |= {"no_verdict": True} if equal is None else {}
+        return Judgement(scores, extraction)
 
     def absent(self) -> dict[str, str]:
         missing = f"{computer_algebra.PACKAGE} is not installed"
@@ -116,11 +116,11 @@ class Math500(WritingTask):
     def facts(self) -> dict[str, Any]:
         return {computer_algebra.PACKAGE: computer_algebra.installed_version() or "not installed"}
 
-    def _gold(self, row: Row, name: str) -> str:
+    def _gold(self, record: Record, name: str) -> str:
         """The `answer` column, or what the `solution` boxes."""
-        if isinstance(row.get("answer"), str):
-            return str(row["answer"])
-        found = boxed(text_of(row, "solution", name))
-        if found is None:
+        if isinstance(record.get("answer"), str):
+            return str(record["answer"])
+        answer = boxed(text_of(record, "solution", name))
+        if answer is None:
             raise DataError(f"{name} has neither 'answer' nor a boxed solution", "give rows of MATH or MATH-500")
-        return found
+        return answer

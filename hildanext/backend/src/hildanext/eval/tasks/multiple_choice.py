@@ -9,7 +9,7 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.eval.tasks.base import Encode, Item, Judgement, Metric, ScoringTask, split_at
-from hildanext.eval.tasks.rows import Row, beside, read_rows, text_of
+from hildanext.eval.tasks.records import Record, beside, read_records, text_of
 from hildanext.likelihood.conditional import Pair, Scored
 
 LETTERS = "ABCDEFGHIJ"
@@ -40,49 +40,49 @@ class MultipleChoice(ScoringTask):
     """Where they come from; None is the `dev` split beside the data."""
 
     @cached_property
-    def _rows(self) -> list[Row]:
+    def _records(self) -> list[Record]:
         name, subset = self.hub
-        return read_rows(self.data if self.data is not None else name, self.split, subset, MMLU_COLUMNS)
+        return read_records(self.data if self.data is not None else name, self.split, subset, MMLU_COLUMNS)
 
     @cached_property
-    def _examples(self) -> list[Row]:
+    def _examples(self) -> list[Record]:
         name, subset = self.hub
         place = self.few_shot_data
         if place is None:
             place = beside(self.data, "dev") if self.data is not None else name
-        rows = read_rows(place, "dev", subset, MMLU_COLUMNS)
-        return [_checked(row, f"worked example {number}") for number, row in enumerate(rows)]
+        records = read_records(place, "dev", subset, MMLU_COLUMNS)
+        return [_checked(record, f"worked example {number}") for number, record in enumerate(records)]
 
     def items(self, limit: int | None = None) -> list[Item]:
-        rows = enumerate(self._rows[:limit])
-        return [Item(index, f"choice-{index}", _checked(row, f"question {index}")) for index, row in rows]
+        records = enumerate(self._records[:limit])
+        return [Item(index, f"choice-{index}", _checked(record, f"question {index}")) for index, record in records]
 
-    def rows(self) -> list[Mapping[str, Any]]:
-        return [*super().rows(), *(self._examples if self.few_shot else [])]
+    def records(self) -> list[Mapping[str, Any]]:
+        return [*super().records(), *(self._examples if self.few_shot else [])]
 
     def prompt(self, item: Item) -> str:
-        subject = str(item.row.get("subject", "")).replace("_", " ")
+        subject = str(item.record.get("subject", "")).replace("_", " ")
         about = f" about {subject}" if subject else ""
         head = f"The following are multiple choice questions (with answers){about}.\n\n"
-        shown = [f"{self._asked(row)} {self._right(row)}\n\n" for row in self._shots(item)]
-        return head + "".join(shown) + self._asked(item.row)
+        shown = [f"{self._asked(record)} {self._right(record)}\n\n" for record in self._shots(item)]
+        return head + "".join(shown) + self._asked(item.record)
 
     def pairs(self, item: Item, encode: Encode, seed: int) -> list[Pair]:
         prompt = self.prompt(item)
-        found = []
-        for option in self._options(item.row):
+        pairs = []
+        for option in self._options(item.record):
             context, continuation = split_at(encode, prompt, f" {option}")
             if not continuation:
                 raise DataError(f"{item.id}: the option {option!r} has no tokens", "mend the data")
-            found.append(Pair(tuple(context), tuple(continuation), seed))
-        return found
+            pairs.append(Pair(tuple(context), tuple(continuation), seed))
+        return pairs
 
     def weigh(self, item: Item, scored: Sequence[Scored]) -> Judgement:
-        options = self._options(item.row)
+        options = self._options(item.record)
         nats = [found.nats for found in scored]
         per_byte = [value / len(f" {option}".encode()) for value, option in zip(nats, options, strict=True)]
         picked = {"acc": nats.index(min(nats)), "acc_norm": per_byte.index(min(per_byte))}
-        gold = int(item.row["gold"])
+        gold = int(item.record["gold"])
         extraction: dict[str, Any] = {
             "nats": nats,
             "kinds": [found.kind for found in scored],
@@ -91,39 +91,39 @@ class MultipleChoice(ScoringTask):
         }
         return Judgement({name: float(choice == gold) for name, choice in picked.items()}, extraction)
 
-    def _shots(self, item: Item) -> list[Row]:
+    def _shots(self, item: Item) -> list[Record]:
         if self.few_shot == 0:
             return []
-        subject = item.row.get("subject")
-        rows = [row for row in self._examples if row.get("subject") == subject][: self.few_shot]
-        if len(rows) < self.few_shot:
-            raise ConfigError(f"{len(rows)} worked examples for the subject {subject!r}", "lower few_shot")
-        return rows
+        subject = item.record.get("subject")
+        records = [record for record in self._examples if record.get("subject") == subject][: self.few_shot]
+        if len(records) < self.few_shot:
+            raise ConfigError(f"{len(records)} worked examples for the subject {subject!r}", "lower few_shot")
+        return records
 
-    def _asked(self, row: Any) -> str:
+    def _asked(self, record: Any) -> str:
         if self.style == "text":
-            return f"Question: {str(row['question']).strip()}\nAnswer:"
-        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False))
-        return f"{str(row['question']).strip()}\n{listed}\nAnswer:"
+            return f"Question: {str(record['question']).strip()}\nAnswer:"
+        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, record["choices"], strict=False))
+        return f"{str(record['question']).strip()}\n{listed}\nAnswer:"
 
-    def _options(self, row: Any) -> list[str]:
-        return list(row["choices"]) if self.style == "text" else list(LETTERS[: len(row["choices"])])
+    def _options(self, record: Any) -> list[str]:
+        return list(record["choices"]) if self.style == "text" else list(LETTERS[: len(record["choices"])])
 
-    def _right(self, row: Any) -> str:
-        return self._options(row)[int(row["gold"])]
+    def _right(self, record: Any) -> str:
+        return self._options(record)[int(record["gold"])]
 
 
-def _checked(row: Row, where: str) -> Row:
-    """The row with `choices` as a list and `gold` as an index. Raises `DataError`."""
-    text_of(row, "question", where)
-    choices = row.get("choices")
+def _checked(record: Record, where: str) -> Record:
+    """The record with `choices` as a list and `gold` as an index. Raises `DataError`."""
+    text_of(record, "question", where)
+    choices = record.get("choices")
     if choices is None:
-        lower = {str(key).lower(): value for key, value in row.items()}
+        lower = {str(key).lower(): value for key, value in record.items()}
         choices = [lower[letter] for letter in LETTERS.lower() if letter in lower]
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         raise DataError(f"{where} has no choices", "give 'choices' (a list of 2 to 10 texts) or the columns A, B, C, D")
     choices = [str(choice) for choice in choices]
-    return {**row, "choices": choices, "gold": _gold(row.get("answer"), choices, where)}
+    return {**record, "choices": choices, "gold": _gold(record.get("answer"), choices, where)}
 
 
 def _gold(answer: Any, choices: Sequence[str], where: str) -> int:

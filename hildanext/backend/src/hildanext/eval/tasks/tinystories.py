@@ -11,7 +11,7 @@ from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.data.sources import SOURCES, Report
 from hildanext.eval.tasks.base import Encode, Item, Judgement, Metric, ScoringTask
-from hildanext.eval.tasks.rows import read_rows
+from hildanext.eval.tasks.records import read_records
 from hildanext.likelihood.conditional import Pair, Scored
 
 
@@ -43,7 +43,7 @@ class TinyStories(ScoringTask):
             source = SOURCES["tinystories"](path=place)  # type: ignore[call-arg]
             texts = [document.text for document in source.documents(report=Report())]
         else:
-            texts = [str(row.get("text", "")) for row in read_rows(place, self.split, self.hub[1])]
+            texts = [str(record.get("text", "")) for record in read_records(place, self.split, self.hub[1])]
         texts = [text for text in texts if text.strip()]
         if not texts:
             raise DataError(f"{place!r} holds no text", "give texts parted by <|endoftext|> lines, or rows with 'text'")
@@ -56,13 +56,13 @@ class TinyStories(ScoringTask):
         return ""
 
     def pairs(self, item: Item, encode: Encode, seed: int) -> list[Pair]:
-        ids = encode(str(item.row["text"]))[: self.max_tokens + 1]
+        ids = encode(str(item.record["text"]))[: self.max_tokens + 1]
         return [Pair(tuple(ids[:1]), tuple(ids[1:]), seed)]
 
     def weigh(self, item: Item, scored: Sequence[Scored]) -> Judgement:
-        (found,) = scored
-        extraction = {"tokens": found.tokens, "kind": found.kind, "mask_se": found.se}
-        return Judgement({"nats": found.nats}, extraction)
+        (scored_text,) = scored
+        extraction = {"tokens": scored_text.tokens, "kind": scored_text.kind, "mask_se": scored_text.se}
+        return Judgement({"nats": scored_text.nats}, extraction)
 
     def details(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         tokens = sum(sample["extraction"]["tokens"] for sample in samples)

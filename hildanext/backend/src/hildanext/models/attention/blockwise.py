@@ -41,7 +41,7 @@ class DoubledAttention:
 
     @classmethod
     def build(
-        cls, rows: masks.Rows, noisy: int, block_size: int, clean_mask: CleanMask, dtype: torch.dtype
+        cls, rows: masks.TokenRows, noisy: int, block_size: int, clean_mask: CleanMask, dtype: torch.dtype
     ) -> "DoubledAttention":
         """`rows` describe the columns, of which the first `noisy` are noisy copies."""
         sees_clean: Bool[Tensor, "batch fed clean"] = masks.among(rows, block_size, clean_mask, first_key=noisy)
@@ -82,7 +82,7 @@ class DoubledAttention:
 
 
 def doubled_attention(
-    rows: masks.Rows,
+    rows: masks.TokenRows,
     noisy: int,
     block_size: int,
     clean_mask: CleanMask,
@@ -98,7 +98,7 @@ def doubled_attention(
     both = 0 < noisy < rows.document.shape[1]
     by_blocks = both and aligned(rows.document[:, :noisy], rows.position[:, :noisy], block_size)
     if device is not None:
-        rows = masks.Rows(*(part.to(device, non_blocking=True) for part in rows))
+        rows = masks.TokenRows(*(part.to(device, non_blocking=True) for part in rows))
     if by_blocks:
         return DoubledAttention.build(rows, noisy, block_size, clean_mask, dtype)
     return MaskedAttention(masks.among(rows, block_size, clean_mask))

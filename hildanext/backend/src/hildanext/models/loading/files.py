@@ -81,8 +81,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in shards]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    found = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
-    pickles = sorted(name for name in found if name != "training_args.bin")
+    pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)} - {"training_args.bin"})
     if pickles:
         raise ModelError(
             f"{str(folder)!r} has only pickled weights ({pickles[0]})",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
-from hildanext.engine.base import Answer, EngineFailed, Failed, Finished, Piece, Request, Started, Stepped
+from hildanext.engine.base import EngineFailed, Failed, Finished, Piece, Request, RequestOutput, Started, Stepped
 from hildanext.serve.decoding_params import DecodingParams, check_length, conversation, decoding_params
 from hildanext.serve.engine_bridge import EngineCall
 from hildanext.serve.errors import Refused, responses, shape_of
@@ -60,7 +60,7 @@ class GenerateCall:
         kept = {key: value for key, value in record.items() if key != "row"}
         return {**kept, "seconds": round(time.perf_counter() - self.arrived, 6)}
 
-    def finished(self, answer: Answer, frames: list[dict[str, Any]] | None = None) -> GenerateAnswer:
+    def finished(self, answer: RequestOutput, frames: list[dict[str, Any]] | None = None) -> GenerateAnswer:
         stats = answer.stats
         self.service.metrics.answered(answer, self.body.parent)
         return GenerateAnswer(
