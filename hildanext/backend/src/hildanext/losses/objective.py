@@ -120,13 +120,10 @@ class SupervisedStep(nn.Module):
             if rows is None:
                 continue
             chosen = {name: _chosen(weight, rows.where, hidden.device) for name, weight in members.items()}
-            buckets = _buckets(view, rows.where).to(hidden.device, non_blocking=True)
-            rows = rows.to(hidden.device)
-            labels = sent.clean[rows.where]
-            teacher = None
-            if teacher_hidden is not None:
-                before = (rows.where[0], (rows.where[1] - 1).clamp_min(0))
-                teacher = teacher_hidden[before]
+            buckets, rows = _buckets(view, rows.where).to(hidden.device, non_blocking=True), rows.to(hidden.device)
+            row, place = rows.where
+            labels = sent.clean[row, place]
+            teacher = None if teacher_hidden is None else teacher_hidden[row, (place - 1).clamp_min(0)]
             states = hidden.flatten(0, 1)[rows.index]
             losses = linear_cross_entropy(
                 states,
