@@ -253,8 +253,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "the teacher is a place late",
-            "before = (rows.where[0], (rows.where[1] - 1).clamp_min(0))",
-            "before = rows.where",
+            "teacher_hidden[row, (place - 1).clamp_min(0)]",
+            "teacher_hidden[row, place]",
         ),
     ),
     *of(

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from hildanext import masks
 from hildanext.ar import Parent
 from hildanext.core.run_dir import write_atomically
-from hildanext.models.attention.dense import NO_MASK, MaskedAttention, install_seam
+from hildanext.models.attention.dense import MaskedAttention, install_seam, no_mask
 from hildanext.models.checkpoint import save_causal, save_diffusion
 from hildanext.models.loading.load import load_diffusion, load_parent
 
@@ -190,7 +190,7 @@ def loss_of(model: Qwen3ForCausalLM, batch: tuple[Tensor, Tensor, Tensor], bf16:
         hidden = model.model(
             input_ids=tokens[:, :-1],
             position_ids=position[:, :-1],
-            attention_mask=NO_MASK,
+            attention_mask=no_mask(tokens.device),
             use_cache=False,
             hilda=MaskedAttention(mask),
         )[0]

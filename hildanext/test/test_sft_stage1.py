@@ -184,10 +184,10 @@ def test_views_are_a_function_of_their_number_and_differ_between_numbers(section
     prepare_data(section, CHAT, tmp_path / "run")
     dataset = ChatDataset(tmp_path / "run" / "data", "train", 96, 8, 0)
     card = random_model().card
-    block_phase, cpu = BlockPhase(phase="stable", block_size=8, tokens=1), torch.device("cpu")
+    block_phase = BlockPhase(phase="stable", block_size=8, tokens=1)
 
     def make(seed: int) -> NoisedBatches:
-        return NoisedBatches(dataset, 2, NoiseConfig(), card, torch.arange(9), cpu, seed, dataset.pairs)
+        return NoisedBatches(dataset, 2, NoiseConfig(), card, torch.arange(9), seed, dataset.pairs)
 
     one, again, other = make(0), make(0), make(1)
     for number in (7, 0, 3):

@@ -114,4 +114,4 @@ def test_the_sums_of_a_window_are_those_of_adding_up_one_by_one():
         total = total + float(first)
         total = total + share * float(second)
         losses = {"m2t": losses["m2t"] + float(first), "c2dlm": losses["c2dlm"] + share * float(second)}
-    assert sums.read() == (total, losses, [[0, 5, 10, 15], [0, 10, 20, 30]])
+    assert sums.read(torch.tensor(0.5)) == (total, losses, [[0, 5, 10, 15], [0, 10, 20, 30]], 0.5)

@@ -28,7 +28,7 @@ def rows_of(documents: list[list[int]], folder: Path, length: int = 16, block: i
 
 
 def held_out(dataset: PackedDataset, rows: int = 8) -> list[Batch]:
-    return first_batches(dataset, rows, 2, torch.device("cpu"))
+    return first_batches(dataset, rows, 2)
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext import masks
 from hildanext.core.errors import PromptError
+from hildanext.core.runtime import send
 from hildanext.data.generation_result import FinishReason, GenerationResult, GenerationStats
 from hildanext.models.attention import PREFILL_TOKENS
-from hildanext.models.attention.dense import NO_MASK, AttentionContext, MaskedAttention, grouped_attention
+from hildanext.models.attention.dense import AttentionContext, MaskedAttention, grouped_attention, no_mask
 from hildanext.models.sampling import sample
 
 ArResult = GenerationResult
@@ -117,7 +118,7 @@ class Parent:
         return self.causal_lm.model(
             input_ids=tokens,
             position_ids=position,
-            attention_mask=NO_MASK.to(tokens.device),
+            attention_mask=no_mask(tokens.device),
             use_cache=False,
             hilda=attention,
         )[0]
@@ -138,17 +139,22 @@ class Parent:
     ) -> Float[Tensor, "batch seq"]:
         """Exact -log p(token | earlier tokens of its document) in nats; 0 at position 0 and at padding.
 
-        The head is applied to `chunk` rows at a time.
+        The head is applied to `chunk` rows at a time. Where the tokens lie on the host, the result does too, and is
+        the one thing that the host waits for.
         """
+        rows, columns = ((position > 0) & (document >= 0)).nonzero(as_tuple=True)
+        home = tokens.device
+        tokens, document, position, rows, columns = (
+            part.to(self.device, non_blocking=True) for part in (tokens, document, position, rows, columns)
+        )
         hidden = self.hidden(tokens, document, position)
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         nll = torch.zeros(tokens.shape, dtype=wide, device=tokens.device)
-        rows, columns = ((position > 0) & (document >= 0)).nonzero(as_tuple=True)
         for start in range(0, len(rows), chunk):
             row, column = rows[start : start + chunk], columns[start : start + chunk]
             logits = self.logits(hidden[row, column - 1])
             nll[row, column] = cross_entropy(logits, tokens[row, column], reduction="none")
-        return nll
+        return nll.to(home)
 
     def generate(
         self,
@@ -199,7 +205,7 @@ class Parent:
             logits = self._step(feed, cache)
             if not prefill_seconds:
                 prefill_seconds = time.perf_counter() - start
-            uniform = draw([generators[i] for i in active]).to(logits.device)
+            uniform = draw([generators[i] for i in active]).to(logits.device, non_blocking=True)
             choice = sample(logits, uniform, temperature, top_p, top_k)
             going: list[int] = []
             for row, (i, token) in enumerate(zip(active, choice.tolist(), strict=True)):
@@ -218,7 +224,7 @@ class Parent:
                     going.append(row)
             feed = choice[:, None]
             if len(going) < len(active):
-                rows = torch.tensor(going, dtype=torch.long, device=feed.device)
+                rows = send(going, feed.device, torch.long)
                 active, feed = [active[row] for row in going], feed[rows]
                 cache.keep_rows(rows)
         return [results[i] for i in range(len(prompts))]
@@ -237,10 +243,10 @@ class Parent:
         longest = max((len(prompt) for prompt in prompts), default=0)
         pads = [longest - len(prompt) for prompt in prompts]
         rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
-        tokens = torch.tensor(rows, dtype=torch.long, device=self.device)
+        tokens = send(rows, self.device, torch.long)
         cache = CausalCache(len(prompts), longest + new)
         if any(pads):
-            cache.pads = torch.tensor(pads, device=self.device)
+            cache.pads = send(pads, self.device)
         return list(tokens.split(PREFILL_TOKENS, dim=1)), cache
 
     def _fill(self, feed: Int[Tensor, "batch new"], cache: CausalCache) -> Float[Tensor, "batch new hidden"]:
@@ -317,24 +323,26 @@ def _sample_batch(
     top_p: float | None,
     generator: torch.Generator,
 ) -> list[list[int]]:
-    stops = torch.tensor(default_stops(parent.tokenizer), device=parent.device, dtype=torch.long)
+    stops = torch.tensor(default_stops(parent.tokenizer), dtype=torch.long)
     documents: list[list[int]] = [[] for _ in range(rows)]
     owner = torch.arange(rows)
     active = torch.ones(rows, dtype=torch.bool)
     cache = CausalCache(rows, max_tokens + 1)
     feed = torch.full((rows, 1), start_id, device=parent.device)
     for _ in range(max_tokens):
-        uniform = torch.rand(len(feed), dtype=torch.float64, generator=generator).to(feed.device)
+        uniform = torch.rand(len(feed), dtype=torch.float64, generator=generator)
+        uniform = uniform.to(feed.device, non_blocking=True)
         choice = sample(parent._step(feed, cache), uniform, temperature, top_p)
-        active &= ~torch.isin(choice, stops).cpu()
-        for row, token in zip(owner[active].tolist(), choice.cpu()[active].tolist(), strict=True):
+        drawn = choice.cpu()  # the one wait of a token
+        active &= ~torch.isin(drawn, stops)
+        for row, token in zip(owner[active].tolist(), drawn[active].tolist(), strict=True):
             documents[row].append(token)
         if not active.any():
             break
         feed = choice[:, None]
         # Finished rows ride along until they are many: dropping them copies the cache.
         if 4 * int(active.sum()) <= 3 * len(owner):
-            kept = active.nonzero()[:, 0].to(feed.device)
+            kept = active.nonzero()[:, 0].to(feed.device, non_blocking=True)
             cache.keep_rows(kept)
             owner, feed, active = owner[active], feed[kept], active[active]
     return documents

@@ -7,8 +7,8 @@ rates: ours are choices). Shapes are [batch seq] throughout.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,7 +36,8 @@ class CausalPairs:
         return cls(torch.tensor(row), torch.tensor(effect), torch.tensor(cause), torch.tensor(weight).float())
 
     def to(self, device: torch.device | str) -> "CausalPairs":
-        return CausalPairs(*(part.to(device) for part in (self.row, self.effect, self.cause, self.weight)))
+        parts = (self.row, self.effect, self.cause, self.weight)
+        return CausalPairs(*(part.to(device, non_blocking=True) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ class NoisedBatch:
     """Causes and effects among the tokens, where the data has causal graphs."""
     chance: Float[Tensor, "batch seq"] | None = None
     """A uniform number in [0, 1) for each token, independent of what the view shows: for losses that take a share."""
+
+    def to(self, device: torch.device | str) -> "View":
+        """The view on a device; the host does not wait for it."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        there: dict[str, Any] = {
+            name: part.to(device, non_blocking=True) for name, part in parts.items() if isinstance(part, Tensor)
+        }
+        return replace(self, **there, pairs=None if self.pairs is None else self.pairs.to(device))
 
     @property
     def kept(self) -> Bool[Tensor, "batch seq"]:

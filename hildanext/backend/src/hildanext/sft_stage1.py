@@ -187,13 +187,13 @@ def _task(
         ChatDataset(best.run / DATA, part, data.sequence_length, block_size, eos, data.packing)
         for part in ("train", "valid")
     )
-    held_out = drawn_batches(valid, config.valid_rows, batch_size, model.device)
+    held_out = drawn_batches(valid, config.valid_rows, batch_size)
     bound, edits = Validation(held_out, eos, model.card), EditCheck(held_out, model.card, real)
     total = max(1, round(config.epochs * dataset.tokens))
     return TrainingTask(
         total_tokens=total,
         block_phase=lambda tokens: BlockPhase(phase="stable", block_size=block_size, tokens=total),
-        views=NoisedBatches(dataset, batch_size, config, model.card, real, model.device, config.seed, dataset.pairs),
+        views=NoisedBatches(dataset, batch_size, config, model.card, real, config.seed, dataset.pairs),
         validate=lambda step, number: {**bound(step, number), **edits(step, number)},
         turns=config.turns,
         seed=config.seed,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
+from jaxtyping import Float
 from torch import Tensor
 
 from hildanext.core.errors import TrainingStopped
@@ -67,16 +68,21 @@ class _WindowSums:
         hits = torch.stack([outcome.correct, outcome.masked])
         self.hits = hits if self.hits is None else self.hits + hits
 
-    def read(self) -> tuple[float, dict[str, float], list[list[int]]]:
-        """The total, each loss, and the right and the masked ones by noise level."""
+    def read(self, norm: Float[Tensor, ""]) -> tuple[float, dict[str, float], list[list[int]], float]:
+        """The total, each loss, the right and the masked ones by noise level, and the gradients' norm: the one point
+        of a step where the host waits for the device."""
         assert self.hits is not None
+        wide = torch.float32 if norm.device.type == "mps" else torch.float64  # MPS has no fp64
+        scalars = torch.stack([value.to(wide) for value in (*self.scalars, norm.to(self.hits.device))])
+        values: list[float] = torch.cat([scalars, self.hits.flatten().to(wide)]).tolist()
+        count = len(self.scalars)
         total, losses = 0.0, dict[str, float]()
-        for (name, weight, in_total), value in zip(self.parts, torch.stack(self.scalars).tolist(), strict=True):
+        for (name, weight, in_total), value in zip(self.parts, values[:count], strict=True):
             total += weight * value if in_total else 0.0
             if name:
                 losses[name] = losses.get(name, 0.0) + weight * value
-        hits: list[list[int]] = self.hits.tolist()
-        return total, losses, hits
+        hits = [int(value) for value in values[count + 1 :]]
+        return total, losses, [hits[: len(BUCKETS)], hits[len(BUCKETS) :]], values[count]
 
 
 def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -231,16 +237,15 @@ class _Loop:
         # lengths then weigh as they would in one large batch.
         count = torch.stack([targets(view.maskable, view.position, shift).sum() for *_, view in views]).sum()
         totals = summed(accelerator, torch.stack([count * self.task.turns, positions, real]))
-        normaliser, positions, real = totals.tolist()  # one wait for the device instead of three for each micro-batch
+        normaliser, positions, real = totals.tolist()  # views lie on the host: nobody waits for a device here
         if normaliser == 0:
             raise TrainingStopped("a step has no token to predict", "check the data: documents of one token?")
         rate = self.config.learning_rate.at(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         window_sums = self._forward_backward(views, normaliser, progress)
-        norm = clip_gradients(accelerator, self.module, self.config.clip)
-        sums = self._reduced(window_sums)
-        loss = sums.pop("total") / normaliser
+        sums = self._reduced(window_sums, clip_gradients(accelerator, self.module, self.config.clip))
+        loss, norm = sums.pop("total") / normaliser, sums.pop("norm")
         self.guard.check(counters["step"] + 1, block_phase.block_size, loss, norm)
         with self.offloaded.onload() if self.offloaded is not None else nullcontext():
             self.optimizer.step()
@@ -299,17 +304,18 @@ class _Loop:
                 accelerator.backward(loss)
             sums.add(outcome, normaliser / (len(forwards) * accelerator.num_processes))
             if wants_draft and outcome.draft is not None:
-                view = next_turn(view, outcome.draft, self.unwrapped.model.card.mask_id)
+                view = next_turn(view, outcome.draft.to(view.clean.device), self.unwrapped.model.card.mask_id)
         return sums
 
-    def _reduced(self, window: _WindowSums) -> dict[str, Any]:
-        total, losses, hits = window.read()
+    def _reduced(self, window: _WindowSums, gradient_norm: Float[Tensor, ""]) -> dict[str, Any]:
+        total, losses, hits, norm = window.read(gradient_norm)
         names = sorted(losses)
         flat = torch.tensor([total, *(losses[name] for name in names), *hits[0], *hits[1]], dtype=torch.float64)
         values = summed(self.accelerator, flat).tolist()
         buckets = len(BUCKETS)
         return {
             "total": values[0],
+            "norm": norm,
             **dict(zip(names, values[1 : 1 + len(names)], strict=True)),
             "correct": [int(x) for x in values[-2 * buckets : -buckets]],
             "masked": [int(x) for x in values[-buckets:]],

@@ -103,11 +103,11 @@ def convert(
     step, teacher = run.supervised(model, losses, config.parent, config.lora is not None, config.trust_remote_code)
     best = BestCheckpoints(run.folder, model, tokenizer, config.merge_top_k if config.merge_top_k > 1 else 0)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
-    held_out = first_batches(valid, config.valid_rows, config.train.batch_size, run.device)
+    held_out = first_batches(valid, config.valid_rows, config.train.batch_size)
     task = TrainingTask(
         total_tokens=total_tokens(config.wsd),
         block_phase=lambda tokens: phase_at(config.wsd, tokens),
-        views=NoisedBatches(dataset, config.train.batch_size, config, model.card, real, run.device, config.seed),
+        views=NoisedBatches(dataset, config.train.batch_size, config, model.card, real, config.seed),
         validate=Validation(held_out, valid.pad_id, model.card),
         teacher=teacher,
         turns=config.turns,

@@ -107,7 +107,7 @@ def _micro_batches(
     prepare_chat(folder / "data", data, tokenizer, block)
     dataset = ChatDataset(folder / "data", "train", data.sequence_length, block, eos, data.packing)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
-    views = NoisedBatches(dataset, settings.batch_size, recipe, model.card, real, model.device, settings.seed)
+    views = NoisedBatches(dataset, settings.batch_size, recipe, model.card, real, settings.seed)
     block_phase = BlockPhase(phase="stable", block_size=block, tokens=1)
     return lambda number: views(number, block_phase)
 

@@ -209,6 +209,16 @@ def cap_allocator(device: "torch.device", fraction: float | None) -> None:
     torch.cuda.set_per_process_memory_fraction(fraction, device.index)  # None: the current one
 
 
+def send(values: Any, device: "torch.device", dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+    """A tensor of host values on a device, without waiting for the device to be done with what it was given before.
+
+    Safe from ordinary memory: what is to be copied has been read when the call returns.
+    """
+    import torch
+
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch. Our own code draws from explicit generators; this is for the libraries."""
     import numpy

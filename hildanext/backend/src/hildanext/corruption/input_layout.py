@@ -41,6 +41,11 @@ class InputLayout:
     seq: int
     """Length of the view's rows."""
 
+    def to(self, device: torch.device | str) -> "InputLayout":
+        """The same columns on a device; the host does not wait for it."""
+        noisy, clean = (part.to(device, non_blocking=True) for part in (self.noisy, self.clean))
+        return InputLayout(noisy, clean, self.seq)
+
     @cached_property
     def token(self) -> Int[Tensor, "batch fed"]:
         """The token that each column is a copy of."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -20,6 +19,9 @@ PairsOf = Callable[[Sequence[int]], CausalPairs | None]
 class NoisedBatches:
     """Micro-batch index and phase -> noised views; a pure function of both, so that any process can begin anywhere.
 
+    Views are made on the host, where their generator draws; whoever computes with one sends it to the device. So no
+    size that depends on the noise is asked of the device.
+
     `real` lists the ids that a replaced token may become; `pairs` gives the causes and effects of rows, where the data
     has any.
     """
@@ -31,16 +33,15 @@ class NoisedBatches:
         noise: NoiseConfig,
         card: Card,
         real: Int[Tensor, " real"],
-        device: torch.device,
         seed: int,
         pairs: PairsOf | None = None,
     ) -> None:
         self.dataset, self.order, self.noise = dataset, RowOrder(len(dataset), batch_size, seed), noise
-        self.card, self.real, self.device, self.seed, self.pairs = card, real, device, seed, pairs
+        self.card, self.real, self.seed, self.pairs = card, real, seed, pairs
 
     def __call__(self, index: int, block_phase: BlockPhase) -> list[NoisedBatch]:
         rows = self.order.batch(index)
-        batch = self.dataset.batch(rows).to(self.device)
+        batch = self.dataset.batch(rows)
         pairs = self.pairs(rows) if self.pairs is not None else None
         generator = make_generator(self.seed, 1, index)
         return noised(batch, block_phase.block_size, self.noise, self.card, self.real, generator, pairs)

@@ -5,6 +5,7 @@ State that changes travels in values (`Canvas`, `Edit`), never in the algorithm,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -30,6 +31,27 @@ class Canvas:
     def editable(self) -> Bool[Tensor, "batch block"]:
         """Written by us, and not a mask."""
         return ~self.masked & ~self.fixed
+
+    @cached_property
+    def every(self) -> Bool[Tensor, "batch block"]:
+        """All positions of the block."""
+        return torch.ones_like(self.masked)
+
+    def read(self, needed: Bool[Tensor, "batch block"]) -> Bool[Tensor, "batch block"]:
+        """The positions whose logits are made where those at `needed` are wanted.
+
+        On a CPU the same. Elsewhere every one: the host would have to wait for the device to count them, once a
+        step, and a few more rows of the head cost less than that.
+        """
+        return needed if needed.device.type == "cpu" else self.every
+
+    def places(self, where: Bool[Tensor, "batch block"]) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Row and place of the chosen positions, in row-major order. Every position's are known without waiting."""
+        if where.device.type == "cpu" or where is not self.every:
+            row, place = where.nonzero(as_tuple=True)
+            return row, place
+        index = torch.arange(where.numel(), device=where.device)
+        return index // where.shape[1], index % where.shape[1]
 
     def apply(self, edit: "Edit") -> Int[Tensor, "batch block"]:
         """The tokens after an edit."""
@@ -100,7 +122,7 @@ def run(decoder: Decoder, denoiser: Denoiser) -> None:
 
 def step(decoder: Decoder, denoiser: Denoiser, canvas: Canvas) -> list[int]:
     """One forward and what follows from it; the rows whose block it finished. The engine calls this one, too."""
-    where = decoder.needs(canvas)
+    where = canvas.read(decoder.needs(canvas))
     finished = denoiser.write(decoder.edit(denoiser.logits(where), where, canvas))
     if finished:
         decoder.after_block(denoiser, finished)

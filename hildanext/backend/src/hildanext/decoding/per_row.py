@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hildanext.core.runtime import send
 from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
 
 
@@ -29,11 +30,14 @@ class PerRow(Decoder):
     def edit(self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas) -> Edit:
         if len(self.groups) == 1:
             return next(iter(self.groups)).edit(logits, where, canvas)
-        owner = where.nonzero()[:, 0]
-        parts = [
-            (rows, decoder.edit(logits[torch.isin(owner, rows)], where[rows], _part(canvas, rows)))
-            for decoder, rows in self._rows(canvas)
-        ]
+        parts = []
+        for decoder, rows in self._rows(canvas):
+            own = _part(canvas, rows)
+            if where.device.type != "cpu" and where is canvas.every:
+                asked, chosen = own.every, logits.unflatten(0, where.shape)[rows].flatten(0, 1)
+            else:
+                asked, chosen = where[rows], logits[torch.isin(where.nonzero()[:, 0], rows)]
+            parts.append((rows, decoder.edit(chosen, asked, own)))
         whole = Edit(
             torch.zeros_like(canvas.masked),
             canvas.tokens.clone(),
@@ -53,7 +57,7 @@ class PerRow(Decoder):
 
     def _rows(self, canvas: Canvas) -> list[tuple[Decoder, Tensor]]:
         device = canvas.tokens.device
-        return [(decoder, torch.tensor(rows, device=device)) for decoder, rows in self.groups.items()]
+        return [(decoder, send(rows, device)) for decoder, rows in self.groups.items()]
 
 
 def _part(canvas: Canvas, rows: Tensor) -> Canvas:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -78,8 +79,9 @@ def steps(
     rows: Sequence[SequenceState], canvas: Canvas, edit: Edit, places: Int[Tensor, "batch block"], kind: Kind
 ) -> list[Step]:
     """What an edit does to each row, in plain numbers."""
-    fields: tuple[Any, ...] = (places, canvas.tokens, canvas.masked, edit.write, edit.tokens, edit.confidence)
-    columns = [field.tolist() for field in fields]
+    final = edit.final[:, None].expand_as(edit.write)
+    whole = torch.stack([places.expand_as(edit.tokens), canvas.tokens, canvas.masked, edit.write, edit.tokens, final])
+    columns: list[Any] = [*whole.tolist(), edit.confidence.tolist()]
     taken = []
     for r, row in enumerate(rows):
         cells = list(zip(*(column[r] for column in columns), strict=True))
@@ -90,9 +92,9 @@ def steps(
                 start=cells[0][0],
                 kind=kind,
                 masks=[place for place, _, masked, *_ in cells if masked],
-                drafts=[(place, new, p) for place, _, masked, write, new, p in cells if write and masked],
-                edits=[(place, old, new, p) for place, old, masked, write, new, p in cells if write and not masked],
-                final=bool(edit.final[r]),
+                drafts=[(place, new, p) for place, _, masked, write, new, _, p in cells if write and masked],
+                edits=[(place, old, new, p) for place, old, masked, write, new, _, p in cells if write and not masked],
+                final=bool(cells[0][5]),
             )
         )
     return taken

@@ -5,12 +5,14 @@ them one behind another, unpadded. What is fed is `feed_plan`'s, what is committ
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hildanext import masks
+from hildanext.core.runtime import send
 from hildanext.decoding.base import Canvas, Edit, EditRule
 from hildanext.decoding.commit import Commit, CommitPolicy
 from hildanext.decoding.feed_plan import Feed, active_blocks, prompt_pieces, revised_blocks
@@ -71,8 +73,8 @@ class DecodeState:
             len(prompt),
             limit,
             len(prompt) // self.block * self.block,
-            tokens.to(model.device),
-            uniforms(seed, capacity).to(model.device),
+            tokens.to(model.device, non_blocking=True),
+            uniforms(seed, capacity).to(model.device, non_blocking=True),
             torch.zeros(capacity // self.block + 1, hidden, dtype=model.dtype, device=model.device),
             BlockCache.of(model, capacity, self.debug) if self.cached else None,
         )
@@ -103,7 +105,8 @@ class DecodeState:
 
         Returns those that have ended.
         """
-        ended = [row for row in self._finished if self.ended(row, row.tokens[: row.start].tolist())]
+        texts = _texts(self._finished)
+        ended = [row for row, text in zip(self._finished, texts, strict=True) if self.ended(row, text)]
         ended += [row for row in self._finished if row not in ended and row.start >= row.limit]
         self._finished = []
         fed = [row for row in self.joining if row.unfed == 0]
@@ -118,7 +121,7 @@ class DecodeState:
         spans = [slice(row.start, row.start + self.block) for row in self.rows]
         tokens = torch.stack([row.tokens[span] for row, span in zip(self.rows, spans, strict=True)])
         uniform = torch.stack([row.uniform[span] for row, span in zip(self.rows, spans, strict=True)])
-        facts = torch.tensor([(row.start, row.prompt, row.checks) for row in self.rows], device=tokens.device)
+        facts = send([(row.start, row.prompt, row.checks) for row in self.rows], tokens.device)
         self._places = facts[:, :1] + self._offset
         fixed = self._places < facts[:, 1:2]
         masked = (tokens == self.card.mask_id) & ~fixed
@@ -137,7 +140,7 @@ class DecodeState:
         self.commit_policy.fed(feeds + pieces, hidden)
         for row, segment in feeds:
             row.denoise += segment.num_tokens > 0
-        return self._read(hidden, feeds, where)
+        return self._read(hidden, feeds, self._canvas.places(where))
 
     def write(self, edit: Edit) -> list[int]:
         canvas = self._canvas
@@ -182,10 +185,11 @@ class DecodeState:
         nothing = torch.zeros_like(fixed)
         uniform = row.uniform[None, first : row.start]
         canvas = Canvas(tokens, nothing, fixed, uniform, torch.zeros(1, dtype=torch.int64, device=tokens.device))
-        change = edit(self._read(hidden, feeds, canvas.editable), canvas.editable, canvas)
+        where = canvas.read(canvas.editable)
+        change = edit(self._read(hidden, feeds, canvas.places(where)), where, canvas)
         if self.observe is not None:
             self.observe(steps([row], canvas, change, places, "revise")[0])
-        changed = change.write[0].nonzero()[:, 0].tolist()
+        changed = [place for place, wrote in enumerate(change.write[0].tolist()) if wrote]
         if not changed:
             return
         row.tokens[first : row.start] = canvas.apply(change)[0]
@@ -224,22 +228,35 @@ class DecodeState:
         return hidden
 
     def _read(
-        self, hidden: Float[Tensor, "fed hidden"], feeds: Sequence[Feed], where: Bool[Tensor, "batch block"]
+        self,
+        hidden: Float[Tensor, "fed hidden"],
+        feeds: Sequence[Feed],
+        places: tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]],
     ) -> Float[Tensor, "rows vocab"]:
-        """Logits that predict the positions at `where` of the noisy segments; `feeds` came first in their forward."""
+        """Logits that predict the positions at `places` (see `Canvas.places`) of the noisy segments; `feeds` came
+        first in their forward."""
         begins, begin = [], 0
         for _, segment in feeds:
             begins.append(begin + segment.clean)
             begin += segment.num_tokens
-        row, place = where.nonzero(as_tuple=True)
-        index = torch.tensor(begins, device=hidden.device)[row] + place
+        row, place = places
+        index = send(begins, hidden.device)[row] + place
         if self.card.shift == "left":  # one state further left; where nothing clean was fed, the boundary
             before = torch.stack(
-                [row.last_clean_hidden[(segment.start + segment.clean) // self.block] for row, segment in feeds]
+                [fed.last_clean_hidden[(segment.start + segment.clean) // self.block] for fed, segment in feeds]
             )
             index = torch.where(place == 0, row, index + len(before) - 1)
             hidden = torch.cat([before, hidden])
         return self.model.logits(hidden[index])
+
+
+def _texts(rows: Sequence[SequenceState]) -> list[list[int]]:
+    """The final tokens of each row; the host waits once for all of them."""
+    if not rows:
+        return []
+    text: list[int] = torch.cat([row.tokens[: row.start] for row in rows]).tolist()
+    ends = list(accumulate(row.start for row in rows))
+    return [text[end - row.start : end] for row, end in zip(rows, ends, strict=True)]
 
 
 __all__ = ["Commit", "DecodeState", "SequenceState", "Step"]

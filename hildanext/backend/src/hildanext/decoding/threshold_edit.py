@@ -55,7 +55,8 @@ class ThresholdEdit(Decoder):
         return canvas.masked if self.tau_edit is None else canvas.masked | canvas.editable
 
     def edit(self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas) -> Edit:
-        picks, sure = candidates(logits, canvas.uniform[where], self.temperature, self.top_p, self.top_k)
+        uniform = canvas.uniform[canvas.places(where)] if self.temperature > 0.0 else None
+        picks, sure = candidates(logits, uniform, self.temperature, self.top_p, self.top_k)
         tokens = canvas.tokens.masked_scatter(where, picks)
         confidence = torch.zeros(where.shape, dtype=sure.dtype, device=sure.device).masked_scatter(where, sure)
         had_masks = canvas.masked.any(-1)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hildanext.ar import Parent, draw
+from hildanext.core.runtime import send
 from hildanext.data.generation_result import GenerationStats
 from hildanext.decoding.base import Decoder, step
 from hildanext.decoding.detokenizer import IncrementalDetokenizer, Stop
@@ -239,7 +240,7 @@ class ARRunner:
                 ready.append(request)
                 last.append(end - 1)
         if ready:
-            for request, token in zip(ready, self._draw(ready, hidden[last]), strict=True):
+            for request, token in zip(ready, self._draw(ready, hidden[send(last, hidden.device)]), strict=True):
                 self._take(request, token)
         return [request for request in self._requests.values() if request.ending is not None]
 
@@ -260,7 +261,7 @@ class ARRunner:
         caches = [request.cache for request, _ in feeds if request.cache is not None]
         segments = [Segment(cache.length, len(tokens), 0) for cache, (_, tokens) in zip(caches, feeds, strict=True)]
         attention = CachedAttention(caches, segments)
-        fed = torch.tensor([token for _, tokens in feeds for token in tokens], device=self.parent.device)[None]
+        fed = send([token for _, tokens in feeds for token in tokens], self.parent.device)[None]
         hidden = self.parent.forward(fed, attention.positions, attention)[0]
         for cache, segment in zip(caches, segments, strict=True):
             cache.commit(segment.end)
@@ -275,7 +276,8 @@ class ARRunner:
         drawn = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
         for sampling, rows in groups.items():
             uniform = draw([generator for row in rows if (generator := requests[row].generator) is not None])
-            drawn[rows] = sample(logits[rows], uniform.to(logits.device), *sampling)
+            there = send(rows, logits.device)
+            drawn[there] = sample(logits[there], uniform.to(logits.device, non_blocking=True), *sampling)
         return drawn.tolist()
 
     def _take(self, request: RequestState, token: int) -> None:

@@ -110,8 +110,8 @@ def generative_nats(parent: Parent, prompts: Sequence[Sequence[int]], completion
     for prompt, completion in zip(prompts, completions, strict=True):
         if not completion:
             continue
-        tokens = torch.tensor([[*prompt, *completion]], device=parent.device)
-        position = torch.arange(tokens.shape[1], device=parent.device)[None]
+        tokens = torch.tensor([[*prompt, *completion]])
+        position = torch.arange(tokens.shape[1])[None]
         nll = parent.token_nll(tokens, torch.zeros_like(tokens), position)
         total += float(nll[0, len(prompt) :].sum())
         count += len(completion)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hildanext.core.runtime import send
 from hildanext.masks import TokenRows
 
 
@@ -45,9 +46,9 @@ def rows_of(segments: Sequence[Segment], device: torch.device) -> TokenRows:
     The noisy segment counts as one block behind every clean one, which it is in plain decoding, and which a revision
     of several blocks makes of it.
     """
-    widths = torch.tensor([segment.num_tokens for segment in segments], device=device)
-    document = torch.repeat_interleave(torch.arange(len(segments), device=device), widths)[None]
+    owners = [number for number, segment in enumerate(segments) for _ in range(segment.num_tokens)]
+    document = send(owners, device)[None]
     position = positions_of(segments, device)
-    first = torch.tensor([segment.start + segment.clean for segment in segments], device=device)[document]
+    first = send([segment.start + segment.clean for segment in segments], device)[document]
     noisy = position >= first
     return TokenRows(document, position.masked_fill(noisy, torch.iinfo(torch.int32).max), noisy)

@@ -96,13 +96,17 @@ class DrawLosses(NamedTuple):
 def weighted_losses(
     model: DiffusionModel, batch: Batch, noising: Noising, block_size: int, chunk: int = 128
 ) -> DrawLosses:
-    """Every bound is made of these: the forwards of a draw, and their losses times the weights."""
-    nll = torch.zeros(batch.tokens.shape, dtype=torch.float64, device=batch.tokens.device)
-    right, total, forwards = nll.new_zeros((), dtype=torch.long), nll.new_zeros((), dtype=torch.long), 0
+    """Every bound is made of these: the forwards of a draw, and their losses times the weights.
+
+    `nll` and `right` lie where the model is, `masked` where the batch is.
+    """
+    nll = torch.zeros(batch.tokens.shape, dtype=torch.float64, device=model.device)
+    right, forwards = nll.new_zeros((), dtype=torch.long), 0
+    total = torch.zeros((), dtype=torch.long, device=batch.tokens.device)
     for masked, weight in noising:
         if masked.any():
             losses = masked_losses(model, noised_view(batch, masked, weight, block_size, model.card.mask_id), chunk)
-            nll = nll + weight * losses.nll.double()
+            nll = nll + weight.to(nll.device, non_blocking=True) * losses.nll.double()
             right, total, forwards = right + losses.right.sum(), total + masked.sum(), forwards + 1
     return DrawLosses(nll / len(noising), right, total, forwards)
 

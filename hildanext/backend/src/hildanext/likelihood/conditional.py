@@ -188,7 +188,7 @@ def _losses(
     model: DiffusionModel, units: Sequence[_Unit], pairs: Sequence[Pair], size: int, chunk: int
 ) -> Iterator[tuple[int, int, int, float]]:
     """(pair, draw, block, weighted loss) of every scored token of one forward."""
-    view = _view(units, size, model.card.mask_id, model.device)
+    view = _view(units, size, model.card.mask_id)
     hidden, fed = hidden_states(model, view)
     readout = fed.prediction_index(view.position, size, model.card.shift).cpu()
     rows, columns, labels, marks = [], [], [], []
@@ -212,7 +212,7 @@ def _losses(
         yield index, draw, block, weight * loss
 
 
-def _view(units: Sequence[_Unit], size: int, mask_id: int, device: torch.device) -> NoisedBatch:
+def _view(units: Sequence[_Unit], size: int, mask_id: int) -> NoisedBatch:
     tokens, document, position = _rows([(*unit.context, *unit.continuation) for unit in units], size)
     noisy, masked = tokens.clone(), torch.zeros_like(tokens, dtype=torch.bool)
     for row, unit in enumerate(units):
@@ -221,14 +221,14 @@ def _view(units: Sequence[_Unit], size: int, mask_id: int, device: torch.device)
         noisy[row, scored] = mask_id
         masked[row, scored] = True
     return NoisedBatch(
-        clean=tokens.to(device),
-        noisy=noisy.to(device),
-        document=document.to(device),
-        position=position.to(device),
-        maskable=masked.to(device),
-        masked=masked.to(device),
-        replaced=torch.zeros(tokens.shape, dtype=torch.bool, device=device),
-        time=torch.ones(tokens.shape, device=device),
+        clean=tokens,
+        noisy=noisy,
+        document=document,
+        position=position,
+        maskable=masked,
+        masked=masked,
+        replaced=torch.zeros(tokens.shape, dtype=torch.bool),
+        time=torch.ones(tokens.shape),
         block_size=size,
     )
 

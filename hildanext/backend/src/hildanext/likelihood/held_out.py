@@ -124,11 +124,13 @@ def text_likelihood(
         if scored.any():
             draws = [weighted_losses(model, batch, noising, block_size, chunk) for noising in noise]
             sums.forwards += sum(draw.forwards for draw in draws)
-            sums.right += sum(int(draw.right) for draw in draws)
+            nll, right = torch.stack([draw.nll for draw in draws]), torch.stack([draw.right for draw in draws])
+            flat = torch.cat([nll.flatten(), right.to(nll.dtype)]).to(scored.device)  # the one wait of a batch
+            sums.right += int(flat[-len(draws) :].sum())
             sums.masked += sum(int(draw.masked) for draw in draws)
             blocks = block_index(batch.document, batch.position, block_size)
             padding = padding_tokens(batch.tokens, batch.document, pad_id)
-            sums.add(torch.stack([draw.nll for draw in draws]), scored, padding, blocks)
+            sums.add(flat[: -len(draws)].view_as(nll), scored, padding, blocks)
     return sums.likelihood(kind, block_size)
 
 
@@ -150,7 +152,7 @@ def bound(
         scored, blocks = scored_tokens(batch), block_index(batch.document, batch.position, block_size)
         return NoisedText(batch, scored, likelihood.noisings(scored, blocks, generator))
 
-    texts = (noised(batch.to(model.device)) for batch in batches)
+    texts = (noised(batch) for batch in batches)
     return text_likelihood(model, texts, block_size, pad_id, likelihood.kind, chunk)
 
 
@@ -163,7 +165,6 @@ def parent_likelihood(parent: Parent, batches: Iterable[Batch], pad_id: int) -> 
     """The autoregressive parent's exact number on the very same tokens."""
     sums = _Sums()
     for batch in batches:
-        batch = batch.to(parent.device)
         scored, padding = scored_tokens(batch), padding_tokens(batch.tokens, batch.document, pad_id)
         nll = parent.token_nll(batch.tokens, batch.document, batch.position).double()
         sums.add((nll * scored)[None], scored, padding, block_index(batch.document, batch.position, 1))

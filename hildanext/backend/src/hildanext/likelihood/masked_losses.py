@@ -24,11 +24,19 @@ class MaskedLosses(NamedTuple):
 
 
 def masked_losses(model: DiffusionModel, view: NoisedBatch, chunk: int = 128) -> MaskedLosses:
-    """Differentiable where gradients are on. Logits exist for `chunk` of the masked tokens at a time."""
+    """Differentiable where gradients are on. Logits exist for `chunk` of the masked tokens at a time.
+
+    On the model's device, which nobody waits for where the view is on the host.
+    """
     hidden, fed = hidden_states(model, view)
     where = view.masked.nonzero(as_tuple=True)
-    rows = hidden[where[0], fed.prediction_index(view.position, view.block_size, model.card.shift)[where]]
-    labels, right = view.clean[where], torch.zeros_like(view.masked)
+    column = fed.prediction_index(view.position, view.block_size, model.card.shift)[where]
+    labels, column, *where_there = (
+        part.to(hidden.device, non_blocking=True) for part in (view.clean[where], column, *where)
+    )
+    where = (where_there[0], where_there[1])
+    rows = hidden[where[0], column]
+    right = torch.zeros(view.masked.shape, dtype=torch.bool, device=hidden.device)
     if torch.is_grad_enabled():
         losses = -linear_log_probs(rows, model.head, labels, model.banned, chunk)
     else:
@@ -43,6 +51,7 @@ def masked_losses(model: DiffusionModel, view: NoisedBatch, chunk: int = 128) ->
 def hidden_states(model: DiffusionModel, view: NoisedBatch) -> tuple[Float[Tensor, "batch fed hidden"], InputLayout]:
     """The final states of a view's columns, and which columns these are."""
     fed = choose_layout(view, model.card.shift)
-    embeddings = model.embed(fed.tokens(view))
+    sent, columns = view.to(model.device), fed.to(model.device)
+    embeddings = model.embed(columns.tokens(sent))
     attention = attention_for(view, fed, model.card.clean_mask, embeddings)
-    return model(embeddings, fed.rows(view).position, attention), fed
+    return model(embeddings, columns.rows(sent).position, attention), fed

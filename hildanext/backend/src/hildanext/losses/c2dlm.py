@@ -99,6 +99,7 @@ class CausalAttention(TokenLoss):
             return None
         layers = self._layers(context.model.causal_lm.config.num_hidden_layers)
         grams = {layer: _gram(context.model, layer) for layer in layers} if self.reattention == "v_out_norm" else None
+        rows = rows.to(context.model.device)
         return AttentionToCauses(context.attention, self, rows, frozenset(layers), weight, grams)
 
     def _wanted(self, view: NoisedBatch) -> Bool[Tensor, "batch seq"]:
@@ -141,7 +142,7 @@ class AttentionToCauses:
     def loss(self) -> Float[Tensor, ""]:
         """lambda_c times the mean of the rows' losses."""
         causes, others = torch.stack(list(self.means.values())).mean(0)
-        real = self.rows.real
+        real = self.rows.row, self.rows.place
         config = self.config
         return self.weight * row_loss(causes[real], others[real], config.loss, config.alpha, config.eps).mean()
 
@@ -221,7 +222,7 @@ def row_loss(
     if kind == "mass":
         return -(causes + eps).log()
     if kind == "log_hinge":
-        return (causes.new_tensor(alpha).log() - ((causes + eps) / (others + eps)).log()).clamp_min(0.0)
+        return (causes.new_full((), alpha).log() - ((causes + eps) / (others + eps)).log()).clamp_min(0.0)
     ratio = causes / (others + eps)
     losses = {
         "cat_hinge": lambda: alpha - ratio,

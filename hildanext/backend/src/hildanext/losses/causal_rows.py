@@ -30,6 +30,14 @@ class CausalRows:
     """Weights of the columns of causes; each row adds up to 1."""
     others: Float[Tensor, "batch rows fed"]
     """The same for the visible columns that are neither causes nor special tokens nor the row itself."""
+    row: Int[Tensor, " real"]
+    """With `place` where `real` is true, in row-major order: nobody has to wait to count them."""
+    place: Int[Tensor, " real"]
+
+    def to(self, device: torch.device) -> "CausalRows":
+        """The same rows on a device; the host does not wait for it."""
+        parts = (self.index, self.real, self.visible, self.causal, self.others, self.row, self.place)
+        return CausalRows(*(part.to(device, non_blocking=True) for part in parts))
 
 
 def causal_rows(
@@ -111,4 +119,6 @@ def _filled(
         visible=rectangle(visible, True, fed),
         causal=rectangle(causal / causal.sum(-1, keepdim=True), 0.0, fed),
         others=rectangle(others / others.sum(-1, keepdim=True), 0.0, fed),
+        row=row,
+        place=place,
     )

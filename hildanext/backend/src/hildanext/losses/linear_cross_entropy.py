@@ -53,11 +53,14 @@ def _entropy(probabilities: Tensor, weight: Tensor, entropies: Tensor) -> tuple[
 
     The entropies are written to `entropies`. With p the softmax of z and H its entropy, dH/dz = -p (log p + H).
     """
-    rows = weight.nonzero()[:, 0]
+    if weight.device.type == "cpu":
+        rows = weight.nonzero()[:, 0]
+    else:  # all of them: to count those with a weight, the host would wait
+        rows = torch.arange(len(weight), device=weight.device)
     p = probabilities[rows]
     log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log_()
     entropy = -(p * log_p).sum(-1)
-    entropies[rows] = entropy
+    entropies[rows] = torch.where(weight[rows] != 0, entropy, torch.zeros_like(entropy))
     return rows, log_p.add_(entropy[:, None]).mul_(p).mul_(-weight[rows, None])
 
 

@@ -1,6 +1,6 @@
 """All supervised losses of a view in one backbone forward and one head call."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,6 +49,16 @@ class _Stream:
     alignment: Float[Tensor, " rows"] | None
     entropy: Float[Tensor, " rows"] | None
 
+    def to(self, device: torch.device) -> "_Stream":
+        """The same rows on a device; the host does not wait for it."""
+
+        def there(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(device, non_blocking=True)
+
+        where = tuple(part.to(device, non_blocking=True) for part in self.where)
+        index, cross_entropy = (part.to(device, non_blocking=True) for part in (self.index, self.cross_entropy))
+        return _Stream(index, where, cross_entropy, there(self.divergence), there(self.alignment), there(self.entropy))
+
 
 class SupervisedStep(nn.Module):
     """Model and losses as one module, so that data-parallel wrappers see a single forward.
@@ -56,6 +66,7 @@ class SupervisedStep(nn.Module):
     `teacher_hidden` of `forward` are the frozen parent's hidden states of the clean batch, [batch seq hidden].
     `special` lists ids that are no text ([vocab]); None takes those that may never be emitted.
     `layout` says which copies of a view's tokens are fed (see `input_layout.choose_layout`); it changes no number.
+    A view on the host is best: which columns and rows there are is then known without asking the device.
     """
 
     def __init__(
@@ -76,8 +87,7 @@ class SupervisedStep(nn.Module):
         self.chunk, self.layout = chunk, layout
         self.teacher_head: Tensor | None
         self.register_buffer("teacher_head", teacher_head, persistent=False)
-        self.special: Tensor
-        self.register_buffer("special", model.banned if special is None else special, persistent=False)
+        self.special = model.banned if special is None else special
 
     def forward(
         self,
@@ -93,11 +103,12 @@ class SupervisedStep(nn.Module):
         may_predict = targets(view.maskable, view.position, card.shift)
         weights = {name: loss.weights(view, may_predict) for name, loss in self.losses.items()}
         fed = choose_layout(view, card.shift, _read_clean(weights.values()), self.layout)
-        embeddings = self.model.embed(fed.tokens(view), mask_noise, generator, fed.token, fed.seq)
+        sent, columns = view.to(self.model.device), fed.to(self.model.device)
+        embeddings = self.model.embed(columns.tokens(sent), mask_noise, generator, columns.token, fed.seq)
         attention = attention_for(view, fed, card.clean_mask, embeddings)
         attention, attention_losses = self._wrap_attention(view, fed, may_predict, attention, progress, generator)
         with self.model.dropout_from(generator):
-            hidden = self.model(embeddings, fed.rows(view).position, attention)
+            hidden = self.model(embeddings, columns.rows(sent).position, attention)
         total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         sums: dict[str, Tensor] = {}
         counts, draft = _no_counts(hidden.device), None
@@ -108,11 +119,11 @@ class SupervisedStep(nn.Module):
             rows = _rows(members, index, hidden.shape[1], may_predict if drafting else None)
             if rows is None:
                 continue
-            labels = view.clean[rows.where]
-            teacher = None
-            if teacher_hidden is not None:
-                before = (rows.where[0], (rows.where[1] - 1).clamp_min(0))
-                teacher = teacher_hidden[before]
+            chosen = {name: _chosen(weight, rows.where, hidden.device) for name, weight in members.items()}
+            buckets, rows = _buckets(view, rows.where).to(hidden.device, non_blocking=True), rows.to(hidden.device)
+            row, place = rows.where
+            labels = sent.clean[row, place]
+            teacher = None if teacher_hidden is None else teacher_hidden[row, (place - 1).clamp_min(0)]
             states = hidden.flatten(0, 1)[rows.index]
             losses = linear_cross_entropy(
                 states,
@@ -130,12 +141,11 @@ class SupervisedStep(nn.Module):
             total = total + losses.total
             if apart is not None and rows.alignment is not None:
                 total = total + (rows.alignment * apart).sum()
-            for name, weight in members.items():
-                sums[name] = _weighted(weight, rows.where, losses, apart)
+            sums |= {name: _weighted(parts, losses, apart) for name, parts in chosen.items()}
             if stream == "noisy":
-                counts = _accuracy(view, rows.where, losses.predicted == labels)
+                counts = _accuracy(buckets, losses.predicted == labels)
             if drafting:
-                draft = _draft(view, rows.where, losses.predicted, losses.confidence, generator)
+                draft = _draft(sent, rows.where, losses.predicted, losses.confidence, generator)
         # Every parameter must take part in every backward, or data-parallel training waits for ever.
         total = total + 0.0 * hidden.sum()
         return Outcome(total, sums, *counts, draft, *self._aux_losses(attention_losses, total))
@@ -152,6 +162,8 @@ class SupervisedStep(nn.Module):
         """The attention inside every loss that wraps it, and these losses by name."""
         attention_losses: dict[str, AttentionLoss] = {}
         for name, loss in self.losses.items():
+            if loss.wraps_attention:  # it looks where the view lies; moved once
+                self.special = self.special.to(view.clean.device)
             context = ForwardContext(view, fed, may_predict, self.model, attention, self.special, progress, generator)
             attention_loss = loss.auxiliary(context)
             if attention_loss is not None:
@@ -169,11 +181,12 @@ class SupervisedStep(nn.Module):
 
 
 def attention_for(view: NoisedBatch, fed: InputLayout, clean_mask: CleanMask, embeddings: Tensor) -> AttentionContext:
-    """The attention context of a training forward; `embeddings` tells the compute dtype."""
+    """The attention context of a training forward; `embeddings` tells the compute dtype and the device."""
     device = embeddings.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else embeddings.dtype
-    return doubled_attention(fed.rows(view), fed.noisy.shape[1], view.block_size, clean_mask, dtype)
+    noisy = fed.noisy.shape[1]
+    return doubled_attention(fed.rows(view), noisy, view.block_size, clean_mask, dtype, embeddings.device)
 
 
 def _read_clean(weights: Iterable[Weights]) -> bool:
@@ -235,12 +248,17 @@ def _sum(parts: Iterable[Tensor | None]) -> Tensor | None:
     return sum(present[1:], present[0]) if present else None
 
 
-def _weighted(weight: Weights, where: tuple[Tensor, ...], losses: RowLosses, apart: Tensor | None) -> Tensor:
+def _chosen(weight: Weights, where: tuple[Tensor, ...], device: torch.device) -> list[Tensor | None]:
+    """A loss's weights of the chosen tokens, on the device that computes."""
+    return [None if part is None else part[where].to(device, non_blocking=True) for part in weight.parts]
+
+
+def _weighted(parts: Sequence[Tensor | None], losses: RowLosses, apart: Tensor | None) -> Tensor:
     values = losses.cross_entropy, losses.divergence, None if apart is None else apart.detach(), losses.entropy
     total = losses.cross_entropy.new_zeros(())
-    for part, value in zip(weight.parts, values, strict=True):
+    for part, value in zip(parts, values, strict=True):
         if part is not None and value is not None:
-            total = total + (part[where] * value).sum()
+            total = total + (part * value).sum()
     return total
 
 
@@ -249,8 +267,13 @@ def _no_counts(device: torch.device) -> tuple[Tensor, Tensor]:
     return zeros, zeros.clone()
 
 
-def _accuracy(view: NoisedBatch, where: tuple[Tensor, ...], correct: Tensor) -> tuple[Tensor, Tensor]:
-    masked = view.masked[where]
+def _buckets(view: NoisedBatch, where: tuple[Tensor, ...]) -> Int[Tensor, " rows"]:
+    """The bucket by noise level of each chosen token; one more for those that are not masked."""
     bucket = (view.time[where] * TIME_BUCKETS).long().clamp(0, TIME_BUCKETS - 1)
-    right = torch.bincount(bucket[masked & correct], minlength=TIME_BUCKETS)
-    return right, torch.bincount(bucket[masked], minlength=TIME_BUCKETS)
+    return bucket.masked_fill(~view.masked[where], TIME_BUCKETS)
+
+
+def _accuracy(buckets: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    zeros = torch.zeros(TIME_BUCKETS + 1, dtype=torch.long, device=correct.device)  # bincount would read its input back
+    right = zeros.scatter_add(0, buckets, correct.long())
+    return right[:-1], zeros.scatter_add(0, buckets, torch.ones_like(buckets))[:-1]

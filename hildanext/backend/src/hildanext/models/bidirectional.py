@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hildanext.core.errors import ModelError, NumericsError
-from hildanext.models.attention.dense import NO_MASK, SEAM, AttentionContext
+from hildanext.models.attention.dense import SEAM, AttentionContext, no_mask
 from hildanext.models.card import Card
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -81,7 +81,8 @@ class DiffusionModel(nn.Module):
             here = embeddings.device if generator is None else generator.device
             batch, seq, hidden = embeddings.shape
             drawn = (batch, seq if row_length is None else row_length, hidden)
-            noise = torch.randn(drawn, generator=generator, device=here, dtype=torch.float32).to(embeddings.device)
+            noise = torch.randn(drawn, generator=generator, device=here, dtype=torch.float32)
+            noise = noise.to(embeddings.device, non_blocking=True)
             if token is not None:
                 noise = noise.gather(1, token[..., None].expand(-1, -1, hidden))
             deviation = mask_noise * self._deviation_of_rows().float()
@@ -117,7 +118,7 @@ class DiffusionModel(nn.Module):
         return self.causal_lm.model(
             inputs_embeds=embeddings,
             position_ids=positions,
-            attention_mask=NO_MASK.to(embeddings.device),
+            attention_mask=no_mask(embeddings.device),
             use_cache=False,
             hilda=attention,
         )[0]

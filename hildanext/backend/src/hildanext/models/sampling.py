@@ -18,18 +18,19 @@ def uniforms(seed: int, count: int) -> Float[Tensor, " count"]:
 
 def candidates(
     logits: Float[Tensor, "rows vocab"],
-    uniform: Float[Tensor, " rows"],
+    uniform: Float[Tensor, " rows"] | None,
     temperature: float = 0.0,
     top_p: float | None = None,
     top_k: int | None = None,
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """One token for each row and its confidence. Greedy at temperature 0.
+    """One token for each row and its confidence. Greedy at temperature 0, where no `uniform` is needed.
 
     Confidence is the candidate's probability under the clean distribution (no temperature, no filter), from a
     log-sum-exp in fp32 (fp64 logits stay fp64).
     """
     best, tokens = logits.max(-1)
     if temperature > 0.0:
+        assert uniform is not None, "sampling needs a draw for each row"
         tokens = sample(logits, uniform, temperature, top_p, top_k)
         best = logits.gather(-1, tokens[:, None])[:, 0]
     return tokens, (best - logits.logsumexp(-1)).exp()

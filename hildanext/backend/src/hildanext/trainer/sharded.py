@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hildanext.core.errors import ConfigError
@@ -158,9 +159,10 @@ def laid_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(pieces.device), pieces.device_mesh, pieces.placements)
 
 
-def clip_gradients(accelerator: Accelerator, module: nn.Module, most: float) -> float:
+def clip_gradients(accelerator: Accelerator, module: nn.Module, most: float) -> Float[Tensor, ""]:
     """Scale the gradients down to a norm of `most` at most; returns the norm they had, over all pieces."""
     parameters = list(module.parameters())
     if any(hasattr(parameter, "full_tensor") for parameter in parameters):
-        return float(whole_tensor(nn.utils.clip_grad_norm_(parameters, most)))
-    return float(accelerator.clip_grad_norm_(parameters, most))
+        return whole_tensor(nn.utils.clip_grad_norm_(parameters, most))
+    norm: Tensor = accelerator.clip_grad_norm_(parameters, most)
+    return norm

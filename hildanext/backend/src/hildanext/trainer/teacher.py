@@ -52,9 +52,12 @@ def reader(teacher: Parent | None, model: DiffusionModel) -> Callable[[NoisedBat
         return None
 
     def read(view: NoisedBatch) -> Tensor:
+        clean, document, position = (
+            part.to(teacher.device, non_blocking=True) for part in (view.clean, view.document, view.position)
+        )
         if teacher.causal_lm is not model.causal_lm:
-            return teacher.hidden(view.clean, view.document, view.position)
+            return teacher.hidden(clean, document, position)
         with without_lora(model):
-            return teacher.hidden(view.clean, view.document, view.position)
+            return teacher.hidden(clean, document, position)
 
     return read

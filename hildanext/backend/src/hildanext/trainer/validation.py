@@ -18,17 +18,17 @@ from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models.card import Card
 
 
-def first_batches(dataset: RowDataset, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
+def first_batches(dataset: RowDataset, rows: int, batch_size: int) -> list[Batch]:
     """The data set's first `rows` rows (all, where it has fewer), always in the same batches."""
     rows = min(rows, len(dataset))
     starts = range(0, rows, batch_size)
-    return [dataset.batch(range(start, min(start + batch_size, rows))).to(device) for start in starts]
+    return [dataset.batch(range(start, min(start + batch_size, rows))) for start in starts]
 
 
-def drawn_batches(dataset: RowDataset, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
+def drawn_batches(dataset: RowDataset, rows: int, batch_size: int) -> list[Batch]:
     """`rows` rows drawn from all over the data set (all, where it has fewer), always the same in the same batches."""
     drawn = row_order(len(dataset), 0, 0)[:rows]
-    return [dataset.batch(drawn[at : at + batch_size]).to(device) for at in range(0, len(drawn), batch_size)]
+    return [dataset.batch(drawn[at : at + batch_size]) for at in range(0, len(drawn), batch_size)]
 
 
 class Validation:
@@ -107,9 +107,9 @@ class EditCheck:
         for view in self.views:
             draft = scorer(view, generator=make_generator(0, 5), wants_draft=True).draft
             if draft is not None:
-                right = draft == view.clean
+                right = draft.to(view.clean.device) == view.clean
                 groups = (right & view.replaced, view.replaced, right & view.kept, view.kept)
-                counts += torch.stack([group.sum() for group in groups]).cpu()
+                counts += torch.stack([group.sum() for group in groups])
         corrected, wrong, kept, rest = counts.tolist()
         return {
             "corrected": corrected / wrong if wrong else float("nan"),

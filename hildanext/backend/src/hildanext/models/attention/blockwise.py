@@ -82,14 +82,23 @@ class DoubledAttention:
 
 
 def doubled_attention(
-    rows: masks.TokenRows, noisy: int, block_size: int, clean_mask: CleanMask, dtype: torch.dtype
+    rows: masks.TokenRows,
+    noisy: int,
+    block_size: int,
+    clean_mask: CleanMask,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
 ) -> AttentionContext:
     """The context of a forward over noisy and clean copies: by blocks where the noisy ones lie on a grid of blocks,
     else (and where there is one kind alone) under the dense mask.
 
-    Both compute the same attention; the choice is one of speed alone.
+    Both compute the same attention; the choice is one of speed alone. It is made where `rows` lie: on the host nobody
+    waits for it. `device` is where the attention is computed, by default there too.
     """
     both = 0 < noisy < rows.document.shape[1]
-    if both and aligned(rows.document[:, :noisy], rows.position[:, :noisy], block_size):
+    by_blocks = both and aligned(rows.document[:, :noisy], rows.position[:, :noisy], block_size)
+    if device is not None:
+        rows = masks.TokenRows(*(part.to(device, non_blocking=True) for part in rows))
+    if by_blocks:
         return DoubledAttention.build(rows, noisy, block_size, clean_mask, dtype)
     return MaskedAttention(masks.among(rows, block_size, clean_mask))

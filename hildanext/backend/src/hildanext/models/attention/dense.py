@@ -92,5 +92,6 @@ def install_seam() -> str:
     return SEAM
 
 
-NO_MASK: Tensor = torch.ones(1, 1, 1, 1)
-"""A 4-D stand-in: Transformers takes a 4-D mask as final and builds no causal one of its own."""
+def no_mask(device: torch.device) -> Float[Tensor, "1 1 1 1"]:
+    """A 4-D stand-in: Transformers takes a 4-D mask as final and builds no causal one of its own."""
+    return torch.ones(1, 1, 1, 1, device=device)  # made there: to copy one over, the host would wait
