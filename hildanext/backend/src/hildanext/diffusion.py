@@ -180,9 +180,9 @@ def replace_tokens(
     return replace(view, noisy=torch.where(chosen, noise, view.noisy), replaced=view.replaced | chosen)
 
 
-def hide_tokens(view: NoisedBatch, hidden: Bool[Tensor, "batch seq"], mask_id: int) -> NoisedBatch:
-    """Show `hidden` tokens, none of them maskable, as masks that nobody has to fill."""
-    return replace(view, noisy=view.noisy.masked_fill(hidden, mask_id))
+def mask_always(view: NoisedBatch, always_masked: Bool[Tensor, "batch seq"], mask_id: int) -> NoisedBatch:
+    """Show `always_masked` tokens, none of them maskable, as masks that nobody has to fill."""
+    return replace(view, noisy=view.noisy.masked_fill(always_masked, mask_id))
 
 
 def next_turn(view: NoisedBatch, draft: Int[Tensor, "batch seq"], mask_id: int) -> NoisedBatch:

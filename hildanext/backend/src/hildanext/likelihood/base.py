@@ -113,10 +113,10 @@ def weighted_losses(
 
 def noised_view(batch: Batch, masked: Tensor, weight: Tensor, block_size: int, mask_id: int) -> NoisedBatch:
     """The batch with `masked`, and what it always hides, shown as masks."""
-    hidden = masked if batch.hidden is None else masked | batch.hidden
+    shown_as_mask = masked if batch.always_masked is None else masked | batch.always_masked
     return NoisedBatch(
         clean=batch.tokens,
-        noisy=batch.tokens.masked_fill(hidden, mask_id),
+        noisy=batch.tokens.masked_fill(shown_as_mask, mask_id),
         document=batch.document,
         position=batch.position,
         maskable=batch.maskable,

@@ -56,12 +56,12 @@ class TextLikelihood:
     """1 for an exact number, the parent's too."""
     tokens: int
     """Real tokens that were predicted."""
-    real: float
-    padding: float
+    real_nll: float
+    padding_nll: float
     """Loss of the EOS padding up to whole blocks."""
-    sampling: float = 0.0
-    """Standard error of `real + padding` from the random masks (not from the choice of texts)."""
-    text: float = 0.0
+    sampling_se: float = 0.0
+    """Standard error of `real_nll + padding_nll` from the random masks (not from the choice of texts)."""
+    text_se: float = 0.0
     """Standard error from the choice of texts (rows), padding left out."""
     forwards: int = 0
     right: int = 0
@@ -69,22 +69,22 @@ class TextLikelihood:
     masked: int = 0
 
     @property
-    def nats(self) -> float:
+    def nats_per_token(self) -> float:
         """Nats per real token: exact, or an honest upper bound, which the padding's loss belongs to."""
-        return (self.real + (self.padding if self.kind == "bound" else 0.0)) / max(self.tokens, 1)
+        return (self.real_nll + (self.padding_nll if self.kind == "bound" else 0.0)) / max(self.tokens, 1)
 
     @property
     def nats_without_padding(self) -> float:
-        return self.real / max(self.tokens, 1)
+        return self.real_nll / max(self.tokens, 1)
 
     @property
     def se(self) -> float:
-        """Standard error of `nats` from the random masks; 0 for an exact number."""
-        return self.sampling / max(self.tokens, 1)
+        """Standard error of `nats_per_token` from the random masks; 0 for an exact number."""
+        return self.sampling_se / max(self.tokens, 1)
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.nats, 700.0))
+        return math.exp(min(self.nats_per_token, 700.0))
 
     def plain(self) -> dict[str, Any]:
         """What a JSON report holds."""
@@ -92,11 +92,11 @@ class TextLikelihood:
             "kind": self.kind,
             "block_size": self.block_size,
             "tokens": self.tokens,
-            "nats_per_token": self.nats,
+            "nats_per_token": self.nats_per_token,
             "se": self.se,
             "nats_without_padding": self.nats_without_padding,
             "perplexity": self.perplexity,
-            "se_of_text": self.text,
+            "se_of_text": self.text_se,
             "forwards": self.forwards,
         }
 
@@ -207,10 +207,19 @@ class _Sums:
             # One draw a block: the spread between blocks holds the texts' own spread too, so this is too large.
             sums = torch.cat(self.single)
             self.variance += float(sums.var()) * len(sums) if len(sums) > 1 else 0.0
-        sampling = math.sqrt(self.variance) if kind == "bound" else 0.0
-        text = _ratio_error(self.rows)
-        counts = self.forwards, self.right, self.masked
-        return TextLikelihood(kind, block_size, self.tokens, self.real, self.padding, sampling, text, *counts)
+        sampling_se = math.sqrt(self.variance) if kind == "bound" else 0.0
+        return TextLikelihood(
+            kind=kind,
+            block_size=block_size,
+            tokens=self.tokens,
+            real_nll=self.real,
+            padding_nll=self.padding,
+            sampling_se=sampling_se,
+            text_se=_ratio_error(self.rows),
+            forwards=self.forwards,
+            right=self.right,
+            masked=self.masked,
+        )
 
 
 def _ratio_error(rows: Sequence[tuple[float, int]]) -> float:

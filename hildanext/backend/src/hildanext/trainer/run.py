@@ -80,13 +80,13 @@ class TrainingRun:
         model: DiffusionModel,
         losses: dict[str, TokenLoss],
         parent: str | Path,
-        below: bool,
+        parent_is_base_model: bool,
         trust_remote_code: bool = False,
         special: torch.Tensor | None = None,
     ) -> tuple[SupervisedStep, Callable[..., torch.Tensor] | None]:
         """The step that trains, and the frozen parent's reading where a loss asks for it (see `teacher_for`)."""
         train = self.config.train
-        teacher = teacher_for(losses.values(), model, parent, train.precision, below, trust_remote_code)
+        teacher = teacher_for(losses.values(), model, parent, train.precision, parent_is_base_model, trust_remote_code)
         head = teacher.head if teacher is not None else None
         return SupervisedStep(model, losses, head, train.chunk, special, train.layout), reader(teacher, model)
 
