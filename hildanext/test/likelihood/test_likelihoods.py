@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from hildanext.core.errors import ConfigError
+from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build
 from hildanext.data.batch import Batch
 from hildanext.diffusion import block_index
@@ -42,6 +42,9 @@ def test_the_table_holds_what_the_configuration_names():
     for name in ("count", "time", "coupled"):
         assert type(LikelihoodConfig(estimator=name, draws=7).at(4)) is LIKELIHOODS[name]
         assert LikelihoodConfig(estimator=name).at(1) == LIKELIHOODS["exact"]()
+    for name in ("exact", "counts"):  # an exact number is no bound at the larger block sizes
+        with pytest.raises(UnknownChoice, match="estimator"):
+            LikelihoodConfig(estimator=name)
     with pytest.raises(ConfigError, match="block_size"):
         build("likelihood", LIKELIHOODS, {"name": "exact", "block_size": 4})
 

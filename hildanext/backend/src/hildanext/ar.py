@@ -199,9 +199,8 @@ class Parent:
         for piece in pieces:
             self._fill(piece, cache)
         longest = max((len(prompt) for prompt in prompts), default=0)
-        prefills = [
-            len(pieces) - (longest - len(prompt)) // PREFILL_TOKENS for prompt in prompts
-        ]  # without padding alone
+        # A piece that holds only a row's padding is none of its forwards.
+        prefills = [len(pieces) - (longest - len(prompt)) // PREFILL_TOKENS for prompt in prompts]
         tokens: list[list[int]] = [[] for _ in prompts]
         results: dict[int, GenerationResult] = {}
         active, prefill_seconds = list(range(len(prompts))), 0.0

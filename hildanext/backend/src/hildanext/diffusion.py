@@ -16,6 +16,10 @@ from torch import Tensor
 
 Shift = Literal["none", "left"]
 
+SMALLEST_TIME = 1e-3
+"""Of a noise level where none is asked for: the interval that BD3-LM evaluates on. At t -> 0 the weight 1/t has no
+finite variance."""
+
 
 @dataclass(frozen=True)
 class CausalPairs:
@@ -145,7 +149,7 @@ def complement(view: NoisedBatch, mask_id: int) -> NoisedBatch:
         noisy=view.clean.masked_fill(masked, mask_id),
         masked=masked,
         replaced=torch.zeros_like(masked),
-        time=(1.0 - view.time).clamp_min(1e-3),
+        time=(1.0 - view.time).clamp_min(SMALLEST_TIME),
     )
 
 

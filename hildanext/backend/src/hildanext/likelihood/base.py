@@ -78,7 +78,10 @@ class Likelihood:
 
 
 def scored_tokens(batch: Batch) -> Bool[Tensor, "batch seq"]:
-    """The tokens every likelihood is about."""
+    """The tokens that every likelihood is about: maskable, and not the first of a piece, under any alignment.
+
+    A run's validation asks `diffusion.targets` instead, which leaves out the first under `parent` alignment alone.
+    """
     return batch.maskable & (batch.position > 0)
 
 

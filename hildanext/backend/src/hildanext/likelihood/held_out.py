@@ -4,10 +4,13 @@ At block size 1 one doubled forward gives the exact -log p of every token given 
 that compares with an autoregressive model. At a larger block size the number is an upper bound: inside a block it
 averages over the orders in which the tokens could be revealed (BD3-LM, arXiv:2503.09573).
 
-Every number is about the same tokens: maskable, and not the first of a document piece (which the parent cannot
-predict; all models are given it). Documents are padded with EOS to whole blocks. A bound has the padding's loss in its
-sum but not its tokens in the count, so that it stays a bound; the number without it stands beside it. An exact number
-needs no padding and leaves it out.
+Every number of an evaluation is about the same tokens: maskable, and not the first of a document piece (which the
+parent cannot predict; all models are given it). A training run's validation scores what its checkpoint can predict
+(`diffusion.targets`): under `block` alignment the first token of a piece too, where it is maskable.
+
+Documents are padded with EOS to whole blocks. A bound has the padding's loss in its sum but not its tokens in the
+count, so that it stays a bound; the number without it stands beside it. An exact number needs no padding and leaves it
+out.
 """
 
 import math
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from hildanext.ar import Parent
 from hildanext.core.config import config
+from hildanext.core.errors import UnknownChoice
 from hildanext.data.batch import Batch, padding_tokens
 from hildanext.diffusion import block_index
 from hildanext.likelihood import LIKELIHOODS, Likelihood, Noising
@@ -34,12 +38,17 @@ from hildanext.models import DiffusionModel
 class LikelihoodConfig:
     """How bounds are estimated, and at which block sizes."""
 
-    estimator: Literal["count", "time", "coupled"] = "count"
-    """A row of `LIKELIHOODS`; all share one mean. Block size 1 is always exact."""
+    estimator: str = "count"
+    """A row of `LIKELIHOODS` that is a bound; all share one mean. Block size 1 is always exact."""
     draws: int = Field(default=4, ge=1)
     """Draws per block, stratified over the noise level."""
     block_sizes: tuple[int, ...] = (1, 4, 32)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = [name for name, member in LIKELIHOODS.items() if member.kind == "bound"]
+        if self.estimator not in bounds:
+            raise UnknownChoice("estimator", self.estimator, bounds)
 
     def at(self, block_size: int) -> Likelihood:
         if block_size == 1:

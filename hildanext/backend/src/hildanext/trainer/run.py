@@ -1,7 +1,8 @@
 """A run of training in its folder: what every stage sets up, records and ends with in one way.
 
-A stage hands in what differs: its sections, its model, its data. Nothing here knows data: a stage that learns from
-rollouts opens its run as one that learns from rows does.
+A stage hands in what differs: its sections, its model, its data. Nothing here knows data. The step that trains is a
+`SupervisedStep`, here as in `training.train`: a stage that learns from something else than noised rows shares the
+folder, the records and the end of a run, and would bring its own step and loop.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -139,9 +139,6 @@ class DInferEngine(Engine):
                 finished=dict(self._counts),
             )
 
-    def count_tokens(self, request: Request) -> int:
-        return len(self._encode(request))
-
     def submit(self, request: Request, sink: Sink) -> Ticket:
         self._check(request)
         work = DInferRequest(request, sink, self._encode(request), time.perf_counter())

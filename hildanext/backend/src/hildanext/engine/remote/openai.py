@@ -174,12 +174,6 @@ class OpenAIEngine(Engine):
                 finished=dict(self._counts),
             )
 
-    def count_tokens(self, request: Request) -> int:
-        """Of token ids only: the server's tokenizer is not here."""
-        if request.tokens is None:
-            raise ConfigError("the engine openai cannot count a text's tokens", "give token ids")
-        return len(request.tokens)
-
     def submit(self, request: Request, sink: Sink) -> "OpenAITicket":
         self._check(request)
         now = time.perf_counter()
