@@ -2,6 +2,7 @@
 bit, and the host waits no more often than is written here."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from conftest import random_model
 from decoding_stubs import StubTokenizer
 from device_stand_in import DEVICE, StandInDevice, back, place
-from hildanext.ar import Parent
+from hildanext.ar import Parent, sample_documents
 from hildanext.core.registry import build, under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
@@ -26,8 +27,11 @@ from hildanext.decoding.state import DecodeState
 from hildanext.diffusion import CausalPairs
 from hildanext.engine.base import Request, complete
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
+from hildanext.engine.runners import ARRunner
 from hildanext.eval.generation import generative_nats
 from hildanext.inference import GenerationConfig, generate
+from hildanext.likelihood import LIKELIHOODS
+from hildanext.likelihood.conditional import Pair, score_diffusion, score_parent
 from hildanext.likelihood.held_out import LikelihoodConfig, bound, exact, parent_likelihood
 from hildanext.losses import LOSSES, SupervisedStep
 from hildanext.models.lora import LoraConfig, add_lora
@@ -197,6 +201,35 @@ def test_an_engine_with_shared_prefixes_waits_once_a_step(alignment: str):
     assert not [copy for copy in device.copies if copy.kind == "copy"], device.listed()
 
 
+SAMPLINGS = ({}, {"temperature": 1.1}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}, {})
+
+
+def test_the_parent_s_requests_wait_once_a_forward_together():
+    def run(_: torch.device, there: Place) -> Any:
+        model = small(there, alignment="parent")
+        parent = Parent(model.causal_lm, StubTokenizer(bos=0), banned=model.banned)
+        settings = LocalEngineConfig(slots=4, cache_mib=4, prefill_tokens=8)
+        engine = LocalEngine(model, StubTokenizer(bos=0), parent, settings)
+        asked = [
+            Request(
+                tokens=tuple(range(1 + number, 12 + 3 * number)), parent=True, seed=number, max_new_tokens=6,
+                decoder={**WAYS["S mode"][0], **sampling}, ignore_eos=True,
+            )
+            for number, sampling in enumerate(SAMPLINGS)
+        ]  # fmt: skip
+        with ThreadPoolExecutor(len(asked)) as threads:
+            answers = list(threads.map(lambda request: complete(engine, request), asked))
+        engine.close()
+        return [answer.tokens for answer in answers]
+
+    device, plain = StandInDevice(), run(CPU, lambda module: module)
+    with device.open(), mock.patch.object(ARRunner, "_draw", autospec=True, side_effect=ARRunner._draw) as draws:
+        shown = run(DEVICE, place)
+    assert same(plain, shown)
+    assert device.kinds() == {"tolist": draws.call_count}, device.listed()
+    assert not [copy for copy in device.copies if copy.kind == "copy"], device.listed()
+
+
 # --- training
 
 CONVERSIONS = {
@@ -326,6 +359,34 @@ def test_likelihoods_wait_once_a_batch(alignment: str):
     assert device.kinds() == {"cpu": 5 * 2 + 2}, f"five ways, two batches, two completions\n{device.listed()}"
 
 
+def test_answers_are_scored_with_one_wait_a_forward():
+    pairs = [Pair((1, 2, 3), (4, 5, 6), seed=3), Pair((1, 2, 3), (9,)), Pair((1, 2, 3), (8,)), Pair((7,), (5, 5))]
+
+    def run(device: torch.device, there: Place) -> Any:
+        model = small(there)
+        scores = [score_diffusion(model, pairs, draws=2, batch_size=8), score_diffusion(model, pairs, 1)]
+        scores.append(score_parent(Parent(model.causal_lm, None, model.banned), pairs))
+        return [(score.nats, score.variance) for way in scores for score in way]
+
+    device = on_both(run)
+    assert device.kinds() == {"tolist": 3}, device.listed()
+    assert not [copy for copy in device.copies if copy.kind == "copy"], device.listed()
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_a_policy_s_score_and_its_gradient_wait_for_nothing(name: str):
+    def run(device: torch.device, there: Place) -> Any:
+        model = small(there, alignment="parent")
+        likelihood = LIKELIHOODS[name]()
+        scores = likelihood.score(model, Text(True).batch([0, 1]), torch.Generator().manual_seed(5))
+        scores.sum().backward()
+        return [scores, model.head.grad]
+
+    device = on_both(run)
+    assert not device.waits, device.listed()
+    assert not [copy for copy in device.copies if copy.kind == "copy"], device.listed()
+
+
 def test_what_is_measured_while_training_waits_once_a_batch():
     def run(device: torch.device, there: Place) -> Any:
         model = small(there)
@@ -344,8 +405,17 @@ def test_the_parent_waits_once_a_token(temperature: float):
         parent = Parent(small(there).causal_lm, None)
         knobs = {"temperature": temperature, "top_k": 20, "top_p": 0.9}
         together = parent.generate_batch(PROMPTS, 5, **knobs, seeds=[1, 2, 3], stop_ids=[3, 4])
-        return [answer.tokens for answer in together]
+        return [answer.tokens for answer in together], parent.generate(PROMPTS[0], 5, **knobs).tokens
 
     device = on_both(run)
-    assert device.kinds() == {"tolist": 5}, device.listed()
+    assert device.kinds() == {"tolist": 5 + 5}, device.listed()
     assert not [copy for copy in device.copies if copy.kind == "copy"], device.listed()
+
+
+def test_documents_drawn_from_the_parent_wait_once_a_token():
+    def run(device: torch.device, there: Place) -> Any:
+        parent = Parent(small(there).causal_lm, StubTokenizer(bos=0))
+        return list(sample_documents(parent, 6, 4, temperature=1.2))
+
+    device = on_both(run)
+    assert device.kinds() == {"cpu": 4}, device.listed()

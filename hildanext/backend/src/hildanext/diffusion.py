@@ -65,7 +65,7 @@ class NoisedBatch:
     chance: Float[Tensor, "batch seq"] | None = None
     """A uniform number in [0, 1) for each token, independent of what the view shows: for losses that take a share."""
 
-    def to(self, device: torch.device | str) -> "View":
+    def to(self, device: torch.device | str) -> "NoisedBatch":
         """The view on a device; the host does not wait for it."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         there: dict[str, Any] = {

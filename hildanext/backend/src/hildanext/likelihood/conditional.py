@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from hildanext.ar import Parent
 from hildanext.core.errors import PromptError
+from hildanext.core.runtime import send
 from hildanext.diffusion import NoisedBatch
 from hildanext.inference import context_length
 from hildanext.likelihood.masked_losses import hidden_states
@@ -119,7 +120,7 @@ def score_parent(parent: Parent, pairs: Sequence[Pair], batch_size: int = 8, chu
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         tokens, document, position = _rows([(*context, *before) for context, before in batch], 1)
-        hidden = parent.hidden(*(part.to(parent.device) for part in (tokens, document, position)))
+        hidden = parent.hidden(*(part.to(parent.device, non_blocking=True) for part in (tokens, document, position)))
         reads = [
             (row, len(context) - 1 + offset, token, index)
             for row, (context, before) in enumerate(batch)
@@ -127,9 +128,9 @@ def score_parent(parent: Parent, pairs: Sequence[Pair], batch_size: int = 8, chu
             for offset, token in enumerate(pairs[index].continuation)
         ]
         for first in range(0, len(reads), chunk):
-            part = torch.tensor(reads[first : first + chunk])
+            part = send(reads[first : first + chunk], hidden.device)
             logits = parent.logits(hidden[part[:, 0], part[:, 1]])
-            losses = cross_entropy(logits, part[:, 2].to(logits.device), reduction="none")
+            losses = cross_entropy(logits, part[:, 2], reduction="none")
             for (_, _, _, owner), loss in zip(reads[first : first + chunk], losses.tolist(), strict=True):
                 nats[owner] += loss
     return [Scored(total, 0.0, len(pair.continuation), "exact", 1) for total, pair in zip(nats, pairs, strict=True)]
@@ -191,7 +192,7 @@ def _losses(
     """(pair, draw, block, weighted loss) of every scored token of one forward."""
     view = _view(units, size, model.card.mask_id)
     hidden, fed = hidden_states(model, view)
-    readout = fed.prediction_index(view.position, size, model.card.shift).cpu()
+    readout = fed.prediction_index(view.position, size, model.card.shift)
     rows, columns, labels, marks = [], [], [], []
     for row, unit in enumerate(units):
         first = len(unit.context)
@@ -202,9 +203,9 @@ def _losses(
                 labels.append(pairs[index].continuation[offset])
                 marks.append((index, unit.draw, (first + offset) // size - first // size, weight))
     losses = linear_cross_entropy(
-        hidden[rows, columns],
+        hidden[send(rows, hidden.device), send(columns, hidden.device)],
         model.head.detach(),
-        torch.tensor(labels, device=hidden.device, dtype=torch.long),
+        send(labels, hidden.device, torch.long),
         torch.ones(len(rows), device=hidden.device),
         model.banned,
         chunk=chunk,
@@ -228,7 +229,7 @@ def _view(units: Sequence[_Unit], size: int, mask_id: int) -> NoisedBatch:
         position=position,
         maskable=masked,
         masked=masked,
-        replaced=torch.zeros(tokens.shape, dtype=torch.bool),
+        replaced=torch.zeros_like(masked),
         time=torch.ones(tokens.shape),
         block_size=size,
     )
