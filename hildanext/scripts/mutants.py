@@ -30,7 +30,7 @@ MUTANTS: list[Mutant] = [
         ),
         ("levels are not stratified", "u = (torch.randperm(count, generator=generator) + u) / count", "u = u * 1.0"),
         ("a chance is not rescaled", "torch.where(hidden, draw / time, (draw - time) / (1.0 - time))", "draw"),
-        ("the other half keeps t", "time=(1.0 - view.time).clamp_min(1e-3),", "time=view.time,"),
+        ("the other half keeps t", "time=(1.0 - view.time).clamp_min(SMALLEST_TIME),", "time=view.time,"),
         (
             "a replacement may be the truth",
             "noise = torch.where(noise == view.clean.cpu(), following, noise)",
