@@ -58,7 +58,7 @@ def test_every_way_writes_on_the_same_prompts_and_forwards_are_counted(make_mode
     for way in ways:
         found = way.to_record()
         assert found["tokens"] == 16 and found["seconds"] > 0
-        assert found["generative_perplexity"] == pytest.approx(math.exp(way.nats))
+        assert found["generative_perplexity"] == pytest.approx(math.exp(way.nats_per_token))
     one, parent = ways[2].to_record(), ways[3].to_record()
     # One token a forward (canvas rounded up to the block), and the forward that finds the block unchanged.
     assert 0.5 <= one["tokens_per_forward"] <= 1.0 and one["edits"] == 0
