@@ -288,7 +288,7 @@ MUTANTS: list[Mutant] = [
         ("a document's first token is scored", "return batch.maskable & (batch.position > 0)", "return batch.maskable"),
         (
             "what is hidden is shown",
-            "hidden = masked if batch.hidden is None else masked | batch.hidden",
+            "shown_as_mask = masked if batch.always_masked is None else masked | batch.always_masked",
             "hidden = masked",
         ),
         ("a pair is summed", "return DrawLosses(nll / len(noising),", "return DrawLosses(nll,"),
@@ -317,7 +317,7 @@ MUTANTS: list[Mutant] = [
         "likelihood/held_out.py",
         "likelihood/test_held_out.py",
         ("padding is counted", "counted = scored & ~padding", "counted = scored"),
-        ("a bound leaves the padding out", 'self.padding if self.kind == "bound" else 0.0', "0.0"),
+        ("a bound leaves the padding out", 'self.padding_nll if self.kind == "bound" else 0.0', "0.0"),
     ),
     *of(
         "likelihood/conditional.py",

@@ -73,11 +73,11 @@ def answer(text: str) -> RequestOutput:
 
 
 @contextmanager
-def live(settings: ServeConfig, engine: Engine, room=None) -> Iterator[str]:
+def live(settings: ServeConfig, engine: Engine, service=None) -> Iterator[str]:
     """A real server in a thread; its address. Ends gracefully, and the engine with it."""
     bound = bind(settings)
     ready = threading.Event()
-    server = GracefulServer(create_app(settings, engine, room), ready.set)
+    server = GracefulServer(create_app(settings, engine, service), ready.set)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
     assert ready.wait(30)

@@ -412,8 +412,8 @@ class TestEngineErrors:
 
 @pytest.fixture
 def jobs_app(tmp_path):
-    with open_jobs(tmp_path / "jobs") as room:
-        yield create_app(ServeConfig(), ToldEngine(), room), room
+    with open_jobs(tmp_path / "jobs") as service:
+        yield create_app(ServeConfig(), ToldEngine(), service), service
 
 
 GENERATE = {"kind": "generate", "config": {"generate": {"model": "tiny", "prompts": ["Once"], "max_new_tokens": 4}}}
@@ -433,8 +433,8 @@ class TestJobs:
         assert 'hilda_jobs{state="cancelled"} 1.0' in ask(app, "GET", "/metrics").text
 
     def test_metrics_count_all_jobs_and_not_the_newest_alone(self, jobs_app, monkeypatch):
-        app, room = jobs_app
-        monkeypatch.setattr(room, "counts", lambda: {"queued": 2, "succeeded": 5000})
+        app, service = jobs_app
+        monkeypatch.setattr(service, "counts", lambda: {"queued": 2, "succeeded": 5000})
         text = ask(app, "GET", "/metrics").text
         assert 'hilda_jobs{state="queued"} 2.0' in text and 'hilda_jobs{state="succeeded"} 5000.0' in text
 
@@ -460,9 +460,9 @@ class TestJobs:
         assert not set(seen) & set(re.findall(r"^id: (\d+)$", rest, re.MULTILINE))
 
     def test_artefacts_are_files_of_the_job_s_folder_alone(self, jobs_app, tmp_path):
-        app, room = jobs_app
+        app, service = jobs_app
         name = ask(app, "POST", "/jobs/submit", json=GENERATE).json()["id"]
-        folder = room.get(name).folder
+        folder = service.get(name).folder
         (folder / "out").mkdir()
         (folder / "out" / "page.html").write_text("<script>1</script>")
         (tmp_path / "secret.txt").write_text("secret")

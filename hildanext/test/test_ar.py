@@ -208,7 +208,20 @@ def test_a_long_prompt_is_filled_in_parts(monkeypatch):
     parent.causal_lm.double()
     whole = [result.tokens for result in parent.generate_batch(PROMPTS, 12, stop_ids=[])]
     monkeypatch.setattr("hildanext.ar.PREFILL_TOKENS", 2)
-    assert [result.tokens for result in parent.generate_batch(PROMPTS, 12, stop_ids=[])] == whole
+    pieces = parent.generate_batch(PROMPTS, 12, stop_ids=[])
+    assert [result.tokens for result in pieces] == whole
+
+
+def test_the_forwards_that_only_read_a_long_prompt_are_counted(monkeypatch):
+    parent = make_parent()
+    monkeypatch.setattr("hildanext.ar.PREFILL_TOKENS", 2)
+    alone = [parent.generate(list(range(1, 1 + length)), 3, stop_ids=[]).stats for length in (1, 2, 3, 7)]
+    assert [stats.prefill_forwards for stats in alone] == [0, 0, 1, 3]
+    assert [stats.forwards for stats in alone] == [3, 3, 4, 6]
+    assert {stats.tokens_per_forward for stats in alone} == {1.0}
+    # The pieces are cut from the longest prompt; a row has no part in those that hold only its padding.
+    together = parent.generate_batch([[1], [1, 2, 3], list(range(1, 8))], 3, stop_ids=[])
+    assert [result.stats.prefill_forwards for result in together] == [0, 1, 3]
 
 
 def test_a_row_ends_where_its_caller_says_and_is_handed_over_at_once():

@@ -12,7 +12,7 @@ from hildanext.diffusion import (
     complement,
     effect_rates,
     elbo_weight,
-    hide_tokens,
+    mask_always,
     mask_tokens,
     next_turn,
     replace_tokens,
@@ -142,7 +142,7 @@ def test_effects_are_replaced_as_often_as_their_boost_says():
 def test_hidden_tokens_are_masks_that_nobody_fills():
     view, _ = view_of(t=0.5)
     hidden = view.document < 0
-    shown = hide_tokens(view, hidden, MASK)
+    shown = mask_always(view, hidden, MASK)
     assert bool((shown.noisy[hidden] == MASK).all()) and torch.equal(shown.masked, view.masked)
 
 

@@ -106,11 +106,11 @@ def test_the_flags_name_the_folder_that_the_room_has():
 
 def test_every_stage_can_be_submitted_or_is_known_to_need_something(tmp_path):
     assert set(NEEDS) < set(STAGES)
-    with open_jobs(tmp_path) as room:
+    with open_jobs(tmp_path) as service:
         for kind in STAGES:
             with contextlib.suppress(HildaError):
-                room.submit(kind, {"prepare": {"source": {"name": "text", "path": "x"}}})
-        assert {job.kind for job in room.list()} == {"prepare"}
+                service.submit(kind, {"prepare": {"source": {"name": "text", "path": "x"}}})
+        assert {job.kind for job in service.list()} == {"prepare"}
 
 
 def test_a_report_may_be_about_another_run(tmp_path, prompts):
@@ -134,20 +134,20 @@ def test_a_job_writes_into_its_own_folder_alone(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_real_job_runs_under_work_and_ctrl_c_ends_that(tmp_path, prompts, jobs):
-    with open_jobs(tmp_path / "jobs") as room:
-        job = room.submit("generate", generation(prompts))
-        words = [sys.executable, "-m", "hildanext.cli", "jobs", "work", "--folder", str(room.folder)]
+    with open_jobs(tmp_path / "jobs") as service:
+        job = service.submit("generate", generation(prompts))
+        words = [sys.executable, "-m", "hildanext.cli", "jobs", "work", "--folder", str(service.folder)]
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
             try:
-                events = list(room.follow(job.id))
+                events = list(service.follow(job.id))
                 process.send_signal(signal.SIGINT)
                 assert "taking jobs from" in process.communicate(timeout=180)[1] and process.returncode == 0
             finally:
                 process.kill()
-        assert room.get(job.id).state == "succeeded", room.log(job.id)
+        assert service.get(job.id).state == "succeeded", service.log(job.id)
         last = [event.data for event in events if event.kind == "progress"][-1]
         assert (last["done"], last["total"], last["unit"], last["stages_done"]) == (3, 3, "answers", 1)
-        lines = room.artefact(job.id, "generate/answers.jsonl").read_text().splitlines()
+        lines = service.artefact(job.id, "generate/answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == ["Once upon a time", "Lily had a dog", "One day"]
     assert "generate: answers" in jobs("show", job.id)[1] and "[generate] is done" in jobs("log", job.id)[1]
 
@@ -286,17 +286,21 @@ def test_twenty_real_jobs_end_right_and_whole_whatever_is_killed(tmp_path, capsy
 
     kills, hit = {"supervisor": 0, "worker": 0, "command": 0}, {}
     began = time.monotonic()
-    with open_jobs(tmp_path / "jobs") as room:
-        jobs = [(room.submit(kind, config), config, state) for kind, config, state in dice.sample(rows, len(rows))]
+    with open_jobs(tmp_path / "jobs") as service:
+        jobs = [(service.submit(kind, config), config, state) for kind, config, state in dice.sample(rows, len(rows))]
         process = supervise()
         try:
-            while not all(room.get(job.id).over for job, _, _ in jobs):
-                assert time.monotonic() - began < 2400, room.counts()
+            while not all(service.get(job.id).over for job, _, _ in jobs):
+                assert time.monotonic() - began < 2400, service.counts()
                 time.sleep(dice.uniform(0.5, 4.0))
                 for job, _, state in jobs:
-                    if state == "cancelled" and (room.get(job.id).progress.step or 0) > 5 and not room.get(job.id).over:
-                        room.cancel(job.id)
-                running = [job.id for job in room.list(1000, state="running") if hit.get(job.id, 0) < 3]
+                    if (
+                        state == "cancelled"
+                        and (service.get(job.id).progress.step or 0) > 5
+                        and not service.get(job.id).over
+                    ):
+                        service.cancel(job.id)
+                running = [job.id for job in service.list(1000, state="running") if hit.get(job.id, 0) < 3]
                 victim = dice.choice(("supervisor", "worker", "command"))
                 if victim == "supervisor":
                     process.kill()
@@ -305,7 +309,7 @@ def test_twenty_real_jobs_end_right_and_whole_whatever_is_killed(tmp_path, capsy
                     process = supervise()
                     kills[victim] += 1
                 elif running:
-                    row = room.store.row(dice.choice(running))
+                    row = service.store.row(dice.choice(running))
                     column, born = ("pid", "born") if victim == "worker" else ("child", "child_born")
                     if processes.alive(row[column], row[born]):
                         os.kill(row[column], signal.SIGKILL)
@@ -315,7 +319,7 @@ def test_twenty_real_jobs_end_right_and_whole_whatever_is_killed(tmp_path, capsy
             process.kill()
             process.wait()
         seconds = time.monotonic() - began
-        ends = [room.get(job.id) for job, _, _ in jobs]
+        ends = [service.get(job.id) for job, _, _ in jobs]
         assert [(end.id, end.state) for end in ends] == [(job.id, state) for job, _, state in jobs]
         assert all("no-model" in end.error for end in ends if end.state == "failed")
         alone = {}
@@ -323,14 +327,14 @@ def test_twenty_real_jobs_end_right_and_whole_whatever_is_killed(tmp_path, capsy
             if state == "succeeded":
                 key = json.dumps(config)
                 if key not in alone:
-                    recipe = room.recipe(job.kind, config)
+                    recipe = service.recipe(job.kind, config)
                     folder = tmp_path / f"alone-{len(alone)}"
                     execute({**recipe, "folder": str(folder)}, STAGES)
                     alone[key] = what_came_of_it(folder)
                 came = what_came_of_it(job.folder)
                 assert list(came) == list(alone[key]) and came == alone[key], job.id
-                assert set(room.outcomes(job.id)) == {
-                    stage["stage"] for stage in room.recipe(job.kind, config)["stages"]
+                assert set(service.outcomes(job.id)) == {
+                    stage["stage"] for stage in service.recipe(job.kind, config)["stages"]
                 }
         attempts = sum(end.attempts for end in ends)
     with capsys.disabled():

@@ -13,7 +13,7 @@ from hildanext.corruption.schedules import (
     spread,
     total_tokens,
 )
-from hildanext.corruption.schedules.noise import open_ratio
+from hildanext.corruption.schedules.mask_embedding_noise import open_ratio
 
 LADDER = (*spread("warmup", [1, 4, 32], 90), *spread("stable", [256], 50), *spread("decay", [64, 32], 41))
 

@@ -71,7 +71,8 @@ def test_prompts_are_never_masked_and_the_filling_of_the_last_block_is(tmp_path:
     places = -(-len(ids) // BLOCK) * BLOCK
     assert batch.tokens[0].tolist() == ids + [tokenizer.eos_token_id] * (places - len(ids))
     assert batch.maskable[0].tolist() == [False] * len(prompt) + [True] * (places - len(prompt))
-    assert batch.position[0].tolist() == list(range(places)) and not batch.document.any() and not batch.hidden.any()
+    assert batch.position[0].tolist() == list(range(places))
+    assert not batch.document.any() and not batch.always_masked.any()
 
 
 @pytest.mark.parametrize("shift", ["block", "parent"])
@@ -98,13 +99,13 @@ def test_the_next_question_in_the_block_of_an_answer_is_shown_as_masks_and_not_l
     ]
     first = len(prompts[0]) + len(tokenizer("She has 5", add_special_tokens=False)["input_ids"]) + 1
     tail = list(range(first, -(-first // BLOCK) * BLOCK))
-    assert tail and batch.hidden[0].nonzero()[:, 0].tolist() == tail
+    assert tail and batch.always_masked[0].nonzero()[:, 0].tolist() == tail
     learnt = [*range(len(prompts[0]), first), *range(len(prompts[1]), batch.tokens.shape[1])]
     assert batch.maskable[0].nonzero()[:, 0].tolist() == learnt
     assert batch.tokens[0, : len(prompts[1])].tolist() == prompts[1]
     card = random_model(block_size=BLOCK).card
     for view in noised(batch, BLOCK, NoiseConfig(complementary=True), card, torch.arange(9), torch.Generator()):
-        assert (view.noisy[batch.hidden] == card.mask_id).all() and not (view.masked & batch.hidden).any()
+        assert (view.noisy[batch.always_masked] == card.mask_id).all() and not (view.masked & batch.always_masked).any()
         assert torch.equal(view.clean, batch.tokens)
 
 

@@ -116,7 +116,7 @@ def test_a_document_that_lives_lends_its_beginning_until_it_ends():
     model = random_model("llama", "block", BLOCK)
     store = PrefixCache(BLOCK, 0)
     cache, last_clean_hidden = filled(model, list(range(8)))
-    key = store.lend(cache, last_clean_hidden, list(range(8)))
+    key = store.register_live(cache, last_clean_hidden, list(range(8)))
     found = store.find(list(range(9)))
     assert found is not None and found[0].cache is cache and store.bytes == 0
     store.drop(key)

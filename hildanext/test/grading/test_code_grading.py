@@ -9,7 +9,7 @@ from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError, DataError, SandboxError
 from hildanext.core.registry import build
 from hildanext.eval.statistics import pass_at_k
-from hildanext.eval.tasks.humaneval import HumanEval, score_program
+from hildanext.eval.tasks.humaneval import HumanEval
 from hildanext.grading import REWARDS
 from hildanext.grading.code import assemble, code_block, cut_at_stops, job_for, reward_of
 from hildanext.grading.sandbox import levels, run
@@ -110,7 +110,8 @@ class TestReward:
 
     def test_redefining_a_helper_does_not_help(self):
         cheat = "    return values\n\n\ndouble = lambda x: x\n"
-        assert score_program({**PROBLEM, "prompt": PROMPT}, cheat, Limits(seconds=20)).kind == "failed"
+        program = job_for({**PROBLEM, "prompt": PROMPT}, cheat)
+        assert Sandbox(Limits(seconds=20)).run(program).kind == "failed"
 
     def test_it_refuses_without_isolation(self, monkeypatch):
         monkeypatch.setattr(run, "probe", lambda without=(): Isolation((), {"seccomp": "none here"}))

@@ -57,25 +57,25 @@ def refuse(run):
         raise ConfigError("unknown key 'typo'")
 
 
-def open_room(folder, **more):
+def open_service(folder, **more):
     return JobService(
         folder, kinds={"count": "", "other": ""}, check=refuse, command=COMMAND, absent={"rl": "later"}, **more
     )
 
 
 @pytest.fixture
-def room(tmp_path):
-    with open_room(tmp_path / "jobs") as opened:
+def service(tmp_path):
+    with open_service(tmp_path / "jobs") as opened:
         yield opened
         for job in opened.list(state="running"):
             row = opened.store.row(job.id)
             processes.end_group(row["pid"] or -1, row["born"], row["child"], row["child_born"])
 
 
-def wait(room, job, *states, seconds=60.0):
+def wait(service, job, *states, seconds=60.0):
     until = time.monotonic() + seconds
-    while (found := room.get(job.id)).state not in states:
-        assert time.monotonic() < until, f"{found} after {seconds} s, log: {room.log(job.id)}"
+    while (found := service.get(job.id)).state not in states:
+        assert time.monotonic() < until, f"{found} after {seconds} s, log: {service.log(job.id)}"
         time.sleep(0.05)
     return found
 
@@ -87,12 +87,12 @@ def wait_until(holds, seconds=60.0):
         time.sleep(0.02)
 
 
-def begun(room, job):
+def begun(service, job):
     """The job, once its command has written something."""
-    wait(room, job, "running")
+    wait(service, job, "running")
     wait_until(lambda: (job.folder / "lines.txt").exists())
-    wait_until(lambda: room.store.row(job.id)["child"] is not None)
-    return room.get(job.id)
+    wait_until(lambda: service.store.row(job.id)["child"] is not None)
+    return service.get(job.id)
 
 
 def let_go(job):
@@ -100,56 +100,56 @@ def let_go(job):
     (job.folder / "go").touch()
 
 
-def states(room, job):
-    return [event.data["state"] for event in room.events(job.id) if event.kind == "state"]
+def states(service, job):
+    return [event.data["state"] for event in service.events(job.id) if event.kind == "state"]
 
 
 def numbers(count):
     return "".join(f"{n}\n" for n in range(count))
 
 
-def test_a_job_runs_in_a_folder_of_its_own_and_succeeds(room):
-    job = room.submit("count", {"count": {"lines": 4}, "folder": "/elsewhere", "seed": 3})
-    assert job.state == "queued" and job.attempts == 0 and job.folder.parent == room.folder
-    room.start()
-    done = wait(room, job, "succeeded")
+def test_a_job_runs_in_a_folder_of_its_own_and_succeeds(service):
+    job = service.submit("count", {"count": {"lines": 4}, "folder": "/elsewhere", "seed": 3})
+    assert job.state == "queued" and job.attempts == 0 and job.folder.parent == service.folder
+    service.start()
+    done = wait(service, job, "succeeded")
     assert (job.folder / "lines.txt").read_text() == numbers(4)
     recipe = json.loads((job.folder / "job.json").read_text())
     assert recipe["folder"] == str(job.folder) and recipe["stages"] == [{"stage": "count"}] and recipe["seed"] == 3
     assert done.exit_code == 0 and done.error is None and done.attempts == 1 and done.pid is None
     assert done.created <= done.started <= done.ended
-    assert states(room, job) == ["queued", "running", "succeeded"]
-    assert f"begins in {Path.cwd()}" in room.log(job.id)
+    assert states(service, job) == ["queued", "running", "succeeded"]
+    assert f"begins in {Path.cwd()}" in service.log(job.id)
 
 
-def test_a_failed_job_says_why_in_one_line(room):
-    job = room.submit("count", {"count": {"fail": True}})
-    room.start()
-    done = wait(room, job, "failed")
+def test_a_failed_job_says_why_in_one_line(service):
+    job = service.submit("count", {"count": {"fail": True}})
+    service.start()
+    done = wait(service, job, "failed")
     assert done.error == "the well is dry: dig deeper" and done.exit_code == 2
-    assert room.events(job.id)[-1].data == {"state": "failed", "attempt": 1, "error": done.error, "exit_code": 2}
+    assert service.events(job.id)[-1].data == {"state": "failed", "attempt": 1, "error": done.error, "exit_code": 2}
 
 
 @posix
-def test_a_crash_fails_and_names_its_signal(room):
-    job = room.submit("count", {"count": {"kill": int(signal.SIGSEGV)}})
-    room.start()
-    assert wait(room, job, "failed").error.startswith("SIGSEGV")
+def test_a_crash_fails_and_names_its_signal(service):
+    job = service.submit("count", {"count": {"kill": int(signal.SIGSEGV)}})
+    service.start()
+    assert wait(service, job, "failed").error.startswith("SIGSEGV")
 
 
-def test_at_most_so_many_run_at_once_over_all_supervisors(room):
-    with open_room(room.folder, limit=2) as other:
-        room.supervisor.limit = 2
-        jobs = [room.submit("count", {"count": {"lines": 3, "pause": 0.1}}) for _ in range(5)]
-        room.start()
+def test_at_most_so_many_run_at_once_over_all_supervisors(service):
+    with open_service(service.folder, limit=2) as other:
+        service.supervisor.limit = 2
+        jobs = [service.submit("count", {"count": {"lines": 3, "pause": 0.1}}) for _ in range(5)]
+        service.start()
         other.start()
         most = 0
-        while not all(room.get(job.id).over for job in jobs):
-            most = max(most, len(room.list(state="running")))
+        while not all(service.get(job.id).over for job in jobs):
+            most = max(most, len(service.list(state="running")))
             time.sleep(0.02)
     assert most == 2
     for job in jobs:
-        assert states(room, job) == ["queued", "running", "succeeded"]
+        assert states(service, job) == ["queued", "running", "succeeded"]
         assert (job.folder / "lines.txt").read_text() == numbers(3)
 
 
@@ -173,68 +173,68 @@ def test_two_supervisors_never_claim_one_job(tmp_path):
         store.close()
 
 
-def test_a_worker_that_comes_too_late_does_nothing(room):
-    job = room.submit("count", {"count": {"lines": 6, "hold": 3}})
-    first = room.store.claim(1, 1, "no such process")
-    room.supervisor.tick()  # the claimer is dead: interrupted, queued and claimed anew
+def test_a_worker_that_comes_too_late_does_nothing(service):
+    job = service.submit("count", {"count": {"lines": 6, "hold": 3}})
+    first = service.store.claim(1, 1, "no such process")
+    service.supervisor.tick()  # the claimer is dead: interrupted, queued and claimed anew
     assert first["attempts"] == 1
-    begun(room, job)
-    command = [sys.executable, "-m", "hildanext.jobs.worker", str(room.folder), job.id, "1", "1", *COMMAND]
+    begun(service, job)
+    command = [sys.executable, "-m", "hildanext.jobs.worker", str(service.folder), job.id, "1", "1", *COMMAND]
     assert subprocess.run(command, timeout=60).returncode == 1
-    assert room.get(job.id).state == "running"
+    assert service.get(job.id).state == "running"
     let_go(job)
-    wait_until(lambda: (room.supervisor.tick(), room.get(job.id).over)[1])
+    wait_until(lambda: (service.supervisor.tick(), service.get(job.id).over)[1])
     assert (job.folder / "lines.txt").read_text() == numbers(6)
-    assert states(room, job) == ["queued", "running", "interrupted", "queued", "running", "succeeded"]
+    assert states(service, job) == ["queued", "running", "interrupted", "queued", "running", "succeeded"]
 
 
 @posix
-def test_a_killed_command_is_interrupted_and_goes_on_where_it_was(room):
-    job = room.submit("count", {"count": {"lines": 6, "hold": 3}})
-    room.start()
-    begun(room, job)
-    os.kill(room.store.row(job.id)["child"], signal.SIGKILL)
+def test_a_killed_command_is_interrupted_and_goes_on_where_it_was(service):
+    job = service.submit("count", {"count": {"lines": 6, "hold": 3}})
+    service.start()
+    begun(service, job)
+    os.kill(service.store.row(job.id)["child"], signal.SIGKILL)
     let_go(job)
-    wait(room, job, "succeeded")
-    assert states(room, job) == ["queued", "running", "interrupted", "queued", "running", "succeeded"]
-    assert "SIGKILL" in next(e.data["error"] for e in room.events(job.id) if e.data.get("state") == "interrupted")
+    wait(service, job, "succeeded")
+    assert states(service, job) == ["queued", "running", "interrupted", "queued", "running", "succeeded"]
+    assert "SIGKILL" in next(e.data["error"] for e in service.events(job.id) if e.data.get("state") == "interrupted")
     assert (job.folder / "lines.txt").read_text() == numbers(6)
 
 
 @posix
-def test_a_killed_worker_leaves_nothing_running_before_the_job_goes_on(room):
-    job = room.submit("count", {"count": {"lines": 6, "hold": 3, "child": True}})
-    room.start()
-    begun(room, job)
-    row, grandchild = room.store.row(job.id), int((job.folder / "child.txt").read_text())
+def test_a_killed_worker_leaves_nothing_running_before_the_job_goes_on(service):
+    job = service.submit("count", {"count": {"lines": 6, "hold": 3, "child": True}})
+    service.start()
+    begun(service, job)
+    row, grandchild = service.store.row(job.id), int((job.folder / "child.txt").read_text())
     assert processes.birth(grandchild) is not None
     os.kill(row["pid"], signal.SIGKILL)
-    wait_until(lambda: room.get(job.id).attempts == 2)
+    wait_until(lambda: service.get(job.id).attempts == 2)
     assert processes.birth(row["child"]) is None and processes.birth(grandchild) is None
     let_go(job)
-    wait(room, job, "succeeded")
+    wait(service, job, "succeeded")
     assert (job.folder / "lines.txt").read_text() == numbers(6)
 
 
 @posix
-def test_what_a_command_leaves_running_ends_with_its_job(room):
-    job = room.submit("count", {"count": {"child": True}})
-    room.start()
-    wait(room, job, "succeeded")
+def test_what_a_command_leaves_running_ends_with_its_job(service):
+    job = service.submit("count", {"count": {"child": True}})
+    service.start()
+    wait(service, job, "succeeded")
     assert processes.birth(int((job.folder / "child.txt").read_text())) is None
 
 
 @posix
-def test_a_number_that_went_to_a_stranger_is_not_taken_for_the_worker(room):
-    job = room.submit("count", {"count": {"lines": 1}})
+def test_a_number_that_went_to_a_stranger_is_not_taken_for_the_worker(service):
+    job = service.submit("count", {"count": {"lines": 1}})
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
-        room.store.claim(1, 1, "nobody")
-        assert room.store.register(job.id, 1, stranger.pid, processes.birth(stranger.pid) + "0")
-        room.supervisor.tick()
+        service.store.claim(1, 1, "nobody")
+        assert service.store.register(job.id, 1, stranger.pid, processes.birth(stranger.pid) + "0")
+        service.supervisor.tick()
         assert stranger.poll() is None
-        wait_until(lambda: (room.supervisor.tick(), room.get(job.id).over)[1])
-        assert room.get(job.id).state == "succeeded" and room.get(job.id).attempts == 2
+        wait_until(lambda: (service.supervisor.tick(), service.get(job.id).over)[1])
+        assert service.get(job.id).state == "succeeded" and service.get(job.id).attempts == 2
     finally:
         stranger.kill()
         stranger.wait()
@@ -244,8 +244,8 @@ SUPERVISE = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import test_jobs
-room = test_jobs.open_room(sys.argv[2])
-room.start()
+service = test_jobs.open_service(sys.argv[2])
+service.start()
 time.sleep(600)
 """
 
@@ -262,105 +262,105 @@ def another_supervisor(folder):
 
 
 @posix
-def test_a_job_outlives_its_supervisor_and_is_found_again(room):
-    job = room.submit("count", {"count": {"lines": 6, "hold": 3}})
-    with another_supervisor(room.folder) as process:
-        pid = begun(room, job).pid
-        assert room.supervised()
+def test_a_job_outlives_its_supervisor_and_is_found_again(service):
+    job = service.submit("count", {"count": {"lines": 6, "hold": 3}})
+    with another_supervisor(service.folder) as process:
+        pid = begun(service, job).pid
+        assert service.supervised()
         process.kill()
         process.wait()
-        assert not room.supervised()
+        assert not service.supervised()
     assert processes.birth(pid) is not None
-    room.start()
+    service.start()
     let_go(job)
-    wait(room, job, "succeeded")
-    assert states(room, job) == ["queued", "running", "succeeded"] and room.get(job.id).attempts == 1
+    wait(service, job, "succeeded")
+    assert states(service, job) == ["queued", "running", "succeeded"] and service.get(job.id).attempts == 1
 
 
 @posix
-def test_a_job_that_ends_while_nobody_watches_is_told_all_the_same(room):
-    job = room.submit("count", {"count": {"lines": 4, "hold": 2}})
-    with another_supervisor(room.folder):
-        begun(room, job)
+def test_a_job_that_ends_while_nobody_watches_is_told_all_the_same(service):
+    job = service.submit("count", {"count": {"lines": 4, "hold": 2}})
+    with another_supervisor(service.folder):
+        begun(service, job)
     let_go(job)
-    assert wait(room, job, "succeeded").exit_code == 0
+    assert wait(service, job, "succeeded").exit_code == 0
 
 
 @posix
 def test_interruptions_that_come_to_nothing_end(tmp_path):
-    with open_room(tmp_path, resumes=2) as room:
-        job = room.submit("count", {"count": {"kill": int(signal.SIGKILL)}})
-        room.start()
-        done = wait(room, job, "failed")
+    with open_service(tmp_path, resumes=2) as service:
+        job = service.submit("count", {"count": {"kill": int(signal.SIGKILL)}})
+        service.start()
+        done = wait(service, job, "failed")
         assert done.attempts == 3 and "3 times" in done.error and "SIGKILL" in done.error
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_once_more_is_no_error(room):
-    job = room.submit("count", {})
-    assert room.cancel(job.id).state == "cancelled" == room.cancel(job.id).state
-    room.start()
-    other = room.submit("count", {})
-    wait(room, other, "succeeded")
-    assert states(room, job) == ["queued", "cancelled"] and not (job.folder / "lines.txt").exists()
+def test_a_waiting_job_is_cancelled_at_once_and_once_more_is_no_error(service):
+    job = service.submit("count", {})
+    assert service.cancel(job.id).state == "cancelled" == service.cancel(job.id).state
+    service.start()
+    other = service.submit("count", {})
+    wait(service, other, "succeeded")
+    assert states(service, job) == ["queued", "cancelled"] and not (job.folder / "lines.txt").exists()
     with pytest.raises(JobConflict, match="has succeeded"):
-        room.cancel(other.id)
+        service.cancel(other.id)
 
 
 @posix
 @pytest.mark.parametrize("deaf, ended_by", [(None, "SIGINT"), ("somewhat", "SIGTERM"), ("quite", "SIGKILL")])
 def test_a_running_job_is_asked_to_stop_harder_and_harder(tmp_path, deaf, ended_by):
-    with open_room(tmp_path, grace_seconds=0.6) as room:
-        job = room.submit("count", {"count": {"lines": 10_000, "pause": 0.05, "deaf": deaf, "child": True}})
-        room.start()
-        begun(room, job)
-        row, grandchild = room.store.row(job.id), int((job.folder / "child.txt").read_text())
-        assert room.cancel(job.id).cancelling
-        done = wait(room, job, "cancelled")
+    with open_service(tmp_path, grace_seconds=0.6) as service:
+        job = service.submit("count", {"count": {"lines": 10_000, "pause": 0.05, "deaf": deaf, "child": True}})
+        service.start()
+        begun(service, job)
+        row, grandchild = service.store.row(job.id), int((job.folder / "child.txt").read_text())
+        assert service.cancel(job.id).cancelling
+        done = wait(service, job, "cancelled")
         assert done.exit_code == -getattr(signal, ended_by) and done.error is None and done.ended is not None
         assert processes.birth(row["child"]) is None and processes.birth(grandchild) is None
-        assert states(room, job) == ["queued", "running", "running", "cancelled"]
+        assert states(service, job) == ["queued", "running", "running", "cancelled"]
 
 
 @posix
-def test_a_cancelled_job_whose_worker_dies_is_cancelled(room):
-    job = room.submit("count", {"count": {"lines": 1000, "pause": 0.05, "deaf": "quite"}})
-    room.start()
-    begun(room, job)
-    pid = room.store.row(job.id)["pid"]
-    room.cancel(job.id)
+def test_a_cancelled_job_whose_worker_dies_is_cancelled(service):
+    job = service.submit("count", {"count": {"lines": 1000, "pause": 0.05, "deaf": "quite"}})
+    service.start()
+    begun(service, job)
+    pid = service.store.row(job.id)["pid"]
+    service.cancel(job.id)
     os.kill(pid, signal.SIGKILL)
-    wait(room, job, "cancelled")
-    assert "interrupted" not in states(room, job)
+    wait(service, job, "cancelled")
+    assert "interrupted" not in states(service, job)
 
 
 @posix
-def test_a_job_is_cancelled_while_nobody_supervises(room):
-    job = room.submit("count", {"count": {"lines": 1000, "pause": 0.05}})
-    with another_supervisor(room.folder):
-        begun(room, job)
-    room.cancel(job.id)
-    wait(room, job, "cancelled")
+def test_a_job_is_cancelled_while_nobody_supervises(service):
+    job = service.submit("count", {"count": {"lines": 1000, "pause": 0.05}})
+    with another_supervisor(service.folder):
+        begun(service, job)
+    service.cancel(job.id)
+    wait(service, job, "cancelled")
 
 
-def test_events_have_growing_ids_and_go_on_after_any_of_them(room):
-    first, second = room.submit("count", {"count": {"lines": 2}}), room.submit("count", {})
-    room.start()
-    followed = list(room.follow(first.id))
+def test_events_have_growing_ids_and_go_on_after_any_of_them(service):
+    first, second = service.submit("count", {"count": {"lines": 2}}), service.submit("count", {})
+    service.start()
+    followed = list(service.follow(first.id))
     assert [event.kind for event in followed if event.kind == "log"] and followed[-1].data["state"] == "succeeded"
     ids = [event.id for event in followed]
-    assert ids == sorted(set(ids)) and followed == room.events(first.id)
+    assert ids == sorted(set(ids)) and followed == service.events(first.id)
     for place in (0, 1, len(ids) - 1):
-        assert list(room.follow(first.id, after=ids[place])) == followed[place + 1 :]
-        assert room.events(first.id, after=ids[place], limit=1) == followed[place + 1 : place + 2]
-    list(room.follow(second.id))
-    assert not set(ids) & {event.id for event in room.events(second.id)}
+        assert list(service.follow(first.id, after=ids[place])) == followed[place + 1 :]
+        assert service.events(first.id, after=ids[place], limit=1) == followed[place + 1 : place + 2]
+    list(service.follow(second.id))
+    assert not set(ids) & {event.id for event in service.events(second.id)}
     json.dumps([event.as_json() for event in followed], allow_nan=False)
 
 
-def test_follow_can_be_stopped(room):
-    job, stopped = room.submit("count", {}), threading.Event()
+def test_follow_can_be_stopped(service):
+    job, stopped = service.submit("count", {}), threading.Event()
     stopped.set()
-    assert [event.data["state"] for event in room.follow(job.id, stopped=stopped)] == ["queued"]
+    assert [event.data["state"] for event in service.follow(job.id, stopped=stopped)] == ["queued"]
 
 
 def metrics(*steps, kind="train", **more):
@@ -453,14 +453,14 @@ def test_the_mark_of_progress_changes_with_what_is_kept_alone(tmp_path):
         ("count", {"count": {1, 2}}, ConfigError, "no JSON"),
     ],
 )
-def test_a_submission_that_makes_no_sense_is_refused_before_it_is_queued(room, kind, config, error, word):
+def test_a_submission_that_makes_no_sense_is_refused_before_it_is_queued(service, kind, config, error, word):
     with pytest.raises(error, match=word):
-        room.submit(kind, config)
-    assert room.list() == [] and [path.name for path in room.folder.iterdir() if path.is_dir()] == []
+        service.submit(kind, config)
+    assert service.list() == [] and [path.name for path in service.folder.iterdir() if path.is_dir()] == []
 
 
-def test_a_whole_recipe_keeps_its_stages(room):
-    job = room.submit("run", {"stages": [{"stage": "count"}, {"stage": "other", "as": "two"}]})
+def test_a_whole_recipe_keeps_its_stages(service):
+    job = service.submit("run", {"stages": [{"stage": "count"}, {"stage": "other", "as": "two"}]})
     assert [stage["stage"] for stage in json.loads((job.folder / "job.json").read_text())["stages"]] == [
         "count",
         "other",
@@ -468,55 +468,62 @@ def test_a_whole_recipe_keeps_its_stages(room):
 
 
 def test_too_many_waiting_jobs_are_refused(tmp_path):
-    with open_room(tmp_path, waiting=2) as room:
-        room.submit("count", {})
-        room.submit("count", {})
+    with open_service(tmp_path, waiting=2) as service:
+        service.submit("count", {})
+        service.submit("count", {})
         with pytest.raises(JobsFull) as refused:
-            room.submit("count", {})
+            service.submit("count", {})
         assert refused.value.status == 503 and refused.value.retry_after > 0
 
 
-def test_jobs_are_listed_the_newest_first_in_pages(room):
-    ids = [room.submit("count", {}).id for _ in range(5)]
-    assert [job.id for job in room.list()] == ids[::-1]
-    assert [job.id for job in room.list(limit=2, before=ids[3])] == [ids[2], ids[1]]
-    room.cancel(ids[1])
-    assert [job.id for job in room.list(state="cancelled")] == [ids[1]]
-    assert room.counts() == {"queued": 4, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 1, "interrupted": 0}
+def test_jobs_are_listed_the_newest_first_in_pages(service):
+    ids = [service.submit("count", {}).id for _ in range(5)]
+    assert [job.id for job in service.list()] == ids[::-1]
+    assert [job.id for job in service.list(limit=2, before=ids[3])] == [ids[2], ids[1]]
+    service.cancel(ids[1])
+    assert [job.id for job in service.list(state="cancelled")] == [ids[1]]
+    assert service.counts() == {
+        "queued": 4,
+        "running": 0,
+        "succeeded": 0,
+        "failed": 0,
+        "cancelled": 1,
+        "interrupted": 0,
+    }
     with pytest.raises(UnknownChoice, match="state"):
-        room.list(state="done")
+        service.list(state="done")
     with pytest.raises(ConfigError, match="limit"):
-        room.list(limit=0)
+        service.list(limit=0)
 
 
 @pytest.mark.parametrize(
     "name", ["0001-cuont", "", "../0001-count", "0001-count\0", "\ud800", "x" * 100_000, "0001-count/"]
 )
 @pytest.mark.parametrize("what", ["get", "cancel", "events", "log", "artefacts", "outcomes"])
-def test_an_unknown_job_is_an_error_with_near_names(room, name, what):
-    room.submit("count", {})
+def test_an_unknown_job_is_an_error_with_near_names(service, name, what):
+    service.submit("count", {})
     with pytest.raises(UnknownJob) as problem:
-        getattr(room, what)(name)
+        getattr(service, what)(name)
     assert problem.value.status == 404 and len(str(problem.value)) < 400 and "\n" not in str(problem.value)
     if name == "0001-cuont":
         assert "did you mean 0001-count" in str(problem.value)
 
 
 def test_a_folder_of_a_lost_table_is_not_written_into(tmp_path):
-    with open_room(tmp_path) as room:
-        assert room.submit("count", {}).id == "0001-count"
+    with open_service(tmp_path) as service:
+        assert service.submit("count", {}).id == "0001-count"
     (tmp_path / "jobs.sqlite").unlink()
-    with open_room(tmp_path) as room:
-        assert room.submit("other", {}).id == "0002-other"
+    with open_service(tmp_path) as service:
+        assert service.submit("other", {}).id == "0002-other"
 
 
 def test_a_table_of_another_format_or_none_is_refused(tmp_path):
     (tmp_path / "jobs.sqlite").write_bytes(b"no table at all, but long enough to look at" * 100)
     with pytest.raises(CheckpointError, match=r"jobs\.sqlite"):
-        open_room(tmp_path)
+        open_service(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="another folder"):
-        open_room(tmp_path / "file")
+        open_service(tmp_path / "file")
 
 
 ESCAPES = [
@@ -527,34 +534,34 @@ ESCAPES = [
 
 
 @pytest.fixture
-def folder_with_traps(room):
-    job = room.submit("count", {})
-    (room.folder / "secret.txt").write_text("secret")
+def folder_with_traps(service):
+    job = service.submit("count", {})
+    (service.folder / "secret.txt").write_text("secret")
     (job.folder / "a").mkdir()
     (job.folder / "a" / "b.txt").write_text("fine")
     (job.folder / "run.json.tmp-12").write_text("half")
     if sys.platform != "win32":
-        (job.folder / "link.txt").symlink_to(room.folder / "secret.txt")
-        (job.folder / "out").symlink_to(room.folder)
+        (job.folder / "link.txt").symlink_to(service.folder / "secret.txt")
+        (job.folder / "out").symlink_to(service.folder)
         (job.folder / "loop").symlink_to(job.folder / "loop")
         (job.folder / "inner.txt").symlink_to(job.folder / "a" / "b.txt")
     return job
 
 
-def test_artefacts_are_listed_with_size_and_time_and_opened_by_name(room, folder_with_traps):
-    found = {one.path: one for one in room.artefacts(folder_with_traps.id)}
+def test_artefacts_are_listed_with_size_and_time_and_opened_by_name(service, folder_with_traps):
+    found = {one.path: one for one in service.artefacts(folder_with_traps.id)}
     inner = {"inner.txt"} if sys.platform != "win32" else set()
     assert set(found) == {"a/b.txt", "job.json"} | inner
     assert found["a/b.txt"].size == 4 and abs(found["a/b.txt"].modified - time.time()) < 60
     for name in found:
-        assert room.artefact(folder_with_traps.id, name).is_file()
-    assert room.artefact(folder_with_traps.id, "a/b.txt").read_text() == "fine"
+        assert service.artefact(folder_with_traps.id, name).is_file()
+    assert service.artefact(folder_with_traps.id, "a/b.txt").read_text() == "fine"
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-def test_no_name_leads_out_of_the_folder(room, folder_with_traps, name):
+def test_no_name_leads_out_of_the_folder(service, folder_with_traps, name):
     with pytest.raises(ArtefactError) as problem:
-        room.artefact(folder_with_traps.id, name)
+        service.artefact(folder_with_traps.id, name)
     assert problem.value.status == 404 and len(str(problem.value)) < 300 and "\n" not in str(problem.value)
 
 

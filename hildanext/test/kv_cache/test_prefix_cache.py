@@ -74,7 +74,7 @@ def test_the_store_never_holds_more_than_its_limit():
 def test_a_document_that_lives_is_lent_and_taken_back():
     store = PrefixCache(BLOCK, 0)
     tokens = list(range(8))
-    key = store.lend(cache_of(2), boundaries(2), tokens)
+    key = store.register_live(cache_of(2), boundaries(2), tokens)
     assert store.find(tokens) is not None and store.bytes == 0
     store.shrink(0)
     assert store.find(tokens) is not None, "what lives is not dropped"

@@ -96,14 +96,14 @@ def test_block_size_one_is_the_token_by_token_probability(make_model, batch, fam
     wanted = -sum(log_p(model, ids, {}, 1, place) for ids in documents for place in range(1, len(ids)))
     found = exact(model, [batch], EOS)
     assert found.kind == "exact" and found.tokens == 25 and found.se == 0 and found.forwards == 1
-    assert found.real == pytest.approx(wanted, abs=1e-9)
+    assert found.real_nll == pytest.approx(wanted, abs=1e-9)
 
 
 def test_parent_alignment_at_block_size_one_is_the_parent(make_model, batch):
     model = make_model("qwen3", "parent")
     parent = parent_of(model)
     ours, theirs = exact(model, [batch], EOS), parent_likelihood(parent, [batch], EOS)
-    assert ours.nats == pytest.approx(theirs.nats, abs=1e-9)
+    assert ours.nats_per_token == pytest.approx(theirs.nats_per_token, abs=1e-9)
     assert ours.tokens == theirs.tokens
 
 
@@ -117,7 +117,7 @@ def test_the_bound_is_the_average_over_orders(make_model, alignment, estimator):
     copies = batch_of([documents] * 48, 10)
     found = bound(model, [copies], 4, EOS, LikelihoodConfig(estimator=estimator, draws=24, seed=1))
     assert found.kind == "bound" and found.se > 0
-    assert abs(found.nats - wanted) < 4 * found.se
+    assert abs(found.nats_per_token - wanted) < 4 * found.se
     assert found.se < 0.06 * wanted
 
 
@@ -126,7 +126,7 @@ def test_the_standard_error_is_the_spread_of_repeated_estimates(make_model, batc
     """Over sixty seeds; the formula takes stratified draws for independent ones."""
     model = make_model("llama", alignment, layers=1)
     found = [bound(model, [batch], 4, EOS, LikelihoodConfig(draws=4, seed=seed)) for seed in range(60)]
-    nats = torch.tensor([one.nats for one in found])
+    nats = torch.tensor([one.nats_per_token for one in found])
     claimed = sum(one.se for one in found) / len(found)
     assert 0.6 * claimed < float(nats.std()) < 1.15 * claimed
 
@@ -142,8 +142,8 @@ def test_more_than_one_batch_is_one_text(make_model, batch):
     names = ("tokens", "document", "position", "maskable")
     rows = [Batch(*(getattr(batch, name)[row : row + 1] for name in names)) for row in range(2)]
     parts = exact(model, rows, EOS)
-    assert parts.nats == pytest.approx(whole.nats, abs=1e-10)
-    assert parts.text == pytest.approx(whole.text, abs=1e-10) and parts.text > 0
+    assert parts.nats_per_token == pytest.approx(whole.nats_per_token, abs=1e-10)
+    assert parts.text_se == pytest.approx(whole.text_se, abs=1e-10) and parts.text_se > 0
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 4, 16])
@@ -162,10 +162,12 @@ def test_padding_is_in_the_sum_of_a_bound_but_not_in_its_count(make_model):
     model = make_model("llama", "parent")
     with_padding, without = exact(model, [padded], EOS), exact(model, [bare], EOS)
     assert with_padding.tokens == without.tokens == 6
-    assert with_padding.padding > 0 and with_padding.nats == pytest.approx(without.nats, abs=1e-10)
+    assert with_padding.padding_nll > 0 and with_padding.nats_per_token == pytest.approx(
+        without.nats_per_token, abs=1e-10
+    )
     blocks = bound(model, [padded], 4, EOS, LikelihoodConfig())
-    assert blocks.tokens == 6 and blocks.nats == pytest.approx((blocks.real + blocks.padding) / 6)
-    assert blocks.nats > blocks.nats_without_padding
+    assert blocks.tokens == 6 and blocks.nats_per_token == pytest.approx((blocks.real_nll + blocks.padding_nll) / 6)
+    assert blocks.nats_per_token > blocks.nats_without_padding
 
 
 def test_an_eos_of_the_next_document_is_not_padding():
@@ -242,14 +244,14 @@ def test_with_exact_conditionals_the_bound_is_tight(pair, nll, estimator):
     """V9 and V10: NELBO(x) = -log p(x); here per token, two tokens."""
     copies = batch_of([[[BOS, *pair]]] * 4000, 3)
     found = bound(Toy(from_joint), [copies], 4, EOS + 9, LikelihoodConfig(estimator=estimator, draws=4, seed=3))
-    assert abs(2 * found.nats - nll) < 8 * found.se
+    assert abs(2 * found.nats_per_token - nll) < 8 * found.se
     assert found.se < 0.02
 
 
 def test_an_inconsistent_model_gets_the_looser_bound():
     copies = batch_of([[[BOS, 0, 0]]] * 4000, 3)
     found = bound(Toy(inconsistent), [copies], 4, EOS + 9, LikelihoodConfig(draws=4))
-    assert abs(2 * found.nats - 0.916291) < 8 * found.se
+    assert abs(2 * found.nats_per_token - 0.916291) < 8 * found.se
 
 
 def test_a_coupled_draw_has_the_values_of_the_vector():

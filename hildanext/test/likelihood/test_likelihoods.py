@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from hildanext.core.errors import ConfigError
+from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build
 from hildanext.data.batch import Batch
 from hildanext.diffusion import block_index
@@ -42,6 +42,9 @@ def test_the_table_holds_what_the_configuration_names():
     for name in ("count", "time", "coupled"):
         assert type(LikelihoodConfig(estimator=name, draws=7).at(4)) is LIKELIHOODS[name]
         assert LikelihoodConfig(estimator=name).at(1) == LIKELIHOODS["exact"]()
+    for name in ("exact", "counts"):  # an exact number is no bound at the larger block sizes
+        with pytest.raises(UnknownChoice, match="estimator"):
+            LikelihoodConfig(estimator=name)
     with pytest.raises(ConfigError, match="block_size"):
         build("likelihood", LIKELIHOODS, {"name": "exact", "block_size": 4})
 
@@ -56,7 +59,7 @@ def test_scores_add_up_to_the_bound_of_the_text(make_model, batch, name):
     else:
         whole = bound(model, [batch], 4, EOS, LikelihoodConfig(estimator=name, draws=3, seed=5))
     assert scores.shape == (2,) and (scores < 0).all()
-    assert -float(scores.sum()) == pytest.approx(whole.real + whole.padding, abs=1e-9)
+    assert -float(scores.sum()) == pytest.approx(whole.real_nll + whole.padding_nll, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,7 +130,7 @@ def test_levels_are_shared_out_among_a_block_s_draws_and_tell_nothing_of_its_pla
 def test_hidden_tokens_are_shown_as_masks_and_not_scored(make_model, batch):
     hidden = torch.zeros_like(batch.maskable)
     hidden[:, 10:] = True
-    batch = replace(batch, maskable=batch.maskable & ~hidden, hidden=hidden)
+    batch = replace(batch, maskable=batch.maskable & ~hidden, always_masked=hidden)
     model = make_model()
     for noising in LIKELIHOODS["coupled"](block_size=4).draw(model, batch, seeded()):
         for masked, weight in noising:

@@ -317,6 +317,28 @@ class TestSections:
         assert whole > 2e9 > own
 
     @pytest.mark.parametrize(
+        ("start", "teacher"),
+        [
+            ({"parent": {"name": "qwen3-0.6b", "alignment": "parent", "block_size": 8}}, "own"),
+            (
+                {"parent": {"name": "qwen3-0.6b", "alignment": "parent", "block_size": 8}, "teacher": "qwen3-0.6b"},
+                "copy",
+            ),
+            ({"model": "tiny"}, "copy"),
+        ],
+    )
+    def test_adapters_of_a_fine_tuning_share_the_parent_only_where_they_lie_on_it(
+        self, start: dict[str, Any], teacher: str
+    ):
+        """As `sft` does: under the adapters of a converted checkpoint lies the checkpoint, not its parent."""
+        section, chat = {**start, "losses": [{"name": "m2t"}, {"name": "kl"}]}, {"train": {"name": "arithmetic"}}
+        adapted = sft_question({**section, "lora": {"rank": 4}}, chat, PASCAL)
+        assert adapted.cases[0].teacher == teacher
+        switch = next(switch for switch in SWITCHES if switch.name.startswith("lora="))
+        switched_on = switched(sft_question(section, chat, PASCAL), [switch])
+        assert switched_on is not None and switched_on.cases[0].teacher == teacher
+
+    @pytest.mark.parametrize(
         ("machine", "precision", "narrow"),
         [("pascal", "auto", 4), ("ampere", "auto", 2), ("pascal", "bf16", 2), ("ampere", "no", 4)],
     )

@@ -32,11 +32,11 @@ CHECKS = [
 def test_cases_of_every_route_find_no_fault_and_no_answer_outside_the_document(tmp_path, cases):
     engine = LocalEngineConfig(threads=1).open("tiny", "tiny", "for a test")
     set_template(engine.tokenizer, "auto")
-    with open_jobs(tmp_path) as room:
-        room.start = lambda: None  # jobs are submitted and cancelled; nobody runs hundreds of them
-        job = room.submit("generate", {"generate": {"model": "tiny", "prompts": ["Once"]}})
+    with open_jobs(tmp_path) as service:
+        service.start = lambda: None  # jobs are submitted and cancelled; nobody runs hundreds of them
+        job = service.submit("generate", {"generate": {"model": "tiny", "prompts": ["Once"]}})
         bounds = ServeConfig(port=0, max_new_tokens=32, request_seconds=20, shutdown_seconds=2)
-        with live(bounds, engine, room) as address:
+        with live(bounds, engine, service) as address:
             schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
             operations = [found.ok() for found in schema.get_all_operations()]
             fixed = [one for one in operations if not (one.body or one.query or one.headers or one.path_parameters)]

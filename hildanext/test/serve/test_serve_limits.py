@@ -260,10 +260,10 @@ class TestClientsThatGo:
             assert text.count(": keep-alive") >= 3 and events(text)[-1][0] == "done"
 
     def test_one_that_follows_a_job_ends_with_the_server(self, tmp_path):
-        with open_jobs(tmp_path) as room:
-            job = room.submit("generate", {"generate": {"model": "tiny", "prompts": ["a"]}})
-            room.start = lambda: None  # nobody takes the job: its events would never end
-            with live(ServeConfig(**QUICK), ToldEngine(), room) as address:
+        with open_jobs(tmp_path) as service:
+            job = service.submit("generate", {"generate": {"model": "tiny", "prompts": ["a"]}})
+            service.start = lambda: None  # nobody takes the job: its events would never end
+            with live(ServeConfig(**QUICK), ToldEngine(), service) as address:
                 with httpx.stream("GET", f"{address}/jobs/{job.id}/events") as response:
                     lines = response.iter_lines()
                     assert next(lines).startswith("id: ")

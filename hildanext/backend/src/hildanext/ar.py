@@ -198,6 +198,9 @@ class Parent:
         (*pieces, feed), cache = self._padded(prompts, max_new_tokens)
         for piece in pieces:
             self._fill(piece, cache)
+        longest = max((len(prompt) for prompt in prompts), default=0)
+        # A piece that holds only a row's padding is none of its forwards.
+        prefills = [len(pieces) - (longest - len(prompt)) // PREFILL_TOKENS for prompt in prompts]
         tokens: list[list[int]] = [[] for _ in prompts]
         results: dict[int, GenerationResult] = {}
         active, prefill_seconds = list(range(len(prompts))), 0.0
@@ -217,7 +220,7 @@ class Parent:
                     reason = "stop"
                 if reason is not None:
                     seconds = time.perf_counter() - start
-                    results[i] = self._result(tokens[i], reason, seconds, prefill_seconds)
+                    results[i] = self._result(tokens[i], reason, prefills[i], seconds, prefill_seconds)
                     if on_result is not None:
                         on_result(i, results[i])
                 else:
@@ -230,12 +233,18 @@ class Parent:
         return [results[i] for i in range(len(prompts))]
 
     def _result(
-        self, tokens: list[int], reason: FinishReason, seconds: float, prefill_seconds: float
+        self, tokens: list[int], reason: FinishReason, prefills: int, seconds: float, prefill_seconds: float
     ) -> GenerationResult:
         shown = tokens[:-1] if reason == "eos" else tokens
         text = "" if self.tokenizer is None else str(self.tokenizer.decode(shown, skip_special_tokens=True))
-        # The prefill's forward drew the first token: it counts as a decoding one, so that each token has one.
-        stats = GenerationStats(0, len(tokens), 0, 0, len(tokens), 0, seconds, prefill_seconds)
+        # The prompt's last forward drew the first token: it counts as a decoding one, so that each token has one.
+        stats = GenerationStats(
+            prefill_forwards=prefills,
+            denoise_forwards=len(tokens),
+            tokens=len(tokens),
+            seconds=seconds,
+            prefill_seconds=prefill_seconds,
+        )
         return GenerationResult(tokens, text, reason, stats)
 
     def _padded(self, prompts: Sequence[Sequence[int]], new: int) -> tuple[list[Int[Tensor, "batch _"]], CausalCache]:

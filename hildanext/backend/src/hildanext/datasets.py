@@ -269,12 +269,6 @@ class PackedDataset:
             raise DataError(f"{str(folder)!r} holds no tokens", "prepare it again")
         self._block = block
 
-    @property
-    def hash(self) -> str:
-        """Of everything in the folder, for a run's record."""
-        manifests = [manifest for _, manifest in self.manifests]
-        return hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
-
     @cached_property
     def _layout(self) -> Layout:
         if self.packing == "stream":  # the layout's "documents" are then the shards

@@ -16,6 +16,10 @@ from torch import Tensor
 
 Shift = Literal["none", "left"]
 
+SMALLEST_TIME = 1e-3
+"""Of a noise level where none is asked for: the interval that BD3-LM evaluates on. At t -> 0 the weight 1/t has no
+finite variance."""
+
 
 @dataclass(frozen=True)
 class CausalPairs:
@@ -145,7 +149,7 @@ def complement(view: NoisedBatch, mask_id: int) -> NoisedBatch:
         noisy=view.clean.masked_fill(masked, mask_id),
         masked=masked,
         replaced=torch.zeros_like(masked),
-        time=(1.0 - view.time).clamp_min(1e-3),
+        time=(1.0 - view.time).clamp_min(SMALLEST_TIME),
     )
 
 
@@ -180,9 +184,9 @@ def replace_tokens(
     return replace(view, noisy=torch.where(chosen, noise, view.noisy), replaced=view.replaced | chosen)
 
 
-def hide_tokens(view: NoisedBatch, hidden: Bool[Tensor, "batch seq"], mask_id: int) -> NoisedBatch:
-    """Show `hidden` tokens, none of them maskable, as masks that nobody has to fill."""
-    return replace(view, noisy=view.noisy.masked_fill(hidden, mask_id))
+def mask_always(view: NoisedBatch, always_masked: Bool[Tensor, "batch seq"], mask_id: int) -> NoisedBatch:
+    """Show `always_masked` tokens, none of them maskable, as masks that nobody has to fill."""
+    return replace(view, noisy=view.noisy.masked_fill(always_masked, mask_id))
 
 
 def next_turn(view: NoisedBatch, draft: Int[Tensor, "batch seq"], mask_id: int) -> NoisedBatch:

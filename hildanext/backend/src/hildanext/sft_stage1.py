@@ -87,6 +87,11 @@ class SftConfig(NoiseConfig):
         """What is trained."""
         return self.parent if self.parent is not None else str(self.model)
 
+    @property
+    def starts_at_teacher(self) -> bool:
+        """Whether what is trained is, before its first step, the parent that the losses ask for."""
+        return self.parent is not None and self.teacher is None
+
 
 def sft(
     sft_section: Mapping[str, Any],
@@ -122,11 +127,10 @@ def sft(
         hint = "write them with hildanext prepare --graphs, and train on the file it makes"
         refuse_graph_losses(losses, "sft.losses", ", and no example has one", hint)
     own = config.parent.name if config.parent is not None else model.card.parent
-    below = config.parent is not None and config.lora is not None and config.teacher is None
+    parent_is_base_model = config.lora is not None and config.starts_at_teacher
     real = real_ids(model.card, tokenizer)
-    step, teacher = run.supervised(
-        model, losses, config.teacher if config.teacher is not None else own, below, special=~real.to(model.device)
-    )
+    name = config.teacher if config.teacher is not None else own
+    step, teacher = run.supervised(model, losses, name, parent_is_base_model, special=~real.to(model.device))
     best = BestCheckpoints(
         run.folder, model, tokenizer, int(config.keep == "best"), config.select, config.select != "bound"
     )

@@ -31,6 +31,7 @@ from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.batch import padding_tokens
 from hildanext.diffusion import NoisedBatch, next_turn, targets
 from hildanext.losses import Outcome, SupervisedStep
+from hildanext.losses.objective import TIME_BUCKETS
 from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.guard import Guard
 from hildanext.trainer.interrupt import between_steps
@@ -42,7 +43,8 @@ from hildanext.trainer.task import TrainingTask
 
 logger = logging.getLogger(__name__)
 
-BUCKETS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
+BUCKETS = tuple(f"{at / TIME_BUCKETS:.2f}-{(at + 1) / TIME_BUCKETS:.2f}" for at in range(TIME_BUCKETS))
+"""The noise levels of `Outcome.masked`, as a line of metrics names them."""
 
 
 @dataclass

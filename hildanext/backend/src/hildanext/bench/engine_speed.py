@@ -49,7 +49,7 @@ class EngineSpeedConfig:
 class Pair:
     """A forward, and what the network alone takes for the same."""
 
-    runs: tuple[Segment, ...]
+    segments: tuple[Segment, ...]
     network: float
     pause: float
     """Seconds that measuring has held up the one whose forward this is."""
@@ -74,10 +74,10 @@ def beside(model: DiffusionModel) -> Iterator[list[Pair]]:
             return
         attention = arguments[2]
         assert isinstance(attention, CachedAttention)
-        runs = tuple(attention.segments)
-        fed = sum(run.num_tokens for run in runs)
-        extent = round(sum(run.num_tokens * run.end for run in runs) / fed)
-        pairs.append(Pair(runs, *follow(lambda: bare.backbone(fed, extent)[0])))
+        segments = tuple(attention.segments)
+        fed = sum(segment.num_tokens for segment in segments)
+        extent = round(sum(segment.num_tokens * segment.end for segment in segments) / fed)
+        pairs.append(Pair(segments, *follow(lambda: bare.backbone(fed, extent)[0])))
 
     def on_head(_: Any, arguments: tuple[Any, ...], __: Any) -> None:
         if busy or not pairs:
@@ -209,7 +209,8 @@ def _repeat(
 def _first_block_done(pair: Pair, settings: EngineSpeedConfig, model: DiffusionModel) -> bool:
     block = model.card.block_size
     return any(
-        run.noisy and run.start + run.clean >= settings.prompt_tokens // block * block + block for run in pair.runs
+        segment.noisy and segment.start + segment.clean >= settings.prompt_tokens // block * block + block
+        for segment in pair.segments
     )
 
 

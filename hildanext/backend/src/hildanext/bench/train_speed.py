@@ -27,7 +27,7 @@ from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import accelerates_bf16, machine
 from hildanext.corruption.input_layout import build_layout
-from hildanext.diffusion import NoisedBatch, block_index, block_times, elbo_weight, mask_tokens, targets
+from hildanext.diffusion import SMALLEST_TIME, NoisedBatch, block_index, block_times, elbo_weight, mask_tokens, targets
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models import DiffusionModel
@@ -237,7 +237,7 @@ def _view(model: DiffusionModel, settings: TrainSpeedConfig, seed: int) -> Noise
     clean = torch.randint(model.card.vocab_real - 1, shape, generator=generator).to(model.device)
     position = torch.arange(shape[1], device=model.device).expand(shape).contiguous()
     document = torch.zeros_like(position)
-    time_ = block_times(block_index(document, position, settings.block_size), (1e-3, 1.0), generator)
+    time_ = block_times(block_index(document, position, settings.block_size), (SMALLEST_TIME, 1.0), generator)
     maskable = position > 0
     return mask_tokens(clean, document, position, maskable, time_, settings.block_size, model.card.mask_id, generator)
 

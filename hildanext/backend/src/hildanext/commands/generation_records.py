@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hildanext.core.run_dir import write_atomically
+from hildanext.data.generation_result import GenerationResult, GenerationStats
 
 if TYPE_CHECKING:
-    from hildanext.data.generation_result import GenerationResult
     from hildanext.engine.base import RequestOutput
 
 
@@ -19,21 +20,20 @@ def save_trace(path: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str
     print(f"trace: {path}", file=sys.stderr)
 
 
-def stats_line(results: "Sequence[GenerationResult]", machine: Mapping[str, Any], batch_size: int) -> str:
+def stats_line(results: Sequence[GenerationResult], machine: Mapping[str, Any], batch_size: int) -> str:
     """Speed and cost of a run in this process."""
     stats = [result.stats for result in results]
     starts = range(0, len(stats), batch_size)
     seconds = sum(max(part.seconds for part in stats[at : at + batch_size]) for at in starts)
-    kinds = ("prefill", "denoise", "commit", "revise")
-    counts = {kind: sum(getattr(part, f"{kind}_forwards") for part in stats) for kind in kinds}
-    tokens, forwards = sum(part.tokens for part in stats), sum(counts.values())
+    total = GenerationStats.total(stats)
+    counts = {kind: getattr(total, f"{kind}_forwards") for kind in ("prefill", "denoise", "commit", "revise")}
     knobs = {name: "off" if value is None else value for name, value in machine["decoder"].items() if name != "name"}
     parts = [
-        f"{tokens / max(seconds, 1e-9):.1f} tokens/s",
-        f"{tokens} tokens",
-        f"{forwards} forwards ({', '.join(f'{count} {kind}' for kind, count in counts.items() if count)})",
-        f"{tokens / max(forwards - counts['prefill'], 1):.2f} tokens per forward",
-        f"{sum(part.edits for part in stats)} edits",
+        f"{total.tokens / max(seconds, 1e-9):.1f} tokens/s",
+        f"{total.tokens} tokens",
+        f"{total.forwards} forwards ({', '.join(f'{count} {kind}' for kind, count in counts.items() if count)})",
+        f"{total.tokens_per_forward:.2f} tokens per forward",
+        f"{total.edits} edits",
         f"{machine['dtype']} on {machine['device']}, {machine['threads']} threads",
         f"block {machine['block_size']}",
         ", ".join(f"{name} {value}" for name, value in knobs.items()),
@@ -44,14 +44,14 @@ def stats_line(results: "Sequence[GenerationResult]", machine: Mapping[str, Any]
 
 def remote_stats_line(outputs: "Sequence[RequestOutput]", server: Mapping[str, Any]) -> str:
     """Speed and cost of a call to a server, as seen from here; of its forwards only what it tells."""
-    stats = [output.stats for output in outputs]
+    # A server may count more tokens than it hands over: these here are what came.
     tokens, seconds = sum(len(output.tokens) for output in outputs), max(output.seconds for output in outputs)
-    forwards, first = sum(part.forwards for part in stats), min(output.first_piece_seconds for output in outputs)
+    total = replace(GenerationStats.total(output.stats for output in outputs), tokens=tokens)
+    first = min(output.first_piece_seconds for output in outputs)
     parts = [f"{tokens / max(seconds, 1e-9):.1f} tokens/s", f"{tokens} tokens", f"first text after {first:.2f} s"]
-    if forwards:
-        paid = forwards - sum(part.prefill_forwards for part in stats)
-        parts += [f"{forwards} forwards", f"{tokens / max(paid, 1):.2f} tokens per forward"]
-        parts.append(f"{sum(part.edits for part in stats)} edits")
+    if total.forwards:
+        parts += [f"{total.forwards} forwards", f"{total.tokens_per_forward:.2f} tokens per forward"]
+        parts.append(f"{total.edits} edits")
     parts.append(f"{server['model']} at {server['server']}")
     if server["engine"] is not None:
         parts += [f"{server['dtype']} on {server['device']}", f"block {server['block_size']}", server["mode"]]

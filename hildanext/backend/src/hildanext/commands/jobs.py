@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     limit = options.limit if options.action == "work" else 1
     if limit < 1:
         raise ConfigError(f"--limit {limit}", "at least one job runs at a time")
-    with open_jobs(options.folder, limit) as room:
+    with open_jobs(options.folder, limit) as service:
         actions = {
             "submit": _submit,
             "list": _list,
@@ -78,22 +78,22 @@ def run(options: argparse.Namespace) -> int:
             "artefacts": _artefacts,
             "work": _work,
         }
-        actions[options.action](room, options)
+        actions[options.action](service, options)
     return 0
 
 
-def _submit(room: "JobService", options: argparse.Namespace) -> None:
-    job = room.submit(options.kind, load_run(options))
+def _submit(service: "JobService", options: argparse.Namespace) -> None:
+    job = service.submit(options.kind, load_run(options))
     if options.json:
         print(json.dumps(job.as_json()))
         return
     print(f"queued {job.id} in {job.folder}")
-    if not room.supervised():
+    if not service.supervised():
         print(f"nothing takes jobs there yet: hildanext jobs work --folder {options.folder}", file=sys.stderr)
 
 
-def _list(room: "JobService", options: argparse.Namespace) -> None:
-    jobs = room.list(options.limit, options.before, options.state)
+def _list(service: "JobService", options: argparse.Namespace) -> None:
+    jobs = service.list(options.limit, options.before, options.state)
     if options.json:
         print(json.dumps([job.as_json() for job in jobs]))
         return
@@ -108,9 +108,9 @@ def _list(room: "JobService", options: argparse.Namespace) -> None:
     console.print(table if jobs else f"no jobs in {options.folder}")
 
 
-def _show(room: "JobService", options: argparse.Namespace) -> None:
-    job = room.get(options.id)
-    outcomes = room.outcomes(options.id)
+def _show(service: "JobService", options: argparse.Namespace) -> None:
+    job = service.get(options.id)
+    outcomes = service.outcomes(options.id)
     if options.json:
         print(json.dumps({**job.as_json(), "outcomes": outcomes}, default=str))
         return
@@ -136,32 +136,32 @@ def _show(room: "JobService", options: argparse.Namespace) -> None:
             print(f"{name:<{width}}  {value}")
 
 
-def _cancel(room: "JobService", options: argparse.Namespace) -> None:
-    job = room.cancel(options.id)
+def _cancel(service: "JobService", options: argparse.Namespace) -> None:
+    job = service.cancel(options.id)
     said = f"{job.id} is cancelled" if job.state == "cancelled" else f"{job.id} is stopping; a training saves first"
     print(json.dumps(job.as_json()) if options.json else said)
 
 
-def _events(room: "JobService", options: argparse.Namespace) -> None:
-    found = room.follow(options.id, options.after) if options.follow else _all_events(room, options)
+def _events(service: "JobService", options: argparse.Namespace) -> None:
+    found = service.follow(options.id, options.after) if options.follow else _all_events(service, options)
     for event in found:
         print(json.dumps(event.as_json()) if options.json else event_line(event), flush=True)
 
 
-def _all_events(room: "JobService", options: argparse.Namespace) -> "list[JobEvent]":
+def _all_events(service: "JobService", options: argparse.Namespace) -> "list[JobEvent]":
     found: list[JobEvent] = []
-    while page := room.events(options.id, found[-1].id if found else options.after):
+    while page := service.events(options.id, found[-1].id if found else options.after):
         found += page
     return found
 
 
-def _log(room: "JobService", options: argparse.Namespace) -> None:
-    text = room.log(options.id, 1 << 20)
+def _log(service: "JobService", options: argparse.Namespace) -> None:
+    text = service.log(options.id, 1 << 20)
     print(json.dumps({"log": text}) if options.json else text, end="\n" if options.json else "")
 
 
-def _artefacts(room: "JobService", options: argparse.Namespace) -> None:
-    found = room.artefacts(options.id)
+def _artefacts(service: "JobService", options: argparse.Namespace) -> None:
+    found = service.artefacts(options.id)
     if options.json:
         print(json.dumps([one.as_json() for one in found]))
         return
@@ -169,20 +169,22 @@ def _artefacts(room: "JobService", options: argparse.Namespace) -> None:
         print(f"{one.size:>14,}  {_time(one.modified)}  {one.path}")
 
 
-def _work(room: "JobService", options: argparse.Namespace) -> None:
+def _work(service: "JobService", options: argparse.Namespace) -> None:
     from hildanext.core.logging_setup import configure_logging
 
     configure_logging("info")
     for one in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has Ctrl-C ignored
         signal.signal(one, signal.default_int_handler)
-    room.start()
-    print(f"taking jobs from {room.folder}, {options.limit} at a time; Ctrl-C ends this", file=sys.stderr, flush=True)
+    service.start()
+    print(
+        f"taking jobs from {service.folder}, {options.limit} at a time; Ctrl-C ends this", file=sys.stderr, flush=True
+    )
     try:
         while True:
             time.sleep(1.0)
     except KeyboardInterrupt:  # the usual end
-        room.stop()
-    running = [job.id for job in room.list(1000, state="running")]
+        service.stop()
+    running = [job.id for job in service.list(1000, state="running")]
     if running:
         print(f"still running: {', '.join(running)}; the same command watches them again", file=sys.stderr)
 

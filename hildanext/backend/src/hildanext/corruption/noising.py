@@ -17,7 +17,7 @@ from hildanext.diffusion import (
     block_times,
     complement,
     effect_rates,
-    hide_tokens,
+    mask_always,
     mask_tokens,
     replace_tokens,
     targets,
@@ -74,8 +74,8 @@ def noised(
     if pairs is not None:
         view = replace(view, pairs=pairs.to(blocks.device))
     views = [view, complement(view, card.mask_id)] if noise.complementary and not alone else [view]
-    if batch.hidden is not None:  # inference writes the block that an answer ends in without the next question
-        views = [hide_tokens(v, batch.hidden, card.mask_id) for v in views]
+    if batch.always_masked is not None:  # inference writes the block that an answer ends in without the next question
+        views = [mask_always(v, batch.always_masked, card.mask_id) for v in views]
     if alone:
         return views
     if noise.replace_rate > 0:

@@ -16,15 +16,15 @@ class Batch:
 
     `document`: index inside the row, -1 for padding. `position`: index inside the document piece, from 0; 0 for
     padding. `maskable`: what corruption may hide: everything but padding and the BOS that opens a document; of a
-    conversation, only its answers. `hidden`: tokens that a noised copy always shows as masks and that are not learnt
-    (the next question in the block that an answer ends in: inference writes that block without it).
+    conversation, only its answers. `always_masked`: tokens that a noised copy always shows as masks and that are not
+    learnt (the next question in the block that an answer ends in: inference writes that block without it).
     """
 
     tokens: Int[Tensor, "batch seq"]
     document: Int[Tensor, "batch seq"]
     position: Int[Tensor, "batch seq"]
     maskable: Bool[Tensor, "batch seq"]
-    hidden: Bool[Tensor, "batch seq"] | None = None
+    always_masked: Bool[Tensor, "batch seq"] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         there = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -282,7 +282,7 @@ class ChatDataset:
         shape = (len(rows), max(wide))
         tokens = np.full(shape, self.pad_id, dtype=np.int64)
         document, position = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        maskable, hidden = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        maskable, always_masked = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         for line, row in enumerate(rows):
             for number, (index, at) in enumerate(self._placed(int(row))):
                 ids, places, answers = self._tokens[index], self._places(index), self._answers[index].reshape(-1, 2)
@@ -291,11 +291,11 @@ class ChatDataset:
                 position[line, at : at + places] = np.arange(places)
                 for begin, end in answers.tolist():
                     maskable[line, at + begin : at + end] = True
-                    hidden[line, at + end : at - (-end // self.block_size) * self.block_size] = True
+                    always_masked[line, at + end : at - (-end // self.block_size) * self.block_size] = True
                 maskable[line, at + len(ids) : at + places] = True
-                hidden[line, at + len(ids) : at + places] = False
-        fields = {"tokens": tokens, "document": document, "position": position, "maskable": maskable, "hidden": hidden}
-        return Batch(**{name: torch.from_numpy(array) for name, array in fields.items()})
+                always_masked[line, at + len(ids) : at + places] = False
+        arrays = (tokens, document, position, maskable, always_masked)
+        return Batch(*(torch.from_numpy(array) for array in arrays))
 
     def pairs(self, rows: Sequence[int] | np.ndarray) -> CausalPairs | None:
         """Causes and effects of the same rows as a batch; None where no conversation has a graph."""

@@ -16,9 +16,8 @@ from typing import Any, Literal, NamedTuple
 from jinja2 import TemplateError
 
 from hildanext.core.errors import ConfigError, DataError
+from hildanext.data.prompts import ROLES
 from hildanext.tokenization import begin_document
-
-ROLES = ("system", "user", "assistant")
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"

@@ -4,7 +4,8 @@ The command line, the recipe's samples, files of answers and evaluations all kee
 has one name and one meaning everywhere. Loads no torch.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -14,16 +15,23 @@ FinishReason = Literal["eos", "stop", "length"]
 class GenerationStats:
     """Counts of one text: the forwards it took part in, the tokens it kept."""
 
-    prefill_forwards: int
-    denoise_forwards: int
+    prefill_forwards: int = 0
+    """Of an autoregressive model: those that read a piece of the prompt and drew nothing."""
+    denoise_forwards: int = 0
     """Of an autoregressive model: those that drew a token."""
-    commit_forwards: int
+    commit_forwards: int = 0
     """Forwards that did nothing but commit a block; a fused commit costs none."""
-    revise_forwards: int
-    tokens: int
-    edits: int
-    seconds: float
-    prefill_seconds: float
+    revise_forwards: int = 0
+    tokens: int = 0
+    edits: int = 0
+    seconds: float = 0.0
+    prefill_seconds: float = 0.0
+
+    @classmethod
+    def total(cls, parts: Iterable["GenerationStats"]) -> "GenerationStats":
+        """Sums over texts; of the seconds too, as if one text had been written after another."""
+        every = list(parts)
+        return cls(**{part.name: sum(getattr(stats, part.name) for stats in every) for part in fields(cls)})
 
     @property
     def forwards(self) -> int:

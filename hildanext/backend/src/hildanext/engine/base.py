@@ -54,7 +54,7 @@ class Request:
     tokens: tuple[int, ...] | None = None
     """A prompt that is encoded already."""
     decoder: Mapping[str, Any] = field(default_factory=dict)
-    """Section of a decoder, as `decode.decoder_section` makes it; ignored by the parent, but for its sampling."""
+    """Section of a decoder, as `decoding.decoder_section` makes it; ignored by the parent, but for its sampling."""
     max_new_tokens: int | None = None
     """None: 256, or what the context leaves."""
     seed: int = 0
@@ -92,7 +92,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One forward's effect, as `decode.trace.step_record` tells it (texts of tokens included)."""
+    """One forward's effect, as `decoding.trace.step_record` tells it (texts of tokens included)."""
 
     record: Mapping[str, Any]
 
@@ -211,10 +211,6 @@ class Engine:
         """Queue a request. Raises `Overloaded` where the queue is full, and `PromptError`, `ConfigError` or
         `UnknownChoice` for a request that could never be answered; nothing reaches the sink then."""
         raise NotImplementedError(f"{type(self).__name__} has no submit")
-
-    def count_tokens(self, request: Request) -> int:
-        """Tokens of the request's prompt, as it would be fed."""
-        raise NotImplementedError(f"{type(self).__name__} has no count_tokens")
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Take no more requests, give those in it so long to end, fail the rest. Returns when all is quiet."""

@@ -160,9 +160,6 @@ class LocalEngine(Engine):
                 finished=dict(self._counts),
             )
 
-    def count_tokens(self, request: Request) -> int:
-        return len(self._encode(request))
-
     def submit(self, request: Request, sink: Sink) -> "EngineTicket":
         prompt = self._encode(request)
         limit = length_limit(self.model, len(prompt), request.max_new_tokens)

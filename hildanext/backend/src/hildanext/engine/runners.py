@@ -48,7 +48,7 @@ class RequestState(Schedulable):
     cached: int = 0
     cancelled: bool = False
     row: SequenceState | None = None
-    lent: int | None = None
+    prefix_key: int | None = None
     """Its key in the prefix cache while it lives."""
     cache: BlockCache | None = None
     """Of a request to the parent; `row` has that of one to the diffusion model."""
@@ -77,7 +77,13 @@ class RequestState(Schedulable):
         prefill = self.prefilled - self.started if self.prefilled else 0.0
         if self.row is not None:
             return stats_of(self.row, kept, now - self.started, prefill)
-        return GenerationStats(self.prompt_forwards, len(self.drawn), 0, 0, kept, 0, now - self.started, prefill)
+        return GenerationStats(
+            prefill_forwards=self.prompt_forwards,
+            denoise_forwards=len(self.drawn),
+            tokens=kept,
+            seconds=now - self.started,
+            prefill_seconds=prefill,
+        )
 
 
 @dataclass
@@ -121,9 +127,9 @@ class DiffusionRunner:
     def finish(self, request: RequestState) -> None:
         """It will not come again: what its cache holds may serve others."""
         self.pause(request)
-        if request.lent is not None:
-            self.prefixes.drop(request.lent)
-            request.lent = None
+        if request.prefix_key is not None:
+            self.prefixes.drop(request.prefix_key)
+            request.prefix_key = None
         if request.row is not None and request.row.cache is not None:
             cache, row = request.row.cache, request.row
             self.prefixes.keep(cache, row.last_clean_hidden, row.tokens[: cache.length].tolist())
@@ -177,7 +183,9 @@ class DiffusionRunner:
         """Its prompt is in its cache: from now on others may begin with it."""
         request.prefilled = time.perf_counter()
         if row.cache is not None:
-            request.lent = self.prefixes.lend(row.cache, row.last_clean_hidden, request.prompt[: row.cache.length])
+            request.prefix_key = self.prefixes.register_live(
+                row.cache, row.last_clean_hidden, request.prompt[: row.cache.length]
+            )
 
     def _ended(self, row: SequenceState, tokens: list[int]) -> bool:
         request = self._requests[row.index]

@@ -140,13 +140,13 @@ def _likelihoods(
     base = math.nan
 
     def add(name: str, scored: TextLikelihood) -> None:
-        over = 100 * (scored.nats / base - 1) if base == base else None
+        over = 100 * (scored.nats_per_token / base - 1) if base == base else None
         rows.append({"name": name, **scored.plain(), "percent_over_parent": over})
-        tell(f"{name}: {scored.nats:.4f} nats per token")
+        tell(f"{name}: {scored.nats_per_token:.4f} nats per token")
 
     if parent is not None:
         baseline = parent_likelihood(parent, batches, pad_id)
-        base = baseline.nats
+        base = baseline.nats_per_token
         add(PARENT, baseline)
     for size in settings.block_sizes:
         add(f"diffusion, block {size}", bound(model, batches, size, pad_id, settings))

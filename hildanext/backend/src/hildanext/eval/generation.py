@@ -8,7 +8,7 @@ that a busy machine slows all of them alike.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class MethodResults:
     results: list[GenerationResult] = field(default_factory=list)
     seconds: float = 0.0
     """Over all prompts, one at a time."""
-    nats: float = math.nan
+    nats_per_token: float = math.nan
     """Under the parent, per token written."""
 
     @property
@@ -70,8 +70,7 @@ class MethodResults:
 
     def total(self) -> GenerationStats:
         """Sums over the prompts."""
-        sums = [sum(column) for column in zip(*(astuple(result.stats) for result in self.results), strict=True)]
-        return replace(GenerationStats(*(sums or [0] * len(fields(GenerationStats)))), seconds=self.seconds)
+        return replace(GenerationStats.total(result.stats for result in self.results), seconds=self.seconds)
 
     def to_record(self) -> dict[str, Any]:
         """What a JSON report holds."""
@@ -80,8 +79,8 @@ class MethodResults:
             "name": self.name,
             "decoder": self.section,
             **{name: totals[name] for name in TOTALS},
-            "generative_nats": self.nats,
-            "generative_perplexity": math.exp(min(self.nats, 700.0)),
+            "generative_nats": self.nats_per_token,
+            "generative_perplexity": math.exp(min(self.nats_per_token, 700.0)),
             **{f"distinct_{n}": distinct(self.completions, n) for n in (1, 2, 3)},
             "repetition": repetition(self.completions),
             "samples": [result.text for result in self.results[:3]],
@@ -160,7 +159,7 @@ def compare(
     if parent is None:
         return methods
     for method in (*methods, baseline):
-        method.nats = generative_nats(parent, prompts, method.completions)
+        method.nats_per_token = generative_nats(parent, prompts, method.completions)
     return [*methods, baseline]
 
 

@@ -1,7 +1,7 @@
 """Is an answer right? Graders and the rewards made of them. To add one: write the file, add its row, add its case.
 
-Read `rewards` (a number from 0 to 1 for an answer), then `gsm8k`, `math_answers` or `code`; `sandbox` runs programs
-that a model wrote.
+Read `rewards` (a number for an answer, from 0 to the `highest` of its class), then `gsm8k`, `math_answers` or `code`;
+`sandbox` runs programs that a model wrote.
 
 The sandbox's processes pass through here on their way to their own modules, and a program that nobody vouches for may
 sit beside the standard library alone: the table is loaded when it is asked for.

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 class Reward:
     """Judges answers by rule. Members are frozen knobs.
 
-    A problem is one row of the data set, as it was read. `highest` is what a perfect answer earns; nothing is below 0.
+    A problem is one row of the data set, as it was read. Nothing is below 0.
     """
 
     highest: ClassVar[float] = 1.0
+    """What no answer exceeds, whatever the knobs. A promise that tests hold members to; nothing scales by it."""
 
     def score(self, problems: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[float | None]:
         """One number in [0, highest] for each completion, in order; `None` where it could not be judged.

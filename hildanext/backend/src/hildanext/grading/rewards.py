@@ -1,4 +1,4 @@
-"""The rewards: each judges answers to a prompt with a number from 0 to 1."""
+"""The rewards: each judges answers to a prompt with a number from 0 to its class's `highest`."""
 
 from hildanext.grading.base import Reward
 from hildanext.grading.code import CodeReward

@@ -1,4 +1,4 @@
-"""Keys and values of finished blocks. To add a pruner: write the file, add its row, add its case.
+"""Keys and values of finished blocks. There is no pruner yet, and no table of them.
 
 Read `segments` (what one forward holds of each document), `block_cache` (a document's blocks, preallocated; `commit` is
 where a block's keys become final), `prefix_cache` (blocks that earlier documents have left).

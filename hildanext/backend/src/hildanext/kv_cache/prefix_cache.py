@@ -53,7 +53,7 @@ class PrefixCache:
                 return self._prefixes[keys[-1]], blocks * self.block_size
         return None
 
-    def lend(self, cache: BlockCache, last_clean_hidden: Tensor, tokens: Sequence[int]) -> int:
+    def register_live(self, cache: BlockCache, last_clean_hidden: Tensor, tokens: Sequence[int]) -> int:
         """Offer the committed beginning of a document that lives; `drop` the returned key when it ends."""
         return self._add(Prefix(cache, last_clean_hidden, self.chain(tokens[: cache.length]), 0))
 

@@ -19,7 +19,8 @@ class Segment:
     """A document's part of a forward: it feeds positions `start .. start + clean + noisy`."""
 
     start: int
-    """Tokens of the document that are in its cache already."""
+    """Tokens before the segment: all in the cache already. Where finished blocks are revised the cache holds those too,
+    and the forward writes over their slots (`DecodeState` puts them back)."""
     clean: int
     """Final tokens that enter the cache with this forward."""
     noisy: int

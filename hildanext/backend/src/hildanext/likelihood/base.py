@@ -78,7 +78,10 @@ class Likelihood:
 
 
 def scored_tokens(batch: Batch) -> Bool[Tensor, "batch seq"]:
-    """The tokens every likelihood is about."""
+    """The tokens that every likelihood is about: maskable, and not the first of a piece, under any alignment.
+
+    A run's validation asks `diffusion.targets` instead, which leaves out the first under `parent` alignment alone.
+    """
     return batch.maskable & (batch.position > 0)
 
 
@@ -113,10 +116,10 @@ def weighted_losses(
 
 def noised_view(batch: Batch, masked: Tensor, weight: Tensor, block_size: int, mask_id: int) -> NoisedBatch:
     """The batch with `masked`, and what it always hides, shown as masks."""
-    hidden = masked if batch.hidden is None else masked | batch.hidden
+    shown_as_mask = masked if batch.always_masked is None else masked | batch.always_masked
     return NoisedBatch(
         clean=batch.tokens,
-        noisy=batch.tokens.masked_fill(hidden, mask_id),
+        noisy=batch.tokens.masked_fill(shown_as_mask, mask_id),
         document=batch.document,
         position=batch.position,
         maskable=batch.maskable,

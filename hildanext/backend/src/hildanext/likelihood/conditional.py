@@ -47,9 +47,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Scored:
-    """Nats of a continuation."""
+    """-log p of a continuation."""
 
     nats: float
+    """Summed over its tokens."""
     variance: float
     """Of `nats`, from the random masks; 0 for an exact number."""
     tokens: int

@@ -4,10 +4,13 @@ At block size 1 one doubled forward gives the exact -log p of every token given 
 that compares with an autoregressive model. At a larger block size the number is an upper bound: inside a block it
 averages over the orders in which the tokens could be revealed (BD3-LM, arXiv:2503.09573).
 
-Every number is about the same tokens: maskable, and not the first of a document piece (which the parent cannot
-predict; all models are given it). Documents are padded with EOS to whole blocks. A bound has the padding's loss in its
-sum but not its tokens in the count, so that it stays a bound; the number without it stands beside it. An exact number
-needs no padding and leaves it out.
+Every number of an evaluation is about the same tokens: maskable, and not the first of a document piece (which the
+parent cannot predict; all models are given it). A training run's validation scores what its checkpoint can predict
+(`diffusion.targets`): under `block` alignment the first token of a piece too, where it is maskable.
+
+Documents are padded with EOS to whole blocks. A bound has the padding's loss in its sum but not its tokens in the
+count, so that it stays a bound; the number without it stands beside it. An exact number needs no padding and leaves it
+out.
 """
 
 import math
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from hildanext.ar import Parent
 from hildanext.core.config import config
+from hildanext.core.errors import UnknownChoice
 from hildanext.data.batch import Batch, padding_tokens
 from hildanext.diffusion import block_index
 from hildanext.likelihood import LIKELIHOODS, Likelihood, Noising
@@ -34,12 +38,17 @@ from hildanext.models import DiffusionModel
 class LikelihoodConfig:
     """How bounds are estimated, and at which block sizes."""
 
-    estimator: Literal["count", "time", "coupled"] = "count"
-    """A row of `LIKELIHOODS`; all share one mean. Block size 1 is always exact."""
+    estimator: str = "count"
+    """A row of `LIKELIHOODS` that is a bound; all share one mean. Block size 1 is always exact."""
     draws: int = Field(default=4, ge=1)
     """Draws per block, stratified over the noise level."""
     block_sizes: tuple[int, ...] = (1, 4, 32)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = [name for name, member in LIKELIHOODS.items() if member.kind == "bound"]
+        if self.estimator not in bounds:
+            raise UnknownChoice("estimator", self.estimator, bounds)
 
     def at(self, block_size: int) -> Likelihood:
         if block_size == 1:
@@ -56,12 +65,12 @@ class TextLikelihood:
     """1 for an exact number, the parent's too."""
     tokens: int
     """Real tokens that were predicted."""
-    real: float
-    padding: float
+    real_nll: float
+    padding_nll: float
     """Loss of the EOS padding up to whole blocks."""
-    sampling: float = 0.0
-    """Standard error of `real + padding` from the random masks (not from the choice of texts)."""
-    text: float = 0.0
+    sampling_se: float = 0.0
+    """Standard error of `real_nll + padding_nll` from the random masks (not from the choice of texts)."""
+    text_se: float = 0.0
     """Standard error from the choice of texts (rows), padding left out."""
     forwards: int = 0
     right: int = 0
@@ -69,22 +78,22 @@ class TextLikelihood:
     masked: int = 0
 
     @property
-    def nats(self) -> float:
+    def nats_per_token(self) -> float:
         """Nats per real token: exact, or an honest upper bound, which the padding's loss belongs to."""
-        return (self.real + (self.padding if self.kind == "bound" else 0.0)) / max(self.tokens, 1)
+        return (self.real_nll + (self.padding_nll if self.kind == "bound" else 0.0)) / max(self.tokens, 1)
 
     @property
     def nats_without_padding(self) -> float:
-        return self.real / max(self.tokens, 1)
+        return self.real_nll / max(self.tokens, 1)
 
     @property
     def se(self) -> float:
-        """Standard error of `nats` from the random masks; 0 for an exact number."""
-        return self.sampling / max(self.tokens, 1)
+        """Standard error of `nats_per_token` from the random masks; 0 for an exact number."""
+        return self.sampling_se / max(self.tokens, 1)
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.nats, 700.0))
+        return math.exp(min(self.nats_per_token, 700.0))
 
     def plain(self) -> dict[str, Any]:
         """What a JSON report holds."""
@@ -92,11 +101,11 @@ class TextLikelihood:
             "kind": self.kind,
             "block_size": self.block_size,
             "tokens": self.tokens,
-            "nats_per_token": self.nats,
+            "nats_per_token": self.nats_per_token,
             "se": self.se,
             "nats_without_padding": self.nats_without_padding,
             "perplexity": self.perplexity,
-            "se_of_text": self.text,
+            "se_of_text": self.text_se,
             "forwards": self.forwards,
         }
 
@@ -207,10 +216,19 @@ class _Sums:
             # One draw a block: the spread between blocks holds the texts' own spread too, so this is too large.
             sums = torch.cat(self.single)
             self.variance += float(sums.var()) * len(sums) if len(sums) > 1 else 0.0
-        sampling = math.sqrt(self.variance) if kind == "bound" else 0.0
-        text = _ratio_error(self.rows)
-        counts = self.forwards, self.right, self.masked
-        return TextLikelihood(kind, block_size, self.tokens, self.real, self.padding, sampling, text, *counts)
+        sampling_se = math.sqrt(self.variance) if kind == "bound" else 0.0
+        return TextLikelihood(
+            kind=kind,
+            block_size=block_size,
+            tokens=self.tokens,
+            real_nll=self.real,
+            padding_nll=self.padding,
+            sampling_se=sampling_se,
+            text_se=_ratio_error(self.rows),
+            forwards=self.forwards,
+            right=self.right,
+            masked=self.masked,
+        )
 
 
 def _ratio_error(rows: Sequence[tuple[float, int]]) -> float:

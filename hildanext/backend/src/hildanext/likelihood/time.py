@@ -4,10 +4,8 @@ import torch
 from torch import Tensor
 
 from hildanext.core.config import config
+from hildanext.diffusion import SMALLEST_TIME
 from hildanext.likelihood.base import Likelihood, Noising
-
-SMALLEST_TIME = 1e-3
-"""The interval BD3-LM evaluates on; at t -> 0 the weight 1/t has no finite variance."""
 
 
 @config

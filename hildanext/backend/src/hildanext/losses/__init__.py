@@ -1,7 +1,8 @@
 """Supervised losses. To add one: write the file, add its row, add its case.
 
-Read `base` (a loss is a weight for each token), `mask_to_token` and `token_to_token`, then `objective`: one backbone
-forward and one call of the head for all of them, in chunks by `linear_cross_entropy`.
+Read `base` (a loss is a weight for each token, but for `c2dlm`, a loss on the forward's attention), `mask_to_token` and
+`token_to_token`, then `objective`: one backbone forward for all of them, and one call of the head for those that read
+the same stream, in chunks by `linear_cross_entropy`. Only `ar` reads the clean stream: with it there are two calls.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""What a supervised loss is: a weight for each token's prediction. The objective adds them up in one head call."""
+"""What a supervised loss is: a weight for each token's prediction, or a loss on the forward's attention (`auxiliary`).
+
+The objective adds the weights up, for one call of the head per stream.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol

@@ -110,28 +110,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits[:, banned] = float("-inf")
             here = torch.arange(logits.shape[0], device=logits.device)
             grad, cross_entropy[part], predicted[part], confidence[part] = _predict(logits, labels[part])
-            steep = None
+            entropy_grad = None
             if entropy_weight is not None:
                 wanted = entropy_weight[part].to(wide) * (predicted[part] == labels[part])
-                right, steep = _entropy(grad, wanted, entropy[part])
+                entropy_rows, entropy_grad = _entropy(grad, wanted, entropy[part])
             scale = weight[part].to(wide)
             if divergence_weight is not None and teacher_head is not None and teacher_hidden is not None:
                 logits = (teacher_hidden[part].to(hidden.dtype) @ teacher_matrix.T).to(wide)
                 teacher, divergence[part] = _against_teacher(logits, grad, banned)
-                also = divergence_weight[part].to(wide)
-                grad.mul_((scale + also)[:, None]).sub_(teacher.mul_(also[:, None]))
+                kl_weight = divergence_weight[part].to(wide)
+                grad.mul_((scale + kl_weight)[:, None]).sub_(teacher.mul_(kl_weight[:, None]))
                 del teacher
             else:
                 grad.mul_(scale[:, None])
             grad[here, labels[part]] -= scale
-            if steep is not None:
-                grad[right] += steep
+            if entropy_grad is not None:
+                grad[entropy_rows] += entropy_grad
             narrow = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = narrow @ matrix
             if grad_head is not None:
                 _add_product(grad_head, narrow.T, hidden[part])
-            del logits, grad, narrow, steep  # or they would live on beside the next chunk's
+            del logits, grad, narrow, entropy_grad  # or they would live on beside the next chunk's
         total = (cross_entropy * weight.to(wide)).sum()
         if divergence_weight is not None:
             total = total + (divergence * divergence_weight.to(wide)).sum()

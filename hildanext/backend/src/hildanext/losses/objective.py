@@ -1,4 +1,4 @@
-"""All supervised losses of a view in one backbone forward and one head call."""
+"""All supervised losses of a view in one backbone forward and one head call per stream (clean: `ar` alone)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hildanext.core.errors import ConfigError, ModelError
-from hildanext.corruption.input_layout import layout_of
+from hildanext.corruption.input_layout import WORTH_WHILE, layout_of
 from hildanext.losses import make_losses
 from hildanext.memory_plan.architecture import Architecture, find_architecture
 from hildanext.memory_plan.layer import FLOAT, Feed, Learning
@@ -77,7 +77,7 @@ def sft_question(
     block = block if block is not None else found_block
     length = data.sequence_length
     noisy = min(-(-round(length * answers) // block) * block, length)
-    noisy = noisy if noisy + length <= 0.9 * 2 * length else length  # below that the doubled layout is taken
+    noisy = noisy if noisy + length <= WORTH_WHILE * 2 * length else length  # below that the doubled layout is taken
     feed = Feed(config.train.batch_size, noisy, length, block, length % block == 0)
     case = _case(shape, feed, config, machine, config.complementary or config.turns > 1)
     assumes = (f"block size {block}", f"answers fill {answers:.0%} of a row")
@@ -106,13 +106,15 @@ def _case(shape: Architecture, feed: Feed, config: ConvertConfig | SftConfig, ma
     train, lora = config.train, config.lora
     losses = make_losses(config.losses, "losses")
     wants_parent = any(loss.needs_parent for loss in losses.values())
+    starts_at_teacher = isinstance(config, ConvertConfig) or config.starts_at_teacher
     return Case(
         shape=shape,
         feed=feed,
         how=learning(lora, config.quantize is not None, narrow_bytes(train, machine)),
         chunk=train.chunk,
         supervised=feed.batch * max(feed.noisy, feed.clean if not feed.noisy else 0),
-        teacher="none" if not wants_parent else ("copy" if lora is None else "own"),
+        teacher="none" if not wants_parent else ("own" if lora is not None and starts_at_teacher else "copy"),
+        starts_at_teacher=starts_at_teacher,
         eight_bit=train.optimizer == "adamw8bit",
         recompute=train.gradient_checkpointing,
         resting=train.offload is not None,

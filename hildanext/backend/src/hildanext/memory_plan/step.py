@@ -44,6 +44,8 @@ class Case:
     """Tokens of the batch whose prediction may count, at most."""
     teacher: Literal["none", "own", "copy"]
     """The parent as teacher: none, the same weights with the adapters off, or a second copy."""
+    starts_at_teacher: bool = True
+    """Whether the weights under the adapters are that parent (see `SftConfig.starts_at_teacher`)."""
     eight_bit: bool = False
     recompute: bool = False
     resting: bool = False

@@ -50,7 +50,8 @@ def _lora(case: Case) -> Case | None:
     if case.how.rank is not None:
         return None
     how = replace(case.how, rank=RANK, targets=LoraConfig().targets)
-    return replace(case, how=how, teacher="own" if case.teacher == "copy" else case.teacher)
+    shares = case.teacher == "copy" and case.starts_at_teacher
+    return replace(case, how=how, teacher="own" if shares else case.teacher)
 
 
 def _nf4(case: Case) -> Case | None:

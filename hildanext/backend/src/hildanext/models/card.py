@@ -46,7 +46,7 @@ class Card:
 
 
 def alignment_fields(alignment: Alignment) -> dict[str, str]:
-    """The card fields an alignment stands for (design section 2.2)."""
+    """The card fields an alignment stands for (DESIGN.md, convention 2)."""
     if alignment == "parent":
         return {"shift": "left", "clean_mask": "token_causal"}
     return {"shift": "none", "clean_mask": "block_causal"}

@@ -28,7 +28,7 @@ class Glyph:
 
 
 class Canvas:
-    """Takes step records (`decode.trace.step_record`) in order. The text does not show the tokens in `hidden`."""
+    """Takes step records (`decoding.trace.step_record`) in order. The text does not show the tokens in `hidden`."""
 
     def __init__(self, prompt: int, block_size: int | None, hidden: Collection[int] = frozenset()) -> None:
         self.prompt, self.block_size, self.hidden = prompt, block_size, hidden

@@ -1,6 +1,6 @@
 """Connections with a bound: for the head of a request, for an answer that nobody reads, and for their number.
 
-Uvicorn waits for as long as a client likes in all three. (Bodies are bounded by `door.BodyLimit`.)
+Uvicorn waits for as long as a client likes in all three. (Bodies are bounded by `middleware.BodyLimit`.)
 """
 
 import asyncio

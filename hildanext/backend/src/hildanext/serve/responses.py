@@ -63,14 +63,6 @@ class StartEvent(BaseModel):
     decoder: dict[str, Any]
 
 
-class BlockEvent(BaseModel):
-    """SSE event `block`: text that is final. All of them, joined, are the answer's text."""
-
-    index: int
-    text: str
-    seconds: float
-
-
 class GenerateUsage(BaseModel):
     prompt_tokens: int
     cached_tokens: int

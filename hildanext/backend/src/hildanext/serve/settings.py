@@ -22,7 +22,7 @@ class ServeConfig:
     """Names under which clients may reach it (the Host header), against pages elsewhere that rebind a name of theirs.
     None: loopback's own where it listens there, any otherwise."""
     engine: dict[str, Any] = Field(default_factory=lambda: {"name": "auto"})
-    """Section of an engine: its name (auto, or a row of `engines.ENGINES`) and its knobs."""
+    """Section of an engine: its name (auto, or a row of `engine.ENGINES`) and its knobs."""
     profile: Literal["SAFE", "FULL"] = "SAFE"
     """FULL: requests may name research methods."""
     model: str = "tiny"

@@ -16,7 +16,8 @@ from hildanext.trainer.optimizer import Offload, OptimizerName, check_device
 
 MEMORY = ("gradient_checkpointing", "offload", "max_vram_fraction")
 HARMLESS = ("checkpoint_every", "evaluate_every", "stop_after", "trackers", "chunk", "guard", *MEMORY)
-"""Knobs of `TrainConfig` that change no weight; a run may be resumed with others."""
+"""Knobs of `TrainConfig` that change no step of the optimiser; a run may be resumed with others. `evaluate_every` does
+decide which checkpoints a fine-tuning has to choose its best from, and when its patience ends."""
 
 
 def _refuse_fp16(value: Any) -> Any:
@@ -72,7 +73,7 @@ def ready_device(config: TrainConfig, device: torch.device) -> None:
 
 
 def comparable_train(section: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """What decides the weights in a `train` section, for `loop.state.check_resumes`: a step's micro-batches count over
-    all processes."""
+    """What decides the steps in a `train` section, for `trainer.state.check_resumes`: a step's micro-batches count
+    over all processes."""
     kept = {name: value for name, value in section.items() if name not in (*HARMLESS, "accumulate")}
     return {**kept, "accumulate (all processes)": section["accumulate"] * processes}

@@ -1,7 +1,8 @@
 """A run of training in its folder: what every stage sets up, records and ends with in one way.
 
-A stage hands in what differs: its sections, its model, its data. Nothing here knows data: a stage that learns from
-rollouts opens its run as one that learns from rows does.
+A stage hands in what differs: its sections, its model, its data. Nothing here knows data. The step that trains is a
+`SupervisedStep`, here as in `training.train`: a stage that learns from something else than noised rows shares the
+folder, the records and the end of a run, and would bring its own step and loop.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,13 +81,13 @@ class TrainingRun:
         model: DiffusionModel,
         losses: dict[str, TokenLoss],
         parent: str | Path,
-        below: bool,
+        parent_is_base_model: bool,
         trust_remote_code: bool = False,
         special: torch.Tensor | None = None,
     ) -> tuple[SupervisedStep, Callable[..., torch.Tensor] | None]:
         """The step that trains, and the frozen parent's reading where a loss asks for it (see `teacher_for`)."""
         train = self.config.train
-        teacher = teacher_for(losses.values(), model, parent, train.precision, below, trust_remote_code)
+        teacher = teacher_for(losses.values(), model, parent, train.precision, parent_is_base_model, trust_remote_code)
         head = teacher.head if teacher is not None else None
         return SupervisedStep(model, losses, head, train.chunk, special, train.layout), reader(teacher, model)
 

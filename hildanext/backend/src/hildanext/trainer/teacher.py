@@ -20,16 +20,16 @@ def teacher_for(
     model: DiffusionModel,
     name: str | Path,
     precision: str,
-    below: bool,
+    parent_is_base_model: bool,
     trust_remote_code: bool = False,
 ) -> Parent | None:
-    """The frozen parent, where a loss asks for one. `below` says that the model with its adapters off is that parent;
-    else the parent called `name` is loaded beside it. Raises `ModelError`."""
+    """The frozen parent, where a loss asks for one. `parent_is_base_model`: the model with its adapters off is that
+    parent; else the parent called `name` is loaded beside it. Raises `ModelError`."""
     if not any(loss.needs_parent for loss in losses):
         return None
     return (
         Parent(model.causal_lm, None, model.banned)
-        if below
+        if parent_is_base_model
         else frozen_parent(name, model, precision, trust_remote_code)
     )
 

@@ -11,7 +11,16 @@ from hildanext.core.errors import DataError
 from hildanext.core.runtime import make_generator
 from hildanext.data.batch import Batch, RowDataset, padding_tokens
 from hildanext.data.packing.rows import row_order
-from hildanext.diffusion import NoisedBatch, block_index, block_times, hide_tokens, mask_tokens, replace_tokens, targets
+from hildanext.diffusion import (
+    SMALLEST_TIME,
+    NoisedBatch,
+    block_index,
+    block_times,
+    mask_always,
+    mask_tokens,
+    replace_tokens,
+    targets,
+)
 from hildanext.likelihood.held_out import NoisedText, text_likelihood
 from hildanext.losses import SupervisedStep
 from hildanext.losses.mask_to_token import MaskToToken
@@ -34,8 +43,9 @@ def drawn_batches(dataset: RowDataset, rows: int, batch_size: int) -> list[Batch
 class Validation:
     """The bound at the checkpoint's block size on fixed batches, under fixed noise.
 
-    Padding to the block boundary is predicted and summed but not counted, so the figure is an upper bound in nats per
-    real token. Raises `DataError` where there is none.
+    Scored is what the checkpoint can predict (`diffusion.targets`): under `block` alignment the first token of a piece
+    too, which `likelihood.held_out` leaves to no model. Padding to the block boundary is predicted and summed but not
+    counted, so the figure is an upper bound in nats per real token. Raises `DataError` where there is none.
     """
 
     def __init__(self, batches: Sequence[Batch], pad_id: int, card: Card) -> None:
@@ -57,11 +67,11 @@ class Validation:
             text_likelihood(model, [self._noised(index)], block_size, self.pad_id, chunk=step.chunk)
             for index in range(len(self.batches))
         ]
-        per_batch = torch.tensor([part.nats for part in parts])
+        per_batch = torch.tensor([part.nats_per_token for part in parts])
         spread = float(per_batch.std(unbiased=True)) if len(parts) > 1 else float("nan")
         return {
             "block_size": block_size,
-            "bound": sum(part.real + part.padding for part in parts) / sum(part.tokens for part in parts),
+            "bound": sum(part.real_nll + part.padding_nll for part in parts) / sum(part.tokens for part in parts),
             "bound_se": spread / len(parts) ** 0.5,
             "masked_accuracy": sum(part.right for part in parts) / max(sum(part.masked for part in parts), 1),
         }
@@ -71,7 +81,7 @@ class Validation:
         batch, card, generator = self.batches[index], self.card, make_generator(0, 2, index)
         scored = targets(batch.maskable, batch.position, card.shift)
         blocks = block_index(batch.document, batch.position, card.block_size)
-        time = block_times(blocks, (1e-3, 1.0) if card.block_size > 1 else (1.0 - 1e-9, 1.0), generator)
+        time = block_times(blocks, (SMALLEST_TIME, 1.0) if card.block_size > 1 else (1.0 - 1e-9, 1.0), generator)
         view = mask_tokens(
             batch.tokens, batch.document, batch.position, scored, time, card.block_size, card.mask_id, generator
         )
@@ -95,8 +105,8 @@ class EditCheck:
         view = mask_tokens(
             batch.tokens, batch.document, batch.position, may, nothing, card.block_size, card.mask_id, generator
         )
-        if batch.hidden is not None:
-            view = hide_tokens(view, batch.hidden, card.mask_id)
+        if batch.always_masked is not None:
+            view = mask_always(view, batch.always_masked, card.mask_id)
         return replace_tokens(view, rate, real, generator)
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ GLANCE_SECONDS = 0.1
 
 
 @dataclass(eq=False)
-class RequestState:
+class DInferRequest:
     """A request of ours."""
 
     request: Request
@@ -110,8 +110,8 @@ class DInferEngine(Engine):
             supports_steps=False,
         )
         self._changed = threading.Condition()
-        self._waiting: deque[RequestState] = deque()
-        self._current: RequestState | None = None
+        self._waiting: deque[DInferRequest] = deque()
+        self._current: DInferRequest | None = None
         self._closing = False
         self._dead = ""
         self._forwards = 0
@@ -139,12 +139,9 @@ class DInferEngine(Engine):
                 finished=dict(self._counts),
             )
 
-    def count_tokens(self, request: Request) -> int:
-        return len(self._encode(request))
-
     def submit(self, request: Request, sink: Sink) -> Ticket:
         self._check(request)
-        work = RequestState(request, sink, self._encode(request), time.perf_counter())
+        work = DInferRequest(request, sink, self._encode(request), time.perf_counter())
         if (length := self._whole(work)) > self.settings.max_length:
             size = f"prompt and text take {length} tokens in whole blocks of {self.settings.block_length}"
             raise PromptError(f"{size}, and there is room for {self.settings.max_length}", "ask for fewer new tokens")
@@ -157,7 +154,7 @@ class DInferEngine(Engine):
             self._changed.notify_all()
         return DInferTicket(self, work)
 
-    def fail(self, work: RequestState, error: HildaError) -> None:
+    def fail(self, work: DInferRequest, error: HildaError) -> None:
         """End a request for whoever asked. dInfer cannot be interrupted: it goes on, and its text is thrown away."""
         with self._changed:
             if work in self._waiting:
@@ -224,7 +221,7 @@ class DInferEngine(Engine):
         for work in left:
             self.fail(work, EngineFailed(f"dinfer has stopped: {self._dead or 'closing'}", "see the server's log"))
 
-    def _answer(self, work: RequestState) -> None:
+    def _answer(self, work: DInferRequest) -> None:
         started = time.perf_counter()
         if (late := work.late()) is not None:
             self.fail(work, late)
@@ -245,14 +242,14 @@ class DInferEngine(Engine):
         elif got.ending is not None:
             self._tell(work, Finished(self._whole_answer(work, got, got.ending, started)))
 
-    def _fail_the_late(self, current: RequestState) -> None:
+    def _fail_the_late(self, current: DInferRequest) -> None:
         with self._changed:
             here = [current, *self._waiting]
         for work in here:
             if (late := work.late()) is not None:
                 self.fail(work, late)
 
-    def _call(self, work: RequestState, got: Got) -> None:
+    def _call(self, work: DInferRequest, got: Got) -> None:
         """In a thread of its own, as it may never return."""
         try:
             got.ending = self._write(work, got)
@@ -261,7 +258,7 @@ class DInferEngine(Engine):
         except TROUBLES as problem:
             got.error = EngineFailed(f"dinfer failed ({type(problem).__name__}: {problem})", "see the server's log")
 
-    def _write(self, work: RequestState, got: Got) -> Stop | None:
+    def _write(self, work: DInferRequest, got: Got) -> Stop | None:
         """Ask for blocks until the text ends; None where whoever asked has left."""
 
         def show(text: str) -> None:
@@ -280,7 +277,7 @@ class DInferEngine(Engine):
                 return ending
         return None
 
-    def _whole(self, work: RequestState) -> int:
+    def _whole(self, work: DInferRequest) -> int:
         """Length of prompt and text, rounded up to whole blocks: what is fed at last."""
         size = self.settings.block_length
         return -(-(len(work.prompt) + _new_tokens(work.request)) // size) * size
@@ -291,7 +288,7 @@ class DInferEngine(Engine):
             return f"a text took more than {self.settings.request_seconds:g} s"
         return self._server.trouble()
 
-    def _give_up(self, work: RequestState, against: str) -> None:
+    def _give_up(self, work: DInferRequest, against: str) -> None:
         if against:
             logger.error("dinfer is stopped: %s", against)
             with self._changed:
@@ -299,7 +296,7 @@ class DInferEngine(Engine):
         self._server.stop()
         self.fail(work, EngineFailed(f"dinfer was stopped: {against}", "serve the model with another engine"))
 
-    def _whole_answer(self, work: RequestState, got: Got, ending: Stop, started: float) -> RequestOutput:
+    def _whole_answer(self, work: DInferRequest, got: Got, ending: Stop, started: float) -> RequestOutput:
         now = time.perf_counter()
         first = got.first if got.first is not None else now
         return RequestOutput(
@@ -308,14 +305,14 @@ class DInferEngine(Engine):
             finish_reason=ending.reason,
             prompt_tokens=len(work.prompt),
             cached_tokens=0,
-            stats=GenerationStats(0, got.forwards, 0, 0, len(ending.tokens), 0, now - started, 0.0),
+            stats=GenerationStats(denoise_forwards=got.forwards, tokens=len(ending.tokens), seconds=now - started),
             queue_seconds=started - work.submitted,
             first_piece_seconds=first - work.submitted,
             seconds=now - work.submitted,
             edits_supported=False,
         )
 
-    def _tell(self, work: RequestState, event: EngineEvent) -> bool:
+    def _tell(self, work: DInferRequest, event: EngineEvent) -> bool:
         """Whether the sink heard it: nothing reaches one behind the end of its request."""
         with work.lock:
             if work.ended:
@@ -345,7 +342,7 @@ def _new_tokens(request: Request) -> int:
 class DInferTicket:
     """A request to dInfer."""
 
-    def __init__(self, engine: DInferEngine, work: RequestState) -> None:
+    def __init__(self, engine: DInferEngine, work: DInferRequest) -> None:
         self._engine, self._work = engine, work
 
     def cancel(self) -> None:

@@ -202,7 +202,9 @@ class Published(Conversation):
         cached = self.usage.get("prompt_tokens_details")
         forwards, tokens = _count(details, "forward_passes"), _count(self.usage, "completion_tokens")
         seconds = time.perf_counter() - self.times.started
-        stats = GenerationStats(0, forwards, 0, 0, tokens, _count(details, "edited_tokens"), seconds, 0.0)
+        stats = GenerationStats(
+            denoise_forwards=forwards, tokens=tokens, edits=_count(details, "edited_tokens"), seconds=seconds
+        )
         known = _count(cached, "cached_tokens") if isinstance(cached, dict) else 0
         prompt = _count(self.usage, "prompt_tokens")
         self.finish([UNKNOWN_ID] * tokens, reason, prompt, known, stats, edits=False)

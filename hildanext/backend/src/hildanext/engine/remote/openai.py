@@ -95,7 +95,7 @@ class OpenAIConfig:
 
 
 @dataclass(eq=False)
-class RequestState:
+class RemoteRequest:
     """A request of ours."""
 
     request: Request
@@ -142,7 +142,7 @@ class OpenAIEngine(Engine):
             supports_steps=bool(engine.get("supports_steps", False)),
         )
         self._lock = threading.Condition()
-        self._works: set[RequestState] = set()
+        self._works: set[RemoteRequest] = set()
         self._closing = False
         self._counts: dict[str, int] = dict.fromkeys(("eos", "stop", "length", "cancelled", "deadline", "error"), 0)
         self._totals = {"prompt": 0, "cached": 0, "generated": 0, "forwards": 0, "steps": 0, "edits": 0}
@@ -174,17 +174,11 @@ class OpenAIEngine(Engine):
                 finished=dict(self._counts),
             )
 
-    def count_tokens(self, request: Request) -> int:
-        """Of token ids only: the server's tokenizer is not here."""
-        if request.tokens is None:
-            raise ConfigError("the engine openai cannot count a text's tokens", "give token ids")
-        return len(request.tokens)
-
     def submit(self, request: Request, sink: Sink) -> "OpenAITicket":
         self._check(request)
         now = time.perf_counter()
         seconds = request.deadline_seconds
-        work = RequestState(request, sink, now, self._loop.time() + seconds if seconds is not None else None)
+        work = RemoteRequest(request, sink, now, self._loop.time() + seconds if seconds is not None else None)
         with self._lock:
             if self._closing:
                 raise Overloaded("the engine is closing", "ask another server, or this one after its restart", 5.0)
@@ -194,7 +188,7 @@ class OpenAIEngine(Engine):
             self._loop.call_soon_threadsafe(self._begin, work)
         return OpenAITicket(self, work)
 
-    def stop(self, work: RequestState, why: HildaError) -> None:
+    def stop(self, work: RemoteRequest, why: HildaError) -> None:
         """End a request from outside, from any thread."""
         with self._lock:
             if work in self._works:
@@ -231,19 +225,19 @@ class OpenAIEngine(Engine):
         if not self.server.hilda and not self.settings.ignore_extras:
             refuse_extras(request, self.settings.extras)
 
-    def _begin(self, work: RequestState) -> None:
+    def _begin(self, work: RemoteRequest) -> None:
         work.task = self._loop.create_task(self._run(work))
         work.task.add_done_callback(lambda task: self._ended(work, task))
         if work.why is not None:
             work.task.cancel()
 
-    def _stop(self, work: RequestState, why: HildaError) -> None:
+    def _stop(self, work: RemoteRequest, why: HildaError) -> None:
         if work.why is None:
             work.why = why
             if work.task is not None:
                 work.task.cancel()
 
-    def _ended(self, work: RequestState, task: asyncio.Task[None]) -> None:
+    def _ended(self, work: RemoteRequest, task: asyncio.Task[None]) -> None:
         """Whatever happened, the sink hears an end; a task that was cancelled before it began is told of here."""
         if task.cancelled():
             self._let_go(work, Failed(work.why if work.why is not None else _cancelled()))
@@ -251,7 +245,7 @@ class OpenAIEngine(Engine):
             logger.error("a request to %s failed", self.address, exc_info=problem)
             self._let_go(work, Failed(EngineFailed("a fault of the engine openai", "report it with the log")))
 
-    async def _run(self, work: RequestState) -> None:
+    async def _run(self, work: RemoteRequest) -> None:
         seconds = work.request.deadline_seconds
         try:
             async with asyncio.timeout_at(work.deadline) as limit, self._places:
@@ -267,7 +261,7 @@ class OpenAIEngine(Engine):
             ended = Failed(error)
         self._let_go(work, ended)
 
-    async def _ask(self, work: RequestState) -> RequestOutput:
+    async def _ask(self, work: RemoteRequest) -> RequestOutput:
         times = Times(work.submitted, time.perf_counter())
         for attempt in range(self.settings.retries + 1):
             try:
@@ -280,7 +274,7 @@ class OpenAIEngine(Engine):
                 await asyncio.sleep(wait)
         raise AssertionError("the last attempt answers or raises")
 
-    async def _attempt(self, work: RequestState, times: Times) -> RequestOutput:
+    async def _attempt(self, work: RemoteRequest, times: Times) -> RequestOutput:
         talk, body = self._talk(work, times)
         heard = False
         try:
@@ -301,7 +295,7 @@ class OpenAIEngine(Engine):
             raise _Again(error) from None
         raise EngineFailed(f"{self.address} ended the stream before the text", "see the server's log; ask again")
 
-    def _talk(self, work: RequestState, times: Times) -> tuple[Conversation, dict[str, Any]]:
+    def _talk(self, work: RemoteRequest, times: Times) -> tuple[Conversation, dict[str, Any]]:
         server, settings, request = self.server, self.settings, work.request
         if not server.hilda:
             published = Published(request, times)
@@ -313,7 +307,7 @@ class OpenAIEngine(Engine):
         parent = request.parent or server.model == server.hilda.get("parent")
         return native, native.body(parent, min(left, most) if left is not None and most else left)
 
-    def _let_go(self, work: RequestState, ended: EngineEvent) -> None:
+    def _let_go(self, work: RemoteRequest, ended: EngineEvent) -> None:
         with self._lock:
             if work not in self._works:
                 return
@@ -336,7 +330,7 @@ class OpenAIEngine(Engine):
 class OpenAITicket:
     """A request to a server."""
 
-    def __init__(self, engine: OpenAIEngine, work: RequestState) -> None:
+    def __init__(self, engine: OpenAIEngine, work: RemoteRequest) -> None:
         self._engine, self._work = engine, work
 
     def cancel(self) -> None:

@@ -13,18 +13,13 @@ from hildanext.eval.statistics import pass_at_k
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
 from hildanext.eval.tasks.records import Record, read_records, text_of
 from hildanext.grading.code import STOPS, job_for, reward_of
-from hildanext.grading.sandbox.limits import Limits, Verdict
+from hildanext.grading.sandbox.limits import Limits
 from hildanext.grading.sandbox.run import Sandbox
 
 KS = (1, 10, 100)
 INSTRUCTION = (
     "Write a solution to the following problem and make sure that it passes the tests:\n```python\n{prompt}\n```\n"
 )
-
-
-def score_program(problem: Record, completion: str, limits: Limits | None = None, unsafe: bool = False) -> Verdict:
-    """The verdict on one completion. Raises `SandboxError` where there is no isolation and `unsafe` is not set."""
-    return Sandbox(limits, unsafe).run(job_for(problem, completion))
 
 
 @config

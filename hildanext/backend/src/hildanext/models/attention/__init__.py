@@ -1,8 +1,8 @@
 """The rule `hildanext.masks.may_attend` as it is executed, which is done in three ways.
 
-`dense` computes any boolean mask at once; `blockwise` a training input of noisy and clean copies, leaving out what the
-rule makes empty; `kv_cache.CachedAttention` a forward of decoding, where the slots that it reads are the rule.
-`test/kv_cache/test_three_executions.py` holds them equal.
+`dense` computes any boolean mask at once; `blockwise` a training input of noisy and clean copies, of whose scores three
+quarters are empty and the half is never computed; `kv_cache.CachedAttention` a forward of decoding, where the slots
+that it reads are the rule. `test/kv_cache/test_three_executions.py` holds them equal.
 """
 
 PREFILL_TOKENS = 1024
