@@ -34,10 +34,10 @@ class PerRow(Decoder):
         for decoder, rows in self._rows(canvas):
             own = _part(canvas, rows)
             if where.device.type != "cpu" and where is canvas.every:
-                asked, chosen = own.every, logits.unflatten(0, where.shape)[rows].flatten(0, 1)
+                needed, chosen = own.every, logits.unflatten(0, where.shape)[rows].flatten(0, 1)
             else:
-                asked, chosen = where[rows], logits[torch.isin(where.nonzero()[:, 0], rows)]
-            parts.append((rows, decoder.edit(chosen, asked, own)))
+                needed, chosen = where[rows], logits[torch.isin(where.nonzero()[:, 0], rows)]
+            parts.append((rows, decoder.edit(chosen, needed, own)))
         whole = Edit(
             torch.zeros_like(canvas.masked),
             canvas.tokens.clone(),
