@@ -54,9 +54,9 @@ def _startup_line(process: "subprocess.Popen[bytes]", folder: Path, patience: fl
     until = time.monotonic() + patience
     while True:
         ended = process.poll()  # asked first: what was said before the end is then in the file
-        said = _text(folder / "out")
-        if "\n" in said and re.match(r"http://\S+ serves ", said):
-            return said.split("\n", 1)[0]
+        output = _text(folder / "out")
+        if "\n" in output and re.match(r"http://\S+ serves ", output):
+            return output.split("\n", 1)[0]
         if ended is not None:
             last = ([line for line in _text(folder / "err").splitlines() if line.strip()] or ["it said nothing"])[-1]
             raise ServerFailed(f"the server did not start ({last.removeprefix('error: ')})", "see hildanext serve")

@@ -19,12 +19,12 @@ COLOURS = {"model": plots.PALETTE[0], "parent": plots.PALETTE[1]}
 def draw(result: Mapping[str, Any], path: str | Path) -> Path | None:
     """Write the picture of `serve_load.measure`'s result; None where not one request was answered."""
     loads: Sequence[Mapping[str, Any]] = result["loads"]
-    loops = [loop for loop in LOOPS if any(one["loop"] == loop and _answered(one) for one in loads)]
+    loops = [loop for loop in LOOPS if any(load["loop"] == loop and _answered(load) for load in loads)]
     return plots.save(_figure(result, loops), path) if loops else None
 
 
 def _answered(load: Mapping[str, Any]) -> bool:
-    return any(one["answered"] for one in load["results"].values())
+    return any(result["answered"] for result in load["results"].values())
 
 
 def _figure(result: Mapping[str, Any], loops: Sequence[str]) -> "Figure":
@@ -46,8 +46,8 @@ def _figure(result: Mapping[str, Any], loops: Sequence[str]) -> "Figure":
     columns = max(len(labels) // len(LINES), 1)  # one for each model
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False)
     settings = result["loads"][0]["settings"]
-    asked = f"{settings['requests']} requests of up to {settings['max_new_tokens']} tokens each"
-    figure.suptitle(f"Waiting under load, {asked}", x=0.02, ha="left", fontsize=11, color=plots.INK)
+    size = f"{settings['requests']} requests of up to {settings['max_new_tokens']} tokens each"
+    figure.suptitle(f"Waiting under load, {size}", x=0.02, ha="left", fontsize=11, color=plots.INK)
     return figure
 
 
@@ -55,9 +55,9 @@ def _percentiles(axes: "Axes", loads: Sequence[Mapping[str, Any]], knob: str, fi
     for role, colour in COLOURS.items():
         for share, style in LINES.items():
             points = [
-                (float(load["settings"][knob]), float(one[field][share]))
+                (float(load["settings"][knob]), float(result[field][share]))
                 for load in loads
-                if (one := load["results"].get(role)) is not None and one[field] is not None
+                if (result := load["results"].get(role)) is not None and result[field] is not None
             ]
             if points:
                 x, y = zip(*sorted(points), strict=True)
@@ -68,9 +68,9 @@ def _percentiles(axes: "Axes", loads: Sequence[Mapping[str, Any]], knob: str, fi
 def _throughput(axes: "Axes", loads: Sequence[Mapping[str, Any]], knob: str) -> None:
     for role, colour in COLOURS.items():
         points = [
-            (float(load["settings"][knob]), float(one["tokens_per_second"]))
+            (float(load["settings"][knob]), float(result["tokens_per_second"]))
             for load in loads
-            if (one := load["results"].get(role)) is not None
+            if (result := load["results"].get(role)) is not None
         ]
         if points:
             x, y = zip(*sorted(points), strict=True)

@@ -262,9 +262,13 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for column in ("", "ms/step", "data tokens/s", "model GFLOP/s", "of products", "in processor time"):
         table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     names = {"fast": "hildanext", "plain": "plain: fp32, full logits, dense mask"}
-    for key, way in result["ways"].items():
-        cells = (f"{way['step_ms']:.0f}", f"{way['tokens_per_second']:.0f}", f"{way['flop_per_second'] / 1e9:.1f}")
-        shares = (f"{100 * way[share]:.0f} %" for share in ("share_of_products", "share_of_products_processor"))
+    for key, numbers in result["ways"].items():
+        cells = (
+            f"{numbers['step_ms']:.0f}",
+            f"{numbers['tokens_per_second']:.0f}",
+            f"{numbers['flop_per_second'] / 1e9:.1f}",
+        )
+        shares = (f"{100 * numbers[share]:.0f} %" for share in ("share_of_products", "share_of_products_processor"))
         table.add_row(names[key], *cells, *shares)
     rate = result["product_flop_per_second"] / 1e9
     table.add_row("matrix products, same shapes", "", "", f"{rate:.1f}", "100 %", "100 %")

@@ -74,15 +74,15 @@ def examine_versions() -> list[Finding]:
     from hildanext.core.runtime import versions
 
     findings = [Finding("ok", "hildanext", __version__)]
-    for name, found in versions().items():
+    for name, installed in versions().items():
         least = MINIMUM.get(name)
-        if not found:
+        if not installed:
             findings.append(Finding("bad", name, "not installed", "pip install -e hildanext/backend"))
-        elif least and release(found) < least:
-            wanted = ".".join(map(str, least))
-            findings.append(Finding("bad", name, found, f"install {name} {wanted} or newer"))
+        elif least and release(installed) < least:
+            needed = ".".join(map(str, least))
+            findings.append(Finding("bad", name, installed, f"install {name} {needed} or newer"))
         else:
-            findings.append(Finding("ok", name, found))
+            findings.append(Finding("ok", name, installed))
     return findings
 
 
@@ -178,16 +178,18 @@ def probe_optional(name: str) -> Finding:
     """Look for an attribute only the real package has: an index may hold an empty placeholder of that name."""
     attribute, submodule, purpose = OPTIONAL[name]
     try:
-        found = version(name)
+        installed = version(name)
     except PackageNotFoundError:
         return Finding("note", name, "not installed", f"optional: {purpose}")
     try:
         module = importlib.import_module(f"{name}.{submodule}" if submodule else name)
     except (ImportError, OSError, RuntimeError, AttributeError) as problem:
-        return Finding("note", name, f"{found}, cannot be imported ({type(problem).__name__}: {problem})", purpose)
+        return Finding("note", name, f"{installed}, cannot be imported ({type(problem).__name__}: {problem})", purpose)
     if not hasattr(module, attribute):
-        return Finding("note", name, f"{found}, an empty placeholder and not the engine", f"uninstall it; {purpose}")
-    return Finding("ok", name, found)
+        return Finding(
+            "note", name, f"{installed}, an empty placeholder and not the engine", f"uninstall it; {purpose}"
+        )
+    return Finding("ok", name, installed)
 
 
 def examine_engines() -> list[Finding]:

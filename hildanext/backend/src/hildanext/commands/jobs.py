@@ -102,8 +102,8 @@ def _list(service: "JobService", options: argparse.Namespace) -> None:
 
     table = Table("job", "state", "created", "progress", "error", box=None)
     for job in jobs:
-        told = job.error or ""
-        table.add_row(job.id, _state(job), _time(job.created), progress_line(job.progress.as_json()), told[:80])
+        error = job.error or ""
+        table.add_row(job.id, _state(job), _time(job.created), progress_line(job.progress.as_json()), error[:80])
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table if jobs else f"no jobs in {options.folder}")
 
@@ -138,21 +138,21 @@ def _show(service: "JobService", options: argparse.Namespace) -> None:
 
 def _cancel(service: "JobService", options: argparse.Namespace) -> None:
     job = service.cancel(options.id)
-    said = f"{job.id} is cancelled" if job.state == "cancelled" else f"{job.id} is stopping; a training saves first"
-    print(json.dumps(job.as_json()) if options.json else said)
+    sentence = f"{job.id} is cancelled" if job.state == "cancelled" else f"{job.id} is stopping; a training saves first"
+    print(json.dumps(job.as_json()) if options.json else sentence)
 
 
 def _events(service: "JobService", options: argparse.Namespace) -> None:
-    found = service.follow(options.id, options.after) if options.follow else _all_events(service, options)
-    for event in found:
+    events = service.follow(options.id, options.after) if options.follow else _all_events(service, options)
+    for event in events:
         print(json.dumps(event.as_json()) if options.json else event_line(event), flush=True)
 
 
 def _all_events(service: "JobService", options: argparse.Namespace) -> "list[JobEvent]":
-    found: list[JobEvent] = []
-    while page := service.events(options.id, found[-1].id if found else options.after):
-        found += page
-    return found
+    events: list[JobEvent] = []
+    while page := service.events(options.id, events[-1].id if events else options.after):
+        events += page
+    return events
 
 
 def _log(service: "JobService", options: argparse.Namespace) -> None:
@@ -161,20 +161,20 @@ def _log(service: "JobService", options: argparse.Namespace) -> None:
 
 
 def _artefacts(service: "JobService", options: argparse.Namespace) -> None:
-    found = service.artefacts(options.id)
+    artefacts = service.artefacts(options.id)
     if options.json:
-        print(json.dumps([one.as_json() for one in found]))
+        print(json.dumps([artefact.as_json() for artefact in artefacts]))
         return
-    for one in found:
-        print(f"{one.size:>14,}  {_time(one.modified)}  {one.path}")
+    for artefact in artefacts:
+        print(f"{artefact.size:>14,}  {_time(artefact.modified)}  {artefact.path}")
 
 
 def _work(service: "JobService", options: argparse.Namespace) -> None:
     from hildanext.core.logging_setup import configure_logging
 
     configure_logging("info")
-    for one in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has Ctrl-C ignored
-        signal.signal(one, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     service.start()
     print(
         f"taking jobs from {service.folder}, {options.limit} at a time; Ctrl-C ends this", file=sys.stderr, flush=True
@@ -218,14 +218,14 @@ def event_line(event: "JobEvent") -> str:
     """One event for people."""
     data = event.data
     if event.kind == "log":
-        told = data["line"]
+        text = data["line"]
     elif event.kind == "progress":
-        told = progress_line(data)
+        text = progress_line(data)
     elif event.kind == "metric":
         numbers = {key: value for key, value in data.items() if isinstance(value, int | float)}
         shown = " ".join(f"{key} {value:.5g}" for key, value in numbers.items())
-        told = f"{data['stage']} {data.get('kind', '')}: {shown}"
+        text = f"{data['stage']} {data.get('kind', '')}: {shown}"
     else:
-        told = "cancelling" if data.get("cancelling") else f"{data['state']} (attempt {data['attempt']})"
-        told += f": {data['error']}" if data.get("error") else ""
-    return f"{event.id:>6}  {datetime.fromtimestamp(event.time):%H:%M:%S}  {event.kind:<8}  {told}"
+        text = "cancelling" if data.get("cancelling") else f"{data['state']} (attempt {data['attempt']})"
+        text += f": {data['error']}" if data.get("error") else ""
+    return f"{event.id:>6}  {datetime.fromtimestamp(event.time):%H:%M:%S}  {event.kind:<8}  {text}"

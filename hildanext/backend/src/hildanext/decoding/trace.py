@@ -93,12 +93,12 @@ class TerminalView:
 
     def _visible(self) -> list[int]:
         """The last positions, as many as the screen surely holds (a line break may cost a whole line)."""
-        room = self.console.width * max(self.console.height - 4, 1)
+        cells_left = self.console.width * max(self.console.height - 4, 1)
         shown: list[int] = []
         for at in sorted(self.cells, reverse=True):
             text = self.cells[at][0]
-            room -= len(text) + self.console.width * text.count("\n")
-            if room < 0:
+            cells_left -= len(text) + self.console.width * text.count("\n")
+            if cells_left < 0:
                 break
             shown.append(at)
         return shown[::-1]

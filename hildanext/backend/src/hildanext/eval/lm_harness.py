@@ -61,13 +61,13 @@ class HarnessAdapter:
         texts = [""] * len(requests)
         for indices in groups.values():
             params = self._params(requests[indices[0]].args[1])
-            room = self.writer.context - params.max_new_tokens
-            if room < 1:
+            longest = self.writer.context - params.max_new_tokens
+            if longest < 1:
                 raise ConfigError(
                     f"{params.max_new_tokens} new tokens leave no room in the context of {self.writer.context}",
                     "lower the task's max_gen_toks (--gen_kwargs), or eval.harness.max_gen_toks",
                 )
-            prompts = {index: self.writer.encode(requests[index].args[0])[-room:] for index in indices}
+            prompts = {index: self.writer.encode(requests[index].args[0])[-longest:] for index in indices}
             order = sorted(indices, key=lambda index: (-len(prompts[index]), index))
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
@@ -199,8 +199,8 @@ class HarnessAdapter:
         )
 
     def _pair(self, before: Sequence[int], after: Sequence[int], seed: int) -> Pair:
-        room = self.scorer.context - len(after)
-        return Pair(tuple(before[-room:] if room > 0 else before), tuple(after), seed)
+        longest = self.scorer.context - len(after)
+        return Pair(tuple(before[-longest:] if longest > 0 else before), tuple(after), seed)
 
     def _prefix(self) -> list[int]:
         """What an empty context is: BOS, else EOS, which separates documents."""

@@ -85,8 +85,8 @@ def run_tasks(pair: ModelPair, settings: QualityConfig, folder: str | Path, quie
             identity = sample_identity(task_name, task, model, settings.seed, weights[id(model.network)])
             with Journal(Path(folder), key, model.name, identity, session_facts(model, settings.batch_size)) as journal:
                 _answer(task, model, prompts, journal, settings, f"{key}, {model.name}", quiet)
-                wanted = {(item.index, repeat) for item in items for repeat in range(_repeats(task))}
-                kept = [journal.samples[at] for at in sorted(wanted)]
+                places = {(item.index, repeat) for item in items for repeat in range(_repeats(task))}
+                kept = [journal.samples[at] for at in sorted(places)]
                 outcomes.append(Outcome(model, kept, journal.sessions))
         finished.append(TaskRun(key, task, outcomes))
     return finished
@@ -127,12 +127,12 @@ def _prompts(task: Task, items: Sequence[Item], models: Sequence[EvalModel]) -> 
         return [_Prompt(item, task.prompt(item), 0) for item in items]
     assert isinstance(task, WritingTask)
     narrowest = min(models, key=lambda model: model.context)
-    room = narrowest.context - task.max_new_tokens
+    longest = narrowest.context - task.max_new_tokens
     fitting = []
     for item in items:
         shots = task.few_shot
         text = _dressed(task, task.prompt(item, shots), narrowest)
-        while (length := len(narrowest.encode(text))) > room:
+        while (length := len(narrowest.encode(text))) > longest:
             if task.overlong == "refuse" or shots == 0:
                 raise PromptError(
                     f"{item.id}: a prompt of {length} tokens and {task.max_new_tokens} new ones exceed the context of "

@@ -134,11 +134,11 @@ def describe(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, st
     """Message, field and code of what a body's types do not allow; several complaints of one field are one."""
     complaints: dict[str, list[str]] = {}
     for problem in problems:
-        said = complaints.setdefault(_place(problem["loc"]), [])
+        texts = complaints.setdefault(_place(problem["loc"]), [])
         text = _said(problem)
-        if text not in said:
-            said.append(text)
-    parts = [f"{place}: {' or '.join(said)}" if place else " or ".join(said) for place, said in complaints.items()]
+        if text not in texts:
+            texts.append(text)
+    parts = [f"{place}: {' or '.join(texts)}" if place else " or ".join(texts) for place, texts in complaints.items()]
     more = f" (and {len(parts) - 3} more)" if len(parts) > 3 else ""
     code = "unknown_field" if problems[0]["type"] == "unknown_field" else "invalid_value"
     return "; ".join(parts[:3]) + more, next(iter(complaints)) or None, code

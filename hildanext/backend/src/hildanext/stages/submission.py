@@ -56,7 +56,7 @@ def check_submission(run: Mapping[str, Any]) -> None:
 
 
 def _value(section: Mapping[str, Any], name: str) -> Any:
-    found: Any = section
+    value: Any = section
     for part in name.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -105,7 +105,7 @@ class Native(Conversation):
         try:
             match event.name:
                 case "start":
-                    cells = [Cell(one["position"], one["token"], one["text"]) for one in data["prompt"]]
+                    cells = [Cell(cell["position"], cell["token"], cell["text"]) for cell in data["prompt"]]
                     waited = self.times.started - self.times.submitted + float(data["queue_seconds"])
                     return [Started(int(data["prompt_tokens"]), int(data["cached_tokens"]), waited, cells)]
                 case "frame":
@@ -219,8 +219,8 @@ def extras_of(request: Request) -> dict[str, Any]:
     if section and section["name"] != MODES["S_MODE"]["name"]:
         wishes["decoder"] = section
     elif section:
-        usual, wanted = (plain(make_decoder(one)) for one in (dict(MODES["S_MODE"]), section))
-        wishes |= {k: v for k, v in wanted.items() if k not in SAMPLING and v != usual[k]}
+        usual, chosen = (plain(make_decoder(knobs)) for knobs in (dict(MODES["S_MODE"]), section))
+        wishes |= {k: v for k, v in chosen.items() if k not in SAMPLING and v != usual[k]}
     if request.steps:
         wishes["stream_denoising"] = True
     return wishes

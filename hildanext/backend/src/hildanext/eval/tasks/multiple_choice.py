@@ -79,13 +79,13 @@ class MultipleChoice(ScoringTask):
 
     def weigh(self, item: Item, scored: Sequence[Scored]) -> Judgement:
         options = self._options(item.record)
-        nats = [found.nats for found in scored]
+        nats = [score.nats for score in scored]
         per_byte = [value / len(f" {option}".encode()) for value, option in zip(nats, options, strict=True)]
         picked = {"acc": nats.index(min(nats)), "acc_norm": per_byte.index(min(per_byte))}
         gold = int(item.record["gold"])
         extraction: dict[str, Any] = {
             "nats": nats,
-            "kinds": [found.kind for found in scored],
+            "kinds": [score.kind for score in scored],
             "picked": picked["acc"],
             "gold": gold,
         }
