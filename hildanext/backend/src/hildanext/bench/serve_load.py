@@ -329,24 +329,24 @@ def _table(url: str, load: dict[str, Any]) -> Table:
     title = f"{url}, {load_of(settings['clients'], settings['rate'])}, {volume}"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
-    for role, load in results.items():
-        table.add_column(f"{load['name']} ({'AR parent' if role == 'parent' else 'model'})", justify="right")
+    for role, result in results.items():
+        table.add_column(f"{result['name']} ({'AR parent' if role == 'parent' else 'model'})", justify="right")
 
     def row(words: str, show: Callable[[dict[str, Any]], str]) -> None:
-        table.add_row(words, *(show(load) for load in results.values()))
+        table.add_row(words, *(show(result) for result in results.values()))
 
-    row("answered", lambda load: f"{load['answered']} of {load['requests']}")
-    row("tokens/s", lambda load: f"{load['tokens_per_second']:.1f}")
-    row("requests/s", lambda load: f"{load['requests_per_second']:.2f}")
+    row("answered", lambda result: f"{result['answered']} of {result['requests']}")
+    row("tokens/s", lambda result: f"{result['tokens_per_second']:.1f}")
+    row("requests/s", lambda result: f"{result['requests_per_second']:.2f}")
     for key, words in (("first_block_seconds", "first block"), ("latency_seconds", "whole answer")):
         for share in PERCENTILES:
-            row(f"{words} p{share}, s", lambda load, key=key, share=share: _number(load[key], f"p{share}"))  # type: ignore[misc]
-    row("tokens per forward", lambda load: _number(load, "tokens_per_forward"))
-    row("forwards of requests", lambda load: str(load["forwards"] or "not told"))
-    row("forwards of the engine", lambda load: str(load["engine_counts"].get("forwards", "not told")))
-    row("prompt tokens from the cache", lambda load: f"{load['cached_tokens']} of {load['prompt_tokens']}")
-    for kind in sorted({kind for load in results.values() for kind in load["errors"]}):
-        row(kind, lambda load, kind=kind: str(load["errors"].get(kind, 0)))  # type: ignore[misc]
+            row(f"{words} p{share}, s", lambda result, key=key, share=share: _number(result[key], f"p{share}"))  # type: ignore[misc]
+    row("tokens per forward", lambda result: _number(result, "tokens_per_forward"))
+    row("forwards of requests", lambda result: str(result["forwards"] or "not told"))
+    row("forwards of the engine", lambda result: str(result["engine_counts"].get("forwards", "not told")))
+    row("prompt tokens from the cache", lambda result: f"{result['cached_tokens']} of {result['prompt_tokens']}")
+    for kind in sorted({kind for result in results.values() for kind in result["errors"]}):
+        row(kind, lambda result, kind=kind: str(result["errors"].get(kind, 0)))  # type: ignore[misc]
     return table
 
 
