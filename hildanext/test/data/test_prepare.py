@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import hildanext
 from corpus import BOS, EOS, dolma, files_of, small_tokenizer, story, write_jsonl, write_stories
 from hildanext.cli import main
 from hildanext.core.errors import CheckpointError, DataError
@@ -480,3 +481,16 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_the_help_names_every_row_of_the_tables_and_loads_no_pydantic():
+    from hildanext.core.knobs import names_in
+    from hildanext.data.causal_graphs import EXTRACTORS
+    from hildanext.data.sources import SOURCES
+
+    data = Path(hildanext.__file__).parent / "data"
+    assert names_in(data / "sources", "SOURCES") == tuple(SOURCES)
+    assert names_in(data / "causal_graphs", "EXTRACTORS") == tuple(EXTRACTORS)
+    code = "import sys, hildanext.cli; hildanext.cli.main(['prepare', '--help']); print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

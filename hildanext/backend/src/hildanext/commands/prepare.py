@@ -9,18 +9,19 @@ hildanext prepare --graphs rule:gsm8k --path gsm8k/train.jsonl --out data/gsm8k
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, load_run
 from hildanext.core.errors import ConfigError
-from hildanext.data.causal_graphs import EXTRACTORS
-from hildanext.data.sources import SOURCES
+from hildanext.core.knobs import names_in
 
 if TYPE_CHECKING:
     from hildanext.datasets import OnProgress
+
+DATA = Path(__file__).parents[1] / "data"
 
 EPILOG = """commands to paste:
   hildanext prepare --source tinystories --path TinyStories-train.txt --tokenizer tiny --out data/tinystories
@@ -43,20 +44,23 @@ the section 'graphs'. `hildanext explain-graph` draws one."""
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("--source", metavar="NAME", help=_names(SOURCES))
+    parser.add_argument("--source", metavar="NAME", help=_names("sources", "SOURCES"))
     parser.add_argument("--path", action="append", help="a file, a folder or a pattern; may be given several times")
     parser.add_argument("--out", metavar="FOLDER", help="where the shards go")
     parser.add_argument(
         "--tokenizer", metavar="MODEL", help="a model's name, folder, hub id or .gguf file (default tiny)"
     )
-    parser.add_argument("--graphs", metavar="NAME", help=f"extract causal graphs: {_names(EXTRACTORS)}")
+    parser.add_argument(
+        "--graphs", metavar="NAME", help=f"extract causal graphs: {_names('causal_graphs', 'EXTRACTORS')}"
+    )
     parser.add_argument("--shard", metavar="I/N", default="0/1", help="do part I of N, counted from 0 (default 0/1)")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     add_run_flags(parser)
 
 
-def _names(table: Iterable[str]) -> str:
-    *most, last = table
+def _names(room: str, table: str) -> str:
+    """Read from the source: importing the table loads pydantic, three times what the rest of --help takes."""
+    *most, last = names_in(DATA / room, table)
     return f"{', '.join(most)} or {last}"
 
 
@@ -100,6 +104,7 @@ def _graphs(options: argparse.Namespace) -> int:
         raise ConfigError("--graphs needs --path and --out", "--path train.jsonl --out data/gsm8k")
 
     from hildanext.core.registry import build
+    from hildanext.data.causal_graphs import EXTRACTORS
     from hildanext.data.causal_graphs.corpus import write_graphs
     from hildanext.data.causal_graphs.statistics import table
 

@@ -45,14 +45,25 @@ def knobs_in(package: Path, table: str) -> dict[str, tuple[Knob, ...]]:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
+    rows = _table(front, table)
+    members = zip(map(_literal, filter(None, rows.keys)), map(ast.unparse, rows.values), strict=True)
+    return {name: _knobs(_class(package / f"{home[member]}.py", member)) for name, member in members}
+
+
+def names_in(package: Path, table: str) -> tuple[str, ...]:
+    """The names of a family's members, in the order of its table."""
+    front = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
+    return tuple(map(_literal, filter(None, _table(front, table).keys)))
+
+
+def _table(front: ast.Module, table: str) -> ast.Dict:
     (rows,) = [
         node.value
         for node in front.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table
     ]
     assert isinstance(rows, ast.Dict)
-    members = zip(map(_literal, filter(None, rows.keys)), map(ast.unparse, rows.values), strict=True)
-    return {name: _knobs(_class(package / f"{home[member]}.py", member)) for name, member in members}
+    return rows
 
 
 def _class(path: Path, name: str) -> ast.ClassDef:
