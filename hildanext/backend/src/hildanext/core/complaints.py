@@ -54,7 +54,8 @@ LONGEST_NAME = 80
 def complaints(problems: Iterable[Mapping[str, Any]], schema: Schema) -> list[tuple[str, str]]:
     """Of pydantic's errors, each place (`a.b[0]`, empty for the whole) and what is to be said of it.
 
-    Errors of one place are one, since the branches of a union complain each; those of a part stand for the whole's. `schema` is that of what was validated.
+    Errors of one place are one, since the branches of a union complain each; those of a part stand for the whole's.
+    `schema` is that of what was validated.
     """
     said: list[tuple[str, str]] = []
     gathered: dict[str, tuple[list[Schema], list[Mapping[str, Any]]]] = {}
@@ -127,7 +128,7 @@ def _complaint(allowed: Sequence[Schema], problems: Sequence[Mapping[str, Any]])
 
 
 def _rank(problem: Mapping[str, Any]) -> int:
-    """Of a union's branches, the one that a value was right for but for its size says most, one of another type least."""
+    """Of a union's branches, the one that a value fits but for its size says most, one of another type least."""
     return 0 if set(BOUNDS) & set(problem.get("ctx", {})) else 2 if _is_of_type(problem["type"]) else 1
 
 

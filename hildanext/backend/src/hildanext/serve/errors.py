@@ -12,7 +12,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, TypeAdapter
-from pydantic.fields import FieldInfo
 from starlette.exceptions import HTTPException
 
 from hildanext.core.complaints import complaints
@@ -107,7 +106,7 @@ async def _known(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    message, param, code = describe(error.errors(), _schema(request.scope["endpoint"]))
+    message, param, code = describe(error.errors(), _schema(request.scope["endpoint"], error.errors()))
     return JSONResponse(shape(message, 400, code, param), 400)
 
 
@@ -148,20 +147,19 @@ def describe(problems: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -
     return "; ".join(parts[:3]) + more, said[0][0] or None, code
 
 
+def _schema(endpoint: Callable[..., Any], problems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """JSON Schema of an endpoint's body, or of an object of those of its other parameters that are wrong."""
+    kinds = get_type_hints(endpoint, include_extras=True)
+    kinds.pop("return", None)
+    if problems[0]["loc"][0] == "body":
+        return _body_schema(next(kind for kind in kinds.values() if isinstance(kind, type(BaseModel))))
+    names = dict.fromkeys(problem["loc"][1] for problem in problems)
+    return {"properties": {name: TypeAdapter(kinds[name]).json_schema() for name in names if name in kinds}}
+
+
 @cache
-def _schema(endpoint: Callable[..., Any]) -> dict[str, Any]:
-    """JSON Schema of an endpoint's body, or of an object of its query and path."""
-    parameters = get_type_hints(endpoint, include_extras=True)
-    parameters.pop("return", None)
-    for kind in parameters.values():
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind.model_json_schema()
-    fields = {name: kind for name, kind in parameters.items() if isinstance(_first_note(kind), FieldInfo)}
-    return {"properties": {name: TypeAdapter(kind).json_schema() for name, kind in fields.items()}}
-
-
-def _first_note(kind: Any) -> Any:
-    return getattr(kind, "__metadata__", (None,))[0]
+def _body_schema(body: type[BaseModel]) -> dict[str, Any]:
+    return body.model_json_schema()
 
 
 def _clean(text: str | None) -> Any:
