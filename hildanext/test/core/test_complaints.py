@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, TypeAdapter
@@ -31,6 +31,7 @@ class Dish:
     hot: bool = True
     name: str = "soup"
     kind: Literal["sweet", "sour"] | None = None
+    level: Literal["off"] | Annotated[float, Field(ge=0, le=1)] = "off"
     source: str | list[str] = ""
     recipe: Path | None = None
     weights: list[float] = Field(default_factory=list)
@@ -59,6 +60,8 @@ class Dish:
         ({"hot": "warm"}, "hot: 'warm' is neither true nor false, give true or false"),
         ({"name": 3}, "name: 3 is no text, give text"),
         ({"kind": "bitter"}, "kind: 'bitter' is no choice, give 'sweet' or 'sour', or null"),
+        ({"level": 7}, "level: 7 is above 1, give 'off' or 0 to 1"),
+        ({"level": "on"}, "level: 'on' is no choice, give 'off' or 0 to 1"),
         ({"source": 3}, "source: 3 is no text, give text or a list of texts"),
         ({"source": [3]}, "source[0]: 3 is no text, give text"),
         ({"recipe": 3}, "recipe: 3 is no path, give a path, or null"),

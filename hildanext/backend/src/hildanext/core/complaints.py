@@ -1,12 +1,11 @@
 """What is wrong with values, in words: where, what was given, and what may be given, read from the JSON Schema."""
 
 import json
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
-
-from hildanext.core.knobs import BOUNDS
 
 Schema = Mapping[str, Any]
 
@@ -65,7 +64,7 @@ def complaints(problems: Iterable[Mapping[str, Any]], schema: Schema) -> list[tu
             said.append(("", _unknown(place, str(problem["loc"][-1]), allowed)))
         else:
             gathered.setdefault(place, (allowed, []))[1].append(problem)
-    outer = {place for place in gathered for inner in gathered if inner.startswith((f"{place}.", f"{place}["))}
+    outer = {place[: mark.start()] for place in gathered for mark in re.finditer(r"[.\[]", place)}
     return [*said, *((place, _complaint(*found)) for place, found in gathered.items() if place not in outer)]
 
 
@@ -110,7 +109,8 @@ def _unknown(place: str, name: str, allowed: Sequence[Schema]) -> str:
 
 
 def _complaint(allowed: Sequence[Schema], problems: Sequence[Mapping[str, Any]]) -> str:
-    problem = min(problems, key=_rank)
+    # Of a union's branches, one whose type the value has says most.
+    problem = min(problems, key=lambda problem: _is_of_type(problem["type"]))
     kind, value = problem["type"], problem.get("input")
     text = BROKEN.get(kind) if value == value else NOT["float"]  # NaN is neither above nor below
     if text is None and _is_of_type(kind):
@@ -125,11 +125,6 @@ def _complaint(allowed: Sequence[Schema], problems: Sequence[Mapping[str, Any]])
         return said if isinstance(value, dict | list) else f"{said}, got {_shown(value)}"
     choices = _choices(allowed)
     return f"{broken}, give {choices}" if choices else broken
-
-
-def _rank(problem: Mapping[str, Any]) -> int:
-    """Of a union's branches, the one that a value fits but for its size says most, one of another type least."""
-    return 0 if set(BOUNDS) & set(problem.get("ctx", {})) else 2 if _is_of_type(problem["type"]) else 1
 
 
 def _is_of_type(kind: str) -> bool:

@@ -49,6 +49,9 @@ MEANINGS = {
     504: "no whole answer within the deadline",
 }
 
+MOST_READ = 100
+"""How many of a body's faults are looked into: a list of a million wrong items has as many."""
+
 CONTENT: dict[str, Any] = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
 """Of an error's response in the OpenAPI document, whatever the route's own answer is."""
 
@@ -140,9 +143,10 @@ def describe(problems: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -
         return "the body is missing: send a JSON object", None, "invalid_value"
     if first["loc"] == ("body",) and first["type"].endswith("_type"):
         return "give a JSON object", None, "invalid_value"
-    said = complaints([{**problem, "loc": problem["loc"][1:]} for problem in problems], schema)
+    read = problems[:MOST_READ]
+    said = complaints([{**problem, "loc": problem["loc"][1:]} for problem in read], schema)
     parts = [f"{place}: {text}" if place else text for place, text in said]
-    more = f" (and {len(parts) - 3} more)" if len(parts) > 3 else ""
+    more = f" (and {len(parts) - 3 + len(problems) - len(read)} more)" if len(parts) > 3 else ""
     code = "unknown_field" if first["type"] == "unknown_field" else "invalid_value"
     return "; ".join(parts[:3]) + more, said[0][0] or None, code
 
