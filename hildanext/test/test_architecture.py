@@ -6,9 +6,11 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from hildanext.cli import VERBS
 from hildanext.stages import STAGES
@@ -141,10 +143,13 @@ def test_no_module_is_a_drawer():
     assert not {"utils", "common", "helpers", "io", "types", "logging"} & {Path(name).stem for name in NAMES}
 
 
-def test_every_module_is_importable():
+def test_every_module_is_importable_and_every_configuration_can_say_what_it_takes():
+    """As JSON Schema, which `core/complaints.py` puts into words, and without a warning."""
     for found in pkgutil.walk_packages([str(PACKAGE)], "hildanext."):
         if not found.name.endswith("__main__"):
-            importlib.import_module(found.name)
+            for _, kind in inspect.getmembers(importlib.import_module(found.name), inspect.isclass):
+                if is_dataclass(kind) and "__pydantic_fields__" in vars(kind):
+                    assert TypeAdapter(kind).json_schema()["type"] == "object"
 
 
 @pytest.mark.parametrize("package", FAMILIES)
