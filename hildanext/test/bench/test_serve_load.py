@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from hildanext.bench import serve_figure as serve_picture
+from hildanext.bench import serve_figure
 from hildanext.bench.own_server import ServerFailed, own_server
 from hildanext.bench.serve_load import CANCELLED, Outcome, ServeLoadConfig, measure, plans, summary, tables
 from hildanext.cli import main
@@ -202,7 +202,7 @@ class TestPicture:
 
     def test_it_has_a_column_for_each_loop_and_a_line_for_each_percentile(self):
         loads = [self.one("closed", 2), self.one("closed", 1), self.one("open", 4, answered=0), self.one("open", 3)]
-        axes = serve_picture._figure({"loads": loads}, ["closed", "open"]).axes
+        axes = serve_figure._figure({"loads": loads}, ["closed", "open"]).axes
         assert len(axes) == 6 and [len(one.get_lines()) for one in axes] == [6, 6, 6, 6, 2, 2]
         first = axes[0].get_lines()[0]
         assert list(first.get_xdata()) == [1, 2] and list(first.get_ydata()) == [0.1, 0.2]
@@ -211,7 +211,7 @@ class TestPicture:
 
     def test_where_nothing_was_answered_there_is_none(self, tmp_path):
         path = tmp_path / "x.png"
-        assert serve_picture.draw({"loads": [self.one("closed", 2, answered=0)]}, path) is None and not path.exists()
+        assert serve_figure.draw({"loads": [self.one("closed", 2, answered=0)]}, path) is None and not path.exists()
 
 
 class TestTheCommand:

@@ -130,7 +130,7 @@ class TestByName:
         dinfer(ProbeResult())
         with pytest.raises(ConfigError, match="dinfer cannot be used here: no CUDA device") as caught:
             open_engine({"name": "dinfer"}, llada)
-        assert "use the engine transformers" in str(caught.value)
+        assert "use the engine local" in str(caught.value)
         with pytest.raises(ModelError, match="dinfer cannot run this model"):
             open_engine({"name": "dinfer"}, "tiny")
 
