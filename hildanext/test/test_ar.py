@@ -226,13 +226,13 @@ def test_the_forwards_that_only_read_a_long_prompt_are_counted(monkeypatch):
 
 def test_a_row_ends_where_its_caller_says_and_is_handed_over_at_once():
     parent = make_parent()
-    told: list[tuple[int, int]] = []
+    handed_over: list[tuple[int, int]] = []
     results = parent.generate_batch(
         PROMPTS,
         12,
         stop_ids=[],
         ended=lambda row, tokens: row == 2 and len(tokens) == 4,
-        on_result=lambda row, result: told.append((row, len(result.tokens))),
+        on_result=lambda row, result: handed_over.append((row, len(result.tokens))),
     )
     assert [len(result.tokens) for result in results] == [12, 12, 4, 12]
-    assert told == [(2, 4), (0, 12), (1, 12), (3, 12)]
+    assert handed_over == [(2, 4), (0, 12), (1, 12), (3, 12)]

@@ -315,10 +315,10 @@ def test_a_completion_is_handed_over_when_its_row_ends_and_seeds_may_be_given():
     model = random_model(seed=2)
     prompts, seeds = [prompt_of(5, 0), prompt_of(3, 1), prompt_of(6, 2)], [7, 70, 700]
     decoder = ThresholdEdit(tau_mask=0.5, temperature=1.0)
-    told: dict[int, object] = {}
+    results: dict[int, object] = {}
     settings = GenerationConfig(max_new_tokens=8, batch_size=2)
-    done = generate(model, None, prompts, decoder, settings, None, told.__setitem__, seeds)
-    assert sorted(told) == [0, 1, 2] and all(told[row] is completion for row, completion in enumerate(done))
+    done = generate(model, None, prompts, decoder, settings, None, results.__setitem__, seeds)
+    assert sorted(results) == [0, 1, 2] and all(results[row] is completion for row, completion in enumerate(done))
     for prompt, seed, completion in zip(prompts, seeds, done, strict=True):
         alone = generate(model, None, [prompt], decoder, GenerationConfig(max_new_tokens=8, seed=seed))[0]
         assert alone.tokens == completion.tokens

@@ -59,12 +59,12 @@ def decode(script, decoder, blocks=1, prompt=PROMPT, **settings):
 def pictures(completion):
     """The block's masks and letters before each forward, as V12 writes them."""
     letters = {A: "a", B: "b", C: "c", D: "d", X: "x"}
-    cells, found = dict.fromkeys(range(4, 8), "_"), []
+    cells, snapshots = dict.fromkeys(range(4, 8), "_"), []
     for step in completion.trace:
-        found.append("".join(cells[at] for at in range(4, 8)))
+        snapshots.append("".join(cells[at] for at in range(4, 8)))
         cells |= {at: letters.get(new, "?") for at, new, _ in step.drafts}
         cells |= {at: letters.get(new, "?") for at, _, new, _ in step.edits}
-    return found
+    return snapshots
 
 
 @pytest.mark.parametrize(

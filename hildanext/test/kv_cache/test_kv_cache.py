@@ -96,11 +96,11 @@ def test_future_clean_and_other_noisy_blocks_do_not_matter(alignment):
 
 def differing(one, other):
     """For each layer the positions whose keys or values differ."""
-    found = []
+    changed = []
     for layer in range(len(one.keys)):
         gap = sum((a - b).abs().sum((0, 2)) for a, b in zip(one.view(layer), other.view(layer), strict=True))
-        found.append(set((gap > 1e-9).nonzero()[:, 0].tolist()))
-    return found
+        changed.append(set((gap > 1e-9).nonzero()[:, 0].tolist()))
+    return changed
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -94,9 +94,9 @@ def test_block_size_one_is_the_token_by_token_probability(make_model, batch, fam
     model = make_model(family, alignment)
     documents = [text(8, 1), text(8, 2), text(12, 3)]
     wanted = -sum(log_p(model, ids, {}, 1, place) for ids in documents for place in range(1, len(ids)))
-    found = exact(model, [batch], EOS)
-    assert found.kind == "exact" and found.tokens == 25 and found.se == 0 and found.forwards == 1
-    assert found.real_nll == pytest.approx(wanted, abs=1e-9)
+    likelihood = exact(model, [batch], EOS)
+    assert likelihood.kind == "exact" and likelihood.tokens == 25 and likelihood.se == 0 and likelihood.forwards == 1
+    assert likelihood.real_nll == pytest.approx(wanted, abs=1e-9)
 
 
 def test_parent_alignment_at_block_size_one_is_the_parent(make_model, batch):
@@ -115,25 +115,25 @@ def test_the_bound_is_the_average_over_orders(make_model, alignment, estimator):
     documents = [text(4, 5), text(6, 6)]
     wanted = sum(average_over_orders(model, ids, 4) for ids in documents) / 8
     copies = batch_of([documents] * 48, 10)
-    found = bound(model, [copies], 4, EOS, LikelihoodConfig(estimator=estimator, draws=24, seed=1))
-    assert found.kind == "bound" and found.se > 0
-    assert abs(found.nats_per_token - wanted) < 4 * found.se
-    assert found.se < 0.06 * wanted
+    estimate = bound(model, [copies], 4, EOS, LikelihoodConfig(estimator=estimator, draws=24, seed=1))
+    assert estimate.kind == "bound" and estimate.se > 0
+    assert abs(estimate.nats_per_token - wanted) < 4 * estimate.se
+    assert estimate.se < 0.06 * wanted
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_the_standard_error_is_the_spread_of_repeated_estimates(make_model, batch, alignment):
     """Over sixty seeds; the formula takes stratified draws for independent ones."""
     model = make_model("llama", alignment, layers=1)
-    found = [bound(model, [batch], 4, EOS, LikelihoodConfig(draws=4, seed=seed)) for seed in range(60)]
-    nats = torch.tensor([one.nats_per_token for one in found])
-    claimed = sum(one.se for one in found) / len(found)
+    estimates = [bound(model, [batch], 4, EOS, LikelihoodConfig(draws=4, seed=seed)) for seed in range(60)]
+    nats = torch.tensor([estimate.nats_per_token for estimate in estimates])
+    claimed = sum(estimate.se for estimate in estimates) / len(estimates)
     assert 0.6 * claimed < float(nats.std()) < 1.15 * claimed
 
 
 def test_one_draw_has_a_standard_error_too(make_model, batch):
-    found = bound(make_model(), [batch], 4, EOS, LikelihoodConfig(draws=1))
-    assert found.se > 0
+    estimate = bound(make_model(), [batch], 4, EOS, LikelihoodConfig(draws=1))
+    assert estimate.se > 0
 
 
 def test_more_than_one_batch_is_one_text(make_model, batch):
@@ -151,8 +151,8 @@ def test_more_than_one_batch_is_one_text(make_model, batch):
 def test_every_model_is_asked_about_the_same_tokens(make_model, alignment, block_size):
     """Documents without a BOS: position 0 is given, never scored, in any alignment and at any block size."""
     without_bos = batch_of([[text(8, 1), text(6, 2)]], 16, bos=False)
-    found = bound(make_model("qwen3", alignment), [without_bos], block_size, EOS, LikelihoodConfig(draws=2))
-    assert found.tokens == 7 + 5
+    estimate = bound(make_model("qwen3", alignment), [without_bos], block_size, EOS, LikelihoodConfig(draws=2))
+    assert estimate.tokens == 7 + 5
 
 
 def test_padding_is_in_the_sum_of_a_bound_but_not_in_its_count(make_model):
@@ -243,15 +243,15 @@ def inconsistent(place: int, seen: int) -> list[float]:
 def test_with_exact_conditionals_the_bound_is_tight(pair, nll, estimator):
     """V9 and V10: NELBO(x) = -log p(x); here per token, two tokens."""
     copies = batch_of([[[BOS, *pair]]] * 4000, 3)
-    found = bound(Toy(from_joint), [copies], 4, EOS + 9, LikelihoodConfig(estimator=estimator, draws=4, seed=3))
-    assert abs(2 * found.nats_per_token - nll) < 8 * found.se
-    assert found.se < 0.02
+    estimate = bound(Toy(from_joint), [copies], 4, EOS + 9, LikelihoodConfig(estimator=estimator, draws=4, seed=3))
+    assert abs(2 * estimate.nats_per_token - nll) < 8 * estimate.se
+    assert estimate.se < 0.02
 
 
 def test_an_inconsistent_model_gets_the_looser_bound():
     copies = batch_of([[[BOS, 0, 0]]] * 4000, 3)
-    found = bound(Toy(inconsistent), [copies], 4, EOS + 9, LikelihoodConfig(draws=4))
-    assert abs(2 * found.nats_per_token - 0.916291) < 8 * found.se
+    estimate = bound(Toy(inconsistent), [copies], 4, EOS + 9, LikelihoodConfig(draws=4))
+    assert abs(2 * estimate.nats_per_token - 0.916291) < 8 * estimate.se
 
 
 def test_a_coupled_draw_has_the_values_of_the_vector():
@@ -291,5 +291,5 @@ def test_a_clipped_noise_level_is_biased(weighting, wanted):
 
 
 def test_perplexity_of_hopeless_text_is_finite(make_model, batch):
-    found = exact(make_model(), [batch], EOS)
-    assert math.isfinite(found.perplexity) and found.plain()["perplexity"] == found.perplexity
+    likelihood = exact(make_model(), [batch], EOS)
+    assert math.isfinite(likelihood.perplexity) and likelihood.plain()["perplexity"] == likelihood.perplexity

@@ -268,9 +268,9 @@ def test_a_loss_that_nobody_differentiates_forms_no_gradient(mode):
     labels, weight, banned = torch.zeros(8, dtype=torch.long), torch.ones(8), torch.arange(8) >= 7
     asked = linear_cross_entropy(hidden, head, labels, weight, banned, chunk=4).total
     with mode(), Products():
-        found = linear_cross_entropy(hidden, head, labels, weight, banned, chunk=4).total
-    assert Products.count == 2 and not found.requires_grad and asked.requires_grad
-    assert found.item() == asked.item()
+        loss = linear_cross_entropy(hidden, head, labels, weight, banned, chunk=4).total
+    assert Products.count == 2 and not loss.requires_grad and asked.requires_grad
+    assert loss.item() == asked.item()
 
 
 def test_V13_no_supervised_row_is_a_zero_loss_with_finite_gradients():
@@ -295,7 +295,7 @@ def test_V20_a_loss_of_weight_zero_changes_nothing(alignment):
     """Bit for bit, in loss and gradients."""
     model = random_model(alignment=alignment)
     teacher = torch.randn(2, 16, 32, dtype=torch.float64)
-    found = []
+    results = []
     for losses in (
         {"m2t": MaskToToken()},
         {"m2t": MaskToToken(), "kl": ParentDistillation(weight=0.0), "ar": Autoregressive(weight=0.0)},
@@ -303,9 +303,9 @@ def test_V20_a_loss_of_weight_zero_changes_nothing(alignment):
         model.zero_grad()
         outcome = SupervisedStep(model, losses, model.head.detach())(make_view(t=0.5), teacher_hidden=teacher)
         outcome.total.backward()
-        found.append((outcome.total.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    assert torch.equal(found[0][0], found[1][0])
-    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+        results.append((outcome.total.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
 def test_V21_with_adapters_off_the_teacher_is_the_parent_and_kl_starts_at_zero():
