@@ -53,7 +53,7 @@ def test_a_conversion_leaves_a_checkpoint_that_loads(sections, tmp_path: Path):
 
 
 @pytest.mark.parametrize("stop", [1, 4, 9])
-def test_V22_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(sections, tmp_path: Path, stop: int):
+def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(sections, tmp_path: Path, stop: int):
     conversion, data = sections
     convert(conversion, data, tmp_path / "whole", quiet=True)
     convert(change(conversion, stop_after=stop), data, tmp_path / "cut", quiet=True)

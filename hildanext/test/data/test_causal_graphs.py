@@ -71,7 +71,7 @@ def links(extraction) -> list[tuple[str, str, bool]]:
     return [] if extraction.graph is None else [(e.cause, e.effect, e.ambiguous) for e in extraction.graph.edges]
 
 
-def test_V18_the_worked_example():
+def test_annotations_of_an_example_become_the_graph_written_by_hand():
     """The operand 2 is a constant: no edge. The texts are those as trained."""
     extraction = EXTRACTORS["rule:gsm8k"]().extract(NATALIA)
     assert extraction.graph.to_json() == GRAPH
@@ -79,7 +79,7 @@ def test_V18_the_worked_example():
     assert extraction.counts["operands: constants"] == 1
 
 
-def test_V18_a_wrong_annotation_is_dropped():
+def test_a_wrong_annotation_is_dropped():
     wrong = {**NATALIA, "answer": NATALIA["answer"].replace("<<48/2=24>>", "<<48/2=25>>")}
     extraction = EXTRACTORS["rule:gsm8k"]().extract(wrong)
     assert extraction.counts["wrong equations"] == 1
@@ -87,7 +87,7 @@ def test_V18_a_wrong_annotation_is_dropped():
     assert extraction.graph.node("e0").value == "72"
 
 
-def test_V18_a_graph_with_a_cycle_is_rejected():
+def test_a_graph_with_a_cycle_is_rejected():
     graph = copy.deepcopy(GRAPH)
     graph["edges"].append({"from": "f", "to": "e0"})
     with pytest.raises(DataError, match="run in a circle, e0 -> e1 -> f -> e0"):

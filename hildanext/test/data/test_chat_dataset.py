@@ -110,7 +110,7 @@ def test_the_next_question_in_the_block_of_an_answer_is_shown_as_masks_and_not_l
 
 
 def test_a_response_of_no_tokens_is_neither_masked_nor_replaced_nor_an_error():
-    """V15, the last clause: what an empty answer would give. (In data an empty turn is refused by name.)"""
+    """What an empty answer would give. (In data an empty turn is refused by name.)"""
     tokens = torch.arange(16)[None]
     document, nothing = torch.zeros_like(tokens), torch.zeros(1, 16, dtype=torch.bool)
     batch = Batch(tokens, document, tokens, nothing)

@@ -149,7 +149,7 @@ def test_one_token_options_of_a_question_are_read_from_one_forward(monkeypatch):
     assert rows == [1] and together == pytest.approx(alone, abs=1e-9)
 
 
-def test_a_uniform_model_scores_the_logarithm_of_its_vocabulary_at_any_block_size():  # V23
+def test_a_uniform_model_scores_the_logarithm_of_its_vocabulary_at_any_block_size():
     model = random_model(alignment="block", block_size=8, vocab=61)
     with torch.no_grad():
         model.head.zero_()

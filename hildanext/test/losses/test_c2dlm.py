@@ -59,22 +59,22 @@ def columns(rows: CausalRows, number: int = 0) -> tuple[int, list[int], list[int
     return int(rows.index[0, number]), causal.tolist(), others.tolist()
 
 
-def test_V19_a_cause_in_an_earlier_block_is_the_clean_copy():
+def test_a_cause_in_an_earlier_block_is_the_clean_copy():
     view = paired(make_view(length=8, batch=1), (6, 1), masked=[6])
     assert columns(rows_of(view)) == (6, [9], [4, 5, 7, 8, 10, 11])
 
 
-def test_V19_a_cause_in_the_same_block_is_the_noisy_copy():
+def test_a_cause_in_the_same_block_is_the_noisy_copy():
     view = paired(make_view(length=8, batch=1), (6, 5), masked=[6])
     assert columns(rows_of(view)) == (6, [5], [4, 7, 8, 9, 10, 11])
 
 
-def test_V19_a_cause_in_a_later_block_is_dropped():
+def test_a_cause_in_a_later_block_is_dropped():
     view = paired(make_view(length=8, batch=1), (1, 6), masked=[1])
     assert rows_of(view) is None
 
 
-def test_V19_one_block_over_the_whole_row_sees_every_cause():
+def test_one_block_over_the_whole_row_sees_every_cause():
     view = paired(make_view(length=8, batch=1, block=8), (1, 6), masked=[1])
     assert columns(rows_of(view)) == (1, [6], [0, 2, 3, 4, 5, 7])
 
@@ -147,13 +147,13 @@ def worked(norms: torch.Tensor | None) -> torch.Tensor:
     return re_attention(scores, torch.zeros(1, 1, 1, 1, 3).double(), value_norms).flatten()
 
 
-def test_V16_re_attention():
+def test_re_attention_as_computed_by_hand():
     assert worked(WORKED[1]).tolist() == pytest.approx([0.26316, 0.31579, 0.42105], abs=1e-5)
     assert worked(None).tolist() == pytest.approx(WORKED[0].tolist())
 
 
 @pytest.mark.parametrize("norms, ratio", [(WORKED[1], 0.92308), (None, 0.85714)])
-def test_V16_the_ratio_of_causes_to_the_rest(norms, ratio):
+def test_the_ratio_of_causes_to_the_rest(norms, ratio):
     attention = worked(norms)
     assert float(attention[1] / attention[[0, 2]].mean()) == pytest.approx(ratio, abs=1e-5)
 
@@ -163,7 +163,7 @@ def test_V16_the_ratio_of_causes_to_the_rest(norms, ratio):
     [("log_hinge", 0.77319), ("cat_hinge", 1.07692), ("cat_nll", -0.48), ("cat_div2", -0.21131), ("cat_div", -0.9327)]
     + [("mass", -math.log(0.315789474))],
 )
-def test_V16_the_losses(kind, value):
+def test_each_kind_of_loss_has_the_value_computed_by_hand(kind, value):
     attention = worked(WORKED[1])
     causes, others = attention[1:2], attention[[0, 2]].mean()[None]
     assert float(row_loss(causes, others, kind, 2.0, 1e-9)) == pytest.approx(value, abs=1e-5)
@@ -265,7 +265,7 @@ def checkpointed(model) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("grad_through_v", [False, True])
-def test_V17_the_gradient_reaches_queries_and_keys_of_the_chosen_layer(checkpointing, grad_through_v):
+def test_the_gradient_reaches_queries_and_keys_of_the_chosen_layer(checkpointing, grad_through_v):
     """Nothing reaches later layers, nor the values of the layer itself unless asked for."""
     model = random_model()
     add_lora(model, LoraConfig(rank=2, alpha=4))
@@ -292,7 +292,7 @@ def test_V17_the_gradient_reaches_queries_and_keys_of_the_chosen_layer(checkpoin
     assert not any(reached(2, projection) for projection in ("q_proj", "k_proj", "v_proj"))
 
 
-def test_V17_gradients_under_checkpointing_are_the_same_and_nothing_is_collected_twice():
+def test_gradients_under_checkpointing_are_the_same_and_nothing_is_collected_twice():
     view = paired(make_view(length=16), (9, 2), (14, 4), replaced=[9, 14])
     outcomes = []
     for checkpointing in (False, True):
@@ -322,7 +322,7 @@ def test_a_recomputed_layer_does_not_replace_what_the_first_pass_found():
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
 @pytest.mark.parametrize("off", [{"lambda_c": 0.0}, {"apply": "off"}, {"decay_from": 0.0}, {}])
-def test_V20_without_weight_or_without_graphs_nothing_changes(alignment, off):
+def test_without_weight_or_without_graphs_nothing_changes(alignment, off):
     """Bit for bit, in loss, gradients and what is left in the generator."""
     view = paired(make_view(length=16), (9, 2), masked=[8], replaced=[9])
     if not off:
@@ -455,7 +455,7 @@ def comparable(lines: list[dict]) -> list[tuple]:
     return [(line["loss"], line["gradient_norm"], line["losses"]["t2t"]) for line in lines]
 
 
-def test_V20_a_training_with_weight_zero_is_the_training_without_it(tmp_path: Path):
+def test_a_training_with_weight_zero_is_the_training_without_it(tmp_path: Path):
     without = trained(tmp_path / "a", {"t2t": TokenToToken()})
     zero = trained(tmp_path / "b", {"t2t": TokenToToken(), "c2dlm": CausalAttention(lambda_c=0.0)})
     some = trained(tmp_path / "c", {"t2t": TokenToToken(), "c2dlm": CausalAttention(lambda_c=0.5)})

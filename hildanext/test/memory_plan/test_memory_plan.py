@@ -257,8 +257,8 @@ class TestFormulas:
         ]
         assert peaks[0] < peaks[1] < peaks[2]
 
-    def test_the_brief_s_table_for_8_gb(self):
-        """Brief 04 4.3 at 2,048 fed tokens with recomputation and fused attention (ours materialises its scores):
+    def test_what_fits_into_8_gb_comes_out_as_tabled(self):
+        """At 2,048 fed tokens with recomputation and fused attention (ours materialises its scores):
         what fits and what does not must come out the same."""
         rank16, framework, budget = LoraConfig(rank=16), PASCAL.framework, int(0.9 * 8 * 2**30)
         cases = {
