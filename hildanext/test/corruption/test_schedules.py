@@ -84,7 +84,7 @@ def test_mask_noise_falls_linearly_to_zero():
     assert [noise.at(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.4, 0.2, 0.0, 0.0])
 
 
-def test_attention_anneal():
+def test_attention_opens_with_the_steps_and_stays_open():
     assert open_ratio(0) == pytest.approx(1e-4)
     assert open_ratio(4_999) == pytest.approx(0.5)
     assert open_ratio(9_999) == open_ratio(50_000) == 1.0

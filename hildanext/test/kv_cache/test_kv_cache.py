@@ -43,7 +43,7 @@ def readout(position, shift):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_noisy_half_of_training_equals_the_cached_forward(family, alignment):
-    """Training and inference are identical: to 1e-9 in fp64, whether a block is committed before or with the forward."""
+    """Training equals inference to 1e-9 in fp64, whether a block is committed before or with the forward."""
     for seed in range(9):
         model = random_model(family, alignment, BLOCK, seed=seed)
         clean = tokens_of(model, 4 * BLOCK, seed)

@@ -77,7 +77,7 @@ def test_doubling_at_block_size_one_says_the_same(family):
     assert torch.allclose(short[:, 1:, :MASK], long[:, 1:, :MASK], atol=1e-10)
 
 
-def test_loss_scale():
+def test_a_weight_of_one_over_t_counts_masked_tokens_for_all():
     """t = 0.5, two of four tokens masked with CE 1.2 and 0.8: sum 4.0, per maskable token 1.0."""
     time = torch.full((1, 4), 0.5)
     masked = torch.tensor([[False, True, False, True]])
