@@ -145,9 +145,9 @@ def test_no_module_is_a_drawer():
 
 def test_every_module_is_importable_and_every_configuration_can_say_what_it_takes():
     """As JSON Schema, which `core/complaints.py` puts into words, and without a warning."""
-    for found in pkgutil.walk_packages([str(PACKAGE)], "hildanext."):
-        if not found.name.endswith("__main__"):
-            for _, kind in inspect.getmembers(importlib.import_module(found.name), inspect.isclass):
+    for module in pkgutil.walk_packages([str(PACKAGE)], "hildanext."):
+        if not module.name.endswith("__main__"):
+            for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
                 if is_dataclass(kind) and "__pydantic_fields__" in vars(kind):
                     assert TypeAdapter(kind).json_schema()["type"] == "object"
 
@@ -192,8 +192,8 @@ def test_members_of_a_family_do_not_import_each_other(package):
 
 @pytest.mark.parametrize("module", PROMISED)
 def test_promised_names_are_there(module):
-    found = importlib.import_module(module)
-    assert [name for name in PROMISED[module] if not hasattr(found, name)] == []
+    imported = importlib.import_module(module)
+    assert [name for name in PROMISED[module] if not hasattr(imported, name)] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -271,7 +271,7 @@ def heavy_of(start: set[str]) -> set[str]:
         if name in TREES and name not in seen:
             packages = [f"{parent}/__init__.py".removeprefix("./") for parent in Path(name).parents]
             tops = [node for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
-            waiting += [*(set(packages) & set(TREES)), *(found for node in tops for found in loaded_by(node))]
+            waiting += [*(set(packages) & set(TREES)), *(below for node in tops for below in loaded_by(node))]
         seen.add(name)
     return seen & set(HEAVY)
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hildanext.bench import serve_figure as serve_picture
+from hildanext.bench import serve_figure
 from hildanext.commands import add_run_flags, load_run
 from hildanext.core.errors import ConfigError
 from hildanext.core.run_dir import write_atomically
@@ -133,7 +133,7 @@ def _load(options: argparse.Namespace) -> int:
     client = result["client"]
     _show(options, result, serve_load.tables(result), f"client: {client['cpu']}, {client['cores']} cores; {engine}")
     if options.out is not None:
-        picture = serve_picture.draw(result, Path(options.out).with_suffix(".png"))
+        picture = serve_figure.draw(result, Path(options.out).with_suffix(".png"))
         _tell(f"picture: {picture}" if picture is not None else "no picture: nothing was answered")
     return 0 if all(done["answered"] for load in result["loads"] for done in load["results"].values()) else 1
 

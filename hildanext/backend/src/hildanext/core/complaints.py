@@ -65,7 +65,7 @@ def complaints(problems: Iterable[Mapping[str, Any]], schema: Schema) -> list[tu
         else:
             gathered.setdefault(place, (allowed, []))[1].append(problem)
     outer = {place[: mark.start()] for place in gathered for mark in re.finditer(r"[.\[]", place)}
-    return [*said, *((place, _complaint(*found)) for place, found in gathered.items() if place not in outer)]
+    return [*said, *((place, _complaint(*faults)) for place, faults in gathered.items() if place not in outer)]
 
 
 def _find(schema: Schema, location: Sequence[str | int]) -> tuple[str, list[Schema]]:
@@ -81,15 +81,15 @@ def _find(schema: Schema, location: Sequence[str | int]) -> tuple[str, list[Sche
 
 def _branches(schemas: Iterable[Schema], root: Schema) -> list[Schema]:
     """The schemas, references followed and unions taken apart."""
-    found: list[Schema] = []
+    branches: list[Schema] = []
     for schema in schemas:
         if "$ref" in schema:
-            found += _branches([root["$defs"][schema["$ref"].rpartition("/")[2]]], root)
+            branches += _branches([root["$defs"][schema["$ref"].rpartition("/")[2]]], root)
         elif union := schema.get("anyOf", schema.get("oneOf")):
-            found += _branches(union, root)
+            branches += _branches(union, root)
         else:
-            found.append(schema)
-    return found
+            branches.append(schema)
+    return branches
 
 
 def _inside(schema: Schema, part: str | int) -> list[Schema]:
