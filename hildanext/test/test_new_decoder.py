@@ -91,7 +91,7 @@ def test_the_command_line_takes_it_by_name_and_by_knob(capsys):
     for wrong, says in (
         (["--tau-mask", "0.5"], "unknown key 'tau_mask'"),
         (["--mode", "S_MODE"], "not of 'toy': leave them out"),
-        (["--set", "decoder.alpha=2"], "alpha: Input should be less than or equal to 1"),
+        (["--set", "decoder.alpha=2"], "alpha: 2 is above 1, give 0 to 1"),
         (["--set", "decoder.alpah=0.3"], "did you mean 'alpha'?"),
     ):
         assert main(["generate", "--decoder", "toy", *wrong, *flags]) == 2
@@ -106,13 +106,13 @@ def test_a_request_takes_it(engine, path):
     if path == "/generate":
         assert answer.json()["decoder"] == ASKED
     for wrong, says in (
-        ({"decoder": {**ASKED, "alpha": 2}}, "less than or equal to 1"),
-        ({"decoder": {**ASKED, "alpha": "0.3"}}, "valid number"),
+        ({"decoder": {**ASKED, "alpha": 2}}, "alpha: 2 is above 1, give 0 to 1"),
+        ({"decoder": {**ASKED, "alpha": "0.3"}}, "alpha: '0.3' is no number, give 0 to 1"),
         ({"decoder": {**ASKED, "alpah": 1}}, "did you mean 'alpha'?"),
         ({"decoder": {"name": "toi"}}, "did you mean 'toy'?"),
         ({"decoder": ASKED, "tau_mask": 0.5}, "unknown key 'tau_mask'"),
         ({"decoder": ASKED, "effort": "low"}, "leave them out"),
-        ({"decoder": "toy"}, "valid dictionary"),
+        ({"decoder": "toy"}, "decoder: 'toy' is no JSON object"),
         ({"decoder": {"name": ["toy"]}}, "decoder has no name"),
     ):
         answer = ask(engine, "POST", path, **SHORT, **model, **wrong)

@@ -264,8 +264,13 @@ def test_every_row_of_the_table_has_a_case():
 
 @pytest.mark.parametrize("wrong", [{"tau_mask": 1.5}, {"tau_mask": -0.1}, {"tau_edit": 2}, {"tau_cautious": -1}])
 def test_a_threshold_outside_its_range_is_refused(wrong):
-    with pytest.raises(ConfigError, match="Input should be (less than or equal to 1|greater than or equal to 0), got"):
+    with pytest.raises(ConfigError, match=r"is (above 1|below 0), give 0 to 1"):
         make_decoder({"name": "threshold_edit", **wrong})
+
+
+@pytest.mark.parametrize("large", [{"max_post": 1025}, {"window": 4096}, {"temperature": 100.5}])
+def test_what_a_request_may_not_ask_for_a_configuration_may(large):
+    assert vars(make_decoder({"name": "threshold_edit", **large})).items() >= large.items()
 
 
 @pytest.mark.parametrize(

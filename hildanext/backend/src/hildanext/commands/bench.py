@@ -15,8 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hildanext.bench import serve_figure
 from hildanext.commands import add_run_flags, load_run
 from hildanext.core.errors import ConfigError
+from hildanext.core.run_dir import write_atomically
+from hildanext.data.prompts import read_prompts
 
 if TYPE_CHECKING:
     from hildanext.bench.serve_load import ServeLoadConfig
@@ -113,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace) -> int:
     """`bench serve`: 1 where not one request of a load was answered."""
-    from hildanext.bench import serve_figure, serve_load
+    from hildanext.bench import serve_load
     from hildanext.bench.own_server import own_server
 
     run = load_run(options)
@@ -142,7 +145,6 @@ def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadC
     """
     from hildanext.bench.serve_load import ServeLoadConfig
     from hildanext.core.config import validate
-    from hildanext.data.prompts import read_prompts
 
     section: dict[str, Any] = dict(run.get("bench", {}))
     section |= {knob: getattr(options, flag) for flag, knob in LOAD_FLAGS.items() if getattr(options, flag) is not None}
@@ -193,7 +195,6 @@ def _section_of_server(options: argparse.Namespace, run: dict[str, Any]) -> dict
 def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any], footer: str) -> None:
     """Tables for people, a line for scripts."""
     from hildanext.core.console import wide_console
-    from hildanext.core.run_dir import write_atomically
 
     console = wide_console()
     for table in tables:

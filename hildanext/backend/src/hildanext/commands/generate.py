@@ -19,7 +19,7 @@ from hildanext.commands.generation_flags import (
     mode_line,
     read_prompts,
 )
-from hildanext.commands.generation_records import save_trace, stats_line
+from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
@@ -61,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
         from hildanext.commands.remote import ask
 
         return ask(options)
+    from hildanext.commands.generation_records import save_trace, stats_line
     from hildanext.core.runtime import RuntimeConfig
     from hildanext.decoding.trace import trace_record
     from hildanext.inference import generate
@@ -92,7 +93,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _encoded(options: argparse.Namespace, tokenizer: Any, text: str) -> list[int]:
-    from hildanext.core.errors import ConfigError
     from hildanext.data.chat_template import Message, encode_chat
     from hildanext.tokenization import encode_prompt
 

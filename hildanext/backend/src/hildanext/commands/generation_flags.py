@@ -8,6 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hildanext.core.errors import DataError
+from hildanext.core.knobs import knobs_in
+
 if TYPE_CHECKING:
     from hildanext.core.knobs import Knob
     from hildanext.decoding import Decoder
@@ -18,8 +21,6 @@ DECODING = Path(__file__).parents[1] / "decoding"
 
 def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
     """--decoder, its presets, and a flag for each knob of each decoder; all are also --set decoder.KNOB=VALUE."""
-    from hildanext.core.knobs import knobs_in
-
     family = knobs_in(DECODING, "DECODERS")
     parser.add_argument("--decoder", metavar="NAME", help=f"{', '.join(family)}; any of its knobs: --set decoder.X=Y")
     parser.add_argument("--mode", help="S_MODE (default; alias speed) or Q_MODE (alias quality)")
@@ -48,8 +49,6 @@ def _add_flag(group: argparse._ArgumentGroup, knob: "Knob") -> None:
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:
-    from hildanext.core.errors import DataError
-
     if options.batch is None:
         return [options.prompt if options.prompt is not None else ""]
     try:

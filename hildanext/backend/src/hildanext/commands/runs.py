@@ -9,7 +9,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,9 +30,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from hildanext.core.errors import ConfigError
     from hildanext.report.compare_runs import differences, draw_comparison, find_runs
 
     if options.plot and not options.compare:

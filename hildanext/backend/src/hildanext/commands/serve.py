@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, load_run
 from hildanext.core.errors import ConfigError
+from hildanext.core.logging_setup import configure_logging
 
 if TYPE_CHECKING:
     from hildanext.engine.base import Engine
@@ -42,7 +43,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from hildanext.api import create_app, read_key
-    from hildanext.core.logging_setup import configure_logging
     from hildanext.serve.server import address_of, bind, configure_access_log, serve
     from hildanext.stages.submission import open_jobs
 

@@ -1,9 +1,7 @@
 """A run, read and validated. Sections are read as plain mappings; the room that owns a section builds it."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, dataclass_transform, get_args
@@ -11,6 +9,7 @@ from typing import Any, TypeVar, dataclass_transform, get_args
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from hildanext.core.complaints import complaints
 from hildanext.core.errors import ConfigError
 
 Built = TypeVar("Built")
@@ -24,31 +23,18 @@ def config(cls: type[Built]) -> type[Built]:
 
 
 def validate(cls: type[Built], section: Mapping[str, Any], where: str, strict: bool = False) -> Built:
-    """Validate `section` into `cls`; unknown keys and wrong types are one `ConfigError` naming all of them.
+    """Validate `section` into `cls`; unknown keys and wrong values are one `ConfigError` naming all of them.
 
     `strict` takes types as JSON has them, without conversion.
     """
-    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     try:
         if strict:  # as JSON: Python's strictness would want an instance of `cls`
             return TypeAdapter(cls).validate_json(json.dumps(dict(section)), strict=True)
         return TypeAdapter(cls).validate_python(dict(section))
     except ValidationError as problem:
-        raise ConfigError(f"{where}: " + "; ".join(_say(error, fields) for error in problem.errors())) from None
-
-
-def _say(error: Any, fields: Sequence[str]) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        close = get_close_matches(place.rsplit(".", 1)[-1], fields, n=1)
-        guess = f", did you mean {close[0]!r}?" if close else f", known keys: {', '.join(fields)}"
-        return f"unknown key {place!r}{guess}"
-    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{place!r} is missing and has no default"
-    value = error.get("input")
-    shown = repr(value) if len(repr(value)) < 80 else type(value).__name__
-    text = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {text}, got {shown}" if place else text
+        said = complaints(problem.errors(), TypeAdapter(cls).json_schema())
+        text = "; ".join(f"{place}: {words}" if place else words for place, words in said)
+        raise ConfigError(f"{where}: {text}") from None
 
 
 def may_be_none(cls: type[Any]) -> frozenset[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hildanext import __version__
 from hildanext.core.errors import CheckpointError
 
 RUN_FILE = "run.json"
@@ -99,8 +100,6 @@ def open_run(folder: str | Path, config: Mapping[str, Any], seed: int, extra: Ma
     `extra` adds to the record, for instance `versions`, `data` (hashes) and `full` (names of the FULL
     methods that are on). The record always has `config`, `profile`, `seed`, `hildanext`, `full` and `data`.
     """
-    from hildanext import __version__
-
     folder = Path(folder)
     record: dict[str, Any] = {
         "hildanext": __version__,

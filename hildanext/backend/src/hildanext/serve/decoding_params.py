@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hildanext.data.chat_template import Message
-from hildanext.decoding import decoder_section, make_decoder
+from hildanext.decoding import DECODERS, decoder_section, make_decoder
 from hildanext.engine.base import EngineFacts, Request
 from hildanext.inference import DEFAULT_NEW_TOKENS
+from hildanext.serve.decoders import request_maxima
 from hildanext.serve.errors import Refused
 from hildanext.serve.requests import KNOBS, OPTIONAL, ChatMessage, Decoding, GenerateBody
 from hildanext.serve.settings import ServeConfig
@@ -112,6 +113,11 @@ def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str
         )
     section = decoder_section(body.mode, effort if effort is not None else body.effort, body.decoder, **knobs)
     make_decoder(section, strict=True)
+    for knob, most in request_maxima(DECODERS[section["name"]]).items():
+        if (section.get(knob) or 0) > most:
+            raise Refused(
+                f"{knob}: {section[knob]} is above {most}", f"this service takes {most} at most", param="decoder"
+            )
     return section
 
 

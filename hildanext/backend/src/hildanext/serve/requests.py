@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from hildanext.core.config import may_be_none
 from hildanext.core.knobs import knobs_of
 from hildanext.decoding import DECODERS, MODES
-from hildanext.serve.decoders import DecoderSection
+from hildanext.serve.decoders import DecoderSection, request_maxima
 
 DECODING_ALIASES = {
     "threshold": "tau_mask",
@@ -88,7 +88,8 @@ class ChatMessage(Strict):
 def _knob(name: str, knob: FieldInfo, text: str) -> Any:
     """A knob as a field of a body, which may be left out; "off" is null for those that may be null."""
     annotation: Any = knob.annotation
-    kind = Annotated[annotation, *knob.metadata] if knob.metadata else annotation
+    bounds = [*knob.metadata, *([Field(le=MAXIMA[name])] if name in MAXIMA else [])]
+    kind = Annotated[annotation, *bounds] if bounds else annotation
     if name in OPTIONAL:
         return kind | Literal["off"], Field(None, description=f"{text} Null is off.")
     return kind | None, Field(None, description=text)
@@ -97,6 +98,7 @@ def _knob(name: str, knob: FieldInfo, text: str) -> Any:
 PRESET: type[Any] = DECODERS[MODES["S_MODE"]["name"]]
 """The decoder that modes are presets of: its knobs are fields of a body."""
 OPTIONAL = may_be_none(PRESET)
+MAXIMA = request_maxima(PRESET)
 KNOBS = {knob.name: _knob(knob.name, PRESET.__pydantic_fields__[knob.name], knob.help) for knob in knobs_of(PRESET)}
 
 

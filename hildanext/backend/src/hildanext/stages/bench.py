@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from hildanext.core.config import config, validate
+from hildanext.core.run_dir import write_atomically
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Measure, and write the numbers."""
-    from hildanext.core.run_dir import write_atomically
-
     settings = validate(BenchConfig, section, where=context.key)
     result, _ = measure(settings, context, f"{context.key}.{settings.what}", logger.info)
     path = context.stage_dir / "bench.json"

@@ -11,7 +11,10 @@ from pydantic import Field
 
 from hildanext.core.config import config, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.run_dir import write_atomically
+from hildanext.data.prompts import read_prompts
 from hildanext.recipe import StageContext
+from hildanext.stages.answer_file import answer_file
 
 if TYPE_CHECKING:
     from hildanext.decoding import Decoder
@@ -56,8 +59,6 @@ class SampleConfig:
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for an unknown key, `UnknownChoice` for a mode that does not exist, `DataError` for a
     file of prompts that cannot be read."""
-    from hildanext.data.prompts import read_prompts
-
     settings = validate(SampleConfig, section, where=context.key)
     _decoders(settings)
     if settings.prompts_file is not None:
@@ -68,7 +69,6 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
     from hildanext.inference import GenerationConfig
     from hildanext.models.loading.loaded_model import LoadedModel
-    from hildanext.stages.answer_file import answer_file
 
     settings = validate(SampleConfig, section, where=context.key)
     name = settings.model if settings.model is not None else str(context.outcome("model"))
@@ -98,7 +98,6 @@ def _decoders(settings: SampleConfig) -> "dict[str, Decoder]":
 def _samples(
     settings: SampleConfig, context: StageContext, opened: "LoadedModel", generation: "GenerationConfig"
 ) -> dict[str, Any]:
-    from hildanext.core.run_dir import write_atomically
     from hildanext.decoding.trace import trace_record
     from hildanext.inference import generate
     from hildanext.tokenization import encode_prompt

@@ -11,6 +11,8 @@ from pydantic import Field
 
 from hildanext.core.config import config, merge, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.registry import build
+from hildanext.data.sources import SOURCES
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
@@ -37,8 +39,6 @@ class ParentSamples:
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for a section without parts, an unknown key or a source that does not exist."""
-    from hildanext.core.registry import build
-    from hildanext.data.sources import SOURCES
     from hildanext.datasets import PrepareConfig
 
     for part in _parts(section, context).values():

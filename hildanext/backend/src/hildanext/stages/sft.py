@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hildanext.core.errors import TrainingStopped
+from hildanext.core.runtime import set_threads
 from hildanext.recipe import StageContext
 
 TOGETHER = True
@@ -22,7 +23,6 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Fine-tune, or go on fine-tuning. Raises `TrainingStopped` where the configuration stops it early."""
-    from hildanext.core.runtime import set_threads
     from hildanext.sft_stage1 import sft
 
     set_threads(context.threads)
