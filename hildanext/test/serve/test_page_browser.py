@@ -13,6 +13,12 @@ from typing import Any
 
 import pytest
 
+from hildanext.decoding import DECODERS
+from hildanext.engine.local import LocalEngineConfig
+from hildanext.serve.settings import ServeConfig
+from serving import live
+from toy_decoder import Toy
+
 pytestmark = pytest.mark.slow
 
 CHROMIUM = os.environ.get("HILDA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -87,10 +93,7 @@ class Watched:
         self.page.set_default_timeout(PATIENCE)
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on(
-            "request",
-            lambda request: None if request.url.startswith((url, "blob:")) else self.elsewhere.append(request.url),
-        )
+        self.page.on("request", self._asked)
 
     def _said(self, message: Any) -> None:
         if message.type in ("error", "warning"):
@@ -387,6 +390,36 @@ def test_settings_reach_the_service(page: Page):
     write(page, "parent")
     shared = ("prompt", "max_new_tokens", "temperature", "seed", "stop")
     assert asked[1] == {**{name: body[name] for name in shared}, "parent": True}
+
+
+def test_a_new_decoder_is_chosen_and_its_knobs_are_set(browser: Browser, monkeypatch: pytest.MonkeyPatch):
+    """What the page knows of it, the service has told: its name, its text, a field for each knob."""
+    monkeypatch.setitem(DECODERS, "toy", Toy)
+    engine = LocalEngineConfig(threads=1).open("tiny", "tiny", "for a test")
+    with live(ServeConfig(port=0), engine) as address:
+        watched = Watched(browser, f"{address}/")
+        page = watched.open()
+        asked = asked_by(page)
+        page.wait_for_selector(".status.up")
+        page.select_option("#decoder", "toy")
+        assert page.locator("#decoder-note").inner_text() == Toy.__doc__
+        assert page.locator("#presets").is_hidden() and page.locator("#tau-mask").count() == 0
+        alpha = page.locator("#alpha")
+        assert (alpha.get_attribute("placeholder"), alpha.get_attribute("max")) == ("0.5", "1")
+        assert alpha.get_attribute("aria-description") == "How sure."
+        page.fill("#alpha", "1.5")
+        watched.refusals = 1
+        page.click("#start")
+        page.wait_for_selector("#problem:has-text('less than or equal to 1')")
+        page.fill("#alpha", "0.3")
+        page.check("#eager")
+        page.fill("#max-tokens", "16")
+        write(page)
+        assert asked[-1] == {
+            "prompt": "Once upon a time", "max_new_tokens": 16, "decoder": {"name": "toy", "alpha": 0.3, "eager": True}
+        }  # fmt: skip
+        assert counts(page, "committed") == int(figures(page, "diffusion")["tokens"]) > 0 and text_of(page).strip()
+        watched.close()
 
 
 def test_a_server_that_is_gone_is_told_and_comes_back(browser: Browser, tmp_path: Path):
