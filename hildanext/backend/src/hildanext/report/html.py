@@ -290,7 +290,7 @@ def _sample(sample: Mapping[str, Any]) -> str:
         more = f"<details><summary>Step by step ({len(steps)} forwards)</summary>"
         text += f"{more}{trace_html.step_by_step(steps, prompt)}</details>"
     else:
-        text = f'<p><span class="dim">{escape(sample["prompt"])}</span>{escape(sample["text"])}</p>'
+        text = f'<div class="trace"><span class="p">{escape(sample["prompt"])}</span>{escape(sample["text"])}</div>'
     head = f"<h3>{escape(label(sample['way']))}{', greedy' if is_parent else ''}</h3>"
     storm = edit_storm(int(sample["tokens"]), int(sample["edits"]))
     remark = f'<p class="remark">{escape(storm)}</p>' if storm else ""

@@ -11,7 +11,7 @@ export function number(value, digits = 0) {
 
 /**
  * @typedef {{tokensPerSecond: ?number, tokens: ?number, forwards: ?number, tokensPerForward: ?number, edits: ?number,
- *   first: ?number, seconds: ?number, firstName: string, withEdits: boolean}} Figures
+ *   first: ?number, seconds: ?number, whole: ?boolean, cached: ?number, firstName: string, withEdits: boolean}} Figures
  */
 
 /** Figures of a finished answer. */
@@ -19,7 +19,8 @@ export function figuresOf({ usage, timing }) {
   return {
     tokens: usage.completion_tokens, forwards: usage.forward_passes, edits: usage.edited_tokens,
     tokensPerSecond: timing.tokens_per_second, tokensPerForward: timing.tokens_per_forward,
-    first: timing.first_block_seconds, seconds: timing.seconds, cached: usage.cached_tokens,
+    first: timing.first_block_seconds, seconds: timing.seconds, whole: true,
+    cached: usage.cached_tokens,
   };
 }
 
@@ -32,7 +33,7 @@ export function drawFigures(list, figures) {
     ["tokens per forward", number(figures.tokensPerForward, 2)],
     ...(figures.withEdits ? [["edits", number(figures.edits)]] : []),
     [figures.firstName, seconds(figures.first)],
-    ["in all", seconds(figures.seconds)],
+    [figures.whole ? "in all" : "so far", seconds(figures.seconds)],
   ];
   if (list.children.length !== rows.length) {
     list.replaceChildren(...rows.map(() => {
