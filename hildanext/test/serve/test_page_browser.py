@@ -45,10 +45,10 @@ class Server:
                 command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **environment}
             )
         assert self.process.stdout is not None
-        told = self.process.stdout.readline()
-        found = re.match(r"(http://\S+) serves", told)
-        assert found, told + (folder / "serve.log").read_text()
-        self.url = found[1] + "/"
+        line = self.process.stdout.readline()
+        match = re.match(r"(http://\S+) serves", line)
+        assert match, line + (folder / "serve.log").read_text()
+        self.url = match[1] + "/"
 
     def stop(self) -> None:
         assert self.process.stdout is not None
@@ -81,7 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-class Watched:
+class PageSession:
     """A page, and what it should not do: complain, fail, or ask elsewhere. `refusals` are expected 4xx answers."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
@@ -116,15 +116,15 @@ class Watched:
 
 
 @pytest.fixture
-def watched(browser: Browser, server: Server) -> Iterator[Watched]:
-    watched = Watched(browser, server.url)
-    yield watched
-    watched.close()
+def session(browser: Browser, server: Server) -> Iterator[PageSession]:
+    session = PageSession(browser, server.url)
+    yield session
+    session.close()
 
 
 @pytest.fixture
-def page(watched: Watched) -> Page:
-    return watched.open()
+def page(session: PageSession) -> Page:
+    return session.open()
 
 
 WATCH = """() => {
@@ -197,14 +197,14 @@ def test_a_text_is_written_while_one_watches(page: Page):
     assert "Done" in page.locator("#announce").inner_text()
 
 
-def test_the_canvas_holds_what_the_service_answers(watched: Watched, page: Page):
+def test_the_canvas_holds_what_the_service_answers(session: PageSession, page: Page):
     write(page)
     body = {"prompt": "Once upon a time", "max_new_tokens": 96, "mode": "S_MODE"}
-    answer = watched.context.request.post(watched.url + "generate", data=body).json()
+    answer = session.context.request.post(session.url + "generate", data=body).json()
     assert text_of(page).split() == answer["text"].split()
-    told = figures(page, "diffusion")
-    assert told["forwards"] == str(answer["usage"]["forward_passes"])
-    assert told["edits"] == str(answer["usage"]["edited_tokens"])
+    shown = figures(page, "diffusion")
+    assert shown["forwards"] == str(answer["usage"]["forward_passes"])
+    assert shown["edits"] == str(answer["usage"]["edited_tokens"])
 
 
 def test_one_scrubs_steps_and_plays_what_was_written(page: Page):
@@ -259,13 +259,13 @@ SAME_PICTURES = """async ({ frames, prompt }) => {
 }"""
 
 
-def test_any_moment_looks_the_same_however_one_came_to_it(watched: Watched, page: Page):
+def test_any_moment_looks_the_same_however_one_came_to_it(session: PageSession, page: Page):
     body = {"prompt": "Once upon a time", "max_new_tokens": 96, "window": 2, "frames": True}
-    answer = watched.context.request.post(watched.url + "generate", data=body).json()
-    found = page.evaluate(SAME_PICTURES, {"frames": answer["frames"], "prompt": answer["usage"]["prompt_tokens"]})
-    assert found["wrong"] == []
-    assert set(found["states"]) == {"prompt", "committed"}
-    assert found["revised"] == ["committed", "edited", "committed"], "an edit of a finished block shows for a moment"
+    answer = session.context.request.post(session.url + "generate", data=body).json()
+    compared = page.evaluate(SAME_PICTURES, {"frames": answer["frames"], "prompt": answer["usage"]["prompt_tokens"]})
+    assert compared["wrong"] == []
+    assert set(compared["states"]) == {"prompt", "committed"}
+    assert compared["revised"] == ["committed", "edited", "committed"], "an edit of a finished block shows for a moment"
 
 
 IN_WORDS = """async (texts) => {
@@ -412,8 +412,8 @@ def test_a_chat_keeps_its_turns(page: Page):
     assert page.locator("#turns li").count() == 0
 
 
-def test_a_threshold_out_of_range_is_an_error_in_words(watched: Watched, page: Page):
-    watched.refusals = 1
+def test_a_threshold_out_of_range_is_an_error_in_words(session: PageSession, page: Page):
+    session.refusals = 1
     page.fill("#tau-mask", "1.7")
     page.click("#start")
     page.wait_for_selector("#problem:visible")
@@ -451,8 +451,8 @@ def test_a_new_decoder_is_chosen_and_its_knobs_are_set(browser: Browser, monkeyp
     monkeypatch.setitem(DECODERS, "toy", Toy)
     engine = LocalEngineConfig(threads=1).open("tiny", "tiny", "for a test")
     with live(ServeConfig(port=0), engine) as address:
-        watched = Watched(browser, f"{address}/")
-        page = watched.open()
+        session = PageSession(browser, f"{address}/")
+        page = session.open()
         asked = asked_by(page)
         page.wait_for_selector(".status.up")
         page.select_option("#decoder", "toy")
@@ -462,7 +462,7 @@ def test_a_new_decoder_is_chosen_and_its_knobs_are_set(browser: Browser, monkeyp
         assert (alpha.get_attribute("placeholder"), alpha.get_attribute("max")) == ("0.5", "1")
         assert alpha.get_attribute("aria-description") == "How sure."
         page.fill("#alpha", "1.5")
-        watched.refusals = 1
+        session.refusals = 1
         page.click("#start")
         page.wait_for_selector("#problem:has-text('less than or equal to 1')")
         page.fill("#alpha", "0.3")
@@ -473,16 +473,16 @@ def test_a_new_decoder_is_chosen_and_its_knobs_are_set(browser: Browser, monkeyp
             "prompt": "Once upon a time", "max_new_tokens": 16, "decoder": {"name": "toy", "alpha": 0.3, "eager": True}
         }  # fmt: skip
         assert counts(page, "committed") == int(figures(page, "diffusion")["tokens"]) > 0 and text_of(page).strip()
-        watched.close()
+        session.close()
 
 
 def test_a_server_that_is_gone_is_told_and_comes_back(browser: Browser, tmp_path: Path):
     first = Server(tmp_path)
-    watched = Watched(browser, first.url)
-    page = watched.open()
+    session = PageSession(browser, first.url)
+    page = session.open()
     page.wait_for_selector(".status.up")
     first.stop()
-    watched.refusals = 100
+    session.refusals = 100
     page.click("#start")
     page.wait_for_selector("#problem:visible")
     assert "server does not answer" in page.locator("#problem").inner_text().lower()
@@ -494,15 +494,15 @@ def test_a_server_that_is_gone_is_told_and_comes_back(browser: Browser, tmp_path
         assert page.locator("#problem").is_hidden()
     finally:
         again.stop()
-    watched.close()
+    session.close()
 
 
 def test_a_wrong_key_is_told_and_the_right_one_kept_in_the_tab(browser: Browser, tmp_path: Path):
     server = Server(tmp_path, "--api-key-env", "PAGE_TEST_KEY", PAGE_TEST_KEY=KEY)
-    watched = Watched(browser, server.url)
+    session = PageSession(browser, server.url)
     try:
-        watched.refusals = 3
-        page = watched.open()
+        session.refusals = 3
+        page = session.open()
         page.wait_for_selector("#key-drop:visible")
         page.fill("#max-tokens", "16")
         page.click("#start")
@@ -526,11 +526,11 @@ def test_a_wrong_key_is_told_and_the_right_one_kept_in_the_tab(browser: Browser,
         write(page)
     finally:
         server.stop()
-    watched.close()
+    session.close()
 
 
-def test_a_job_is_submitted_watched_and_its_files_are_there(watched: Watched):
-    page = watched.open("#jobs")
+def test_a_job_is_submitted_watched_and_its_files_are_there(session: PageSession):
+    page = session.open("#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=sft]", state="attached")
     page.select_option("#job-kind", "sft")
@@ -553,7 +553,7 @@ def test_a_job_is_submitted_watched_and_its_files_are_there(watched: Watched):
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["samples", "answers"])
-def test_a_finished_generate_job_opens_on_its_texts(watched: Watched, tmp_path: Path, file: bool):
+def test_a_finished_generate_job_opens_on_its_texts(session: PageSession, tmp_path: Path, file: bool):
     section: dict[str, Any] = {"model": "tiny", "max_new_tokens": 8, "modes": ["S_MODE"]}
     if file:
         (tmp_path / "prompts.txt").write_text("Once <b>upon\nThe dog\n")
@@ -561,11 +561,11 @@ def test_a_finished_generate_job_opens_on_its_texts(watched: Watched, tmp_path: 
     else:
         section["prompts"] = ["Once <b>upon", "The dog"]
     body = {"kind": "generate", "config": {"generate": section}}
-    job = watched.context.request.post(watched.url + "jobs/submit", data=body).json()["id"]
-    page = watched.open(f"#jobs/{job}")
+    job = session.context.request.post(session.url + "jobs/submit", data=body).json()["id"]
+    page = session.open(f"#jobs/{job}")
     page.wait_for_selector(".texts li", timeout=4 * PATIENCE)
     page.goto("about:blank")
-    watched.open(f"#jobs/{job}")
+    session.open(f"#jobs/{job}")
     page.wait_for_selector(".texts li")
     shown = page.locator(".texts li").all_inner_texts()
     assert ["Once <b>upon" in text for text in shown] == ([True, False] if file else [True, True, False, False])
@@ -573,8 +573,8 @@ def test_a_finished_generate_job_opens_on_its_texts(watched: Watched, tmp_path: 
     assert "8 tokens in" in shown[0] and page.locator("pre[aria-label=Log]").is_hidden()
 
 
-def test_a_job_is_cancelled(watched: Watched):
-    page = watched.open("#jobs")
+def test_a_job_is_cancelled(session: PageSession):
+    page = session.open("#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=run]", state="attached")
     page.select_option("#job-kind", "run")
@@ -585,9 +585,9 @@ def test_a_job_is_cancelled(watched: Watched):
     assert page.locator("#job button:has-text('Cancel')").is_hidden()
 
 
-def test_a_job_that_makes_no_sense_is_refused_in_words(watched: Watched):
-    watched.refusals = 2
-    page = watched.open("#jobs")
+def test_a_job_that_makes_no_sense_is_refused_in_words(session: PageSession):
+    session.refusals = 2
+    page = session.open("#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=generate]", state="attached")
     page.fill("#job-config", "{")
@@ -597,15 +597,15 @@ def test_a_job_that_makes_no_sense_is_refused_in_words(watched: Watched):
     page.fill("#job-config", '{"generate": {"model": "tiny", "promts": []}}')
     page.click("#submit button[type=submit]")
     page.wait_for_selector("#job-problem:has-text('promts')")
-    page.goto(watched.url + "#jobs/9999-nothing")
+    page.goto(session.url + "#jobs/9999-nothing")
     page.wait_for_selector("#job-body .problem:has-text('9999-nothing')")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, server: Server, scheme: str):
     size = {"width": 360, "height": 740}
-    watched = Watched(browser, server.url, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)
-    page = watched.open()
+    session = PageSession(browser, server.url, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)
+    page = session.open()
     page.click("#settings summary")
     page.fill("#prompt", "Anextraordinarilylongwordwithoutanyspaces" * 4 + " once upon a time")
     page.check("#compare")
@@ -613,7 +613,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
     write(page, "parent")
     page.click(".keys summary")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    page.goto(watched.url + "#jobs")
+    page.goto(session.url + "#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option", state="attached")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -624,22 +624,22 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
         }).map((one) => one.outerHTML)"""
     )
     assert small == [], "a finger needs 24 pixels"
-    watched.close()
+    session.close()
 
 
 def test_the_theme_follows_the_system_and_then_the_reader(browser: Browser, server: Server):
     ground = "getComputedStyle(document.body).backgroundColor"
-    watched = Watched(browser, server.url, color_scheme="dark")
-    page = watched.open()
+    session = PageSession(browser, server.url, color_scheme="dark")
+    page = session.open()
     dark = page.evaluate(ground)
     page.click("#theme")
     light = page.evaluate(ground)
     page.reload()
     assert page.evaluate(ground) == light != dark
-    watched.close()
-    watched = Watched(browser, server.url, color_scheme="light")
-    assert watched.open().evaluate(ground) == light
-    watched.close()
+    session.close()
+    session = PageSession(browser, server.url, color_scheme="light")
+    assert session.open().evaluate(ground) == light
+    session.close()
 
 
 def test_everything_can_be_done_with_keys_alone(page: Page):
@@ -679,11 +679,11 @@ def test_everything_can_be_done_with_keys_alone(page: Page):
 
 
 def test_nothing_moves_where_motion_is_unwanted(browser: Browser, server: Server):
-    watched = Watched(browser, server.url, reduced_motion="reduce")
-    page = watched.open()
+    session = PageSession(browser, server.url, reduced_motion="reduce")
+    page = session.open()
     write(page)
     moving = """[...document.querySelectorAll("*")]
       .filter((one) => getComputedStyle(one).animationName !== "none").length"""
     scrub(page, 1)
     assert page.evaluate(moving) == 0
-    watched.close()
+    session.close()
