@@ -101,6 +101,7 @@ def steer(case, known: str) -> None:
             body = {"kind": "generate", "config": {"generate": {"model": "tiny", "prompts": ["Once"]}}}
         if case.path.startswith("/generate"):
             body = {key: value for key, value in body.items() if key not in ("messages", "tokens", "parent")}
+        if case.path.startswith(("/generate", "/v1/completions")):
             body["prompt"] = "Once upon a time"
         case.body = body
 

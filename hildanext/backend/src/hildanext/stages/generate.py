@@ -4,23 +4,26 @@ With `prompts_file` every prompt of a file is answered instead, line by line int
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from hildanext.core.config import config, validate
-from hildanext.core.errors import ConfigError
+from hildanext.core.errors import ConfigError, ModelError
 from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import read_prompts
 from hildanext.recipe import StageContext
 from hildanext.stages.answer_file import answer_file
 
 if TYPE_CHECKING:
+    from hildanext.ar import Parent
     from hildanext.decoding import Decoder
     from hildanext.inference import GenerationConfig
     from hildanext.models.loading.loaded_model import LoadedModel
 
+logger = logging.getLogger(__name__)
 
 COUNTS = ("tokens", "forwards", "tokens_per_forward", "tokens_per_second", "edits")
 """Of every sample."""
@@ -48,12 +51,17 @@ class SampleConfig:
     seed: int = Field(default=0, ge=0)
     model: str | None = None
     """A diffusion checkpoint; None is the one an earlier stage made."""
+    parent: str | None = None
+    """The autoregressive model that continues the same `prompts`, greedily; "" is none. None is the run's, of a
+    named model its card's; where that cannot be had it is left out, and log and samples say so."""
 
     def __post_init__(self) -> None:
         if self.prompts is not None and self.prompts_file is not None:
             raise ConfigError("prompts and prompts_file are both given", "choose one")
         if self.chat and self.prompts_file is None:
             raise ConfigError("chat is about a file of prompts", "give prompts_file")
+        if self.parent and self.prompts_file is not None:
+            raise ConfigError("the parent answers no file of prompts", "give prompts, or leave parent out")
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
@@ -99,21 +107,48 @@ def _samples(
     settings: SampleConfig, context: StageContext, opened: "LoadedModel", generation: "GenerationConfig"
 ) -> dict[str, Any]:
     from hildanext.decoding.trace import trace_record
+    from hildanext.eval.models import EvalAnswer, GenerationParams, ModelPair
     from hildanext.inference import generate
     from hildanext.tokenization import encode_prompt
 
     texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
     model, tokenizer = opened.model, opened.tokenizer
     prompts = [encode_prompt(tokenizer, text) for text in texts]
+    cells = [[tokenizer.decode([token]) for token in ids] for ids in prompts]
+    parent, missing = _parent(settings, context, opened)
     samples: list[dict[str, Any]] = []
     for mode, decoder in _decoders(settings).items():
         results = generate(model, tokenizer, prompts, decoder, generation)
-        for prompt, ids, result in zip(texts, prompts, results, strict=True):
-            cells = [tokenizer.decode([token]) for token in ids]
+        for prompt, shown, result in zip(texts, cells, results, strict=True):
             trace = trace_record(result.trace, tokenizer)
             head = {"way": mode, "prompt": prompt, **result.flat_record(*COUNTS)}
-            samples.append({**head, "prompt_cells": cells, "trace": trace})
+            samples.append({**head, "prompt_cells": shown, "trace": trace})
+    params = GenerationParams(settings.max_new_tokens, settings.stop)
+    for writer in ModelPair(model, tokenizer, parent).parent_models():
+        for prompt, shown, ids in zip(texts, cells, prompts, strict=True):
+            answers: dict[int, EvalAnswer] = {}
+            # One at a time, as the model's own are, so that their seconds can be set beside each other.
+            writer.write([ids], params, [0], answers.__setitem__)
+            counts = answers[0].flat_record(*COUNTS)
+            samples.append({"way": writer.name, "prompt": prompt, **counts, "prompt_cells": shown})
     path = context.stage_dir / "samples.json"
-    record = {"machine": opened.machine(), "samples": samples}
+    record = {"machine": opened.machine(), "without_parent": missing, "samples": samples}
     write_atomically(path, json.dumps(record, indent=2) + "\n")
     return {"samples": str(path)}
+
+
+def _parent(settings: SampleConfig, context: StageContext, opened: "LoadedModel") -> "tuple[Parent | None, str | None]":
+    """The parent that writes beside the model, or why there is none. Raises `ModelError` for a named one."""
+    from hildanext.ar import Parent
+
+    usual = context.parent if settings.model is None else opened.parent_name
+    name = settings.parent if settings.parent is not None else usual
+    if not name:
+        return None, "none was asked for" if settings.parent is not None else "the checkpoint names none"
+    try:
+        return Parent(*opened.parent(name)), None
+    except ModelError as problem:
+        if settings.parent is not None:
+            raise
+        logger.warning("the parent %r writes nothing beside the samples: %s", name, problem)
+        return None, f"{name!r} could not be had: {problem}"
