@@ -220,7 +220,7 @@ class TestErrors:
             ({"max_tokens": 1, "max_completion_tokens": 2}, "differ"),
             ({"top_logprobs": 3, "logprobs": True}, "top_logprobs"),
             ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-            ({"response_format": {"type": "json_object"}}, "response_format.type"),
+            ({"response_format": {"type": "json_object"}}, "ask for JSON in a message"),
             ({"presence_penalty": 1.0}, "presence_penalty"),
             ({"logit_bias": {"1": 5}}, "logit_bias"),
             ({"stream_options": {"include_usage": True}}, "stream: true"),

@@ -46,6 +46,14 @@ MEANINGS = {
     504: "no whole answer within the deadline",
 }
 
+OWN_CODES = {
+    "unknown_field": "unknown_field",
+    "given_twice": "invalid_value",
+    "not_offered": "unsupported_value",
+    "no_content": "invalid_value",
+}
+"""Our own complaints about a body, by their type: their words are said whole, under these codes."""
+
 CONTENT: dict[str, Any] = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
 """Of an error's response in the OpenAPI document, whatever the route's own answer is."""
 
@@ -132,6 +140,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 def describe(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, str]:
     """Message, field and code of what a body's types do not allow; several complaints of one field are one."""
+    problems = [one for one in problems if one["type"] == "not_offered"] or problems  # not that it is no text, too
     complaints: dict[str, list[str]] = {}
     for problem in problems:
         texts = complaints.setdefault(_place(problem["loc"]), [])
@@ -140,7 +149,7 @@ def describe(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, st
             texts.append(text)
     parts = [f"{place}: {' or '.join(texts)}" if place else " or ".join(texts) for place, texts in complaints.items()]
     more = f" (and {len(parts) - 3} more)" if len(parts) > 3 else ""
-    code = "unknown_field" if problems[0]["type"] == "unknown_field" else "invalid_value"
+    code = OWN_CODES.get(problems[0]["type"], "invalid_value")
     return "; ".join(parts[:3]) + more, next(iter(complaints)) or None, code
 
 
@@ -150,7 +159,7 @@ def _said(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "model_type" or problem["type"].endswith("attributes_type"):
         return "give a JSON object"
     text = str(problem["msg"]).removeprefix("Input ").replace("List should", "should")
-    return text if problem["type"] in ("unknown_field", "given_twice") else text[:300]
+    return text if problem["type"] in OWN_CODES else text[:300]
 
 
 def _place(location: Sequence[str | int]) -> str:

@@ -70,7 +70,7 @@ class Call:
         self.facts = service.engine.facts
         self._check(len(prompts))
         params = decoding_params(body, self.facts, service.settings, tokens, effort)
-        steps = logprobs or body.diffusing or body.stream_denoising
+        steps = bool(logprobs or body.diffusing or body.stream_denoising)
         each = [prompt for prompt in prompts for _ in range(self.n)]
         self.requests: list[Request] = [params.request(prompt, i, steps, self.parent) for i, prompt in enumerate(each)]
         self.choices = [Choice() for _ in each]
@@ -143,7 +143,7 @@ class Call:
         body, most = self.body, self.service.settings.max_choices
         if prompts * self.n > most:
             raise Refused(f"{prompts * self.n} texts are too many", f"prompts times n is {most} at most", param="n")
-        if body.stream_options is not None and not body.stream:
+        if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
             raise Refused("stream_options without a stream", "add stream: true", param="stream_options")
         wants = {"logprobs": self.logprobs, "diffusing": body.diffusing, "stream_denoising": body.stream_denoising}
         for name in (name for name, wish in wants.items() if wish):

@@ -70,7 +70,7 @@ async def completions(
 
 
 def _prompts(body: CompletionBody, service: Service) -> list[Mapping[str, Any]]:
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts = [body.prompt or ""] if body.prompt is None or isinstance(body.prompt, str) else body.prompt
     if isinstance(prompts[0], int):
         return [{"tokens": tuple(prompts)}]
     if isinstance(prompts[0], list):
