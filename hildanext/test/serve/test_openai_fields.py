@@ -1,4 +1,4 @@
-"""The protocol's optional fields: null, empty and neutral pass at every place, what would mean more is refused in words."""
+"""OpenAI's optional fields: null, empty and neutral pass everywhere, what would mean more is refused in words."""
 
 import pytest
 

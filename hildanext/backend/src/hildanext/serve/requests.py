@@ -195,7 +195,8 @@ class CompletionFields(OpenAIBody):
 
 
 if TYPE_CHECKING:
-    ChatBody, CompletionBody = ChatFields, CompletionFields
+    ChatBody = ChatFields
+    CompletionBody = CompletionFields
 else:
     ChatBody = create_model("ChatBody", __base__=ChatFields, __module__=__name__, **CHAT)
     CompletionBody = create_model("CompletionBody", __base__=CompletionFields, __module__=__name__, **COMPLETIONS)
