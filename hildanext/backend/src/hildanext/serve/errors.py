@@ -44,6 +44,7 @@ MEANINGS = {
     502: "the engine failed",
     503: "too much to do, or closing: Retry-After says when to come again",
     504: "no whole answer within the deadline",
+    507: "the service's disk is full, or cannot be written",
 }
 
 OWN_CODES = {
