@@ -103,6 +103,7 @@ MESSAGE: dict[str, Row] = {
     "function_call": _only(instead=TOOLS),
     "annotations": _only([], instead="a conversation is text alone; leave them out"),
     "audio": _only(instead="a conversation is text alone; send what was said as content"),
+    "parsed": _only(instead="send what was answered as content"),
     "reasoning_content": _only("", instead="a conversation is what was said; leave it out"),
 }
 """Of a message, as a client appends the one that it was answered."""
