@@ -27,7 +27,7 @@ CHECKS = [
 """That what the document allows is also accepted cannot be asked: it has no way to say "exactly one of these"."""
 
 
-@pytest.mark.parametrize("cases", [150, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [200, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # of the fuzzer's own making
 def test_cases_of_every_route_find_no_fault_and_no_answer_outside_the_document(tmp_path, cases):
     engine = LocalEngineConfig(threads=1).open("tiny", "tiny", "for a test")
@@ -45,7 +45,7 @@ def test_cases_of_every_route_find_no_fault_and_no_answer_outside_the_document(t
     print(seen)
     assert sum(sum(counts.values()) for counts in seen.values()) >= cases
     unanswered = {label for label, counts in seen.items() if not (counts.get(200) or counts.get(202))}
-    assert not unanswered or cases < 1000  # chance may leave one out of few
+    assert not unanswered
 
 
 def fuzz(operation, count: int, known: str) -> dict[int, int]:
@@ -97,13 +97,14 @@ def steer(case, known: str) -> None:
             body = {"kind": "generate", "config": {"generate": {"model": "tiny", "prompts": ["Once"]}}}
         if case.path.startswith("/generate"):
             body = {key: value for key, value in body.items() if key not in ("messages", "tokens", "parent")}
+        if case.path.startswith(("/generate", "/v1/completions")):
             body["prompt"] = "Once upon a time"
         case.body = body
 
 
 UNSETTLED = (
     "mode effort decoder reasoning_effort window stop block_size block_length steps max_denoising_steps "
-    "num_inference_steps max_tokens max_new_tokens deadline_seconds n best_of logprobs diffusing stream_denoising "
+    "num_inference_steps max_tokens max_new_tokens deadline_seconds n best_of logprobs top_logprobs echo diffusing stream_denoising "
     "stream_options threshold editing_threshold edit_threshold max_post_steps"
 ).split()
 """Fields that contradict one another, or ask for what this model does not have."""
