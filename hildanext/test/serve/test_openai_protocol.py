@@ -187,9 +187,11 @@ class TestCompletions:
         own = engine.parent if "parent" in more["model"] else Parent(engine.model.causal_lm, None, engine.model.banned)
         (scored,) = score_parent(own, [Pair(tuple(ids[:-4]), tuple(ids[-4:]))])
         assert "".join(found.tokens) == choice.text and choice.text.startswith(context + continuation)
-        assert found.text_offset[-5] == len(context) and len(found.tokens) == len(ids) + 1
-        assert found.token_logprobs[0] is found.top_logprobs[0] is None
+        assert found.text_offset[-5] == len(context) and len(found.tokens) == len(ids), "the BOS was not sent"
         assert sum(found.token_logprobs[-5:-1]) == pytest.approx(-scored.nats, abs=1e-4)
+        as_tokens = client.completions.create(**{**asked, "prompt": ids}, max_tokens=1).choices[0].logprobs
+        assert as_tokens.token_logprobs[0] is as_tokens.top_logprobs[0] is None
+        assert as_tokens.token_logprobs[1:] == pytest.approx(found.token_logprobs)
         alone = client.completions.create(**asked, max_tokens=0)
         assert alone.choices[0].text == context + continuation and alone.usage.completion_tokens == 0
         assert alone.choices[0].logprobs.token_logprobs == pytest.approx(found.token_logprobs[:-1])

@@ -178,7 +178,9 @@ class Call:
             return None
         scores: Sequence[TokenScore] = ()
         if answer.scores is not None:
-            scores = answer.scores if self.wishes.echo else answer.scores[answer.prompt_tokens :]
+            scores = answer.scores[0 if self.wishes.echo else answer.prompt_tokens :]
+            if self.wishes.echo and self.requests[0].prompt is not None and not scores[0].text:
+                scores = scores[1:]  # what begins a document was not sent: harnesses count the tokens of their text
         elif choice.canvas is not None:
             glyphs = choice.canvas.kept(len(answer.tokens))
             scores = [TokenScore(glyph.text, glyph.logprob, glyph.text, glyph.logprob) for glyph in glyphs]
