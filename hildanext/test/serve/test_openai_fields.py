@@ -127,7 +127,7 @@ class TestMessages:
             assert [message.content for message in engine.requests[-1].messages][1] == ""
         for role in ("system", "developer", "user"):
             error = refusal(self.talk(app, {"role": role, "content": None}))
-            assert error["message"] == f"messages[0]: the content of a {role} message is missing: give its text"
+            assert error["message"] == f"messages[0].content: of a {role} message it is missing: give its text"
 
     @pytest.mark.parametrize(
         ("message", "param", "said"),

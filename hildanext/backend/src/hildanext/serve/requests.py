@@ -6,7 +6,16 @@ Requests are strict: no unknown fields, no text for a number. A field of a reque
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
@@ -79,15 +88,16 @@ class ChatMessagePart(Strict):
 class SaidMessage(Strict):
     role: Annotated[Role, BeforeValidator(known_role)]
     content: Text | list[Annotated[ChatMessagePart, BeforeValidator(known_part)]] | None = Field(
-        None, description="null of an assistant alone, which then said nothing"
+        None, validate_default=True, description="null of an assistant alone, which then said nothing"
     )
 
-    @model_validator(mode="after")
-    def _has_content(self) -> "SaidMessage":
-        if self.content is None and self.role != "assistant":
-            said = {"role": self.role}
-            raise PydanticCustomError("no_content", "the content of a {role} message is missing: give its text", said)
-        return self
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_there(cls, content: Any, info: Any) -> Any:
+        role = info.data.get("role", "assistant")
+        if content is None and role != "assistant":
+            raise PydanticCustomError("no_content", "of a {role} message it is missing: give its text", {"role": role})
+        return content
 
     @property
     def text(self) -> str:
