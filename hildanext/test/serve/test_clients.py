@@ -129,10 +129,10 @@ def test_litellm(base, wanted, streamed, monkeypatch):
 
     def answer(messages):
         asked = {"model": "openai/tiny", "api_base": base, "api_key": "any", "max_tokens": LENGTH, "num_retries": 0}
-        told = litellm.completion(messages=messages, stream=streamed, **asked)
+        answered = litellm.completion(messages=messages, stream=streamed, **asked)
         if streamed:
-            told = litellm.stream_chunk_builder(list(told), messages=messages)
-        message = told.choices[0].message
+            answered = litellm.stream_chunk_builder(list(answered), messages=messages)
+        message = answered.choices[0].message
         return message, message.content
 
     assert converse(user, answer) == wanted

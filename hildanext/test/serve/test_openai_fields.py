@@ -7,12 +7,12 @@ pytest.importorskip("fastapi")
 from hildanext.api import create_app
 from hildanext.serve.openai_fields import CHAT, COMPLETIONS, MESSAGE, Neutral
 from hildanext.serve.settings import ServeConfig
-from serving import ToldEngine, ask
+from serving import ScriptedEngine, ask
 
 SAID = {"role": "user", "content": "Tell a story."}
 ROUTES = {
-    "/v1/chat/completions": (CHAT, {"model": "told", "messages": [SAID]}),
-    "/v1/completions": (COMPLETIONS, {"model": "told", "prompt": "Once"}),
+    "/v1/chat/completions": (CHAT, {"model": "scripted", "messages": [SAID]}),
+    "/v1/completions": (COMPLETIONS, {"model": "scripted", "prompt": "Once"}),
 }
 NULLABLE = (
     "mode effort decoder block_size steps seed stop ignore_eos deadline_seconds n stream stream_options diffusing "
@@ -23,7 +23,7 @@ NULLABLE = (
 
 @pytest.fixture(scope="module")
 def app():
-    return create_app(ServeConfig(), ToldEngine())
+    return create_app(ServeConfig(), ScriptedEngine())
 
 
 def neutral(row):
@@ -102,12 +102,16 @@ def test_refusals_are_about_the_value(app, path, name, value, said):
 
 class TestMessages:
     def talk(self, app, *messages):
-        return ask(app, "POST", "/v1/chat/completions", json={"model": "told", "messages": [*messages]})
+        return ask(app, "POST", "/v1/chat/completions", json={"model": "scripted", "messages": [*messages]})
 
     def test_an_answer_goes_back_as_it_came_with_every_field_that_a_client_adds(self, app):
-        told = self.talk(app, SAID).json()["choices"][0]["message"]
-        assert told == {"role": "assistant", "content": "well", "refusal": None}
-        for fields in (told, {**dict.fromkeys(MESSAGE), **told}, {**told, "annotations": [], "tool_calls": []}):
+        answered = self.talk(app, SAID).json()["choices"][0]["message"]
+        assert answered == {"role": "assistant", "content": "well", "refusal": None}
+        for fields in (
+            answered,
+            {**dict.fromkeys(MESSAGE), **answered},
+            {**answered, "annotations": [], "tool_calls": []},
+        ):
             assert self.talk(app, SAID, fields, SAID).status_code == 200
 
     def test_neutral_values_of_a_message_are_accepted(self, app):
@@ -116,7 +120,7 @@ class TestMessages:
                 assert self.talk(app, {**SAID, name: value}).status_code == 200
 
     def test_an_assistant_may_have_said_nothing_and_nobody_else(self):
-        engine = ToldEngine()
+        engine = ScriptedEngine()
         app = create_app(ServeConfig(), engine)
         for empty in (
             {"role": "assistant", "content": None},
@@ -161,6 +165,8 @@ def test_options_of_a_stream_that_ask_for_nothing_need_no_stream(app):
 
 
 def test_a_null_prompt_begins_a_new_document():
-    engine = ToldEngine()
-    answer = ask(create_app(ServeConfig(), engine), "POST", "/v1/completions", json={"model": "told", "prompt": None})
+    engine = ScriptedEngine()
+    answer = ask(
+        create_app(ServeConfig(), engine), "POST", "/v1/completions", json={"model": "scripted", "prompt": None}
+    )
     assert answer.status_code == 200 and engine.requests[0].prompt == ""
