@@ -133,7 +133,7 @@ BAD = [
     ({"prompt": "a", "block_size": 32}, "the model's own (8)", "block_size"),
     ({"prompt": "a", "steps": 2}, "cannot be promised", "steps"),
     ({"prompt": "a", "stop": ["x"] * 5}, "4 at most", "stop"),
-    ({"prompt": "a", "stop": ""}, "empty", "stop"),
+    ({"prompt": "a", "stop": [""]}, "empty", "stop"),
     ({"prompt": "<|mask|>"}, "mask token", None),
     ({"prompt": "a" * 1_000_000}, "200000 at most", "prompt"),
     ({"prompt": "a b " * 40_000}, "context", None),

@@ -104,12 +104,12 @@ def test_the_flags_name_the_folder_that_the_room_has():
     assert shown == FOLDER
 
 
-def test_every_stage_can_be_submitted_or_is_known_to_need_something(tmp_path):
+def test_every_stage_can_be_submitted_or_is_known_to_need_something(tmp_path, prompts):
     assert set(NEEDS) < set(STAGES)
     with open_jobs(tmp_path) as service:
         for kind in STAGES:
             with contextlib.suppress(HildaError):
-                service.submit(kind, {"prepare": {"source": {"name": "text", "path": "x"}}})
+                service.submit(kind, {"prepare": {"source": {"name": "text", "path": str(prompts)}}})
         assert {job.kind for job in service.list()} == {"prepare"}
 
 

@@ -44,7 +44,7 @@ class GenerationConfig:
 
     max_new_tokens: int | None = Field(default=None, ge=1)
     """None: 256, or what the context leaves."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     """Row i of the prompts draws from seed + i, whatever batch it runs in."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""

@@ -3,7 +3,7 @@
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -50,11 +50,13 @@ _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 78, 78, 
 LONGEST_NAME = 80
 
 
-def complaints(problems: Iterable[Mapping[str, Any]], schema: Schema) -> list[tuple[str, str]]:
+def complaints(
+    problems: Iterable[Mapping[str, Any]], schema: Schema, own: Collection[str] = ()
+) -> list[tuple[str, str]]:
     """Of pydantic's errors, each place (`a.b[0]`, empty for the whole) and what is to be said of it.
 
     Errors of one place are one, since the branches of a union complain each; those of a part stand for the whole's.
-    `schema` is that of what was validated.
+    `schema` is that of what was validated. What is complained of under a type in `own` is said as it is.
     """
     said: list[tuple[str, str]] = []
     gathered: dict[str, tuple[list[Schema], list[Mapping[str, Any]]]] = {}
@@ -65,7 +67,7 @@ def complaints(problems: Iterable[Mapping[str, Any]], schema: Schema) -> list[tu
         else:
             gathered.setdefault(place, (allowed, []))[1].append(problem)
     outer = {place[: mark.start()] for place in gathered for mark in re.finditer(r"[.\[]", place)}
-    return [*said, *((place, _complaint(*faults)) for place, faults in gathered.items() if place not in outer)]
+    return [*said, *((place, _complaint(*faults, own)) for place, faults in gathered.items() if place not in outer)]
 
 
 def _find(schema: Schema, location: Sequence[str | int]) -> tuple[str, list[Schema]]:
@@ -108,7 +110,7 @@ def _unknown(place: str, name: str, allowed: Sequence[Schema]) -> str:
     return f"unknown key {f'{place}.{name}'.removeprefix('.')!r}, {guess}"
 
 
-def _complaint(allowed: Sequence[Schema], problems: Sequence[Mapping[str, Any]]) -> str:
+def _complaint(allowed: Sequence[Schema], problems: Sequence[Mapping[str, Any]], own: Collection[str]) -> str:
     # Of a union's branches, one whose type the value has says most.
     problem = min(problems, key=lambda problem: _is_of_type(problem["type"]))
     kind, value = problem["type"], problem.get("input")
@@ -122,7 +124,7 @@ def _complaint(allowed: Sequence[Schema], problems: Sequence[Mapping[str, Any]])
         broken = "it is missing"
     else:
         said = str(problem["msg"]).removeprefix("Value error, ")
-        return said if isinstance(value, dict | list) else f"{said}, got {_shown(value)}"
+        return said if kind in own or isinstance(value, dict | list) else f"{said}, got {_shown(value)}"
     choices = _choices(allowed)
     return f"{broken}, give {choices}" if choices else broken
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, dataclass_transform, get_args
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -13,6 +13,9 @@ from hildanext.core.complaints import complaints
 from hildanext.core.errors import ConfigError
 
 Built = TypeVar("Built")
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Of a random generator, which has 64 bits."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))

@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from hildanext import __version__
-from hildanext.core.errors import CheckpointError
+from hildanext.core.errors import CheckpointError, StorageError
 
 RUN_FILE = "run.json"
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a disk that is full, read-only or gone into a `CheckpointError` that says what to do."""
+    """Turn a disk that is full, read-only or gone into a `StorageError` that says what to do."""
     try:
         yield
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             need = f"free {needed} bytes" if needed else "free some space"
-            raise CheckpointError(
+            raise StorageError(
                 f"out of disk while writing {str(path)!r}", f"{need} and run again; what was there before is untouched"
             ) from None
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            raise CheckpointError(f"cannot write {str(path)!r} ({problem.strerror})", "give another folder") from None
-        raise CheckpointError(
+            raise StorageError(f"cannot write {str(path)!r} ({problem.strerror})", "give another folder") from None
+        raise StorageError(
             f"cannot write {str(path)!r} ({problem.strerror or problem})", "see that its folder is there, and run again"
         ) from None
 

@@ -66,7 +66,7 @@ def decoding_params(
         max_new_tokens=tokens if tokens is not None else _unasked(settings),
         seed=body.seed if body.seed is not None else 0,
         stop=_stop(body.stop),
-        ignore_eos=body.ignore_eos,
+        ignore_eos=bool(body.ignore_eos),
         deadline_seconds=seconds,
     )
 
@@ -122,7 +122,7 @@ def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str
 
 
 def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
-    words = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    words = () if not stop else (stop,) if isinstance(stop, str) else tuple(stop)
     if len(words) > MOST_STOPS:
         raise Refused(f"{len(words)} stop texts are too many", f"give {MOST_STOPS} at most", param="stop")
     if any(not word or len(word) > LONGEST_STOP for word in words):

@@ -47,10 +47,19 @@ MEANINGS = {
     502: "the engine failed",
     503: "too much to do, or closing: Retry-After says when to come again",
     504: "no whole answer within the deadline",
+    507: "the service's disk is full, or cannot be written",
 }
 
 MOST_READ = 100
 """How many of a body's faults are looked into: a list of a million wrong items has as many."""
+
+OWN_CODES = {
+    "unknown_field": "unknown_field",
+    "given_twice": "invalid_value",
+    "not_offered": "unsupported_value",
+    "no_content": "invalid_value",
+}
+"""Our own complaints about a body, by their type: their words are said whole, under these codes."""
 
 CONTENT: dict[str, Any] = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
 """Of an error's response in the OpenAPI document, whatever the route's own answer is."""
@@ -143,11 +152,12 @@ def describe(problems: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -
         return "the body is missing: send a JSON object", None, "invalid_value"
     if first["loc"] == ("body",) and first["type"].endswith("_type"):
         return "give a JSON object", None, "invalid_value"
+    problems = [each for each in problems if each["type"] == "not_offered"] or problems  # not that it is no text, too
     read = problems[:MOST_READ]
-    said = complaints([{**problem, "loc": problem["loc"][1:]} for problem in read], schema)
+    said = complaints([{**problem, "loc": problem["loc"][1:]} for problem in read], schema, OWN_CODES)
     parts = [f"{place}: {text}" if place else text for place, text in said]
     more = f" (and {len(parts) - 3 + len(problems) - len(read)} more)" if len(parts) > 3 else ""
-    code = "unknown_field" if first["type"] == "unknown_field" else "invalid_value"
+    code = OWN_CODES.get(problems[0]["type"], "invalid_value")
     return "; ".join(parts[:3]) + more, said[0][0] or None, code
 
 

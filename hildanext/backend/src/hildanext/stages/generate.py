@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.core.config import config, validate
+from hildanext.core.config import Seed, config, validate
 from hildanext.core.errors import ConfigError, ModelError
 from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import read_prompts
@@ -48,7 +48,7 @@ class SampleConfig:
     batch_size: int = Field(default=8, ge=1)
     """Of a file: prompts that are decoded together."""
     max_new_tokens: int = Field(default=96, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     model: str | None = None
     """A diffusion checkpoint; None is the one an earlier stage made."""
     parent: str | None = None

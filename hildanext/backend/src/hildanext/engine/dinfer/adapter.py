@@ -184,7 +184,7 @@ class DInferEngine(Engine):
                 raise ConfigError(f"{name} {section[name]}: dinfer was started with {value}", "start another with it")
         if self.settings.edits == "refuse" and section.get("tau_edit") is not None:
             raise ConfigError("dinfer cannot edit written tokens", "give tau_edit off, or use the engine local")
-        for name in ("steps", "ignore_eos"):
+        for name in ("steps", "ignore_eos", "scores"):
             if getattr(request, name):
                 raise ConfigError(f"dinfer cannot be asked for {name}", "leave it out, or use the engine local")
 
