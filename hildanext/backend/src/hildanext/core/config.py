@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -23,12 +23,15 @@ def config(cls: type[Built]) -> type[Built]:
     return strict(cls)  # type: ignore[return-value]
 
 
-def validate(cls: type[Built], section: Mapping[str, Any], where: str, strict: bool = False) -> Built:
+def validate(
+    cls: type[Built], section: Mapping[str, Any], where: str, strict: bool = False, besides: Collection[str] = ()
+) -> Built:
     """Validate `section` into `cls`; unknown keys and wrong types are one `ConfigError` naming all of them.
 
-    `strict` takes types as JSON has them, without conversion.
+    `strict` takes types as JSON has them, without conversion. `besides` are names that stand beside the fields in the
+    file and that an unknown key may have been meant for.
     """
-    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = [*(field.name for field in dataclasses.fields(cls)), *sorted(besides)]  # type: ignore[arg-type]
     try:
         if strict:  # as JSON: Python's strictness would want an instance of `cls`
             return TypeAdapter(cls).validate_json(json.dumps(dict(section)), strict=True)
