@@ -18,6 +18,7 @@ from pydantic import Field
 
 from hildanext.core.config import config, merge, plain, validate
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, TrainingStopped, UnknownChoice
+from hildanext.core.metrics_log import to_json
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run, write_atomically
 from hildanext.core.run_dir import read_run as open_record
@@ -53,6 +54,11 @@ class RunConfig:
     parent: str | None = None
     """The autoregressive model: a name, a folder, a hub id or a GGUF file. None: of a model that is there already the
     one that its card names, of a conversion the embedded one."""
+
+    @property
+    def start(self) -> str:
+        """The autoregressive model that a conversion starts from."""
+        return self.parent if self.parent is not None else EMBEDDED_PARENT
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,7 @@ class StageContext:
         for outcome in reversed(list(self.outcomes.values())):
             if name in outcome:
                 return outcome[name]
-        hint = "name it in the section" if self.alone else "no earlier stage made one; name it in the section"
-        raise ConfigError(f"stage {self.key!r} needs {name!r}", hint)
+        raise ConfigError(f"stage {self.key!r} needs {name!r}", "no earlier stage made one; name it in the section")
 
 
 @dataclass(frozen=True)
@@ -186,10 +191,12 @@ def open_stage(
 ) -> tuple[dict[str, Any], StageContext]:
     """One stage of a run as a verb does it, checked: its section, and what `stage(section, context)` is called with.
 
-    `out` is the stage's folder. Raises as `read_stage` and `check`.
+    `out` is the stage's folder; what stages that are done left in the run's own `folder` may be read. Raises as
+    `read_stage` and `check`.
     """
     shared, step = read_stage(run, stage, table, fold)
-    context = replace(_context(shared, stage, {}), folder=Path(out), alone=True, quiet=quiet)
+    earlier = finished(shared.folder) if shared.folder and open_record(shared.folder) is not None else {}
+    context = replace(_context(shared, stage, earlier), folder=Path(out), alone=True, quiet=quiet)
     with under_profile(shared.profile, stage):
         _module(table, stage).check(dict(step.section), context)
     return step.section, context
@@ -241,7 +248,7 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
         tell(step, "start")
         begun = time.perf_counter()
         outcome = _do(shared, step, table, outcomes)
-        outcomes[step.key] = json.loads(json.dumps(outcome, default=str))  # as a resumed run will read it
+        outcomes[step.key] = json.loads(to_json(outcome))  # as a resumed run will read it
         _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
         tell(step, "finished")
     return outcomes
@@ -283,7 +290,7 @@ def _do(shared: RunConfig, step: Step, table: Table, outcomes: Mapping[str, Mapp
 
 def fingerprint(shared: RunConfig, stage: str, section: Mapping[str, Any], before: str) -> str:
     """Hash of what decides a stage's result: its section, the shared choices that change numbers, the stages before."""
-    knobs = {**plain(shared), "parent": shared.parent if shared.parent is not None else EMBEDDED_PARENT}
+    knobs = {**plain(shared), "parent": shared.start}
     choices = {key: knobs[key] for key in ("profile", "seed", "dtype", "parent")}
     text = json.dumps([stage, section, choices, before], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -373,7 +380,7 @@ def _read_marker(folder: Path, key: str, kind: str) -> dict[str, Any]:
 
 def _write_marker(folder: Path, step: Step, kind: str, **more: Any) -> None:
     record = {"stage": step.stage, "fingerprint": step.fingerprint, **more}
-    write_atomically(_marker(folder, step.key, kind), json.dumps(record, indent=2, default=str) + "\n")
+    write_atomically(_marker(folder, step.key, kind), to_json(record, indent=2) + "\n")
 
 
 def _listed(steps: Sequence[Step]) -> list[dict[str, Any]]:

@@ -6,10 +6,11 @@ hildanext runs --compare runs/first runs/second --plot comparison.png
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from hildanext.commands import print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("one run cannot be compared", "name at least two run folders")
     different = differences(runs) if options.compare else {}
     if options.json:
-        print(json.dumps({"runs": [run.as_json() for run in runs], "differences": different}, default=str))
+        print_json({"runs": [run.as_json() for run in runs], "differences": different})
     elif options.compare:
         _print_comparison(runs, different)
     else:

@@ -7,6 +7,7 @@ from hildanext.recipe import StageContext
 
 TOGETHER = True
 READS = ("data",)
+PARTS = ("train", "valid")
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
@@ -14,8 +15,9 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     from hildanext.wsd_stage0 import check as check_conversion
 
     convert, data = _sections(section, context)
-    earlier = {} if context.alone else {"train": "", "valid": ""}
-    check_conversion(convert, {**earlier, **data})
+    check_conversion(convert, {**dict.fromkeys(PARTS, ""), **data})
+    if context.alone:
+        _with_parts(data, context)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
@@ -25,13 +27,15 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
 
     set_threads(context.threads)
     settings, data = _sections(section, context)
-    for part in ("train", "valid"):
-        if part not in data:
-            data[part] = context.outcome(part)
-    summary = convert(settings, data, context.stage_dir, context.profile, context.quiet)
+    summary = convert(settings, _with_parts(data, context), context.stage_dir, context.profile, context.quiet)
     return {**summary, "model": summary.get("checkpoint"), "run": str(context.stage_dir)}
 
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = {"parent": context.start, **context.training(section)}
     return settings, dict(settings.pop("data", {}))
+
+
+def _with_parts(data: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
+    """The section `data` with the folders that an earlier stage prepared."""
+    return {**{part: context.outcome(part) for part in PARTS if part not in data}, **data}

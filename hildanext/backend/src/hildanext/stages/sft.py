@@ -14,8 +14,8 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     from hildanext.sft_stage1 import check as check_sft
 
     settings, chat = _sections(section, context)
-    if settings.get("parent") is None and not context.alone:
-        settings.setdefault("model", "")
+    if settings.get("parent") is None and settings.get("model") is None:
+        settings["model"] = context.outcome("model") if context.alone else ""
     check_sft(settings, chat)
 
 
@@ -25,9 +25,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     from hildanext.sft_stage1 import sft
 
     set_threads(context.threads)
-    settings, chat = _sections(section, context)
-    if settings.get("parent") is None and settings.get("model") is None:
-        settings["model"] = str(context.outcome("model"))
+    settings, chat = _started(section, context)
     summary = sft(settings, chat, context.stage_dir, context.profile, context.quiet)
     outcome = {"model": summary.get("checkpoint"), "sft_run": str(context.stage_dir), "sft": summary}
     return {**outcome, "whole": summary["whole"]}
@@ -37,7 +35,14 @@ def render(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """The conversations alone, as `stage` will find them ready; what there is of them."""
     from hildanext.sft_stage1 import prepare_data
 
-    return prepare_data(*_sections(section, context), context.stage_dir)
+    return prepare_data(*_started(section, context), context.stage_dir)
+
+
+def _started(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:
+    settings, chat = _sections(section, context)
+    if settings.get("parent") is None and settings.get("model") is None:
+        settings["model"] = str(context.outcome("model"))
+    return settings, chat
 
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:
