@@ -10,7 +10,7 @@ import torch
 
 from hildanext.cli import main
 from hildanext.core.errors import ConfigError, HildaError
-from hildanext.recipe import execute, open_stage, read_stage
+from hildanext.recipe import StageContext, execute, open_stage, read_stage
 from hildanext.stages import STAGES
 from training_fixtures import small_checkpoint
 
@@ -89,14 +89,6 @@ def result(place: Path, verb: str, out: Path, capsys: pytest.CaptureFixture[str]
     return "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(out.glob(suffix)))
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_run_s_seed_decides_what_a_verb_makes(verb, place, tmp_path, capsys):
-    none, seven, other = (
-        result(place, verb, tmp_path / name, capsys, f"seed={seed}") for name, seed in (("a", 0), ("b", 7), ("c", 0))
-    )
-    assert none == other and none != "" and none != seven
-
-
 OWN_SEED = {
     "convert": "convert.seed=7",
     "sft": "sft.seed=7",
@@ -108,9 +100,11 @@ OWN_SEED = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_section_s_own_seed_wins(verb, place, tmp_path, capsys):
-    own = [result(place, verb, tmp_path / str(seed), capsys, f"seed={seed}", OWN_SEED[verb]) for seed in (1, 2)]
-    assert own[0] == own[1] == result(place, verb, tmp_path / "7", capsys, "seed=7")
+def test_the_run_s_seed_decides_what_a_verb_makes_and_a_section_s_own_wins(verb, place, tmp_path, capsys):
+    none = result(place, verb, tmp_path / "none", capsys)
+    seven = result(place, verb, tmp_path / "seven", capsys, "seed=7")
+    own = result(place, verb, tmp_path / "own", capsys, "seed=1", OWN_SEED[verb])
+    assert none and none != seven == own
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -121,14 +115,11 @@ def test_a_device_that_is_not_there_is_an_error(verb, place, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_number_of_threads_is_set(verb, place, tmp_path, capsys):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert call(place, verb, tmp_path / "out", "threads=2") == 0, capsys.readouterr().err
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_a_number_of_threads_is_set(verb, place, tmp_path, capsys, monkeypatch):
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    assert call(place, verb, tmp_path / "out", "threads=3") == 0, capsys.readouterr().err
+    assert counts and set(counts) == {3}
 
 
 def test_a_dtype_is_what_is_computed_in(place, tmp_path, capsys):
@@ -143,14 +134,18 @@ def test_a_dtype_is_what_is_computed_in(place, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("verb", ["convert", "sft"])
-@pytest.mark.parametrize("dtype, precision", [("fp32", "no"), ("bf16", "bf16"), ("auto", "auto")])
-def test_a_dtype_is_a_training_s_precision(verb, dtype, precision, place, tmp_path, capsys):
-    assert call(place, verb, tmp_path, f"dtype={dtype}") == 0, capsys.readouterr().err
+def test_a_dtype_is_a_training_s_precision(verb, place, tmp_path, capsys):
+    assert call(place, verb, tmp_path, "dtype=fp32") == 0, capsys.readouterr().err
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["config"][verb]["train"]["precision"] == precision
-    assert call(place, verb, tmp_path / "own", f"dtype={dtype}", f"{verb}.train.precision=no") == 0
-    record = json.loads((tmp_path / "own" / "run.json").read_text())
     assert record["config"][verb]["train"]["precision"] == "no"
+
+
+@pytest.mark.parametrize("dtype, precision", [("fp32", "no"), ("bf16", "bf16"), ("auto", "auto")])
+def test_a_section_s_precision_wins_over_the_dtype(dtype, precision):
+    context = StageContext(Path(), "convert", dtype=dtype, seed=3, device="cpu")
+    assert context.training({})["train"] == {"precision": precision}
+    own = context.training({"train": {"precision": "auto", "clip": 2}, "seed": 4})
+    assert own == {"train": {"precision": "auto", "clip": 2}, "seed": 4, "device": "cpu"}
 
 
 @pytest.mark.parametrize("verb", ["convert", "sft"])
@@ -251,7 +246,7 @@ def test_every_config_of_the_repository_does_for_its_verbs(path):
     for verb in verbs:
         needed = {name: {**section, **run.get(name, {})} for name, section in NEEDED.items() if name in (verb, "data")}
         section, context = open_stage({**run, **needed}, verb, STAGES)
-        assert section and context.seed == run["seed"] and context.parent == run.get("parent")
+        assert section and context.seed == run.get("seed", 0) and context.parent == run.get("parent")
 
 
 def test_no_config_of_the_repository_holds_out_what_it_trains_on():

@@ -44,8 +44,9 @@ class BenchConfig:
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys and sizes that do not divide, `UnknownChoice` for an unknown decoder."""
     settings = validate(BenchConfig, section, where=context.key)
-    for what in ("train", "decode", settings.what):
-        _knobs(what, getattr(settings, what), context)
+    for what in {"train", "decode"} - {settings.what}:
+        _knobs(what, getattr(settings, what), replace(context, dtype="auto"))  # a training has no fp64
+    _knobs(settings.what, getattr(settings, settings.what), context)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
