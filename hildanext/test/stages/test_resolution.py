@@ -140,6 +140,27 @@ def test_a_dtype_is_a_training_s_precision(verb, place, tmp_path, capsys):
     assert record["config"][verb]["train"]["precision"] == "no"
 
 
+def no_number(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+@pytest.mark.parametrize(
+    "verb, same, documents, count",
+    [("convert", "name=x", 2, 1), ("sft", f"chat.valid={json.dumps(CHAT['train'])}", 40, 40), ("sft", "name=x", 9, 0)],
+)
+def test_what_is_held_out_and_trained_on_is_said_and_one_batch_has_no_error(
+    verb, same, documents, count, place, tmp_path, capsys, caplog
+):
+    """The held-out stories are one that is trained on and one that is not."""
+    assert call(place, verb, tmp_path, same) == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["held_out"]["trained_on"] == count and record["held_out"]["documents"] == documents
+    assert (f"{count} of {documents} held-out documents are trained on" in caplog.text) == bool(count)
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=no_number)
+    last = summary["last"]
+    assert last["bound"] > 0 and last["bound_se"] is None
+
+
 @pytest.mark.parametrize("dtype, precision", [("fp32", "no"), ("bf16", "bf16"), ("auto", "auto")])
 def test_a_section_s_precision_wins_over_the_dtype(dtype, precision):
     context = StageContext(Path(), "convert", dtype=dtype, seed=3, device="cpu")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import config, merge, plain, validate
+from hildanext.core.config import Seed, config, merge, plain, validate
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, TrainingStopped, UnknownChoice
 from hildanext.core.metrics_log import to_json
 from hildanext.core.registry import under_profile
@@ -47,7 +47,7 @@ class RunConfig:
     """Where everything of the run goes. A verb's `--out` stands in its place."""
     name: str = ""
     profile: Literal["SAFE", "FULL"] = "SAFE"
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)

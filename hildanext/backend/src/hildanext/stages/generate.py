@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.core.config import config, validate
+from hildanext.core.config import Seed, config, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import to_json
 from hildanext.recipe import StageContext
@@ -45,7 +45,7 @@ class SampleConfig:
     """Of a file, and of the verb: prompts that are decoded together (8)."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """None: 96; of the verb 256, or what the context leaves."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: Seed | None = None
     """None is the run's."""
     model: str | None = None
     """A diffusion checkpoint; None is the one an earlier stage made."""
