@@ -146,7 +146,7 @@ def no_number(name: str) -> None:
 
 @pytest.mark.parametrize(
     "verb, same, documents, count",
-    [("convert", "name=x", 2, 1), ("sft", f"chat.valid={json.dumps(CHAT['train'])}", 40, 40), ("sft", "name=x", 9, 0)],
+    [("convert", "name=x", 2, 1), ("sft", f"chat.valid={json.dumps(CHAT['train'])}", 40, 40), ("sft", "name=x", 11, 0)],
 )
 def test_what_is_held_out_and_trained_on_is_said_and_one_batch_has_no_error(
     verb, same, documents, count, place, tmp_path, capsys, caplog
