@@ -28,9 +28,9 @@ def ask(options: argparse.Namespace) -> int:
     from hildanext.decoding.trace import TRACE_FORMAT
     from hildanext.engine.remote.openai import OpenAIConfig
 
-    given = [name for name in RUNTIME_FLAGS if getattr(options, name) is not None]
-    if given:
-        raise ConfigError(f"--{given[0]} is about a model here, but --server asks one elsewhere", "leave it out")
+    misplaced = [name for name in RUNTIME_FLAGS if getattr(options, name) is not None]
+    if misplaced:
+        raise ConfigError(f"--{misplaced[0]} is about a model here, but --server asks one elsewhere", "leave it out")
     asked = read_generation(options)
     if options.system is not None and not asked.chat:
         raise ConfigError("--system is for conversations", "add --chat")
