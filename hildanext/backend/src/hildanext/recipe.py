@@ -165,7 +165,7 @@ def read_stage(run: Mapping[str, Any], stage: str, table: Table, fold: Fold | No
     """The shared knobs of a run and one stage of it, as if there were no other; `fold` gives its section with a verb's
     flags in it.
 
-    Of a run with `stages` it is the entry of that name. Raises `ConfigError` as `read_run`, and where several entries
+    Of a run with `stages` it is the entry of that name. Raises `ConfigError` as `read_recipe`, and where several entries
     could be meant.
     """
     shared = read_shared(run, table)
@@ -194,7 +194,7 @@ def open_stage(
     `read_stage` and `check`.
     """
     shared, step = read_stage(run, stage, table, fold)
-    earlier = finished(shared.folder) if shared.folder and open_record(shared.folder) is not None else {}
+    earlier = finished(shared.folder) if shared.folder and read_run(shared.folder) is not None else {}
     context = replace(_context(shared, stage, earlier), folder=Path(out), alone=True, quiet=quiet)
     with under_profile(shared.profile, stage):
         _module(table, stage).check(dict(step.section), context)
