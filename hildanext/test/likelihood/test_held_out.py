@@ -10,6 +10,7 @@ from torch import nn
 from hildanext import masks
 from hildanext.data.batch import Batch, padding_tokens
 from hildanext.diffusion import block_index, elbo_weight, mask_tokens
+from hildanext.eval.evaluation import likelihood_cells
 from hildanext.likelihood import LIKELIHOODS
 from hildanext.likelihood.base import scored_tokens
 from hildanext.likelihood.held_out import LikelihoodConfig, bound, exact, parent_likelihood
@@ -134,6 +135,13 @@ def test_the_standard_error_is_the_spread_of_repeated_estimates(make_model, batc
 def test_one_draw_has_a_standard_error_too(make_model, batch):
     estimate = bound(make_model(), [batch], 4, EOS, LikelihoodConfig(draws=1))
     assert estimate.se > 0
+
+
+def test_of_one_block_or_one_row_no_error_is_claimed(make_model):
+    row = batch_of([[text(4, 5)]], 4)
+    found = bound(make_model("llama", "parent"), [row], 4, EOS, LikelihoodConfig(draws=1))
+    assert math.isnan(found.se) and math.isnan(found.text_se) and found.nats_per_token > 0
+    assert "±" not in likelihood_cells({"name": "", **found.plain()})[2]
 
 
 def test_more_than_one_batch_is_one_text(make_model, batch):

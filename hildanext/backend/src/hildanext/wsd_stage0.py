@@ -16,6 +16,7 @@ from hildanext.core.registry import under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase, check_padding, check_phases, phase_at, total_tokens
+from hildanext.data.overlap import count_overlap
 from hildanext.datasets import PackedDataset, Packing
 from hildanext.losses import SupervisedStep, TokenLoss, make_losses
 from hildanext.models.bidirectional import DiffusionModel
@@ -97,7 +98,9 @@ def convert(
     if config.lora is not None:
         add_lora(model, config.lora)
     resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
-    record = run.record(resolved, full=sorted(full), data={"train": _shards(dataset), "valid": _shards(valid)})
+    overlap = run.on_main(lambda: count_overlap(dataset.documents(), valid.documents()))
+    shards = {"train": _shards(dataset), "valid": _shards(valid)}
+    record = run.record(resolved, full=sorted(full), data=shards, held_out=overlap)
     run.check_resumes(record, _comparable)
     run.write_record(record)
     step, teacher = run.supervised(model, losses, config.parent, config.lora is not None, config.trust_remote_code)

@@ -6,11 +6,11 @@ hildanext doctor --json
 
 import argparse
 import importlib
-import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from hildanext import __version__
+from hildanext.commands import print_json
 from hildanext.core.errors import ConfigError
 
 MINIMUM = {"python": (3, 11), "torch": (2, 4), "transformers": (4, 51), "numpy": (1, 26), "pydantic": (2, 0)}
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """0 when everything that is needed is there, 1 when not."""
     findings = examine()
     if options.json:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings], "machine": _machine()}))
+        print_json({"findings": [asdict(finding) for finding in findings], "machine": _machine()})
     else:
         marks = {"ok": "ok  ", "note": "note", "bad": "BAD "}
         for finding in findings:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hildanext import __version__
 from hildanext.core.errors import CheckpointError, StorageError
+from hildanext.core.metrics_log import to_json
 
 RUN_FILE = "run.json"
 
@@ -110,7 +111,7 @@ def open_run(folder: str | Path, config: Mapping[str, Any], seed: int, extra: Ma
         **(extra or {}),
         "config": dict(config),
     }
-    write_atomically(folder / RUN_FILE, json.dumps(record, indent=2, default=str) + "\n")
+    write_atomically(folder / RUN_FILE, to_json(record, indent=2) + "\n")
     return folder
 
 

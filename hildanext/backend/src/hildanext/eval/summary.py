@@ -1,6 +1,5 @@
 """From samples to numbers: each score with its interval, the difference to the parent, and what it cost."""
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hildanext.core.config import plain
-from hildanext.core.metrics_log import finite
+from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import versions
 from hildanext.eval import figures
@@ -155,5 +154,5 @@ def mask_tokens(result: Mapping[str, Any]) -> int:
 def save(result: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
     """Write `quality.json` and the pictures; returns them by name."""
     path = Path(folder) / QUALITY
-    write_atomically(path, json.dumps(finite(result), indent=2) + "\n")
+    write_atomically(path, to_json(result, indent=2) + "\n")
     return {"json": path, **figures.draw(result, folder)}

@@ -215,7 +215,7 @@ class _Sums:
         if kind == "bound" and self.single:
             # One draw a block: the spread between blocks holds the texts' own spread too, so this is too large.
             sums = torch.cat(self.single)
-            self.variance += float(sums.var()) * len(sums) if len(sums) > 1 else 0.0
+            self.variance += float(sums.var()) * len(sums) if len(sums) > 1 else math.nan
         sampling_se = math.sqrt(self.variance) if kind == "bound" else 0.0
         return TextLikelihood(
             kind=kind,
@@ -232,11 +232,11 @@ class _Sums:
 
 
 def _ratio_error(rows: Sequence[tuple[float, int]]) -> float:
-    """Standard error of sum(a) / sum(n) over rows (a, n)."""
+    """Standard error of sum(a) / sum(n) over rows (a, n); NaN of a single row."""
     used = [(total, count) for total, count in rows if count > 0]
     tokens = sum(count for _, count in used)
     if len(used) < 2:
-        return 0.0
+        return math.nan
     mean = sum(total for total, _ in used) / tokens
     squares = sum((total - mean * count) ** 2 for total, count in used)
     return math.sqrt(squares * len(used) / (len(used) - 1)) / tokens
