@@ -18,6 +18,7 @@ from pydantic import Field
 
 from hildanext.core.config import config, merge, plain, validate
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, UnknownChoice
+from hildanext.core.json_text import BadJson, parse
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run, write_atomically
 from hildanext.core.run_dir import read_run as open_record
@@ -268,8 +269,8 @@ def _read_marker(folder: Path, key: str, kind: str) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        value = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
+    except BadJson:
         raise CheckpointError(f"marker {str(path)!r} is broken", "delete it to do the stage again") from None
     return value if isinstance(value, dict) else {}
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from hildanext.core.errors import ConfigError
+from hildanext.core.json_text import BROKEN, BadJson, as_read_back, parse
 
 Built = TypeVar("Built")
 
@@ -63,35 +64,40 @@ def plain(section_object: Any) -> dict[str, Any]:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `ConfigError` with the line and column of a syntax error."""
+    """A JSON object from a file. Raises `ConfigError`, with the line and column of a syntax error."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        value = parse(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"no such file {str(path)!r}", "check the path given to --config") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"cannot read {str(path)!r} ({problem})", "give a readable JSON file") from None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as problem:
-        where = f"{path} line {problem.lineno} column {problem.colno}"
-        raise ConfigError(f"{where}: {problem.msg}", "mend the JSON") from None
+    except OSError as problem:
+        raise ConfigError(f"cannot read {str(path)!r} ({problem.strerror})", "give a readable JSON file") from None
+    except BadJson as problem:
+        raise ConfigError(f"cannot read {str(path)!r} ({problem})", "mend the JSON") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds {type(value).__name__}", "a run is a JSON object of sections")
     return value
 
 
 def read_value(text: str) -> Any:
-    """A value written on the command line: JSON where it parses, else the text itself."""
+    """A value written on the command line: JSON where it is JSON, else the text itself.
+
+    Raises `ConfigError` for JSON that is not taken (NaN, a number of thousands of digits, a key twice).
+    """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        return parse(text)
+    except BadJson as problem:
+        if problem.kind == BROKEN:
+            return text
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise ConfigError(
+            f"the value {shown} cannot be taken: {problem}", "mend it, or quote a text: '\"...\"'"
+        ) from None
 
 
 def override(run: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Apply `section.field=value` overrides; values are JSON where they parse, else text. Returns a new mapping."""
-    result: dict[str, Any] = json.loads(json.dumps(run))
+    result: dict[str, Any] = as_read_back(run)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
@@ -109,7 +115,7 @@ def override(run: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` over `below`, mappings merged key by key; a mapping with another `name` is taken whole. A new mapping."""
-    result: dict[str, Any] = json.loads(json.dumps(dict(below)))
+    result: dict[str, Any] = as_read_back(dict(below))
     for key, value in above.items():
         base = result.get(key)
         if isinstance(base, dict) and isinstance(value, Mapping):

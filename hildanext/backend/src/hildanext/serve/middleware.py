@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hildanext.core.errors import HildaError
+from hildanext.core.json_text import BROKEN, HALF, NAN, TOO_LONG, TWICE, BadJson, parse
 from hildanext.core.registry import under_profile
 from hildanext.serve.errors import Refused, answer
 from hildanext.serve.metrics import Metrics
@@ -210,41 +211,27 @@ async def _let_finish(receive: Receive) -> None:
 
 
 def check_json(body: bytes) -> None:
-    """Raise `Refused` for what is no JSON text: bad UTF-8, NaN, half characters, and nesting without end."""
+    """Raise `Refused` for what is no JSON text: `core.json_text` says what that is. A mark of byte order is none."""
     try:
-        text = body.decode("utf-8")
+        parse(body.decode("utf-8"))
     except UnicodeDecodeError as problem:
         raise Refused(
             f"the body is no UTF-8 (at byte {problem.start})", "send JSON in UTF-8", code="invalid_json"
         ) from None
-    try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
-    except json.JSONDecodeError as problem:
-        where = f"line {problem.lineno} column {problem.colno}"
-        raise Refused(f"the body is no JSON ({problem.msg}, {where})", "mend it", code="invalid_json") from None
-    except RecursionError:
-        raise Refused("the body is nested too deeply", "send flatter JSON", code="invalid_json") from None
-    except ValueError as problem:
-        raise Refused(f"the body holds a number beyond reason ({problem})", "mend it", code="invalid_json") from None
-    if "\\u" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            message = "a text in the body holds half a character (a lone surrogate)"
-            raise Refused(message, "send whole characters", code="invalid_text") from None
-        except RecursionError:
-            raise Refused("the body is nested too deeply", "send flatter JSON", code="invalid_json") from None
+    except BadJson as problem:
+        message, hint = SAID[problem.kind]
+        code = "invalid_text" if problem.kind == HALF else "invalid_json"
+        raise Refused(message.format(problem.detail), hint, code=code) from None
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise Refused(f"the body holds {name}, which is no number", "send finite numbers", code="invalid_json")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise Refused(f"the body holds {text[:40]}, which is no finite number", "mend it", code="invalid_json")
-    return number
+SAID = {
+    BROKEN: ("the body is no JSON ({})", "mend it"),
+    HALF: ("a text in the body holds half a character (a lone surrogate)", "send whole characters"),
+    NAN: ("the body holds {}", "send finite numbers"),
+    TOO_LONG: ("the body holds a number beyond reason (thousands of digits)", "mend it"),
+    TWICE: ("the body holds a key twice in one object ({})", "send it once"),
+}
+"""What a client is told, and what to do, by the kind of what is wrong."""
 
 
 def _check_kind(scope: Scope) -> None:
