@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 DEEPEST = 100
 """Objects and lists inside each other; far from where anything that walks through a value would fail."""
 BROKEN, NO_UTF8, HALF = "broken JSON", "bad UTF-8", "half of a surrogate pair"
-TOO_LONG, TWICE, NAN = "a number of thousands of digits", "a key twice in one object", "no finite number"
+TOO_LONG, TWICE, NAN = "a number of thousands of digits", "a key twice in one object", "NaN or infinity"
 ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -115,7 +115,7 @@ def _make_decoder(allow_nan: bool, allow_duplicates: bool, fault: Callable[[BadJ
 
     def number(text: str) -> float | None:
         value = float(text)
-        return value if math.isfinite(value) else constant(text[:40], NAN)
+        return value if math.isfinite(value) else constant(text[:40], "no finite number")
 
     def integer(text: str) -> int | None:
         try:

@@ -7,7 +7,7 @@ A bad record is counted by kind with the first few places in words; a source tha
 import logging
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -16,19 +16,13 @@ from hildanext.core.errors import DataError
 from hildanext.data.chat_template import BadExample, Example
 from hildanext.data.sources.base import Report
 from hildanext.data.sources.chat.shapes import SHAPES, detect, read_record
+from hildanext.data.sources.json_records import Record
 
 logger = logging.getLogger(__name__)
 
 ShapeName = Literal["auto", "messages", "pair", "gsm8k", "alpaca", "sharegpt"]
 GIVEN_UP = 1000
 """Bad records at the beginning after which a source is not read on."""
-
-
-class Record(NamedTuple):
-    """One record and where it stands, in words."""
-
-    value: Any
-    where: str
 
 
 class StrictReport(Report):
