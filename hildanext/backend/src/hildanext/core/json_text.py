@@ -53,8 +53,9 @@ def parse(text: str | bytes, allow_nan: bool = False, allow_duplicates: bool = F
         raise
     except ValueError:
         raise BadJson(TOO_LONG) from None
-    if problem := _fault(value, given):
-        raise problem
+    fault = _fault(value, given)
+    if fault is not None:
+        raise fault
     return value
 
 
@@ -115,7 +116,10 @@ def _make_decoder(allow_nan: bool, allow_duplicates: bool, fault: Callable[[BadJ
 
     def number(text: str) -> float | None:
         value = float(text)
-        return value if math.isfinite(value) else constant(text[:40], "no finite number")
+        if math.isfinite(value):
+            return value
+        constant(text[:40], "no finite number")
+        return None
 
     def integer(text: str) -> int | None:
         try:

@@ -12,8 +12,9 @@ from hildanext.core.json_text import BadJson, parse
 from hildanext.core.run_dir import disk_errors, write_atomically
 from hildanext.data.causal_graphs.base import Extractor
 from hildanext.data.causal_graphs.graph import CausalGraph, read_graph
+from hildanext.data.json_records import JsonRecords
 from hildanext.data.sources import Document, Report
-from hildanext.data.sources.json_records import JsonRecords, read_record
+from hildanext.data.sources.base import read_record
 
 GRAPHS = "graphs.jsonl"
 STATISTICS = "statistics.json"
@@ -69,7 +70,7 @@ def find_example(path: str | Path, identity: str | None) -> GraphExample:
     report = Report()
     for document in JsonRecords(path=str(path)).documents(report=report):
         try:
-            value = parse(document.text)
+            value = parse(document.text, allow_nan=True)
         except BadJson as problem:
             raise DataError(f"{document.id}: {problem}", "a file of graphs holds one JSON object a line") from None
         name = str(value.get("id", document.id)) if isinstance(value, dict) else document.id

@@ -3,8 +3,7 @@
 from typing import ClassVar
 
 from hildanext.core.config import config
-from hildanext.data.sources.base import Document, FileSource, Report, decode
-from hildanext.data.sources.json_records import read_record
+from hildanext.data.sources.base import Document, FileSource, Report, decode, read_record
 
 
 @config

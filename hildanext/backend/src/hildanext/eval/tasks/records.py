@@ -55,9 +55,7 @@ def read_records(place: str, split: str, subset: str | None = None, columns: Seq
         refused = f" that can be used ({report.summary()})" if report.total else ""
         raise DataError(f"{place!r} holds no rows{refused}", "give a file with one example per line")
     if report.total:
-        logger.warning(
-            "%s: %d of %d rows left out: %s", path, report.total, report.total + len(records), report.summary()
-        )
+        logger.warning("%s: rows left out: %s", path, report.summary())
     found = Records(records)
     found.refused = report
     return found
@@ -144,6 +142,8 @@ def _elements(text: str, name: str) -> Found:
             place = problem.end
         else:
             yield value, f"{name} row {number}"
+    if place == len(text):
+        yield BadJson(BROKEN, "the array does not end"), f"{name} after row {number}"
 
 
 _SPACE = re.compile(r"[ \t\r\n,]*")

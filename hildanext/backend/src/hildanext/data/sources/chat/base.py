@@ -14,9 +14,8 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.data.chat_template import BadExample, Example
-from hildanext.data.sources.base import Report
+from hildanext.data.sources.base import Record, Report
 from hildanext.data.sources.chat.shapes import SHAPES, detect, read_record
-from hildanext.data.sources.json_records import Record
 
 logger = logging.getLogger(__name__)
 

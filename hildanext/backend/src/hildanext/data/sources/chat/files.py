@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import Field
 
 from hildanext.core.config import config
-from hildanext.data.sources.base import Report
+from hildanext.data.json_records import JsonRecords
+from hildanext.data.sources.base import Record, Report
 from hildanext.data.sources.chat.base import ChatSource
-from hildanext.data.sources.json_records import JsonRecords, Record
 
 
 @config

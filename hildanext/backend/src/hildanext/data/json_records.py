@@ -3,18 +3,11 @@
 from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 from hildanext.core.config import config
-from hildanext.core.json_text import BROKEN, NO_UTF8, BadJson, first_value, parse
-from hildanext.data.sources.base import CHUNK, Document, FileSource, Report, decode, open_binary
-
-
-class Record(NamedTuple):
-    """One record and where it stands, in words."""
-
-    value: Any
-    where: str
+from hildanext.core.json_text import BROKEN, NO_UTF8, BadJson, first_value
+from hildanext.data.sources.base import CHUNK, Document, FileSource, Record, Report, decode, open_binary, read_record
 
 
 @config
@@ -38,15 +31,6 @@ class JsonRecords(FileSource):
             for document in JsonRecords(path=str(file), max_line_bytes=self.max_line_bytes).documents(report=report):
                 if (record := read_record(document.text, document.id, report)) is not None:
                     yield record
-
-
-def read_record(text: str, where: str, report: Report) -> Record | None:
-    """The record of a line; None, counted, where it is no JSON that is taken."""
-    try:
-        return Record(parse(text, allow_nan=True), where)
-    except BadJson as problem:
-        report.bad(problem.kind, where)
-        return None
 
 
 def _array(file: Path, limit: int, report: Report) -> Iterator[Record]:
