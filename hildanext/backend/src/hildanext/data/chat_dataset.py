@@ -35,7 +35,7 @@ from hildanext.diffusion import CausalPairs
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "hildanext-chat-1"
+FORMAT = "hildanext-chat-2"
 MANIFEST = "manifest.json"
 PARTS = ("train", "valid")
 ARRAYS = {"tokens": "<u4", "answers": "<u4", "pairs": "<u4", "weights": "<f4", "ids": "|u1"}

@@ -39,6 +39,8 @@ class ChatSource:
     """Which fields a record has (`SHAPES`); `auto` tells it from the first record."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Fields of the records by the names that the shape expects: `{"prompt": "query"}`."""
+    ignore_keys: tuple[str, ...] = ()
+    """Keys of records and of their turns to leave unread; any other that nobody reads refuses its record."""
     strict: bool = False
     """Make the first bad record an error instead of counting it."""
 
@@ -83,7 +85,15 @@ class ChatSource:
             if isinstance(record.value, dict) and self.rename:
                 value = {**record.value, **{to: record.value.get(name) for to, name in self.rename.items()}}
                 record = Record(value, record.where)
-            yield record
+            yield Record(self._without_ignored(record.value), record.where) if self.ignore_keys else record
+
+    def _without_ignored(self, value: Any) -> Any:
+        """A record without the keys to ignore, its turns alike."""
+        if isinstance(value, dict):
+            kept = {key: item for key, item in value.items() if key not in self.ignore_keys}
+            lists = {key: item for key, item in kept.items() if isinstance(item, list)}
+            return kept | {key: [self._without_ignored(turn) for turn in item] for key, item in lists.items()}
+        return value
 
 
 def refuse(report: Report, problem: BadExample, where: str) -> None:
