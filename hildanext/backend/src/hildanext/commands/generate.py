@@ -17,12 +17,15 @@ from hildanext.commands.generation_flags import (
     build_generation,
     decoder_section_of,
     mode_line,
-    read_prompts,
+    prompts_of,
+    shown,
+    turns_of,
 )
 from hildanext.commands.generation_records import save_trace, stats_line
 
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
+    from hildanext.data.prompts import Prompt
     from hildanext.inference import Event
 
 
@@ -30,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="text to continue")
-    source.add_argument("--batch", metavar="FILE", help="one prompt per line, decoded as one batch")
+    source.add_argument("--batch", metavar="FILE", help="one prompt per line (or a .jsonl file), decoded as one batch")
     parser.add_argument(
         "--chat", action="store_true", help="a prompt is a question, put into the model's chat template"
     )
@@ -67,19 +70,19 @@ def run(options: argparse.Namespace) -> int:
     from hildanext.models.loading.loaded_model import LoadedModel
 
     config = load_run(options)
-    texts = read_prompts(options)
+    asked = prompts_of(options)
     section = decoder_section_of(options, config.get("decoder", {}))
     decoder, settings = build_generation(options, section, config.get("generation", {}))
     name = options.model if options.model is not None else config.get("model", "tiny")
     opened = LoadedModel.open(str(name), RuntimeConfig(options.device, options.dtype, options.threads))
     model, tokenizer = opened.model, opened.tokenizer
-    prompts = [_encoded(options, tokenizer, text) for text in texts]
-    watcher = _Watcher(options, [f"{text}\n" for text in texts] if options.chat else texts, prompts, tokenizer)
+    prompts = [_encoded(options, tokenizer, prompt) for prompt in asked]
+    watcher = _Watcher(options, [shown(options, prompt) for prompt in asked], prompts, tokenizer)
     with watcher:
         results = generate(model, tokenizer, prompts, decoder, settings, watcher.on_event)
     machine = {**opened.summary(), "mode": mode_line(options, section), "decoder": section}
     watcher.finish(results)
-    rows = [{"prompt": text, **result.to_record()} for text, result in zip(texts, results, strict=True)]
+    rows = [{**prompt.said(), **result.to_record()} for prompt, result in zip(asked, results, strict=True)]
     if options.trace:
         traces = [trace_record(result.trace, tokenizer) for result in results]
         save_trace(options.trace, machine, [{**row, **trace} for row, trace in zip(rows, traces, strict=True)])
@@ -91,17 +94,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _encoded(options: argparse.Namespace, tokenizer: Any, text: str) -> list[int]:
-    from hildanext.core.errors import ConfigError
-    from hildanext.data.chat_template import Message, encode_chat
+def _encoded(options: argparse.Namespace, tokenizer: Any, prompt: "Prompt") -> list[int]:
+    from hildanext.data.chat_template import encode_chat
     from hildanext.tokenization import encode_prompt
 
-    if options.chat:
-        before = [Message("system", options.system)] if options.system is not None else []
-        return encode_chat(tokenizer, [*before, Message("user", text)])
-    if options.system is not None:
-        raise ConfigError("--system is for conversations", "add --chat")
-    return encode_prompt(tokenizer, text)
+    turns = turns_of(options, prompt)
+    return encode_chat(tokenizer, turns) if turns else encode_prompt(tokenizer, str(prompt.text))
 
 
 class _Watcher:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hildanext.core.knobs import Knob
+    from hildanext.data.chat_template import Message
+    from hildanext.data.prompts import Prompt
     from hildanext.decoding import Decoder
     from hildanext.inference import GenerationConfig
 
@@ -47,18 +49,43 @@ def _add_flag(group: argparse._ArgumentGroup, knob: "Knob") -> None:
     )
 
 
-def read_prompts(options: argparse.Namespace) -> list[str]:
-    from hildanext.core.errors import DataError
+def prompts_of(options: argparse.Namespace) -> "list[Prompt]":
+    """The prompts that --prompt or --batch give; with --chat they are conversations, --system before them.
 
-    if options.batch is None:
-        return [options.prompt if options.prompt is not None else ""]
-    try:
-        lines = Path(options.batch).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise DataError(f"cannot read {options.batch!r} ({problem})", "give a text file, one prompt per line") from None
-    if not lines:
-        raise DataError(f"{options.batch!r} is empty", "write one prompt per line")
-    return lines
+    Raises `DataError` for a file that cannot be read, `ConfigError` where --system has no place.
+    """
+    from hildanext.core.errors import ConfigError
+    from hildanext.data.prompts import Prompt, read_prompts
+
+    if options.batch is not None:
+        prompts = read_prompts(options.batch)
+    else:
+        prompts = [Prompt(1, text=options.prompt if options.prompt is not None else "")]
+    if options.system is None:
+        return prompts
+    if not options.chat:
+        raise ConfigError("--system is for conversations", "add --chat")
+    for prompt in prompts:
+        if any(role == "system" for role, _ in prompt.messages):
+            raise ConfigError(f"line {prompt.line} has a system's turn of its own", "leave --system out")
+    return prompts
+
+
+def turns_of(options: argparse.Namespace, prompt: "Prompt") -> "tuple[Message, ...]":
+    """The conversation that a prompt is; none for a text to go on with."""
+    from hildanext.data.chat_template import Message
+
+    if prompt.text is not None and not options.chat:
+        return ()
+    before = (Message("system", options.system),) if options.system is not None else ()
+    turns = prompt.messages if prompt.text is None else (("user", prompt.text),)
+    return (*before, *(Message(role, content) for role, content in turns))
+
+
+def shown(options: argparse.Namespace, prompt: "Prompt") -> str:
+    """What stands on the screen before the answer."""
+    text = prompt.messages[-1][1] if prompt.text is None else prompt.text
+    return f"{text}\n" if turns_of(options, prompt) else text
 
 
 def decoder_section_of(options: argparse.Namespace, run_section: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,21 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import load_run
-from hildanext.commands.generation_flags import build_generation, decoder_section_of, mode_line, read_prompts
+from hildanext.commands.generation_flags import (
+    build_generation,
+    decoder_section_of,
+    mode_line,
+    prompts_of,
+    shown,
+    turns_of,
+)
 from hildanext.commands.generation_records import remote_stats_line, save_trace
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hildanext.data.prompts import Prompt
     from hildanext.decoding.state import Step
     from hildanext.engine.base import EngineEvent, Request, RequestOutput, Started
     from hildanext.engine.remote.openai import OpenAIEngine
@@ -34,18 +42,16 @@ def ask(options: argparse.Namespace) -> int:
     given = [name for name, unset in LOCAL.items() if getattr(options, name) != unset]
     if given:
         raise ConfigError(f"--{given[0]} is about a model here, but --server asks one elsewhere", "leave it out")
-    if options.system is not None and not options.chat:
-        raise ConfigError("--system is for conversations", "add --chat")
-    texts = read_prompts(options)
-    requests, section = _requests(options, texts)
+    prompts = prompts_of(options)
+    requests, section = _requests(options, prompts)
     key = KEY if os.environ.get(KEY) else None
-    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(texts)).connect(options.model)
+    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(prompts)).connect(options.model)
     try:
-        answers, records = _answers(engine, requests, options, texts)
+        answers, records = _answers(engine, requests, options, prompts)
     finally:
         engine.close()
     server = _server(engine, options, section)
-    rows = [{"prompt": text, **answer.to_record()} for text, answer in zip(texts, answers, strict=True)]
+    rows = [{**prompt.said(), **answer.to_record()} for prompt, answer in zip(prompts, answers, strict=True)]
     if options.trace:
         traced = [{**row, "format": TRACE_FORMAT, "steps": steps} for row, steps in zip(rows, records, strict=True)]
         save_trace(options.trace, server, traced)
@@ -57,20 +63,19 @@ def ask(options: argparse.Namespace) -> int:
     return 0
 
 
-def _requests(options: argparse.Namespace, texts: list[str]) -> "tuple[list[Request], dict[str, Any]]":
-    from hildanext.data.chat_template import Message
+def _requests(options: argparse.Namespace, prompts: "list[Prompt]") -> "tuple[list[Request], dict[str, Any]]":
     from hildanext.engine.base import Request
 
     config = load_run(options)
     section = decoder_section_of(options, config.get("decoder", {}))
     _, settings = build_generation(options, section, config.get("generation", {}))
     requests = []
-    for number, text in enumerate(texts):
-        before = (Message("system", options.system),) if options.system is not None else ()
+    for number, prompt in enumerate(prompts):
+        turns = turns_of(options, prompt)
         requests.append(
             Request(
-                prompt=None if options.chat else text,
-                messages=(*before, Message("user", text)) if options.chat else (),
+                prompt=None if turns else prompt.text,
+                messages=turns,
                 decoder=section,
                 max_new_tokens=settings.max_new_tokens,
                 seed=settings.seed + number,
@@ -83,7 +88,7 @@ def _requests(options: argparse.Namespace, texts: list[str]) -> "tuple[list[Requ
 
 
 def _answers(
-    engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, texts: list[str]
+    engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, prompts: "list[Prompt]"
 ) -> "tuple[list[RequestOutput], list[list[Mapping[str, Any]]]]":
     """All at once on the way out, in order on the way in; beside the answers their steps."""
     from hildanext.engine.base import Failed, Finished, Piece, Started, Stepped
@@ -94,22 +99,22 @@ def _answers(
     answers: list[RequestOutput] = []
     records: list[list[Mapping[str, Any]]] = [[] for _ in requests]
     for number, events in enumerate(queues):
-        shown = _Shown(options, texts[number], alone=len(texts) == 1, first=number == 0)
-        with shown:
+        screen = _Shown(options, shown(options, prompts[number]), alone=len(prompts) == 1, first=number == 0)
+        with screen:
             while len(answers) == number:
                 match events.get():
                     case Started() as started:
-                        shown.start(started)
+                        screen.start(started)
                     case Stepped(record):
                         records[number].append(record)
-                        shown.step(record)
+                        screen.step(record)
                     case Piece(text):
-                        shown.piece(text)
+                        screen.piece(text)
                     case Finished(answer):
                         answers.append(answer)
                     case Failed(error):
                         raise error
-        shown.end(answers[number])
+        screen.end(answers[number])
     return answers, records
 
 
@@ -117,7 +122,7 @@ class _Shown:
     """One text on the screen: as it arrives where it is the only one, as its denoising with --trace, or when whole."""
 
     def __init__(self, options: argparse.Namespace, text: str, alone: bool, first: bool) -> None:
-        self.text = f"{text}\n" if options.chat else text
+        self.text = text
         self.quiet = options.json
         self.watches = options.trace is not None and first and not self.quiet
         self.streams = alone and options.trace is None and not self.quiet

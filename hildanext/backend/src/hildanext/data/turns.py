@@ -1,4 +1,4 @@
-"""The keys of a conversation's turn, and of the record around it: read, known to say nothing here, or refused by name."""
+"""The keys of a conversation's turn, and of the record around it: read, saying nothing here, or refused by name."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
