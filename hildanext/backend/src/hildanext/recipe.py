@@ -18,7 +18,8 @@ from pydantic import Field
 
 from hildanext.core.config import config, merge, plain, validate
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, UnknownChoice
-from hildanext.core.json_text import BadJson, parse
+from hildanext.core.json_text import BadJson, as_read_back, parse
+from hildanext.core.metrics_log import finite
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run, write_atomically
 from hildanext.core.run_dir import read_run as open_record
@@ -171,7 +172,7 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
         tell(step, "start")
         begun = time.perf_counter()
         outcome = _do(shared, step, table, outcomes)
-        outcomes[step.key] = json.loads(json.dumps(outcome, default=str))  # as a resumed run will read it
+        outcomes[step.key] = as_read_back(finite(outcome))  # as a resumed run will read it
         _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
         tell(step, "finished")
     return outcomes

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hildanext.core.errors import ModelError
-from hildanext.core.json_text import BadJson, parse
+from hildanext.core.errors import ModelError, PromptError
+from hildanext.core.json_text import BadJson, has_half, parse
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,12 @@ def never_ids(tokenizer: PreTrainedTokenizerBase, causal_lm: PreTrainedModel) ->
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a document's beginning: BOS where the tokenizer has one, then the text."""
+    """Token ids of a document's beginning: BOS where the tokenizer has one, then the text.
+
+    Raises `PromptError` for half of a surrogate pair, which no tokenizer takes.
+    """
+    if has_half(text):
+        raise PromptError("the prompt holds half of a surrogate pair", "give whole characters")
     return begin_document(tokenizer, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
@@ -179,7 +184,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     folder = Path(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
     if (folder / "tokenizer.json").is_file():
         settings["tokenizer_class"] = FAST_CLASS
     for key in ("backend", "is_local", "local_files_only", "name_or_path"):

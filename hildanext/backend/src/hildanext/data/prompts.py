@@ -55,7 +55,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if not lines:
         raise DataError(f"no prompts in {str(path)!r}", "write one per line")
     if len(lines) < len(everything):
-        logger.warning("%s: %d blank lines skipped", path, len(everything) - len(lines))
+        logger.warning("%s: blank lines skipped: %d", path, len(everything) - len(lines))
     if path.suffix == ".jsonl":
         return [_parsed(path, number, line) for number, line in lines]
     return [Prompt(number, text=line) for number, line in lines]
