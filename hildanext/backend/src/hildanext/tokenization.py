@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hildanext.core.errors import ModelError, PromptError
-from hildanext.core.json_text import BadJson, has_half, parse
+from hildanext.core.errors import ModelError
+from hildanext.core.json_text import BadJson, check_prompt_text, parse
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
     Raises `PromptError` for half of a surrogate pair, which no tokenizer takes.
     """
-    if has_half(text):
-        raise PromptError("the prompt holds half of a surrogate pair", "give whole characters")
+    check_prompt_text(text)
     return begin_document(tokenizer, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 

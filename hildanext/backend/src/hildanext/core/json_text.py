@@ -22,6 +22,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NoReturn
 
+from hildanext.core.errors import PromptError
+
 DEEPEST = 100
 """Objects and lists inside each other; far from where anything that walks through a value would fail."""
 BROKEN, NO_UTF8, HALF = "broken JSON", "bad UTF-8", "half of a surrogate pair"
@@ -94,6 +96,12 @@ def has_half(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def check_prompt_text(text: str) -> None:
+    """Raises `PromptError` for half of a surrogate pair, before a tokenizer's own exception."""
+    if has_half(text):
+        raise PromptError("the text holds half a character (a lone surrogate)", "send whole characters")
 
 
 def as_read_back(value: Any, default: Callable[[Any], Any] | None = None) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from jinja2 import TemplateError
 
 from hildanext.core.errors import ConfigError, DataError
-from hildanext.core.json_text import HALF, has_half
+from hildanext.core.json_text import check_prompt_text
 from hildanext.data.turns import ROLES
 from hildanext.tokenization import begin_document
 
@@ -230,8 +230,7 @@ def _encode(tokenizer: Any, text: str, opens: bool = False) -> tuple[list[int], 
     """Tokens and their characters; a text that opens a document gets the beginning-of-text token."""
     if not tokenizer.is_fast:
         raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer", "give one that has a tokenizer.json")
-    if has_half(text):
-        raise BadExample(HALF)
+    check_prompt_text(text)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     plain, offsets = list(encoding["input_ids"]), [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
     ids = begin_document(tokenizer, plain) if opens else plain
