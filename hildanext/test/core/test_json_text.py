@@ -147,7 +147,7 @@ def test_a_value_of_the_command_line_that_is_no_json_is_text():
 
 OWN = {
     "core/json_text.py": "the reader itself",
-    "grading/": "processes that may load the standard library alone; they read what we wrote, or have a reader of theirs",
+    "grading/": "processes that may load the standard library alone",
     "jobs/service.py": "what it has just written",
     "jobs/store.py": "columns of its own table",
     "jobs/worker.py": "columns of its own table",
