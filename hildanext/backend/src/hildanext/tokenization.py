@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hildanext.core.errors import ModelError
+from hildanext.core.json_text import BadJson, check_prompt_text, parse
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,11 @@ def never_ids(tokenizer: PreTrainedTokenizerBase, causal_lm: PreTrainedModel) ->
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a document's beginning: BOS where the tokenizer has one, then the text."""
+    """Token ids of a document's beginning: BOS where the tokenizer has one, then the text.
+
+    Raises `PromptError` for half of a surrogate pair, which no tokenizer takes.
+    """
+    check_prompt_text(text)
     return begin_document(tokenizer, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
@@ -151,7 +156,7 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
         raise ModelError(f"{str(folder)!r} has no tokenizer", "add its tokenizer.json and tokenizer_config.json")
     _check_tokenizer_file(folder / "tokenizer.json")
     try:
-        named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        named = parse(settings.read_bytes(), allow_nan=True, allow_duplicates=True) if settings.is_file() else {}
         # Transformers 5 writes a class name that 4.x does not know; both are a plain tokenizer.json.
         if named.get("tokenizer_class", FAST_CLASS) in ("TokenizersBackend", FAST_CLASS):
             return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -166,8 +171,8 @@ def _check_tokenizer_file(path: Path) -> None:
     if not path.is_file():
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        content = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
+    except BadJson as problem:
         raise ModelError(f"cannot read the tokenizer {path} ({problem})", "copy the model again") from None
     if not isinstance(content, dict) or "vocab" not in content.get("model", {}):
         raise ModelError(f"cannot read the tokenizer {path} (it has no vocabulary)", "copy the model again")
@@ -178,7 +183,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     folder = Path(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
     if (folder / "tokenizer.json").is_file():
         settings["tokenizer_class"] = FAST_CLASS
     for key in ("backend", "is_local", "local_files_only", "name_or_path"):

@@ -20,6 +20,7 @@ from pydantic import Field
 from hildanext.ar import Parent
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, HildaError, PromptError
+from hildanext.core.json_text import check_prompt_text
 from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import decoder_section, make_decoder
@@ -234,7 +235,7 @@ class LocalEngine(Engine):
             )
         texts = [request.prompt or "", *(message.content for message in request.messages), *request.stop]
         for text in texts:
-            _check_text(text)
+            check_prompt_text(text)
         with self._encoding:  # the tokenizers library borrows a tokenizer exclusively while it is set up
             if request.tokens is not None:
                 ids = list(request.tokens)
@@ -399,15 +400,6 @@ def _close_all() -> None:
 
 def _died() -> EngineFailed:
     return EngineFailed("the model thread has ended", "see the server's log and start it again")
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as problem:
-        raise PromptError(
-            f"the text holds half a character (a lone surrogate at {problem.start})", "send whole characters"
-        ) from None
 
 
 def _cache_limit(settings: LocalEngineConfig, device: torch.device) -> int:

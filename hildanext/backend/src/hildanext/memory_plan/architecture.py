@@ -3,7 +3,6 @@
 The known models' descriptions are part of the package, so that a plan needs neither weights nor a network.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hildanext.core.errors import ModelError
+from hildanext.core.json_text import parse
 from hildanext.models.loading import tiny
 from hildanext.models.loading.files import check_architecture, read_model_json
 from hildanext.models.loading.names import KNOWN, NAMES, is_hub_id, pulled_folder
@@ -138,8 +138,8 @@ def describe(name: str) -> dict[str, Any]:
         if pulled.is_dir():
             return read_model_json(pulled / CONFIG)
         if name in KNOWN:
-            text = (files("hildanext") / "assets" / "architectures" / f"{name}.json").read_text(encoding="utf-8")
-            config: dict[str, Any] = json.loads(text)
+            asset = files("hildanext") / "assets" / "architectures" / f"{name}.json"
+            config: dict[str, Any] = parse(asset.read_bytes())
             return config
         raise ModelError(f"{name!r} has not been pulled", f"run: hildanext pull {name}, or give its config.json")
     if path.is_file() or path.is_dir():

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import CheckpointError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.masks import CleanMask
 
 CARD = "hilda.json"
@@ -56,13 +57,13 @@ def read_card(folder: str | Path) -> Card:
     """Read `hilda.json`. Raises `CheckpointError` where it is missing, broken or of another format."""
     path = Path(folder) / CARD
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"{str(folder)!r} has no {CARD}",
             "a diffusion checkpoint carries one; an autoregressive model is converted first: hildanext convert",
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except BadJson as problem:
         raise CheckpointError(f"{path} is broken ({problem})", "copy the checkpoint again") from None
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(

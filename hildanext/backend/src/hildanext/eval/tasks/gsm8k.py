@@ -10,7 +10,7 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
-from hildanext.eval.tasks.records import Record, beside, read_records, text_of
+from hildanext.eval.tasks.records import Record, Records, beside, read_records, text_of
 from hildanext.grading.gsm8k import RULES, gold_answer
 
 REPORTED = ("strict", "flexible", "official", "canonical")
@@ -41,7 +41,7 @@ class Gsm8k(WritingTask):
     few_shot_seed: int = HARNESS_SEED
 
     @cached_property
-    def _records(self) -> list[Record]:
+    def _records(self) -> Records:
         name, subset = self.hub
         return read_records(self.data if self.data is not None else name, self.split, subset)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import transformers
 
 from hildanext.core.errors import ModelError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.models.bidirectional import ARCHITECTURES
 from hildanext.models.card import CARD
 
@@ -56,12 +56,12 @@ def check_architecture(config: dict[str, Any], source: object) -> str:
 def read_model_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder; `ModelError` where it is missing or broken."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
     except FileNotFoundError:
         raise ModelError(
             f"{str(path.parent)!r} has no {path.name}", "give a model folder; a half-finished download must be repeated"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except BadJson as problem:
         raise ModelError(f"{path} is broken ({problem})", AGAIN) from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object", AGAIN)
@@ -108,8 +108,8 @@ def check_safetensors(path: Path) -> list[dict[str, Any]]:
         if length > size - 8:
             raise ModelError(f"{path} is cut short ({size} bytes, its header alone needs {length + 8})", hint)
         try:
-            header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            header = parse(file.read(length))
+        except BadJson:
             raise ModelError(f"{path} is not a safetensors file", hint) from None
     entries = [entry for name, entry in header.items() if name != "__metadata__"]
     promised = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
