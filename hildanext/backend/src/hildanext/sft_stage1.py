@@ -134,6 +134,7 @@ def sft(
     best = BestCheckpoints(
         run.folder, model, tokenizer, int(config.keep == "best"), config.select, config.select != "bound"
     )
+    run.rehearse_save(model, best)
     task = _task(config, data, step, real.nonzero()[:, 0], best)
     task.teacher = teacher
     run.measure_start(task, step)

@@ -19,6 +19,8 @@ from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
 from hildanext.losses import SupervisedStep, TokenLoss
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.checkpoint import rehearse_save
+from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import TrainConfig, comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
 from hildanext.trainer.state import check_resumes
@@ -75,6 +77,10 @@ class TrainingRun:
         """Write `run.json`."""
         facts = {name: value for name, value in record.items() if name != "config"}
         self.on_main(lambda: open_run(self.folder, record["config"], self.config.seed, facts))
+
+    def rehearse_save(self, model: DiffusionModel, best: BestCheckpoints) -> None:
+        """Raise `CheckpointError` now for what would fail at the run's end: its checkpoint, and the best ones kept."""
+        self.on_main(lambda: rehearse_save(self.folder, model, best.tokenizer, 1 + best.k))
 
     def supervised(
         self,
