@@ -19,7 +19,7 @@ from pydantic import Field
 
 from hildanext.ar import Parent
 from hildanext.core.config import config
-from hildanext.core.errors import ConfigError, HildaError, PromptError
+from hildanext.core.errors import ConfigError, HildaError, LogitsNotFinite, PromptError
 from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import decoder_section, make_decoder
@@ -274,6 +274,11 @@ class LocalEngine(Engine):
             runners.append(self.autoregressive)
         try:
             ended = step_all(runners)
+        except LogitsNotFinite as problem:
+            logger.error("%s, with %d requests", problem, len(self._scheduler.running))
+            for state in [state for state in self._scheduler.running if state.id in problem.rows]:
+                self._fail(state, problem)
+            return
         except torch.cuda.OutOfMemoryError as problem:
             logger.error("out of memory with %d requests: %s", len(self._scheduler.running), problem)
             for state in list(self._scheduler.running):
