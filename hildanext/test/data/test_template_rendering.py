@@ -46,7 +46,7 @@ HUGE = {
     "a long text that is not shown": "{% set x = ('a' * 10 ** 9) | length %}",
     "a wide filter": "{{ 'a' | center(10 ** 9) }}",
     "a wide format": "{{ '%1000000000d' | format(1) }}",
-    "doubling": "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(30) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "doubling": "{% set s = namespace(x='aaaaaaaa') %}{% for i in range(30) %}{% set s.x = s.x ~ s.x %}{% endfor %}",
     "a list": "{{ ([0] * 10 ** 9) | length }}",
     "a recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "more than its conversation": "{{ 'a' * 20000000 }}",

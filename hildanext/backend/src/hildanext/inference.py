@@ -209,8 +209,9 @@ def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase |
     return frozenset(ids)
 
 
-def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int]) -> list[int]:
-    """The prompt, or BOS (else EOS, which separates documents) in place of an empty one."""
+def checked_prompt(model: DiffusionModel | Parent, tokenizer: Any, prompt: Iterable[int]) -> list[int]:
+    """The prompt, or BOS (else EOS, which separates documents) in place of an empty one. Raises `PromptError` for an
+    id that `model` has no row for, and for a diffusion model's mask."""
     ids = list(prompt)
     if not ids:
         first = getattr(tokenizer, "bos_token_id", None)
@@ -218,8 +219,8 @@ def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int])
         if first is None:
             raise PromptError("the prompt is empty and the tokenizer has no BOS token", "give at least one token")
         ids = [first]
-    card = model.card
-    wrong = [token for token in ids if not 0 <= token < card.vocab_rows or token == card.mask_id]
+    rows, mask = len(model.head), model.card.mask_id if isinstance(model, DiffusionModel) else None
+    wrong = [token for token in ids if not 0 <= token < rows or token == mask]
     if wrong:
         raise PromptError(f"the prompt holds id {wrong[0]}, which is no token", "encode it with this model's tokenizer")
     return ids

@@ -188,7 +188,8 @@ def same_words(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> 
     """Whether two tokenizers call the same words by the same ids. A mask, which a conversion adds, is no word."""
     first, second = one.get_vocab(), other.get_vocab()
     for tokenizer, words in ((one, first), (other, second)):
-        words.pop(str(tokenizer.mask_token), None)
+        if tokenizer.mask_token is not None:
+            words.pop(str(tokenizer.mask_token), None)
     return first == second
 
 

@@ -1,4 +1,4 @@
-"""A chat template's text of a conversation, from a program of its own, which is killed where the template never ends."""
+"""A chat template's text of a conversation, from a program that is killed where the template never ends."""
 
 import json
 import time

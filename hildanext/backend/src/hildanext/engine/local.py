@@ -47,7 +47,7 @@ from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
-from hildanext.tokenization import encode_prompt
+from hildanext.tokenization import encode_prompt, same_words
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,9 @@ class LocalEngine(Engine):
     ) -> None:
         self.model, self.tokenizer, self.parent = model, tokenizer, parent
         self.settings = settings = settings if settings is not None else LocalEngineConfig()
+        own = parent.tokenizer if parent is not None else None
+        self.parent_tokenizer = tokenizer if own is None or own is tokenizer or same_words(own, tokenizer) else own
+        """The model's where they have the same words, so that both are asked with the same template."""
         self.token_bytes = bytes_per_token(model.causal_lm)
         self.limit_bytes = _cache_limit(settings, model.device)
         self.totals = Totals()
@@ -219,16 +222,23 @@ class LocalEngine(Engine):
         texts = [request.prompt or "", *(message.content for message in request.messages), *request.stop]
         for text in texts:
             _check_text(text)
+        model, tokenizer = self._asked(request)
         with self._encoding:  # the tokenizers library borrows a tokenizer exclusively while it is set up
             if request.tokens is not None:
                 ids = list(request.tokens)
             elif request.messages:
-                ids = encode_chat(self.tokenizer, request.messages)
+                ids = encode_chat(tokenizer, request.messages)
             else:
-                ids = encode_prompt(self.tokenizer, request.prompt or "")
-        if self.model.card.mask_id in ids:
+                ids = encode_prompt(tokenizer, request.prompt or "")
+        if tokenizer is self.tokenizer and self.model.card.mask_id in ids:
             raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
-        return checked_prompt(self.model, self.tokenizer, ids)
+        return checked_prompt(model, tokenizer, ids)
+
+    def _asked(self, request: Request) -> tuple[DiffusionModel | Parent, Any]:
+        """Who answers, and the tokenizer of its ids."""
+        if request.parent and self.parent is not None:
+            return self.parent, self.parent_tokenizer
+        return self.model, self.tokenizer
 
     def _run(self) -> None:
         """The model thread. Whatever ends it, nobody is left waiting."""
@@ -321,7 +331,8 @@ class LocalEngine(Engine):
             self._tokens["prompt"] += len(state.prompt)
             self._tokens["cached"] += state.cached
         shown = state.prompt if state.request.steps else []
-        cells = [Cell(at, token, self.tokenizer.decode([token])) for at, token in enumerate(shown)]
+        tokenizer = self._asked(state.request)[1]
+        cells = [Cell(at, token, tokenizer.decode([token])) for at, token in enumerate(shown)]
         state.sink(Started(len(state.prompt), state.cached, state.started - state.submitted, cells))
 
     def _finish(self, state: RequestState) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from hildanext.core.config import plain, validate
 from hildanext.core.errors import ConfigError
@@ -85,6 +86,7 @@ class TrainingRun:
     def supervised(
         self,
         model: DiffusionModel,
+        tokenizer: PreTrainedTokenizerBase,
         losses: dict[str, TokenLoss],
         parent: str | Path,
         parent_is_base_model: bool,
@@ -93,7 +95,9 @@ class TrainingRun:
     ) -> tuple[SupervisedStep, Callable[..., torch.Tensor] | None]:
         """The step that trains, and the frozen parent's reading where a loss asks for it (see `teacher_for`)."""
         train = self.config.train
-        teacher = teacher_for(losses.values(), model, parent, train.precision, parent_is_base_model, trust_remote_code)
+        teacher = teacher_for(
+            losses.values(), model, tokenizer, parent, train.precision, parent_is_base_model, trust_remote_code
+        )
         head = teacher.head if teacher is not None else None
         return SupervisedStep(model, losses, head, train.chunk, special, train.layout), reader(teacher, model)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
+from huggingface_hub import errors
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from hildanext.core.errors import ModelError
@@ -23,6 +24,11 @@ DEFAULTED = ("head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_em
 """Null means here what leaving it out means; a null `num_key_value_heads` means as many as heads."""
 OWN_CONFIG = "give a model's own config.json"
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+FAULTS: tuple[type[Exception], ...] = (
+    ValueError, TypeError, KeyError, AttributeError, getattr(errors, "StrictDataclassError", ValueError)
+)  # fmt: skip
+"""What Transformers raises for a configuration; 5.x has a class of its own for a field of another type."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -67,7 +73,7 @@ def read_config(fields: Mapping[str, Any], source: object) -> PretrainedConfig:
         raise ModelError(f"the configuration of {str(source)!r} has an rms_norm_eps that is no number", OWN_CONFIG)
     try:
         config: PretrainedConfig = kind.from_dict(given)
-    except (ValueError, TypeError, KeyError, AttributeError, *_strictness()) as problem:
+    except FAULTS as problem:
         said = " ".join(str(problem).split())[:200]
         raise ModelError(f"the configuration of {str(source)!r} cannot be ({said})", OWN_CONFIG) from None
     if config.num_attention_heads % config.num_key_value_heads or head_dim(config) < 1:
@@ -119,11 +125,3 @@ def check_sizes(config: PretrainedConfig, shapes: Shapes, source: object) -> Non
                 f"{name} of {str(source)!r} has the shape {list(shape)}, config.json says {list(wanted)}",
                 "copy both again, from one place",
             )
-
-
-def _strictness() -> tuple[type[Exception], ...]:
-    """What Transformers 5 raises for a field of another type; it is no `ValueError`, and 4.x has none."""
-    from huggingface_hub import errors
-
-    strict = getattr(errors, "StrictDataclassError", None)
-    return () if strict is None else (strict,)
