@@ -21,7 +21,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.config import config, validate
+from hildanext.core.config import Seed, config, validate
 from hildanext.core.errors import PromptError
 from hildanext.core.runtime import RuntimeConfig
 from hildanext.data.generation_result import GenerationResult, GenerationStats
@@ -44,7 +44,7 @@ class GenerationConfig:
 
     max_new_tokens: int | None = Field(default=None, ge=1)
     """None: 256, or what the context leaves."""
-    seed: int = 0
+    seed: Seed = 0
     """Row i of the prompts draws from seed + i, whatever batch it runs in."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""

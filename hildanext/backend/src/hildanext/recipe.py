@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import config, merge, plain, validate
+from hildanext.core.config import Seed, config, merge, plain, validate
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, UnknownChoice
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run, write_atomically
@@ -43,7 +43,7 @@ class RunConfig:
     """Where everything of the run goes."""
     name: str = ""
     profile: Literal["SAFE", "FULL"] = "SAFE"
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = Field(default=0, ge=0)
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)

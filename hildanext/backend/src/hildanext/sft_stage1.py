@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from hildanext.core.config import config, merge, plain, validate
+from hildanext.core.config import Seed, config, merge, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
@@ -74,7 +74,7 @@ class SftConfig(NoiseConfig):
     """Stop after so many validations without a better one."""
     samples: SampleConfig = SampleConfig()
     device: str = "auto"
-    seed: int = 0
+    seed: Seed = Field(default=0, ge=0)
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:

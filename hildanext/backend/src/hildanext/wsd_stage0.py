@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.core.config import config, plain, validate
+from hildanext.core.config import Seed, config, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
@@ -68,7 +68,7 @@ class ConvertConfig(NoiseConfig):
     valid_rows: int = Field(default=32, ge=1)
     device: str = "auto"
     trust_remote_code: bool = False
-    seed: int = 0
+    seed: Seed = Field(default=0, ge=0)
     train: TrainConfig = TrainConfig()
 
 

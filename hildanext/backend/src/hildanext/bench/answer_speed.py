@@ -19,7 +19,7 @@ from pydantic import Field
 from rich.table import Table
 
 from hildanext.bench.train_speed import Seconds, medians
-from hildanext.core.config import config, plain, validate
+from hildanext.core.config import Seed, config, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import accelerates_bf16, machine, make_generator
 from hildanext.corruption.input_layout import LayoutChoice, choose_layout
@@ -48,7 +48,7 @@ class AnswerSpeedConfig:
     accumulate: int = Field(default=2, ge=1)
     repeats: int = Field(default=3, ge=1)
     precision: str = "auto"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "bf16", "no"):

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from hildanext.ar import Parent
 from hildanext.bench.decode_speed import BareForward, finish
-from hildanext.core.config import config, plain
+from hildanext.core.config import Seed, config, plain
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
 from hildanext.engine.base import EngineEvent, Failed, Finished, Request, RequestOutput
@@ -38,7 +38,7 @@ class EngineSpeedConfig:
     new_tokens: int = Field(default=64, ge=1)
     concurrency: int = Field(default=8, ge=1)
     repeats: int = Field(default=3, ge=1)
-    seed: int = 0
+    seed: Seed = 0
     decoder: dict[str, Any] = Field(default_factory=lambda: dict(MODES["S_MODE"]))
 
     def __post_init__(self) -> None:

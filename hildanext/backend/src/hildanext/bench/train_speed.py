@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from hildanext import masks
 from hildanext.bench.decode_speed import finish
-from hildanext.core.config import config, plain
+from hildanext.core.config import Seed, config, plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import accelerates_bf16, machine
 from hildanext.corruption.input_layout import build_layout
@@ -47,7 +47,7 @@ class TrainSpeedConfig:
     """Also measure the plain implementation (it needs memory for the logits of all 2L positions)."""
     precision: str = "auto"
     """Autocast of the fast step: auto, bf16 or no. The plain one is fp32."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.sequence_length % self.block_size:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, dataclass_transform, get_args
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -14,6 +14,9 @@ from pydantic.dataclasses import dataclass
 from hildanext.core.errors import ConfigError
 
 Built = TypeVar("Built")
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What torch's generators take; those of numpy want it 0 or more."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))

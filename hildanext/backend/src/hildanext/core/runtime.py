@@ -20,6 +20,9 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", 
 TOLD_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
 
 
+THREADS_PER_CORE = 64
+"""More is a slip of the pen: the system may refuse to start so many, and torch then ends the program."""
+
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Where launchers say which of several processes this is."""
 
@@ -148,8 +151,9 @@ def set_threads(count: int | None = None) -> int:
     if count is None:
         limit = os.environ.get("OMP_NUM_THREADS", "")
         count = int(limit) if limit.isdigit() and int(limit) > 0 else usable_cores()
-    if count < 1:
-        raise ConfigError(f"threads = {count}", "give 1 or more")
+    most = THREADS_PER_CORE * usable_cores()
+    if not 1 <= count <= most:
+        raise ConfigError(f"threads = {count}", f"give 1 to {most} on this machine")
     torch.set_num_threads(count)
     return count
 

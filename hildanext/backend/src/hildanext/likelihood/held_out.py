@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.ar import Parent
-from hildanext.core.config import config
+from hildanext.core.config import Seed, config
 from hildanext.core.errors import UnknownChoice
 from hildanext.data.batch import Batch, padding_tokens
 from hildanext.diffusion import block_index
@@ -43,7 +43,7 @@ class LikelihoodConfig:
     draws: int = Field(default=4, ge=1)
     """Draws per block, stratified over the noise level."""
     block_sizes: tuple[int, ...] = (1, 4, 32)
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         bounds = [name for name, member in LIKELIHOODS.items() if member.kind == "bound"]

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from hildanext.core.config import may_be_none
+from hildanext.core.config import Seed, may_be_none
 from hildanext.core.knobs import knobs_of
 from hildanext.decoding import DECODERS, MODES
 from hildanext.serve.decoders import DecoderSection
@@ -27,7 +27,6 @@ DECODING_ALIASES = {
 }
 """Names that other engines have for the same knob."""
 
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Text = Annotated[str, Field(description="Unicode text; half a character (a lone surrogate) is refused")]
 
 

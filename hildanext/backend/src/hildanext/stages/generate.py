@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.core.config import config, validate
+from hildanext.core.config import Seed, config, validate
 from hildanext.core.errors import ConfigError
 from hildanext.recipe import StageContext
 
@@ -42,7 +42,7 @@ class SampleConfig:
     batch_size: int = Field(default=8, ge=1)
     """Of a file: prompts that are decoded together."""
     max_new_tokens: int = Field(default=96, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = Field(default=0, ge=0)
     model: str | None = None
     """A diffusion checkpoint; None is the one an earlier stage made."""
 

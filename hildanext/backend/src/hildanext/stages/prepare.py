@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.core.config import config, merge, validate
+from hildanext.core.config import Seed, config, merge, validate
 from hildanext.core.errors import ConfigError
 from hildanext.recipe import StageContext
 
@@ -32,7 +32,7 @@ class ParentSamples:
     temperature: float = Field(default=1.0, gt=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     batch_size: int = Field(default=64, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = Field(default=0, ge=0)
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
