@@ -223,5 +223,3 @@ def test_words_are_compared_and_not_only_counted(parent: Path, tmp_path: Path):
         open_beside(other, model, tokenizer, torch.float32)
     with pytest.raises(ModelError, match="has 128 rows, the checkpoint 64"):
         open_beside(small_parent(tmp_path / "wide", rows=128), model, tokenizer, torch.float32)
-
-

@@ -174,9 +174,11 @@ def _check_tokenizer_file(path: Path) -> None:
         raise ModelError(f"cannot read the tokenizer {path} (it has no vocabulary)", "copy the model again")
 
 
-def check_words(tokenizer: PreTrainedTokenizerBase, rows: int, source: object) -> None:
-    """Raise `ModelError` for a tokenizer with words that the embedding has no row for."""
-    word, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+def check_words(tokenizer: PreTrainedTokenizerBase, rows: int, source: object, added: bool = True) -> None:
+    """Raise `ModelError` for a tokenizer with words that the embedding has no row for; `added` ones may not count."""
+    beside = {} if added else tokenizer.added_tokens_decoder
+    words = ((word, index) for word, index in tokenizer.get_vocab().items() if index not in beside)
+    word, index = max(words, key=lambda item: item[1], default=("", -1))
     if index >= rows:
         raise ModelError(
             f"the tokenizer of {str(source)!r} has a word {word[:40]!r} with the id {index}, the model {rows} rows",

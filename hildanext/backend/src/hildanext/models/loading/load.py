@@ -51,7 +51,8 @@ def load_parent(
     refuse_diffusion(place)
     causal_lm = _load_folder(place, None if as_stored else dtype, device, trust_remote_code, attention)
     tokenizer = load_tokenizer(place, trust_remote_code)
-    check_words(tokenizer, causal_lm.get_input_embeddings().weight.shape[0], place)
+    # Tokens that somebody added, as padding, are often one more than the rows: no text holds them.
+    check_words(tokenizer, causal_lm.get_input_embeddings().weight.shape[0], place, added=False)
     return causal_lm, tokenizer
 
 
