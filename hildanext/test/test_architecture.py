@@ -142,9 +142,9 @@ def test_no_module_is_a_drawer():
 
 
 def test_every_module_is_importable():
-    for found in pkgutil.walk_packages([str(PACKAGE)], "hildanext."):
-        if not found.name.endswith("__main__"):
-            importlib.import_module(found.name)
+    for module in pkgutil.walk_packages([str(PACKAGE)], "hildanext."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 @pytest.mark.parametrize("package", FAMILIES)
@@ -187,8 +187,8 @@ def test_members_of_a_family_do_not_import_each_other(package):
 
 @pytest.mark.parametrize("module", PROMISED)
 def test_promised_names_are_there(module):
-    found = importlib.import_module(module)
-    assert [name for name in PROMISED[module] if not hasattr(found, name)] == []
+    imported = importlib.import_module(module)
+    assert [name for name in PROMISED[module] if not hasattr(imported, name)] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

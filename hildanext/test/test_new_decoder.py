@@ -86,8 +86,8 @@ def test_the_command_line_takes_it_by_name_and_by_knob(capsys):
     assert (
         main(["generate", "--decoder", "toy", "--set", "decoder.alpha=0.3", "--set", "decoder.beta=off", *flags]) == 0
     )
-    told = json.loads(capsys.readouterr().out)
-    assert told["decoder"] == {**ASKED, "beta": None} and told["mode"] == "toy" and len(told["tokens"]) == 3
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["decoder"] == {**ASKED, "beta": None} and printed["mode"] == "toy" and len(printed["tokens"]) == 3
     for wrong, says in (
         (["--tau-mask", "0.5"], "unknown key 'tau_mask'"),
         (["--mode", "S_MODE"], "not of 'toy': leave them out"),
@@ -121,8 +121,8 @@ def test_a_request_takes_it(engine, path):
 
 def test_a_request_may_name_the_mode_s_own_decoder_too(engine):
     body = {**SHORT, "mode": "Q_MODE", "decoder": {"tau_edit": "off", "max_post": 2}, "max_post": 3}
-    told = ask(engine, "POST", "/generate", **body).json()["decoder"]
-    assert told == {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": None, "max_post": 3}
+    section = ask(engine, "POST", "/generate", **body).json()["decoder"]
+    assert section == {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": None, "max_post": 3}
 
 
 @pytest.mark.parametrize("beta", ["\ud800", "1", 1.5, [1], {}])
@@ -139,15 +139,15 @@ def test_the_harness_takes_it():
 
 
 def test_the_page_and_the_document_are_told_of_it(engine):
-    told = ask(engine, "GET", "/health").json()["decoders"]
+    schemas = ask(engine, "GET", "/health").json()["decoders"]
     assert (
-        set(told) == set(DECODERS)
-        and told["toy"]["description"] == "Fill whatever is surer than alpha, and else everything."
+        set(schemas) == set(DECODERS)
+        and schemas["toy"]["description"] == "Fill whatever is surer than alpha, and else everything."
     )
     alpha = {"default": 0.5, "description": "How sure.", "maximum": 1, "minimum": 0, "title": "Alpha", "type": "number"}
-    assert told["toy"]["properties"]["alpha"] == alpha and told["toy"]["required"] == ["name"]
+    assert schemas["toy"]["properties"]["alpha"] == alpha and schemas["toy"]["required"] == ["name"]
     body = ask(engine, "GET", "/openapi.json").json()["components"]["schemas"]["GenerateBody"]
-    assert [one.get("title") for one in body["properties"]["decoder"]["anyOf"]] == [*DECODERS, None]
+    assert [choice.get("title") for choice in body["properties"]["decoder"]["anyOf"]] == [*DECODERS, None]
     assert {"tau_mask", "tau_edit", "window", "threshold"} <= set(body["properties"])
 
 

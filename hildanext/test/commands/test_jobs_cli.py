@@ -162,8 +162,10 @@ def test_answers_go_on_where_they_stopped_without_losing_or_repeating_a_line(tmp
     section = {"batch_size": 3, "modes": ["S_MODE", "quality"], "decoder": {"temperature": 0.8}}
     whole = answered(tmp_path, "whole", prompts, **section).read_bytes()
     records = [json.loads(line) for line in whole.splitlines()]
-    assert [(one["way"], one["index"]) for one in records] == [(m, n) for m in ("S_MODE", "Q_MODE") for n in range(7)]
-    assert len({one["text"] for one in records}) > 4  # each prompt has a seed of its own
+    assert [(record["way"], record["index"]) for record in records] == [
+        (m, n) for m in ("S_MODE", "Q_MODE") for n in range(7)
+    ]
+    assert len({record["text"] for record in records}) > 4  # each prompt has a seed of its own
     for kept in (1, 6, 10):
         path = answered(tmp_path, f"cut{kept}", prompts, **section)
         lines = whole.splitlines(keepends=True)
@@ -184,9 +186,9 @@ def test_a_prompt_that_cannot_be_answered_does_not_end_the_others(tmp_path):
     path = tmp_path / "prompts.jsonl"
     long = "dog " * 5000
     path.write_text("\n".join(json.dumps(line) for line in ("One day", {"prompt": long, "id": 7}, {"prompt": "Two"})))
-    found = [json.loads(line) for line in answered(tmp_path, "run", path).read_text().splitlines()]
-    assert "context" in found[1]["error"] and found[1]["id"] == 7 and "text" not in found[1]
-    assert found[0]["text"] and "text" in found[2] and [one["line"] for one in found] == [1, 2, 3]
+    records = [json.loads(line) for line in answered(tmp_path, "run", path).read_text().splitlines()]
+    assert "context" in records[1]["error"] and records[1]["id"] == 7 and "text" not in records[1]
+    assert records[0]["text"] and "text" in records[2] and [record["line"] for record in records] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -262,16 +264,16 @@ def real_jobs(folder):
 
 def what_came_of_it(folder):
     """The parts of a run's folder that do not depend on the clock."""
-    found = {}
+    contents = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.name == "metrics.jsonl" and "generate" not in name:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             timed = ("seconds", "tokens_per_second")
-            found[name] = [{key: value for key, value in line.items() if key not in timed} for line in lines]
+            contents[name] = [{key: value for key, value in line.items() if key not in timed} for line in lines]
         elif path.name == "answers.jsonl" or path.suffix in (".safetensors", ".bin", ".npy") and "state" not in name:
-            found[name] = path.read_bytes()
-    return found
+            contents[name] = path.read_bytes()
+    return contents
 
 
 @pytest.mark.slow

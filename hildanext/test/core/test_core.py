@@ -254,8 +254,8 @@ class TestRuntime:
             torch.random.set_rng_state(state)
 
     def test_the_machine_is_json(self):
-        told = json.loads(json.dumps(machine(torch.device("cpu"), torch.float32)))
-        assert told["device"] == "cpu" and told["dtype"] == "float32" and told["versions"]["torch"]
+        record = json.loads(json.dumps(machine(torch.device("cpu"), torch.float32)))
+        assert record["device"] == "cpu" and record["dtype"] == "float32" and record["versions"]["torch"]
 
 
 def test_a_program_does_not_hear_of_kernels_that_a_library_misses(caplog):

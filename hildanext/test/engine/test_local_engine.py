@@ -63,15 +63,15 @@ def requests(seed: int, count: int) -> list[Request]:
     """Prompts of many lengths, some with a common beginning, each with its own way, seed and length."""
     draw = random.Random(seed)
     shared = [draw.randrange(60) for _ in range(22)]
-    found = []
+    made = []
     for number in range(count):
         head = shared[: draw.choice([0, 0, 9, 17, 22])]
         prompt = head + [draw.randrange(60) for _ in range(draw.randint(1, 15))]
         new = draw.randint(1, 23)
-        found.append(
+        made.append(
             Request(tokens=tuple(prompt), decoder=WAYS[number % len(WAYS)], max_new_tokens=new, seed=draw.randrange(99))
         )
-    return found
+    return made
 
 
 def alone(model, request: Request) -> list[int]:
@@ -253,8 +253,10 @@ def test_any_decoder_with_a_window_revises_when_served_as_when_it_runs_alone(mon
     monkeypatch.setitem(DECODERS, "rethinks", Rethinks)
     model = random_model("llama", "block", BLOCK, seed=3)
     engine = engine_of(model, slots=4)
-    ways = [{"name": "rethinks"}, WAYS[4], {"name": "rethinks", "window": 2}, WAYS[0]]
-    wanted = [Request(tokens=(5, number), decoder=way, max_new_tokens=26) for number, way in enumerate(ways)]
+    sections = [{"name": "rethinks"}, WAYS[4], {"name": "rethinks", "window": 2}, WAYS[0]]
+    wanted = [
+        Request(tokens=(5, number), decoder=section, max_new_tokens=26) for number, section in enumerate(sections)
+    ]
     answers, _ = together(engine, wanted)
     engine.close()
     for request, answer in zip(wanted, answers, strict=True):
@@ -445,8 +447,8 @@ def test_closing_at_once_fails_what_runs():
 
 def test_a_fault_in_the_model_thread_leaves_nobody_waiting(monkeypatch):
     engine = engine_of(random_model("llama", "block", BLOCK))
-    told: list[type] = []
-    monkeypatch.setattr(threading, "excepthook", lambda what: told.append(what.exc_type))
+    raised: list[type] = []
+    monkeypatch.setattr(threading, "excepthook", lambda what: raised.append(what.exc_type))
 
     def broken(**_):
         raise ZeroDivisionError
@@ -457,4 +459,4 @@ def test_a_fault_in_the_model_thread_leaves_nobody_waiting(monkeypatch):
     with pytest.raises(Overloaded):
         complete(engine, Request(tokens=(1, 2)))
     engine.close()
-    assert not engine.load().alive and told == [ZeroDivisionError], "the fault itself is in the log"
+    assert not engine.load().alive and raised == [ZeroDivisionError], "the fault itself is in the log"

@@ -74,10 +74,10 @@ def service(tmp_path):
 
 def wait(service, job, *states, seconds=60.0):
     until = time.monotonic() + seconds
-    while (found := service.get(job.id)).state not in states:
-        assert time.monotonic() < until, f"{found} after {seconds} s, log: {service.log(job.id)}"
+    while (current := service.get(job.id)).state not in states:
+        assert time.monotonic() < until, f"{current} after {seconds} s, log: {service.log(job.id)}"
         time.sleep(0.05)
-    return found
+    return current
 
 
 def wait_until(holds, seconds=60.0):
@@ -374,7 +374,7 @@ def a_run(folder, *stages):
     return folder
 
 
-def told(events):
+def metrics_of(events):
     return [(data["kind"], data["step"]) for kind, data in events if kind == "metric"]
 
 
@@ -383,15 +383,15 @@ def test_metrics_are_told_once_also_where_a_resumed_run_writes_them_again(tmp_pa
     path = folder / "convert" / "metrics.jsonl"
     path.parent.mkdir()
     path.write_text(metrics(1, 2) + metrics(2, kind="eval") + metrics(3, 4) + '{"kind": "tr')
-    assert told(look(folder, cursors)[0]) == [("train", 2), ("eval", 2), ("train", 4)]
-    assert told(look(folder, cursors)[0]) == []
+    assert metrics_of(look(folder, cursors)[0]) == [("train", 2), ("eval", 2), ("train", 4)]
+    assert metrics_of(look(folder, cursors)[0]) == []
     fresh = path.with_suffix(".fresh")  # as MetricLog.truncate_after does
     fresh.write_text(metrics(1, 2) + metrics(2, kind="eval"))
     fresh.replace(path)
-    assert told(look(folder, json.loads(json.dumps(cursors)))[0]) == []
+    assert metrics_of(look(folder, json.loads(json.dumps(cursors)))[0]) == []
     with path.open("a") as file:
         file.write(metrics(3) + metrics(4) + metrics(4, kind="eval") + metrics(5))
-    assert told(look(folder, cursors)[0]) == [("eval", 4), ("train", 5)]
+    assert metrics_of(look(folder, cursors)[0]) == [("eval", 4), ("train", 5)]
 
 
 def test_numbers_that_json_does_not_know_are_left_open(tmp_path):
@@ -549,11 +549,11 @@ def folder_with_traps(service):
 
 
 def test_artefacts_are_listed_with_size_and_time_and_opened_by_name(service, folder_with_traps):
-    found = {one.path: one for one in service.artefacts(folder_with_traps.id)}
+    artefacts = {artefact.path: artefact for artefact in service.artefacts(folder_with_traps.id)}
     inner = {"inner.txt"} if sys.platform != "win32" else set()
-    assert set(found) == {"a/b.txt", "job.json"} | inner
-    assert found["a/b.txt"].size == 4 and abs(found["a/b.txt"].modified - time.time()) < 60
-    for name in found:
+    assert set(artefacts) == {"a/b.txt", "job.json"} | inner
+    assert artefacts["a/b.txt"].size == 4 and abs(artefacts["a/b.txt"].modified - time.time()) < 60
+    for name in artefacts:
         assert service.artefact(folder_with_traps.id, name).is_file()
     assert service.artefact(folder_with_traps.id, "a/b.txt").read_text() == "fine"
 

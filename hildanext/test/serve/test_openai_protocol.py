@@ -14,7 +14,7 @@ from hildanext.data.chat_template import Message, set_template
 from hildanext.engine.base import EngineFailed, Failed, Piece, Request, Started, Stepped, complete
 from hildanext.engine.local import LocalEngineConfig
 from hildanext.serve.settings import ServeConfig
-from serving import ToldEngine, ask, at_once, events, live
+from serving import ScriptedEngine, ask, at_once, events, live
 
 KEY = "test-key"
 MESSAGES = [{"role": "system", "content": "Tell stories."}, {"role": "user", "content": "Tell one about a cat."}]
@@ -50,16 +50,18 @@ def test_the_list_of_models_names_both(client):
 
 class TestChat:
     def test_an_answer_is_the_engine_s_own_with_its_usage(self, client, engine):
-        told = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=16)
-        messages = tuple(Message(one["role"], one["content"]) for one in MESSAGES)
+        completion = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=16)
+        messages = tuple(Message(message["role"], message["content"]) for message in MESSAGES)
         own = complete(engine, Request(messages=messages, max_new_tokens=16))
-        choice = told.choices[0]
+        choice = completion.choices[0]
         assert choice.message.content == own.text and choice.message.role == "assistant"
         assert choice.finish_reason == {"eos": "stop", "length": "length"}[own.finish_reason]
-        assert told.usage.prompt_tokens == own.prompt_tokens and told.usage.completion_tokens == len(own.tokens)
-        details = told.usage.completion_tokens_details
+        assert completion.usage.prompt_tokens == own.prompt_tokens and completion.usage.completion_tokens == len(
+            own.tokens
+        )
+        details = completion.usage.completion_tokens_details
         assert details.forward_passes >= details.denoising_steps > 0 and details.edited_tokens == own.stats.edits
-        assert told.usage.prompt_tokens_details.cached_tokens >= 0
+        assert completion.usage.prompt_tokens_details.cached_tokens >= 0
 
     def test_a_stream_is_the_same_text_and_ends_with_its_usage(self, client):
         asked = {"model": "tiny", "messages": MESSAGES, "max_completion_tokens": 24}
@@ -86,9 +88,9 @@ class TestChat:
         two = client.chat.completions.create(**asked, n=2, seed=5)
         alone = [client.chat.completions.create(**asked, seed=seed) for seed in (5, 6)]
         texts = [choice.message.content for choice in two.choices]
-        assert texts == [one.choices[0].message.content for one in alone] and texts[0] != texts[1]
+        assert texts == [single.choices[0].message.content for single in alone] and texts[0] != texts[1]
         assert two.usage.prompt_tokens == alone[0].usage.prompt_tokens
-        assert two.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+        assert two.usage.completion_tokens == sum(single.usage.completion_tokens for single in alone)
 
     def test_two_choices_stream_side_by_side(self, client):
         asked = {"model": "tiny", "messages": MESSAGES, "max_tokens": 16, "temperature": 1.0, "n": 2, "seed": 5}
@@ -98,11 +100,11 @@ class TestChat:
         assert texts == [choice.message.content for choice in client.chat.completions.create(**asked).choices]
 
     def test_log_probabilities_are_those_at_commit(self, client):
-        told = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12, logprobs=True)
-        content = told.choices[0].logprobs.content
-        assert len(content) == told.usage.completion_tokens and all(one.logprob <= 0 for one in content)
-        text = told.choices[0].message.content
-        assert "".join(one.token for one in content).startswith(text) and text
+        completion = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12, logprobs=True)
+        content = completion.choices[0].logprobs.content
+        assert len(content) == completion.usage.completion_tokens and all(token.logprob <= 0 for token in content)
+        text = completion.choices[0].message.content
+        assert "".join(token.token for token in content).startswith(text) and text
 
     def test_content_may_come_in_parts_and_from_a_developer(self, client):
         parts = [
@@ -113,8 +115,8 @@ class TestChat:
             },
         ]
         texts = [
-            client.chat.completions.create(model="tiny", messages=one, max_tokens=8).choices[0].message.content
-            for one in (MESSAGES, parts)
+            client.chat.completions.create(model="tiny", messages=messages, max_tokens=8).choices[0].message.content
+            for messages in (MESSAGES, parts)
         ]
         assert texts[0] == texts[1]
 
@@ -151,15 +153,22 @@ class TestCompletions:
         assert two.choices[0].text == text and len(two.choices) == 2
 
     def test_the_parent_is_a_model_of_its_own(self, client, engine):
-        told = client.completions.create(model="tiny-parent", prompt="Once upon a time", max_tokens=8)
+        completion = client.completions.create(model="tiny-parent", prompt="Once upon a time", max_tokens=8)
         own = complete(engine, Request(prompt="Once upon a time", max_new_tokens=8, parent=True))
-        assert told.choices[0].text == own.text and told.usage.completion_tokens_details.denoising_steps == 0
+        assert (
+            completion.choices[0].text == own.text and completion.usage.completion_tokens_details.denoising_steps == 0
+        )
 
     def test_log_probabilities_have_the_old_form(self, client):
-        told = client.completions.create(model="tiny", prompt="Once upon", max_tokens=8, logprobs=0)
-        found = told.choices[0].logprobs
-        assert len(found.tokens) == len(found.token_logprobs) == len(found.text_offset) == told.usage.completion_tokens
-        assert found.text_offset[1] == len(found.tokens[0])
+        completion = client.completions.create(model="tiny", prompt="Once upon", max_tokens=8, logprobs=0)
+        logprobs = completion.choices[0].logprobs
+        assert (
+            len(logprobs.tokens)
+            == len(logprobs.token_logprobs)
+            == len(logprobs.text_offset)
+            == completion.usage.completion_tokens
+        )
+        assert logprobs.text_offset[1] == len(logprobs.tokens[0])
 
     def test_a_stream_is_the_same_text(self, client):
         asked = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 20}
@@ -184,7 +193,7 @@ class TestDenoising:
         pictures = [chunk.diffusion for chunk in chunks if getattr(chunk, "diffusion", None)]
         assert len(pictures) == whole.usage.completion_tokens_details.denoising_steps
         assert sum(picture["n_edited"] for picture in pictures) == whole.usage.completion_tokens_details.edited_tokens
-        assert {one["state"] for picture in pictures for one in picture["tokens"]} >= {"mask", "draft", "committed"}
+        assert {token["state"] for picture in pictures for token in picture["tokens"]} >= {"mask", "draft", "committed"}
         assert pictures[-1]["final"] and pictures[-1]["n_masked"] == 0
 
     def test_the_end_of_text_is_in_the_cells_and_in_no_text(self):
@@ -197,14 +206,14 @@ class TestDenoising:
             sink(Stepped({**record, "final": True}))
             at_once(request, sink)
 
-        engine = ToldEngine(act)
-        engine.facts = replace(ToldEngine.facts, supports_steps=True, special_tokens=frozenset({9}))
+        engine = ScriptedEngine(act)
+        engine.facts = replace(ScriptedEngine.facts, supports_steps=True, special_tokens=frozenset({9}))
         app = create_app(ServeConfig(), engine)
-        body = {"model": "told", "prompt": "x", "max_tokens": 2, "stream": True}
-        found = ask(app, "POST", "/v1/completions", json={**body, "diffusing": True})
-        assert "well" in found.text and "endoftext" not in found.text
-        found = events(ask(app, "POST", "/v1/completions", json={**body, "stream_denoising": True}).text)
-        (picture,) = (data["diffusion"] for _, data in found if "diffusion" in data)
+        body = {"model": "scripted", "prompt": "x", "max_tokens": 2, "stream": True}
+        response = ask(app, "POST", "/v1/completions", json={**body, "diffusing": True})
+        assert "well" in response.text and "endoftext" not in response.text
+        received = events(ask(app, "POST", "/v1/completions", json={**body, "stream_denoising": True}).text)
+        (picture,) = (data["diffusion"] for _, data in received if "diffusion" in data)
         assert picture["text"] == "well" and [cell["text"] for cell in picture["tokens"]] == ["well", "<|endoftext|>"]
 
 
@@ -262,9 +271,9 @@ class TestErrors:
             sink(Piece("well"))
             sink(Failed(EngineFailed("the engine broke", "report it")))
 
-        with live(ServeConfig(port=0), ToldEngine(act)) as address:
+        with live(ServeConfig(port=0), ScriptedEngine(act)) as address:
             with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
-                stream = client.completions.create(model="told", prompt="a", stream=True)
+                stream = client.completions.create(model="scripted", prompt="a", stream=True)
                 assert next(stream).choices[0].text == "well"
                 with pytest.raises(openai.APIError, match="the engine broke"):
                     list(stream)

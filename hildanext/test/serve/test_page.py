@@ -143,12 +143,12 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_words_stand_out_from_what_is_behind_them(theme):
     """WCAG 2.2, 1.4.3 and 1.4.11: 4.5 to 1 for text, 3 to 1 for the edges of controls and the marks of states."""
-    found = colours()
+    palette = colours()
     text = [(ink, ground) for ink in ("ink", "soft", "faint") for ground in ("sheet", "paper", "well")]
     text += [("ink", "draft"), ("ink", "edit"), ("ink", "bad")]
     text += [("on-accent", "accent"), ("accent", "sheet"), ("paper", "ink")]
-    marks = [(one, "sheet") for one in ("mask", "draft-line", "edit-line", "bad-line", "good-line", "edge", "accent")]
+    marks = [(name, "sheet") for name in ("mask", "draft-line", "edit-line", "bad-line", "good-line", "edge", "accent")]
     for pairs, least in ((text, 4.5), (marks, 3.0)):
         for over, under in pairs:
-            one, other = sorted((luminance(found[over][theme]), luminance(found[under][theme])))
+            one, other = sorted((luminance(palette[over][theme]), luminance(palette[under][theme])))
             assert (other + 0.05) / (one + 0.05) >= least, (over, under)

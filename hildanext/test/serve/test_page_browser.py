@@ -39,10 +39,10 @@ class Server:
                 command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **environment}
             )
         assert self.process.stdout is not None
-        told = self.process.stdout.readline()
-        found = re.match(r"(http://\S+) serves", told)
-        assert found, told + (folder / "serve.log").read_text()
-        self.url = found[1] + "/"
+        line = self.process.stdout.readline()
+        match = re.match(r"(http://\S+) serves", line)
+        assert match, line + (folder / "serve.log").read_text()
+        self.url = match[1] + "/"
 
     def stop(self) -> None:
         assert self.process.stdout is not None
@@ -75,7 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-class Watched:
+class PageSession:
     """A page, and what it should not do: complain, fail, or ask elsewhere. `refusals` are expected 4xx answers."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
@@ -113,15 +113,15 @@ class Watched:
 
 
 @pytest.fixture
-def watched(browser: Browser, server: Server) -> Iterator[Watched]:
-    watched = Watched(browser, server.url)
-    yield watched
-    watched.close()
+def session(browser: Browser, server: Server) -> Iterator[PageSession]:
+    session = PageSession(browser, server.url)
+    yield session
+    session.close()
 
 
 @pytest.fixture
-def page(watched: Watched) -> Page:
-    return watched.open()
+def page(session: PageSession) -> Page:
+    return session.open()
 
 
 WATCH = """() => {
@@ -194,14 +194,14 @@ def test_a_text_is_written_while_one_watches(page: Page):
     assert "Done" in page.locator("#announce").inner_text()
 
 
-def test_the_canvas_holds_what_the_service_answers(watched: Watched, page: Page):
+def test_the_canvas_holds_what_the_service_answers(session: PageSession, page: Page):
     write(page)
     body = {"prompt": "Once upon a time", "max_new_tokens": 96, "mode": "S_MODE"}
-    answer = watched.context.request.post(watched.url + "generate", data=body).json()
+    answer = session.context.request.post(session.url + "generate", data=body).json()
     assert text_of(page).split() == answer["text"].split()
-    told = figures(page, "diffusion")
-    assert told["forwards"] == str(answer["usage"]["forward_passes"])
-    assert told["edits"] == str(answer["usage"]["edited_tokens"])
+    shown = figures(page, "diffusion")
+    assert shown["forwards"] == str(answer["usage"]["forward_passes"])
+    assert shown["edits"] == str(answer["usage"]["edited_tokens"])
 
 
 def test_one_scrubs_steps_and_plays_what_was_written(page: Page):
@@ -252,13 +252,13 @@ SAME_PICTURES = """async ({ frames, prompt }) => {
 }"""
 
 
-def test_any_moment_looks_the_same_however_one_came_to_it(watched: Watched, page: Page):
+def test_any_moment_looks_the_same_however_one_came_to_it(session: PageSession, page: Page):
     body = {"prompt": "Once upon a time", "max_new_tokens": 96, "window": 2, "frames": True}
-    answer = watched.context.request.post(watched.url + "generate", data=body).json()
-    found = page.evaluate(SAME_PICTURES, {"frames": answer["frames"], "prompt": answer["usage"]["prompt_tokens"]})
-    assert found["wrong"] == []
-    assert set(found["states"]) == {"prompt", "committed"}
-    assert found["revised"] == ["committed", "edited", "committed"], "an edit of a finished block shows for a moment"
+    answer = session.context.request.post(session.url + "generate", data=body).json()
+    compared = page.evaluate(SAME_PICTURES, {"frames": answer["frames"], "prompt": answer["usage"]["prompt_tokens"]})
+    assert compared["wrong"] == []
+    assert set(compared["states"]) == {"prompt", "committed"}
+    assert compared["revised"] == ["committed", "edited", "committed"], "an edit of a finished block shows for a moment"
 
 
 IN_WORDS = """async (texts) => {
@@ -355,8 +355,8 @@ def test_a_chat_keeps_its_turns(page: Page):
     assert page.locator("#turns li").count() == 0
 
 
-def test_a_threshold_out_of_range_is_an_error_in_words(watched: Watched, page: Page):
-    watched.refusals = 1
+def test_a_threshold_out_of_range_is_an_error_in_words(session: PageSession, page: Page):
+    session.refusals = 1
     page.fill("#tau-mask", "1.7")
     page.click("#start")
     page.wait_for_selector("#problem:visible")
@@ -391,11 +391,11 @@ def test_settings_reach_the_service(page: Page):
 
 def test_a_server_that_is_gone_is_told_and_comes_back(browser: Browser, tmp_path: Path):
     first = Server(tmp_path)
-    watched = Watched(browser, first.url)
-    page = watched.open()
+    session = PageSession(browser, first.url)
+    page = session.open()
     page.wait_for_selector(".status.up")
     first.stop()
-    watched.refusals = 100
+    session.refusals = 100
     page.click("#start")
     page.wait_for_selector("#problem:visible")
     assert "server does not answer" in page.locator("#problem").inner_text().lower()
@@ -407,15 +407,15 @@ def test_a_server_that_is_gone_is_told_and_comes_back(browser: Browser, tmp_path
         assert page.locator("#problem").is_hidden()
     finally:
         again.stop()
-    watched.close()
+    session.close()
 
 
 def test_a_wrong_key_is_told_and_the_right_one_kept_in_the_tab(browser: Browser, tmp_path: Path):
     server = Server(tmp_path, "--api-key-env", "PAGE_TEST_KEY", PAGE_TEST_KEY=KEY)
-    watched = Watched(browser, server.url)
+    session = PageSession(browser, server.url)
     try:
-        watched.refusals = 3
-        page = watched.open()
+        session.refusals = 3
+        page = session.open()
         page.wait_for_selector("#key-drop:visible")
         page.fill("#max-tokens", "16")
         page.click("#start")
@@ -439,11 +439,11 @@ def test_a_wrong_key_is_told_and_the_right_one_kept_in_the_tab(browser: Browser,
         write(page)
     finally:
         server.stop()
-    watched.close()
+    session.close()
 
 
-def test_a_job_is_submitted_watched_and_its_files_are_there(watched: Watched):
-    page = watched.open("#jobs")
+def test_a_job_is_submitted_watched_and_its_files_are_there(session: PageSession):
+    page = session.open("#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=sft]", state="attached")
     page.select_option("#job-kind", "sft")
@@ -465,8 +465,8 @@ def test_a_job_is_submitted_watched_and_its_files_are_there(watched: Watched):
     assert '"kind": "train"' in Path(download.value.path()).read_text()
 
 
-def test_a_job_is_cancelled(watched: Watched):
-    page = watched.open("#jobs")
+def test_a_job_is_cancelled(session: PageSession):
+    page = session.open("#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=run]", state="attached")
     page.select_option("#job-kind", "run")
@@ -477,9 +477,9 @@ def test_a_job_is_cancelled(watched: Watched):
     assert page.locator("#job button:has-text('Cancel')").is_hidden()
 
 
-def test_a_job_that_makes_no_sense_is_refused_in_words(watched: Watched):
-    watched.refusals = 2
-    page = watched.open("#jobs")
+def test_a_job_that_makes_no_sense_is_refused_in_words(session: PageSession):
+    session.refusals = 2
+    page = session.open("#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=generate]", state="attached")
     page.fill("#job-config", "{")
@@ -489,15 +489,15 @@ def test_a_job_that_makes_no_sense_is_refused_in_words(watched: Watched):
     page.fill("#job-config", '{"generate": {"model": "tiny", "promts": []}}')
     page.click("#submit button[type=submit]")
     page.wait_for_selector("#job-problem:has-text('promts')")
-    page.goto(watched.url + "#jobs/9999-nothing")
+    page.goto(session.url + "#jobs/9999-nothing")
     page.wait_for_selector("#job-body .problem:has-text('9999-nothing')")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, server: Server, scheme: str):
     size = {"width": 360, "height": 740}
-    watched = Watched(browser, server.url, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)
-    page = watched.open()
+    session = PageSession(browser, server.url, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)
+    page = session.open()
     page.click("#settings summary")
     page.fill("#prompt", "Anextraordinarilylongwordwithoutanyspaces" * 4 + " once upon a time")
     page.check("#compare")
@@ -505,7 +505,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
     write(page, "parent")
     page.click(".keys summary")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    page.goto(watched.url + "#jobs")
+    page.goto(session.url + "#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option", state="attached")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -516,22 +516,22 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
         }).map((one) => one.outerHTML)"""
     )
     assert small == [], "a finger needs 24 pixels"
-    watched.close()
+    session.close()
 
 
 def test_the_theme_follows_the_system_and_then_the_reader(browser: Browser, server: Server):
     ground = "getComputedStyle(document.body).backgroundColor"
-    watched = Watched(browser, server.url, color_scheme="dark")
-    page = watched.open()
+    session = PageSession(browser, server.url, color_scheme="dark")
+    page = session.open()
     dark = page.evaluate(ground)
     page.click("#theme")
     light = page.evaluate(ground)
     page.reload()
     assert page.evaluate(ground) == light != dark
-    watched.close()
-    watched = Watched(browser, server.url, color_scheme="light")
-    assert watched.open().evaluate(ground) == light
-    watched.close()
+    session.close()
+    session = PageSession(browser, server.url, color_scheme="light")
+    assert session.open().evaluate(ground) == light
+    session.close()
 
 
 def test_everything_can_be_done_with_keys_alone(page: Page):
@@ -571,11 +571,11 @@ def test_everything_can_be_done_with_keys_alone(page: Page):
 
 
 def test_nothing_moves_where_motion_is_unwanted(browser: Browser, server: Server):
-    watched = Watched(browser, server.url, reduced_motion="reduce")
-    page = watched.open()
+    session = PageSession(browser, server.url, reduced_motion="reduce")
+    page = session.open()
     write(page)
     moving = """[...document.querySelectorAll("*")]
       .filter((one) => getComputedStyle(one).animationName !== "none").length"""
     scrub(page, 1)
     assert page.evaluate(moving) == 0
-    watched.close()
+    session.close()

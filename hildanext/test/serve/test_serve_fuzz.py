@@ -38,10 +38,14 @@ def test_cases_of_every_route_find_no_fault_and_no_answer_outside_the_document(t
         bounds = ServeConfig(port=0, max_new_tokens=32, request_seconds=20, shutdown_seconds=2)
         with live(bounds, engine, service) as address:
             schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
-            operations = [found.ok() for found in schema.get_all_operations()]
-            fixed = [one for one in operations if not (one.body or one.query or one.headers or one.path_parameters)]
+            operations = [result.ok() for result in schema.get_all_operations()]
+            fixed = [
+                operation
+                for operation in operations
+                if not (operation.body or operation.query or operation.headers or operation.path_parameters)
+            ]
             each = -(-cases // (len(operations) - len(fixed)))
-            seen = {one.label: fuzz(one, each, job.id) for one in operations}
+            seen = {operation.label: fuzz(operation, each, job.id) for operation in operations}
     print(seen)
     assert sum(sum(counts.values()) for counts in seen.values()) >= cases
     unanswered = {label for label, counts in seen.items() if not (counts.get(200) or counts.get(202))}

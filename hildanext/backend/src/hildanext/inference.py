@@ -138,7 +138,7 @@ class _Batch:
 
     @torch.inference_mode()
     def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[GenerationResult]:
-        watching = self.settings.trace or self.on_event is not None
+        observing = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
         state = DecodeState(
             self.model,
@@ -148,7 +148,7 @@ class _Batch:
             seeds=self.seeds,
             commit=self.settings.commit,
             cached=self.settings.cached,
-            observe=self._observe if watching else None,
+            observe=self._observe if observing else None,
             debug=self.settings.debug,
         )
         state.prefill()

@@ -19,8 +19,7 @@ from pydantic import Field
 from hildanext.core.config import Seed, config, merge, plain, validate
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, UnknownChoice
 from hildanext.core.registry import under_profile
-from hildanext.core.run_dir import open_run, write_atomically
-from hildanext.core.run_dir import read_run as open_record
+from hildanext.core.run_dir import open_run, read_run, write_atomically
 from hildanext.core.runtime import RuntimeConfig, is_main_process, versions
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ Announce = Callable[[Step, str], None]
 """Told of each step: "done", "start" or "finished"."""
 
 
-def read_run(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step]]:
+def read_recipe(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step]]:
     """The shared knobs and the steps of a run.
 
     Raises `ConfigError` for unknown sections, wrong types and repeated keys.
@@ -138,7 +137,7 @@ def check(run: Mapping[str, Any], table: Table) -> list[Step]:
 
 def _checked(run: Mapping[str, Any], table: Table) -> tuple[RunConfig, list[Step], list[str]]:
     """The run's knobs, its steps, and the names of the research members it builds."""
-    shared, steps = read_run(run, table)
+    shared, steps = read_recipe(run, table)
     full: set[str] = set()
     for step in steps:
         with under_profile(shared.profile, step.key) as research:
@@ -178,7 +177,7 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
 
 def finished(folder: str | Path) -> dict[str, dict[str, Any]]:
     """What the finished stages of a run returned, by key, in order. Raises `DataError` where the folder is no run's."""
-    record = open_record(folder)
+    record = read_run(folder)
     if record is None:
         raise DataError(f"{str(folder)!r} is no run's folder", "name one that hildanext run or a job has made")
     keys = [str(step["key"]) for step in record.get("stages", [])]

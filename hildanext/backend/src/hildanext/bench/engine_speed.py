@@ -244,8 +244,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     speed.add_row("engine", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in ("alone", "together")))
     speed.add_row("the network alone", "", f"{medians['together_network_tokens_per_second']:.1f}")
     if "parent_alone_tokens_per_second" in medians:
-        ways = ("parent_alone", "parent_together")
-        speed.add_row("AR parent", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in ways))
+        runs = ("parent_alone", "parent_together")
+        speed.add_row("AR parent", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in runs))
     ratios = Table(title="Ratios", title_justify="left")
     ratios.add_column("", no_wrap=True)
     ratios.add_column("median", justify="right")

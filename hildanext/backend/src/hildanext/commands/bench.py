@@ -113,8 +113,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace) -> int:
     """`bench serve`: 1 where not one request of a load was answered."""
-    from hildanext.bench import serve_figure as serve_picture
-    from hildanext.bench import serve_load
+    from hildanext.bench import serve_figure, serve_load
     from hildanext.bench.own_server import own_server
 
     run = load_run(options)
@@ -131,7 +130,7 @@ def _load(options: argparse.Namespace) -> int:
     client = result["client"]
     _show(options, result, serve_load.tables(result), f"client: {client['cpu']}, {client['cores']} cores; {engine}")
     if options.out is not None:
-        picture = serve_picture.draw(result, Path(options.out).with_suffix(".png"))
+        picture = serve_figure.draw(result, Path(options.out).with_suffix(".png"))
         _tell(f"picture: {picture}" if picture is not None else "no picture: nothing was answered")
     return 0 if all(done["answered"] for load in result["loads"] for done in load["results"].values()) else 1
 

@@ -98,9 +98,9 @@ def release(text: str) -> tuple[int, ...]:
 
 
 def examine_cpu() -> list[Finding]:
-    from hildanext.core.runtime import TOLD_FLAGS, cpu_flags, cpu_name, usable_cores
+    from hildanext.core.runtime import REPORTED_FLAGS, cpu_flags, cpu_name, usable_cores
 
-    flags = " ".join(flag for flag in TOLD_FLAGS if flag in cpu_flags())
+    flags = " ".join(flag for flag in REPORTED_FLAGS if flag in cpu_flags())
     return [
         Finding("ok", "cpu", f"{cpu_name()}, {usable_cores()} cores usable"),
         Finding("ok" if flags else "note", "cpu instructions", flags or "none that we look for"),
@@ -198,7 +198,7 @@ def examine_engines() -> list[Finding]:
     from hildanext.engine.dinfer.config import PINNED
 
     findings = [
-        Finding("ok", "engine transformers", "runs converted models here; auto takes it unless another fits"),
+        Finding("ok", "engine local", "runs converted models here; auto takes it unless another fits"),
         Finding("ok", "engine openai", "asks any OpenAI-compatible server: engine.base_url names it"),
     ]
     advice = OPTIONAL["dinfer"][2]

@@ -79,9 +79,9 @@ def build_generation(
     from hildanext.inference import GenerationConfig
 
     flags = {"seed": options.seed, "max_new_tokens": options.max_new_tokens, "stop": options.stop}
-    given = {name: value for name, value in flags.items() if value is not None}
+    overrides = {name: value for name, value in flags.items() if value is not None}
     settings = validate(
-        GenerationConfig, {**run_section, **given, "trace": options.trace is not None}, where="section generation"
+        GenerationConfig, {**run_section, **overrides, "trace": options.trace is not None}, where="section generation"
     )
     return make_decoder(section), settings
 

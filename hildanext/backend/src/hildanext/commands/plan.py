@@ -77,7 +77,7 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
     from hildanext.commands.check import as_recipe
     from hildanext.memory_plan.architecture import find_architecture
     from hildanext.memory_plan.sections import DEFAULT_BLOCK, convert_question, serving_question, sft_question
-    from hildanext.recipe import read_run
+    from hildanext.recipe import read_recipe
     from hildanext.stages import STAGES
 
     if options.recipe is not None:
@@ -85,7 +85,7 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
     if options.config is None and options.model is None:
         raise ConfigError("nothing to plan", "hildanext plan --config FILE, or --model qwen3-0.6b")
     start = {"parent": options.model, **NEUTRAL} if options.config is None else {}
-    shared, steps = read_run(as_recipe(load_run(options, start)), STAGES)
+    shared, steps = read_recipe(as_recipe(load_run(options, start)), STAGES)
     questions: list[Question] = []
     made, block = options.model, None
     shape = find_architecture(made) if made is not None else None

@@ -58,9 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
 
 
-def _names(room: str, table: str) -> str:
+def _names(family: str, table: str) -> str:
     """Read from the source: importing the table loads pydantic, three times what the rest of --help takes."""
-    *most, last = names_in(DATA / room, table)
+    *most, last = names_in(DATA / family, table)
     return f"{', '.join(most)} or {last}"
 
 

@@ -31,9 +31,9 @@ def ask(options: argparse.Namespace) -> int:
     from hildanext.decoding.trace import TRACE_FORMAT
     from hildanext.engine.remote.openai import OpenAIConfig
 
-    given = [name for name, unset in LOCAL.items() if getattr(options, name) != unset]
-    if given:
-        raise ConfigError(f"--{given[0]} is about a model here, but --server asks one elsewhere", "leave it out")
+    misplaced = [name for name, unset in LOCAL.items() if getattr(options, name) != unset]
+    if misplaced:
+        raise ConfigError(f"--{misplaced[0]} is about a model here, but --server asks one elsewhere", "leave it out")
     if options.system is not None and not options.chat:
         raise ConfigError("--system is for conversations", "add --chat")
     texts = read_prompts(options)

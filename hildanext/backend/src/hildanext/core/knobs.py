@@ -90,9 +90,9 @@ def _knobs(node: ast.stmt) -> tuple[Knob, ...]:
 def _default(value: ast.expr | None) -> tuple[Any, dict[str, float | int]]:
     if not isinstance(value, ast.Call) or ast.unparse(value.func) != "Field":
         return _literal(value), {}
-    given = {word.arg: word.value for word in value.keywords if word.arg is not None}
-    bounds = {name: _literal(given[name]) for name in BOUNDS if name in given}
-    return _literal(given.get("default")), bounds
+    keywords = {word.arg: word.value for word in value.keywords if word.arg is not None}
+    bounds = {name: _literal(keywords[name]) for name in BOUNDS if name in keywords}
+    return _literal(keywords.get("default")), bounds
 
 
 def _literal(node: ast.expr | None) -> Any:

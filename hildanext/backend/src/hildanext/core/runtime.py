@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "safetensors", "gguf", "pydantic")
-TOLD_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
+REPORTED_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
 
 
 THREADS_PER_CORE = 64
@@ -269,7 +269,7 @@ def machine(device: "torch.device | None" = None, dtype: "torch.dtype | None" = 
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "cores": usable_cores(),
-        "cpu_flags": [flag for flag in TOLD_FLAGS if flag in cpu_flags()],
+        "cpu_flags": [flag for flag in REPORTED_FLAGS if flag in cpu_flags()],
     }
 
 

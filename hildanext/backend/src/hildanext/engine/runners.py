@@ -198,8 +198,8 @@ class DiffusionRunner:
         return request.ending is not None
 
     def _watch(self) -> None:
-        watched = any(request.request.steps for request in self._requests.values())
-        self.state.observe = self._observe if watched else None
+        observing = any(request.request.steps for request in self._requests.values())
+        self.state.observe = self._observe if observing else None
 
     def _observe(self, taken: Step) -> None:
         request = self._requests[taken.row]

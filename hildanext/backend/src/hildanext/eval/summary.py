@@ -14,11 +14,10 @@ from hildanext.core.metrics_log import finite
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import versions
 from hildanext.eval import figures
-from hildanext.eval import statistics as intervals
 from hildanext.eval.generation import PARENT
 from hildanext.eval.journal import Sample
 from hildanext.eval.runner import Outcome, TaskRun
-from hildanext.eval.statistics import Values
+from hildanext.eval.statistics import Values, interval, mcnemar, paired_interval
 from hildanext.eval.tasks.base import Metric, Task, WritingTask
 
 QUALITY = "quality.json"
@@ -85,7 +84,7 @@ def _method(task: Task, outcome: Outcome, items: Items, base: Items | None) -> d
 def _score(metric: Metric, items: Items, base: Items | None) -> dict[str, Any]:
     own = items.get(metric.name, {})
     values = _values(own, sorted(own))
-    low, high = intervals.interval(values)
+    low, high = interval(values)
     shape = math.exp if metric.exp else float
     score: dict[str, Any] = {
         "value": shape(values.mean),
@@ -111,10 +110,10 @@ def _note(task: Task, metric: Metric, items: Items) -> dict[str, str]:
 
 
 def _difference(ours: Values, theirs: Values) -> dict[str, Any]:
-    low, high = intervals.paired_interval(ours, theirs)
+    low, high = paired_interval(ours, theirs)
     difference = {"value": ours.mean - theirs.mean, "low": low, "high": high, "items": len(ours.values)}
     if ours.is_proportion and theirs.is_proportion:
-        difference["p"] = intervals.mcnemar(ours.values.tolist(), theirs.values.tolist())
+        difference["p"] = mcnemar(ours.values.tolist(), theirs.values.tolist())
     return difference
 
 

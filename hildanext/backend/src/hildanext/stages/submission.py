@@ -1,6 +1,6 @@
 """What can be submitted as a job: each stage of a recipe alone, or a recipe; and how a submission is checked.
 
-The jobs' room knows no stage. The command line and the service both open it here, so that they agree.
+`jobs` knows no stage. The command line and the service both open it here, so that they agree.
 """
 
 import sys
