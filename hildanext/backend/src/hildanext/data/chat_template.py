@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import TemplateError
-
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.json_text import check_prompt_text
+from hildanext.data.template_rendering import TemplateRefused, render_template
 from hildanext.data.turns import ROLES
 from hildanext.tokenization import begin_document
 
@@ -158,15 +157,20 @@ def set_template(tokenizer: Any, choice: TemplateChoice = "auto", options: Mappi
 def chat_text(tokenizer: Any, messages: Sequence[Message], answer: bool = True) -> str:
     """The template's text of a conversation; with `answer` it opens the assistant's next turn.
 
-    Raises `BadExample` where the template refuses the conversation, `ConfigError` where there is no template.
+    Raises `BadExample` where the template refuses the conversation, `ConfigError` where there is no template,
+    `ModelError` for one that takes too long or too much memory.
     """
-    if tokenizer.chat_template is None:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
+    if template is None:
         raise ConfigError("the tokenizer has no chat template", "fine-tune the model first, or give a plain prompt")
     turns = [{"role": role, "content": content} for role, content in messages]
+    fields = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": answer}
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
-    except TemplateError as problem:
-        raise BadExample("the chat template refuses it", " ".join(str(problem).split())[:120]) from None
+        return render_template(template, {**tokenizer.special_tokens_map, **fields})
+    except TemplateRefused as problem:
+        raise BadExample("the chat template refuses it", str(problem)[:120]) from None
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -21,6 +21,7 @@ import torch
 from hildanext.core.errors import ConfigError, HildaError, UnknownChoice
 from hildanext.core.registry import choose_profile
 from hildanext.core.runtime import RuntimeConfig
+from hildanext.data.chat_template import Message, chat_text
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.eval.models import EvalAnswer, EvalModel, GenerationParams, ModelPair
 from hildanext.eval.tasks.base import split_at
@@ -126,15 +127,12 @@ class HarnessAdapter:
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text; without a generation prompt the last turn stays open, to be continued."""
-        if self.tokenizer.chat_template is None:
-            raise ConfigError("the tokenizer has no chat template", "run the task without --apply_chat_template")
-        text = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return str(text)
+        messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
+        text = chat_text(self.tokenizer, messages, answer=add_generation_prompt)
+        if add_generation_prompt:
+            return text
+        last = messages[-1].content.strip()
+        return text[: text.rindex(last) + len(last)]
 
     # ------------------------------------------------------------------ processes
 
