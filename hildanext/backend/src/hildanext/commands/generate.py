@@ -63,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
         return ask(options)
     from hildanext.core.runtime import RuntimeConfig
     from hildanext.decoding.trace import trace_record
+    from hildanext.detokenization import TokenCells
     from hildanext.inference import generate
     from hildanext.models.loading.loaded_model import LoadedModel
 
@@ -81,7 +82,8 @@ def run(options: argparse.Namespace) -> int:
     watcher.finish(results)
     rows = [{"prompt": text, **result.to_record()} for text, result in zip(texts, results, strict=True)]
     if options.trace:
-        traces = [trace_record(result.trace, tokenizer) for result in results]
+        texts_of = [TokenCells(tokenizer, prompt) for prompt in prompts]
+        traces = [trace_record(result.trace, cells) for result, cells in zip(results, texts_of, strict=True)]
         save_trace(options.trace, machine, [{**row, **trace} for row, trace in zip(rows, traces, strict=True)])
     if options.json:
         for row in rows:
@@ -113,8 +115,10 @@ class _Watcher:
         self.view = None
         if options.trace is not None and not self.quiet:
             from hildanext.decoding.trace import TerminalView
+            from hildanext.detokenization import TokenCells
 
-            self.view = TerminalView(prompts[0], tokenizer)
+            self.cells = TokenCells(tokenizer, prompts[0])
+            self.view = TerminalView(self.cells.prompt())
         self.streams = not self.quiet and self.view is None and len(texts) == 1
 
     def __enter__(self) -> None:
@@ -131,7 +135,9 @@ class _Watcher:
         if self.streams and event.kind == "text":
             print(event.text, end="", flush=True)
         elif self.view is not None and event.step is not None and event.row == 0:
-            self.view.show(event.step)
+            from hildanext.decoding.trace import step_record
+
+            self.view.show(step_record(event.step, self.cells))
 
     def finish(self, results: "list[GenerationResult]") -> None:
         """End the stream, or print what was not streamed."""

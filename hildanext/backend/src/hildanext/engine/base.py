@@ -76,6 +76,8 @@ class Cell:
     token: int
     text: str
     probability: float | None = None
+    bytes: list[int] | None = None
+    """Where the token is no whole characters: what it is."""
 
 
 @dataclass(frozen=True)

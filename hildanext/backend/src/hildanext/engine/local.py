@@ -23,6 +23,7 @@ from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import decoder_section, make_decoder
+from hildanext.detokenization import TokenCells, special_ids
 from hildanext.engine.base import (
     Cancelled,
     Cell,
@@ -123,7 +124,7 @@ class LocalEngine(Engine):
             supports_editing=True,
             supports_steps=True,
             chat_template=tokenizer.chat_template is not None,
-            special_tokens=frozenset(tokenizer.all_special_ids),
+            special_tokens=special_ids(tokenizer),
         )
         self._scheduler: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)
         self._ids = itertools.count()
@@ -315,8 +316,8 @@ class LocalEngine(Engine):
         with self._changed:
             self._tokens["prompt"] += len(state.prompt)
             self._tokens["cached"] += state.cached
-        shown = state.prompt if state.request.steps else []
-        cells = [Cell(at, token, self.tokenizer.decode([token])) for at, token in enumerate(shown)]
+        state.cells = TokenCells(self.tokenizer, state.prompt) if state.request.steps else None
+        cells = [Cell(**cell) for cell in state.cells.prompt()] if state.cells is not None else []
         state.sink(Started(len(state.prompt), state.cached, state.started - state.submitted, cells))
 
     def _finish(self, state: RequestState) -> None:

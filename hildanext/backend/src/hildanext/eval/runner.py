@@ -14,6 +14,7 @@ from hildanext.core.progress import ProgressLine
 from hildanext.core.registry import build
 from hildanext.data.chat_template import Message, chat_text
 from hildanext.decoding import MODES, make_decoder
+from hildanext.detokenization import Detokenizer
 from hildanext.eval.identity import sample_identity, session_facts, weights_hash
 from hildanext.eval.journal import Journal, Sample
 from hildanext.eval.models import EvalAnswer, EvalModel, GenerationParams, ModelPair
@@ -224,7 +225,7 @@ def _score(
             "seconds": seconds,
             "wall_seconds": seconds / len(batch),
         }
-        texts = {"scored": [model.tokenizer.decode(list(pair.continuation)) for pair in pairs]}
+        texts = {"scored": [Detokenizer(model.tokenizer, pair.context).text(pair.continuation) for pair in pairs]}
         journal.add({**head, **texts, "scores": dict(judged.scores), "extraction": dict(judged.extraction), **cost})
         progress.advance(tokens)
 

@@ -137,7 +137,7 @@ class Call:
         """Of the kept tokens, where they were asked for."""
         if not self.logprobs or choice.answer is None or choice.canvas is None:
             return None
-        return self.dialect.logprobs(choice.canvas.kept(len(choice.answer.tokens)))
+        return self.dialect.logprobs(choice.canvas.kept(len(choice.answer.tokens), choice.answer.text))
 
     def _check(self, prompts: int) -> None:
         body, most = self.body, self.service.settings.max_choices

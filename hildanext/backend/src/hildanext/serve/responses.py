@@ -23,6 +23,7 @@ class Cell(BaseModel):
     token: int
     text: str
     probability: float | None = None
+    bytes: list[int] | None = Field(None, description="of a token that is no whole characters, its UTF-8 bytes")
 
 
 class FrameEdit(BaseModel):
@@ -31,6 +32,8 @@ class FrameEdit(BaseModel):
     new: int
     old_text: str
     new_text: str
+    old_bytes: list[int] | None = Field(None, description="as of a cell")
+    new_bytes: list[int] | None = None
     probability: float
 
 

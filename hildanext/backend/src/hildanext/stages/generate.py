@@ -100,6 +100,7 @@ def _samples(
 ) -> dict[str, Any]:
     from hildanext.core.run_dir import write_atomically
     from hildanext.decoding.trace import trace_record
+    from hildanext.detokenization import TokenCells, cell_bytes, pieces_of
     from hildanext.inference import generate
     from hildanext.tokenization import encode_prompt
 
@@ -110,8 +111,9 @@ def _samples(
     for mode, decoder in _decoders(settings).items():
         results = generate(model, tokenizer, prompts, decoder, generation)
         for prompt, ids, result in zip(texts, prompts, results, strict=True):
-            cells = [tokenizer.decode([token]) for token in ids]
-            trace = trace_record(result.trace, tokenizer)
+            texts_of = TokenCells(tokenizer, ids)
+            cells = pieces_of(cell_bytes(cell) for cell in texts_of.prompt())
+            trace = trace_record(result.trace, texts_of)
             head = {"way": mode, "prompt": prompt, **result.flat_record(*COUNTS)}
             samples.append({**head, "prompt_cells": cells, "trace": trace})
     path = context.stage_dir / "samples.json"

@@ -265,7 +265,9 @@ class DInferEngine(Engine):
             got.first = got.first if got.first is not None else time.perf_counter()
             self._tell(work, Piece(text))
 
-        transcript = IncrementalDetokenizer(self.tokenizer, frozenset({self.eos_id}), work.request.stop, show)
+        transcript = IncrementalDetokenizer(
+            self.tokenizer, work.prompt, frozenset({self.eos_id}), work.request.stop, show
+        )
         row, size, last = list(work.prompt), self.settings.block_length, self._whole(work)
         while not work.ended:
             before = self._server.forwards

@@ -33,7 +33,7 @@ class ChatDialect(Dialect):
 
     def logprobs(self, glyphs: Sequence[Glyph]) -> dict[str, Any]:
         content = [
-            {"token": glyph.text, "logprob": glyph.logprob, "bytes": list(glyph.text.encode()), "top_logprobs": []}
+            {"token": glyph.text, "logprob": glyph.logprob, "bytes": list(glyph.raw), "top_logprobs": []}
             for glyph in glyphs
         ]
         return {"content": content}
