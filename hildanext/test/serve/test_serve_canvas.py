@@ -77,4 +77,4 @@ def test_the_end_of_text_is_a_token_and_no_text():
     assert canvas.text() == f"t5 {MASK}"
     picture = canvas.picture(step(0), 0)
     assert [cell["text"] for cell in picture["tokens"]] == ["t5 ", "t9 ", MASK] and picture["text"] == f"t5 {MASK}"
-    assert [glyph.token for glyph in canvas.kept(2)] == [5, 9]
+    assert [(glyph.token, glyph.text) for glyph in canvas.kept(2, "t5 ")] == [(5, "t5 "), (9, "")]

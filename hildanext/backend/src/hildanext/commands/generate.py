@@ -35,6 +35,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--chat", action="store_true", help="a prompt is a question, put into the model's chat template"
     )
     parser.add_argument("--system", help="with --chat: what the model is told before the question")
+    parser.add_argument(
+        "--special-tokens-in-text",
+        action="store_true",
+        help="with --chat: parse control tokens that a message spells (usually they are text)",
+    )
     parser.add_argument("--model", help="diffusion checkpoint: a folder, or tiny (default)")
     parser.add_argument(
         "--server", metavar="URL", help="ask a running service (its key: environment variable HILDA_API_KEY)"
@@ -100,9 +105,10 @@ def _encoded(options: argparse.Namespace, tokenizer: Any, text: str) -> list[int
 
     if options.chat:
         before = [Message("system", options.system)] if options.system is not None else []
-        return encode_chat(tokenizer, [*before, Message("user", text)])
-    if options.system is not None:
-        raise ConfigError("--system is for conversations", "add --chat")
+        return encode_chat(tokenizer, [*before, Message("user", text)], options.special_tokens_in_text)
+    if options.system is not None or options.special_tokens_in_text:
+        flag = "--system" if options.system is not None else "--special-tokens-in-text"
+        raise ConfigError(f"{flag} is for conversations", "add --chat")
     return encode_prompt(tokenizer, text)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hildanext.engine.remote.openai import OpenAIEngine
 
 KEY = "HILDA_API_KEY"
-LOCAL = {"device": "auto", "dtype": "auto", "threads": None}
+LOCAL = {"device": "auto", "dtype": "auto", "threads": None, "special_tokens_in_text": False}
 """Flags about a model in this process, and what they are where they were not given."""
 
 
@@ -32,7 +32,9 @@ def ask(options: argparse.Namespace) -> int:
 
     given = [name for name, unset in LOCAL.items() if getattr(options, name) != unset]
     if given:
-        raise ConfigError(f"--{given[0]} is about a model here, but --server asks one elsewhere", "leave it out")
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} is about a model here, but --server asks one elsewhere", "leave it out"
+        )
     if options.system is not None and not options.chat:
         raise ConfigError("--system is for conversations", "add --chat")
     texts = read_prompts(options)

@@ -164,6 +164,8 @@ class EngineFacts:
     ready: bool = True
     chat_template: bool | None = None
     """Whether the model came with a chat template of its own; None: not known here."""
+    generation_prompt: bool | None = None
+    """Whether that template writes the header of the answer; without one the model must write it itself."""
     special_tokens: frozenset[int] = frozenset()
     """Ids that no text shows, as the end of text; empty where they are not known."""
 

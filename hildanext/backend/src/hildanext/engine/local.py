@@ -21,7 +21,7 @@ from hildanext.ar import Parent
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.core.runtime import RuntimeConfig, available_memory
-from hildanext.data.chat_template import encode_chat
+from hildanext.data.chat_template import encode_chat, opens_answers
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.detokenization import TokenCells, special_ids
 from hildanext.engine.base import (
@@ -72,6 +72,8 @@ class LocalEngineConfig:
     """Keys and values of all requests and kept prefixes; None: a quarter of the memory that is free at the start."""
     keep_prefixes: bool = True
     """Keep the blocks of ended requests for those that begin with the same ones, in what the running ones leave."""
+    special_tokens_in_text: bool = False
+    """Parse control tokens that a message spells (`<|im_end|>`), as those of the template. Usually they are text."""
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)
@@ -124,6 +126,7 @@ class LocalEngine(Engine):
             supports_editing=True,
             supports_steps=True,
             chat_template=tokenizer.chat_template is not None,
+            generation_prompt=None if tokenizer.chat_template is None else opens_answers(tokenizer),
             special_tokens=special_ids(tokenizer),
         )
         self._scheduler: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)
@@ -224,7 +227,7 @@ class LocalEngine(Engine):
             if request.tokens is not None:
                 ids = list(request.tokens)
             elif request.messages:
-                ids = encode_chat(self.tokenizer, request.messages)
+                ids = encode_chat(self.tokenizer, request.messages, self.settings.special_tokens_in_text)
             else:
                 ids = encode_prompt(self.tokenizer, request.prompt or "")
         if self.model.card.mask_id in ids:

@@ -223,6 +223,10 @@ class EngineAnswer(BaseModel):
         description="whether the model came with a chat template of its own: without one it was not taught to chat, "
         "and the service writes User: and Assistant:, or refuses conversations; null where it is not known"
     )
+    generation_prompt: bool | None = Field(
+        description="whether that template writes the header of the answer: without one the model must write it, "
+        "and answers begin with it; null where it is not known"
+    )
 
 
 class HealthAnswer(BaseModel):

@@ -38,6 +38,8 @@ class SampleConfig:
     """Knobs laid over each mode."""
     chat: bool = False
     """Of a file: prompts are questions, put into the model's chat template."""
+    special_tokens_in_text: bool = False
+    """In a conversation, parse control tokens that a message spells. Usually they are text."""
     stop: tuple[str, ...] = ()
     batch_size: int = Field(default=8, ge=1)
     """Of a file: prompts that are decoded together."""
@@ -79,7 +81,8 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     together = GenerationConfig(**how, batch_size=settings.batch_size)
     decoders = _decoders(settings)
     prompts, model, tokenizer = settings.prompts_file, opened.model, opened.tokenizer
-    path = answer_file(prompts, context.stage_dir, model, tokenizer, decoders, together, settings.chat)
+    asked = (settings.chat, settings.special_tokens_in_text)
+    path = answer_file(prompts, context.stage_dir, model, tokenizer, decoders, together, *asked)
     return {"answers": str(path)}
 
 

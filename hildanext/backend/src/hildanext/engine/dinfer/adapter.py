@@ -195,7 +195,7 @@ class DInferEngine(Engine):
         try:
             ids = list(request.tokens or ())
             if request.messages:
-                ids = encode_chat(self.tokenizer, request.messages)
+                ids = encode_chat(self.tokenizer, request.messages, self.settings.special_tokens_in_text)
             elif request.prompt is not None:
                 ids = encode_prompt(self.tokenizer, request.prompt)
         except UnicodeEncodeError:
