@@ -197,7 +197,7 @@ def _marked_text(tokenizer: Any, messages: Sequence[Message], marks: Marks | Non
     text = chat_text(tokenizer, messages, answer)
     if marks is None:
         return text
-    marked = chat_text(tokenizer, [Message(role, marks.put(content)) for role, content in messages], answer)
+    marked = chat_text(tokenizer, [Message(role, marks.put(role, content)) for role, content in messages], answer)
     if marks.lift(marked) != text:
         spelled = ", ".join(marks.letters)
         raise BadExample("a special token in a turn that the chat template alters", spelled)

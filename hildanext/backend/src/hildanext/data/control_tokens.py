@@ -32,10 +32,12 @@ class Marks:
     """A character for each control token that the messages spell."""
 
     letters: Mapping[str, str]
+    names: Mapping[str, tuple[str, ...]]
+    """What is marked in a message, by its role."""
 
-    def put(self, text: str) -> str:
-        """The text with marks in place of control tokens."""
-        return _pattern(tuple(self.letters)).sub(lambda found: self.letters[found[0]] * len(found[0]), text)
+    def put(self, role: str, content: str) -> str:
+        """A message with marks in place of control tokens."""
+        return _pattern(self.names[role]).sub(lambda found: self.letters[found[0]] * len(found[0]), content)
 
     def lift(self, text: str) -> str:
         """The text as it was."""
@@ -56,14 +58,13 @@ def control_names(tokenizer: Any, role: str = "") -> set[str]:
 
 def find_marks(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> Marks | None:
     """Marks for what the messages (role, content) spell; None where that is nothing."""
-    names: set[str] = set()
-    for role, content in messages:
-        names.update(_pattern(tuple(sorted(control_names(tokenizer, role)))).findall(content))
-    if not names:
+    names = {role: tuple(sorted(control_names(tokenizer, role))) for role, _ in messages}
+    spelt = {name for role, content in messages for name in _pattern(names[role]).findall(content)}
+    if not spelt:
         return None
     used = {ord(letter) for _, content in messages for letter in content}
     free = (code for code in range(MARKS, 0x10FFFE) if code not in used)
-    return Marks({name: chr(next(free)) for name in sorted(names)})
+    return Marks({name: chr(next(free)) for name in sorted(spelt)}, names)
 
 
 def encode_marked(tokenizer: Any, text: str, marks: Marks) -> Encoded:
