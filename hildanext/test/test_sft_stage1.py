@@ -108,7 +108,7 @@ def test_it_leaves_a_checkpoint_that_answers_in_its_own_template(section, tmp_pa
 
 
 @pytest.mark.parametrize("stop", [1, 7])
-def test_V22_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(section, tmp_path: Path, stop: int):
+def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(section, tmp_path: Path, stop: int):
     whole = sft(section, CHAT, tmp_path / "whole", quiet=True)
     cut = sft(change(section, stop_after=stop), CHAT, tmp_path / "cut", quiet=True)
     assert not cut["whole"] and len(losses(tmp_path / "cut")) == stop

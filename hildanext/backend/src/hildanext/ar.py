@@ -19,6 +19,7 @@ from hildanext.core.errors import PromptError
 from hildanext.core.runtime import send
 from hildanext.data.generation_result import FinishReason, GenerationResult, GenerationStats
 from hildanext.detokenization import Detokenizer
+from hildanext.models import HEAD_ROWS
 from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention, grouped_attention, no_mask
 from hildanext.models.sampling import sample
@@ -136,7 +137,7 @@ class Parent:
         tokens: Int[Tensor, "batch seq"],
         document: Int[Tensor, "batch seq"],
         position: Int[Tensor, "batch seq"],
-        chunk: int = 256,
+        chunk: int = HEAD_ROWS,
     ) -> Float[Tensor, "batch seq"]:
         """Exact -log p(token | earlier tokens of its document) in nats; 0 at position 0 and at padding.
 

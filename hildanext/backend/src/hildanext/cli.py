@@ -79,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; only the verb that was asked for is imported, so that help is quick."""
+    """The parser; only the verb that was asked for is imported, and alone made where it comes first: help is quick."""
     absent = ", ".join(ABSENT)
     parser = argparse.ArgumentParser(
         prog="hildanext",
@@ -89,7 +89,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hildanext {__version__}")
     rows = parser.add_subparsers(dest="verb", metavar="verb", title="verbs")
     named = next((word for word in arguments if not word.startswith("-")), None)
-    for verb, (module, summary) in VERBS.items():
+    shown = [named] if named in VERBS and arguments[0] == named else VERBS
+    for verb in shown:
+        module, summary = VERBS[verb]
         row = rows.add_parser(verb, help=summary, description=summary)
         if verb == named:
             importlib.import_module(module).configure(row)

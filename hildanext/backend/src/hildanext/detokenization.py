@@ -42,6 +42,16 @@ def pieces_of(raws: Iterable[bytes]) -> list[str]:
     return pieces
 
 
+def cut_pieces(raws: Sequence[bytes], text: str) -> list[tuple[str, bytes]]:
+    """Text and bytes of each token, of which no more than `text` is told: what a stop cut off has neither."""
+    told, left = list[tuple[str, bytes]](), len(text)
+    for raw, piece in zip(raws, pieces_of(raws), strict=True):
+        shown = piece[:left]
+        told.append((shown, raw if left and shown == piece else shown.encode()))
+        left -= len(shown)
+    return told
+
+
 def cell_bytes(cell: Mapping[str, Any], prefix: str = "") -> bytes:
     """The bytes of a record's token: `bytes` where it is no whole characters, else its `text`."""
     part = cell.get(f"{prefix}bytes")
@@ -180,6 +190,11 @@ class TokenCells:
         raw = _table(self.tokenizer).find(self.tokenizer, token, position == self._begins)
         text = raw.decode("utf-8", "replace")
         return {f"{prefix}text": text} | ({f"{prefix}bytes": list(raw)} if text.encode() != raw else {})
+
+    def shown(self, position: int, token: int) -> tuple[str, bytes]:
+        """Text and bytes, both empty for a control token."""
+        cell = self.cell(position, token)
+        return ("", b"") if token in self.hidden else (cell["text"], cell_bytes(cell))
 
     def prompt(self) -> list[dict[str, Any]]:
         """The prompt's tokens as cells."""

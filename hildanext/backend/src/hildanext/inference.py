@@ -44,7 +44,7 @@ class GenerationConfig:
 
     max_new_tokens: int | None = Field(default=None, ge=1)
     """None: 256, or what the context leaves."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     """Row i of the prompts draws from seed + i, whatever batch it runs in."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
@@ -142,7 +142,7 @@ class _Batch:
             IncrementalDetokenizer(self.tokenizer, prompt, self.eos, self.settings.stop, self._show(i))
             for i, prompt in zip(self.batch, prompts, strict=True)
         ]
-        watching = self.settings.trace or self.on_event is not None
+        observing = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
         state = DecodeState(
             self.model,
@@ -152,7 +152,7 @@ class _Batch:
             seeds=self.seeds,
             commit=self.settings.commit,
             cached=self.settings.cached,
-            observe=self._observe if watching else None,
+            observe=self._observe if observing else None,
             debug=self.settings.debug,
         )
         state.prefill()

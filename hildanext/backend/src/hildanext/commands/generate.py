@@ -8,22 +8,22 @@ hildanext generate --model runs/sft-tiny/checkpoint --chat --prompt "Lily has 5 
 """
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import add_run_flags, load_run
+from hildanext.commands import add_run_flags, add_runtime_flags, print_json
 from hildanext.commands.generation_flags import (
+    Generation,
     add_decoder_flags,
-    build_generation,
-    decoder_section_of,
     mode_line,
-    read_prompts,
+    read_generation,
 )
 from hildanext.commands.generation_records import save_trace, stats_line
+from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
     from hildanext.inference import Event
+    from hildanext.models.loading.loaded_model import LoadedModel
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="show the denoising; keep it in FILE (trace.json)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt and nothing else")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16 or fp64")
-    parser.add_argument("--threads", type=int)
+    add_runtime_flags(parser)
     add_decoder_flags(parser)
 
 
@@ -66,47 +64,58 @@ def run(options: argparse.Namespace) -> int:
         from hildanext.commands.remote import ask
 
         return ask(options)
-    from hildanext.core.runtime import RuntimeConfig
+    from hildanext.models.loading.loaded_model import LoadedModel
+
+    asked = read_generation(options, {"generate": {"model": "tiny"}})
+    opened = LoadedModel.open(str(asked.model), asked.runtime)
+    prompts = [_encoded(options, asked, opened.tokenizer, text) for text in asked.texts]
+    for mode, section in asked.modes.items():
+        if len(asked.modes) > 1 and not options.json:
+            print(f"{mode}:")
+        _write(options, opened, asked, prompts, {**opened.summary(), "mode": mode_line(mode), "decoder": section})
+    return 0
+
+
+def _write(
+    options: argparse.Namespace,
+    opened: "LoadedModel",
+    asked: Generation,
+    prompts: list[list[int]],
+    machine: dict[str, Any],
+) -> None:
+    """Answer all prompts in one mode, shown as it happens and as it ends."""
+    from hildanext.decoding import make_decoder
     from hildanext.decoding.trace import trace_record
     from hildanext.detokenization import TokenCells
     from hildanext.inference import generate
-    from hildanext.models.loading.loaded_model import LoadedModel
 
-    config = load_run(options)
-    texts = read_prompts(options)
-    section = decoder_section_of(options, config.get("decoder", {}))
-    decoder, settings = build_generation(options, section, config.get("generation", {}))
-    name = options.model if options.model is not None else config.get("model", "tiny")
-    opened = LoadedModel.open(str(name), RuntimeConfig(options.device, options.dtype, options.threads))
-    model, tokenizer = opened.model, opened.tokenizer
-    prompts = [_encoded(options, tokenizer, text) for text in texts]
-    watcher = _Watcher(options, [f"{text}\n" for text in texts] if options.chat else texts, prompts, tokenizer)
+    model, tokenizer, decoder = opened.model, opened.tokenizer, make_decoder(machine["decoder"])
+    watcher = _Watcher(
+        options, [f"{text}\n" for text in asked.texts] if asked.chat else asked.texts, prompts, tokenizer
+    )
     with watcher:
-        results = generate(model, tokenizer, prompts, decoder, settings, watcher.on_event)
-    machine = {**opened.summary(), "mode": mode_line(options, section), "decoder": section}
+        results = generate(model, tokenizer, prompts, decoder, asked.config, watcher.on_event)
     watcher.finish(results)
-    rows = [{"prompt": text, **result.to_record()} for text, result in zip(texts, results, strict=True)]
+    rows = [{"prompt": text, **result.to_record()} for text, result in zip(asked.texts, results, strict=True)]
     if options.trace:
         texts_of = [TokenCells(tokenizer, prompt) for prompt in prompts]
         traces = [trace_record(result.trace, cells) for result, cells in zip(results, texts_of, strict=True)]
         save_trace(options.trace, machine, [{**row, **trace} for row, trace in zip(rows, traces, strict=True)])
     if options.json:
         for row in rows:
-            print(json.dumps({**row, **machine}))
+            print_json({**row, **machine})
     else:
-        print(stats_line(results, machine, settings.batch_size))
-    return 0
+        print(stats_line(results, machine, asked.config.batch_size))
 
 
-def _encoded(options: argparse.Namespace, tokenizer: Any, text: str) -> list[int]:
-    from hildanext.core.errors import ConfigError
+def _encoded(options: argparse.Namespace, asked: Generation, tokenizer: Any, text: str) -> list[int]:
     from hildanext.data.chat_template import Message, encode_chat
     from hildanext.tokenization import encode_prompt
 
-    if options.chat:
+    if asked.chat:
         before = [Message("system", options.system)] if options.system is not None else []
-        return encode_chat(tokenizer, [*before, Message("user", text)], options.special_tokens_in_text)
-    if options.system is not None or options.special_tokens_in_text:
+        return encode_chat(tokenizer, [*before, Message("user", text)], asked.special_tokens_in_text)
+    if options.system is not None or asked.special_tokens_in_text:
         flag = "--system" if options.system is not None else "--special-tokens-in-text"
         raise ConfigError(f"{flag} is for conversations", "add --chat")
     return encode_prompt(tokenizer, text)

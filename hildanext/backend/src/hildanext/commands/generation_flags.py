@@ -4,22 +4,26 @@ Every knob of a decoder is a flag: they are made from the source of the decoders
 """
 
 import argparse
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hildanext.core.errors import ConfigError, DataError
+from hildanext.core.knobs import knobs_in
+
 if TYPE_CHECKING:
     from hildanext.core.knobs import Knob
-    from hildanext.decoding import Decoder
+    from hildanext.core.runtime import RuntimeConfig
     from hildanext.inference import GenerationConfig
+    from hildanext.stages.generate import SampleConfig
 
 DECODING = Path(__file__).parents[1] / "decoding"
 
 
 def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
     """--decoder, its presets, and a flag for each knob of each decoder; all are also --set decoder.KNOB=VALUE."""
-    from hildanext.core.knobs import knobs_in
-
     family = knobs_in(DECODING, "DECODERS")
     parser.add_argument("--decoder", metavar="NAME", help=f"{', '.join(family)}; any of its knobs: --set decoder.X=Y")
     parser.add_argument("--mode", help="S_MODE (default; alias speed) or Q_MODE (alias quality)")
@@ -48,8 +52,6 @@ def _add_flag(group: argparse._ArgumentGroup, knob: "Knob") -> None:
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:
-    from hildanext.core.errors import DataError
-
     if options.batch is None:
         return [options.prompt if options.prompt is not None else ""]
     try:
@@ -61,35 +63,67 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     return lines
 
 
-def decoder_section_of(options: argparse.Namespace, run_section: dict[str, Any]) -> dict[str, Any]:
-    """Mode, effort, the run's section and single flags, each laid over the one before."""
-    from hildanext.core.config import merge
-    from hildanext.decoding import decoder_section
+@dataclass(frozen=True)
+class Generation:
+    """What is asked of a model, here or elsewhere."""
 
-    named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
-    section = merge({"decoder": run_section}, named)["decoder"]
-    return decoder_section(options.mode, options.effort, section, **dict(options.knobs))
+    texts: list[str]
+    modes: dict[str, dict[str, Any]]
+    """A decoder's section by the mode's name."""
+    config: "GenerationConfig"
+    model: str | None
+    chat: bool
+    special_tokens_in_text: bool
+    runtime: "RuntimeConfig"
 
 
-def build_generation(
-    options: argparse.Namespace, section: dict[str, Any], run_section: dict[str, Any]
-) -> "tuple[Decoder, GenerationConfig]":
+def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Generation:
+    """The section `generate` of the run with the flags in it, checked. Raises `ConfigError` and its like."""
+    from hildanext.commands import open_stage
     from hildanext.core.config import validate
-    from hildanext.decoding import make_decoder
-    from hildanext.inference import GenerationConfig
+    from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config
 
-    flags = {"seed": options.seed, "max_new_tokens": options.max_new_tokens, "stop": options.stop}
-    given = {name: value for name, value in flags.items() if value is not None}
-    settings = validate(
-        GenerationConfig, {**run_section, **given, "trace": options.trace is not None}, where="section generation"
+    section, context = open_stage(options, lambda section: _folded(section, options), defaults)
+    settings = validate(SampleConfig, section, "generate")
+    texts, modes = _texts(options, settings), decoder_sections(settings, context)
+    if len(modes) > 1 and (options.trace is not None or options.server is not None):
+        flag = "--trace" if options.trace is not None else "--server"
+        raise ConfigError(f"{flag} is about one mode, and the run names {', '.join(modes)}", "choose one with --mode")
+    config = generation_config(settings, context, trace=options.trace is not None)
+    return Generation(
+        texts, modes, config, settings.model, settings.chat, settings.special_tokens_in_text, context.runtime
     )
-    return make_decoder(section), settings
 
 
-def mode_line(options: argparse.Namespace, section: dict[str, Any]) -> str:
-    from hildanext.decoding import MODE_MEANS, MODES, mode_name
+def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The section with the flags in it; --prompt and --batch stand in place of its prompts."""
+    from hildanext.core.config import merge
 
-    name = mode_name(options.mode if options.mode is not None else "S_MODE")
-    if section["name"] != MODES[name]["name"]:
-        return str(section["name"])
-    return f"{name} (published as {MODE_MEANS[name]})"
+    if options.prompt is not None or options.batch is not None:
+        section = {key: value for key, value in section.items() if key not in ("prompts", "prompts_file")}
+    flags = {name: getattr(options, name) for name in ("seed", "max_new_tokens", "stop", "effort", "model")}
+    flags |= {"special_tokens_in_text": options.special_tokens_in_text or None}
+    flags |= {"chat": options.chat or None, "modes": [options.mode] if options.mode is not None else None}
+    named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
+    decoder = {**merge({"decoder": section.get("decoder", {})}, named)["decoder"], **dict(options.knobs)}
+    return {**section, **{name: value for name, value in flags.items() if value is not None}, "decoder": decoder}
+
+
+def _texts(options: argparse.Namespace, settings: "SampleConfig") -> list[str]:
+    """Of --prompt or --batch, else of the section. Raises `DataError`."""
+    if options.prompt is None and options.batch is None and settings.prompts is not None:
+        return list(settings.prompts)
+    if settings.prompts_file is None:
+        return read_prompts(options)
+    from hildanext.data.prompts import read_prompts as read_file
+
+    prompts = read_file(settings.prompts_file)
+    if any(prompt.text is None for prompt in prompts):
+        raise DataError(f"{settings.prompts_file!r} holds conversations", "answer them in a job or a recipe")
+    return [str(prompt.text) for prompt in prompts]
+
+
+def mode_line(name: str) -> str:
+    from hildanext.decoding import MODE_MEANS
+
+    return f"{name} (published as {MODE_MEANS[name]})" if name in MODE_MEANS else name

@@ -4,13 +4,12 @@ Any OpenAI-compatible server will do for plain text; thresholds, seeds of our ki
 """
 
 import argparse
-import json
 import os
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import load_run
-from hildanext.commands.generation_flags import build_generation, decoder_section_of, mode_line, read_prompts
+from hildanext.commands import RUNTIME_FLAGS, print_json
+from hildanext.commands.generation_flags import Generation, mode_line, read_generation
 from hildanext.commands.generation_records import remote_stats_line, save_trace
 from hildanext.core.errors import ConfigError
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from hildanext.engine.remote.openai import OpenAIEngine
 
 KEY = "HILDA_API_KEY"
-LOCAL = {"device": "auto", "dtype": "auto", "threads": None, "special_tokens_in_text": False}
-"""Flags about a model in this process, and what they are where they were not given."""
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -30,57 +27,52 @@ def ask(options: argparse.Namespace) -> int:
     from hildanext.decoding.trace import TRACE_FORMAT
     from hildanext.engine.remote.openai import OpenAIConfig
 
-    given = [name for name, unset in LOCAL.items() if getattr(options, name) != unset]
-    if given:
-        raise ConfigError(
-            f"--{given[0].replace('_', '-')} is about a model here, but --server asks one elsewhere", "leave it out"
-        )
-    if options.system is not None and not options.chat:
+    misplaced = [name for name in RUNTIME_FLAGS if getattr(options, name) is not None]
+    misplaced += ["special-tokens-in-text"] if options.special_tokens_in_text else []
+    if misplaced:
+        raise ConfigError(f"--{misplaced[0]} is about a model here, but --server asks one elsewhere", "leave it out")
+    asked = read_generation(options)
+    if options.system is not None and not asked.chat:
         raise ConfigError("--system is for conversations", "add --chat")
-    texts = read_prompts(options)
-    requests, section = _requests(options, texts)
+    requests, texts = _requests(options, asked), asked.texts
     key = KEY if os.environ.get(KEY) else None
     engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(texts)).connect(options.model)
     try:
         answers, records = _answers(engine, requests, options, texts)
     finally:
         engine.close()
-    server = _server(engine, options, section)
+    server = _server(engine, asked)
     rows = [{"prompt": text, **answer.to_record()} for text, answer in zip(texts, answers, strict=True)]
     if options.trace:
         traced = [{**row, "format": TRACE_FORMAT, "steps": steps} for row, steps in zip(rows, records, strict=True)]
         save_trace(options.trace, server, traced)
     if options.json:
         for row in rows:
-            print(json.dumps({**row, **server}))
+            print_json({**row, **server})
     else:
         print(remote_stats_line(answers, server))
     return 0
 
 
-def _requests(options: argparse.Namespace, texts: list[str]) -> "tuple[list[Request], dict[str, Any]]":
+def _requests(options: argparse.Namespace, asked: Generation) -> "list[Request]":
     from hildanext.data.chat_template import Message
     from hildanext.engine.base import Request
 
-    config = load_run(options)
-    section = decoder_section_of(options, config.get("decoder", {}))
-    _, settings = build_generation(options, section, config.get("generation", {}))
-    requests = []
-    for number, text in enumerate(texts):
-        before = (Message("system", options.system),) if options.system is not None else ()
-        requests.append(
-            Request(
-                prompt=None if options.chat else text,
-                messages=(*before, Message("user", text)) if options.chat else (),
-                decoder=section,
-                max_new_tokens=settings.max_new_tokens,
-                seed=settings.seed + number,
-                stop=settings.stop,
-                ignore_eos=settings.ignore_eos,
-                steps=options.trace is not None,
-            )
+    (section,), settings = asked.modes.values(), asked.config
+    before = (Message("system", options.system),) if options.system is not None else ()
+    return [
+        Request(
+            prompt=None if asked.chat else text,
+            messages=(*before, Message("user", text)) if asked.chat else (),
+            decoder=section,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed + number,
+            stop=settings.stop,
+            ignore_eos=settings.ignore_eos,
+            steps=options.trace is not None,
         )
-    return requests, section
+        for number, text in enumerate(asked.texts)
+    ]
 
 
 def _answers(
@@ -157,9 +149,10 @@ class _Shown:
             print(f"{self.text}{answer.text}\n")
 
 
-def _server(engine: "OpenAIEngine", options: argparse.Namespace, section: dict[str, Any]) -> dict[str, Any]:
+def _server(engine: "OpenAIEngine", asked: Generation) -> dict[str, Any]:
     """Who answered; of the decoder only what the server was told."""
     facts, hilda = engine.facts, bool(engine.server.hilda)
+    ((mode, section),) = asked.modes.items()
     return {
         "model": facts.model,
         "server": engine.address,
@@ -167,6 +160,6 @@ def _server(engine: "OpenAIEngine", options: argparse.Namespace, section: dict[s
         "dtype": facts.dtype,
         "device": facts.device,
         "block_size": facts.block_size,
-        "mode": mode_line(options, section) if hilda else None,
+        "mode": mode_line(mode) if hilda else None,
         "decoder": section if hilda else {key: section[key] for key in ("temperature", "top_p") if key in section},
     }

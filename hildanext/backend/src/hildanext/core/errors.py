@@ -52,6 +52,12 @@ class CheckpointError(HildaError):
     """A checkpoint that could not be written, or does not fit the run that asks for it."""
 
 
+class StorageError(CheckpointError):
+    """Something could not be written: the disk is full, read-only or gone."""
+
+    status = 507
+
+
 class TrainingStopped(HildaError):
     """A guard stopped the run; the last good checkpoint is kept."""
 

@@ -32,7 +32,7 @@ class MetricLog:
     def write(self, **fields: Any) -> None:
         """Write one line, NaN and infinity as null. Raises `CheckpointError` when the disk does not take it."""
         try:
-            self._file.write(json.dumps(finite(fields), allow_nan=False) + "\n")
+            self._file.write(to_json(fields) + "\n")
             self._file.flush()
         except OSError as problem:
             what = f"cannot write {self.path} ({problem.strerror})"
@@ -93,6 +93,11 @@ def _lines(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]  # a line still being written has no newline yet
     return [line for line in whole.splitlines() if line.strip()]
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The value as JSON that every reader takes: see `finite`."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def finite(value: Any) -> Any:

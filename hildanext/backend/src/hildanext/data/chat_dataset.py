@@ -120,6 +120,12 @@ def prepare_chat(folder: Path, data: ChatDataConfig, tokenizer: Any, block_size:
     return manifest
 
 
+def chat_rows(folder: Path, part: str) -> Iterator[np.ndarray]:
+    """The tokens of each conversation of a part, as they were rendered."""
+    arrays = Ragged(folder / part, "tokens", ARRAYS["tokens"])
+    return (arrays[number] for number in range(len(arrays)))
+
+
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import encode_chat, opens_answers
 from hildanext.decoding import decoder_section, make_decoder
-from hildanext.detokenization import TokenCells, special_ids
+from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces, special_ids
 from hildanext.engine.base import (
     Cancelled,
     Cell,
@@ -39,6 +39,7 @@ from hildanext.engine.base import (
     RequestOutput,
     Sink,
     Started,
+    TokenScore,
 )
 from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Totals, step_all
 from hildanext.engine.scheduler import Admission, Scheduler
@@ -108,9 +109,9 @@ class LocalEngine(Engine):
         kept = self.limit_bytes if settings.keep_prefixes else 0
         self.prefixes = PrefixCache(model.card.block_size, kept)
         self.diffusion = DiffusionRunner(model, tokenizer, self.prefixes, settings.prefill_tokens, self.totals)
-        self.autoregressive = (
-            None if parent is None else ARRunner(parent, model.card.block_size, settings.prefill_tokens, self.totals)
-        )
+        self.autoregressive = self._ar_runner(parent)
+        own = Parent(model.causal_lm, tokenizer, model.banned) if model.card.alignment == "parent" else None
+        self.one_by_one = self._ar_runner(own)
         self._facts = EngineFacts(
             engine="transformers",
             reason=reason,
@@ -125,6 +126,7 @@ class LocalEngine(Engine):
             queue=settings.queue,
             supports_editing=True,
             supports_steps=True,
+            supports_scores=True,
             chat_template=tokenizer.chat_template is not None,
             generation_prompt=None if tokenizer.chat_template is None else opens_answers(tokenizer),
             special_tokens=special_ids(tokenizer),
@@ -141,6 +143,11 @@ class LocalEngine(Engine):
         self._thread = threading.Thread(target=self._run, name="hilda-model", daemon=True)
         self._thread.start()
         _open.add(self)
+
+    def _ar_runner(self, parent: Parent | None) -> ARRunner | None:
+        if parent is None:
+            return None
+        return ARRunner(parent, self.model.card.block_size, self.settings.prefill_tokens, self.totals)
 
     @property
     def facts(self) -> EngineFacts:
@@ -166,6 +173,8 @@ class LocalEngine(Engine):
 
     def submit(self, request: Request, sink: Sink) -> "EngineTicket":
         prompt = self._encode(request)
+        if request.max_new_tokens == 0 and not request.scores:
+            raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
         limit = length_limit(self.model, len(prompt), request.max_new_tokens)
         if request.parent and self.parent is not None:
             self.parent.check_length(len(prompt), limit - len(prompt))
@@ -211,6 +220,8 @@ class LocalEngine(Engine):
         """Keys and values of `limit` tokens: of the diffusion model in whole blocks."""
         if request.parent and self.autoregressive is not None:
             return limit * self.autoregressive.token_bytes
+        if request.scores:
+            return limit * self.token_bytes
         block = self.model.card.block_size
         return -(-limit // block) * block * self.token_bytes
 
@@ -220,6 +231,11 @@ class LocalEngine(Engine):
             raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(kinds)}")
         if request.parent and self.parent is None:
             raise ConfigError("this server has no autoregressive parent", "start it with --parent")
+        if request.scores and not request.parent and self.one_by_one is None:
+            raise ConfigError(
+                "this model has no likelihood of single tokens: its alignment is 'block', and predicts them in blocks",
+                "ask the autoregressive parent, or measure a bound with hildanext eval",
+            )
         texts = [request.prompt or "", *(message.content for message in request.messages), *request.stop]
         for text in texts:
             _check_text(text)
@@ -273,9 +289,7 @@ class LocalEngine(Engine):
             self._runner(state).pause(state)
         while (started := self._admit()) is not None:
             self._start(started)
-        runners: list[DiffusionRunner | ARRunner] = [self.diffusion]
-        if self.autoregressive is not None:
-            runners.append(self.autoregressive)
+        runners = [runner for runner in (self.diffusion, self.autoregressive, self.one_by_one) if runner is not None]
         try:
             ended = step_all(runners)
         except torch.cuda.OutOfMemoryError as problem:
@@ -295,7 +309,7 @@ class LocalEngine(Engine):
         taken = self._taken()
         if taken + state.bytes > self.limit_bytes:
             return Admission.STOP
-        if not state.request.parent and self.diffusion.feeds_the_same(state.prompt):
+        if self._runner(state) is self.diffusion and self.diffusion.feeds_the_same(state.prompt):
             return Admission.LATER
         self.prefixes.shrink(self.limit_bytes - taken - state.bytes)
         return Admission.GO
@@ -307,6 +321,9 @@ class LocalEngine(Engine):
         if state.request.parent:
             assert self.autoregressive is not None
             return self.autoregressive
+        if state.request.scores:
+            assert self.one_by_one is not None
+            return self.one_by_one
         return self.diffusion
 
     def _start(self, state: RequestState) -> None:
@@ -336,12 +353,27 @@ class LocalEngine(Engine):
             queue_seconds=state.started - state.submitted,
             first_piece_seconds=(state.first_piece or now) - state.submitted,
             seconds=now - state.submitted,
+            scores=self._scores(state, state.ending.tokens) if state.request.scores else None,
         )
         self._let_go(state, state.ending.reason)
         with self._changed:
             self._tokens["generated"] += len(answer.tokens)
             self._tokens["edits"] += answer.stats.edits
         state.sink(Finished(answer))
+
+    def _scores(self, state: RequestState, answer: Sequence[int]) -> tuple[TokenScore, ...]:
+        """Of the prompt's tokens and the answer's, as text."""
+        assert state.ending is not None
+        of_prompt, of_answer = Detokenizer(self.tokenizer), Detokenizer(self.tokenizer, state.prompt)
+        texts = cut_pieces(of_prompt.raws(state.prompt), of_prompt.text(state.prompt))
+        texts += cut_pieces(of_answer.raws(answer), state.ending.text)
+        tokens, cells = [*state.prompt, *answer], TokenCells(self.tokenizer, state.prompt)
+        told = [TokenScore(texts[0][0], None, texts[0][1])]
+        # What was drawn behind a stop is not told.
+        for at, (score, own) in enumerate(zip(state.scores, texts[1:], strict=False), start=1):
+            best = own if score.best == tokens[at] else cells.shown(at, score.best)
+            told.append(TokenScore(own[0], score.logprob, own[1], best[0], score.best_logprob, best[1]))
+        return tuple(told)
 
     def _fail(self, state: RequestState, error: HildaError) -> None:
         kinds: Mapping[type, str] = {Cancelled: "cancelled", DeadlineExceeded: "deadline"}

@@ -25,6 +25,7 @@ from hildanext.engine.scheduler import Schedulable
 from hildanext.inference import eos_ids, stats_of
 from hildanext.kv_cache import BlockCache, CachedAttention, Segment, bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
+from hildanext.likelihood.next_token import NextToken, next_tokens
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.sampling import sample
 
@@ -56,6 +57,8 @@ class RequestState(Schedulable):
     generator: torch.Generator | None = None
     drawn: list[int] = field(default_factory=list)
     """The parent's answer so far."""
+    scores: list[NextToken] = field(default_factory=list)
+    """Of the document's tokens from the second on, where they are asked for."""
     prompt_forwards: int = 0
     """Forwards of the parent that were fed a piece of the prompt and drew nothing."""
     detokenizer: IncrementalDetokenizer | None = None
@@ -198,8 +201,8 @@ class DiffusionRunner:
         return request.ending is not None
 
     def _watch(self) -> None:
-        watched = any(request.request.steps for request in self._requests.values())
-        self.state.observe = self._observe if watched else None
+        observing = any(request.request.steps for request in self._requests.values())
+        self.state.observe = self._observe if observing else None
 
     def _observe(self, taken: Step) -> None:
         request = self._requests[taken.row]
@@ -249,12 +252,16 @@ class ARRunner:
             assert request.cache is not None
             if request.cache.length < len(request.prompt):
                 request.prompt_forwards += 1
+            elif request.limit == len(request.prompt):  # nothing is to be written
+                request.prompt_forwards += 1
+                self._end(request)
             else:
                 ready.append(request)
                 last.append(end - 1)
         if ready:
             for request, token in zip(ready, self._draw(ready, hidden[send(last, hidden.device)]), strict=True):
                 self._take(request, token)
+        self._score(feeds, hidden)
         return [request for request in self._requests.values() if request.ending is not None]
 
     def _plan(self) -> list[tuple[RequestState, list[int]]]:
@@ -294,13 +301,26 @@ class ARRunner:
         return drawn.tolist()
 
     def _take(self, request: RequestState, token: int) -> None:
-        assert request.detokenizer is not None
         request.drawn.append(token)
-        request.prefilled = request.prefilled or time.perf_counter()
-        request.ending = request.detokenizer.add(
-            request.drawn, len(request.prompt) + len(request.drawn) >= request.limit
-        )
+        self._end(request)
         request.blocks += len(request.drawn) % self.block_size == 0
+
+    def _end(self, request: RequestState) -> None:
+        """Note where its text ends, if it does."""
+        assert request.detokenizer is not None
+        request.prefilled = request.prefilled or time.perf_counter()
+        full = len(request.prompt) + len(request.drawn) >= request.limit
+        request.ending = request.detokenizer.add(request.drawn, full)
+
+    def _score(self, feeds: Sequence[tuple[RequestState, list[int]]], hidden: torch.Tensor) -> None:
+        """What was just fed says how likely the tokens behind it are, where that is asked for."""
+        end = 0
+        for request, fed in feeds:
+            begin, end = end, end + len(fed)
+            if request.request.scores:
+                known = 1 + len(request.scores)
+                tokens = (request.prompt + request.drawn)[known : known + len(fed)]
+                request.scores += next_tokens(self.parent, hidden[begin : begin + len(tokens)], tokens)
 
 
 def _sampling(decoder: Mapping[str, Any]) -> tuple[float, float | None, int | None]:

@@ -1,6 +1,5 @@
 """A checkpoint beside its parent: likelihoods, quality and speed, as tables, JSON and pictures."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from hildanext.core import plots
 from hildanext.core.config import config, plain
 from hildanext.core.console import machine_line, wide_console
 from hildanext.core.errors import ConfigError, DataError
-from hildanext.core.metrics_log import finite
+from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
 from hildanext.data.batch import Batch
@@ -176,7 +175,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def likelihood_cells(row: Mapping[str, Any]) -> list[str]:
-    spread = f" ± {row['se']:.3f}" if row["kind"] == "bound" else ""
+    spread = f" ± {row['se']:.3f}" if row["kind"] == "bound" and row["se"] == row["se"] else ""
     over = row.get("percent_over_parent")
     return [
         row["name"],
@@ -217,7 +216,7 @@ def save_result(result: Mapping[str, Any], folder: str | Path) -> dict[str, Path
     """Write `eval.json` and the pictures; returns them by name."""
     folder = Path(folder)
     files = {"json": folder / EVALUATION}
-    write_atomically(files["json"], json.dumps(finite(result), indent=2) + "\n")
+    write_atomically(files["json"], to_json(result, indent=2) + "\n")
     bars = {row["name"]: row["nats_per_token"] for row in result["likelihood"]}
     errors = {row["name"]: row["se"] for row in result["likelihood"]}
     figure = plots.bars_figure(bars, "nats per token (lower is better)", "Held-out likelihood", errors)

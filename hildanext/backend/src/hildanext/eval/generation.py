@@ -16,7 +16,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.config import config
+from hildanext.core.config import Seed, config
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.datasets import PackedDataset
 from hildanext.decoding import MODE_MEANS, MODES, make_decoder
@@ -40,7 +40,7 @@ class GenerationBenchConfig:
     """Beginning of a held-out document, BOS included."""
     new_tokens: int = Field(default=96, ge=1)
     temperature: float = Field(default=0.0, ge=0)
-    seed: int = 0
+    seed: Seed = 0
     decoders: dict[str, dict[str, Any]] = Field(
         default_factory=lambda: {**{name: dict(MODES[name]) for name in MODES}, "one per step": dict(ONE_PER_STEP)}
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from hildanext.core.config import config
+from hildanext.core.config import Seed, config
 from hildanext.core.errors import ConfigError, PromptError
 from hildanext.core.progress import ProgressLine
 from hildanext.core.registry import build
@@ -33,7 +33,7 @@ class QualityConfig:
     limit: int | None = Field(default=None, ge=1)
     """Items of each task, from the first one on; a later run with more goes on where this one ended."""
     batch_size: int = Field(default=8, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -237,4 +237,4 @@ def _score(
 
 def _seed(seed: int, index: int, repeat: int) -> int:
     """A sample's own seed: the same whatever batch or session it is made in."""
-    return (seed * 1_000_003 + index) * 1009 + repeat
+    return ((seed * 1_000_003 + index) * 1009 + repeat) % 2**63

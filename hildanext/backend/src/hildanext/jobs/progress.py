@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hildanext.core.metrics_log import METRICS
+from hildanext.jobs.artifacts import tail
 from hildanext.jobs.base import JOB_FILE, LOG_FILE, Progress
 
 MOST_BYTES = 1 << 22
@@ -56,8 +57,6 @@ def progress_mark(folder: Path) -> str:
 
 def last_words(folder: Path) -> str:
     """The line in which a failed run said why, or its last one."""
-    from hildanext.jobs.artifacts import tail
-
     lines = [line.strip() for line in tail(folder / LOG_FILE, 1 << 16).splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it printed nothing"])[-1][:LONGEST_LINE]

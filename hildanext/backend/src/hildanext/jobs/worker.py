@@ -43,7 +43,7 @@ class Worker:
         self.cursors: dict[str, dict[str, Any]] = {}
         self.progress = ""
         self.child: dict[str, Any] = {}
-        self.told = -HEARTBEAT_SECONDS
+        self.last_heartbeat = -HEARTBEAT_SECONDS
         self.stopping: float | None = None
         self.asked = 0
 
@@ -91,11 +91,11 @@ class Worker:
         progress = json.dumps(progress_now.as_json())
         if progress != self.progress:
             events.append(("progress", progress_now.as_json()))
-        elif not events and time.monotonic() - self.told < HEARTBEAT_SECONDS:
+        elif not events and time.monotonic() - self.last_heartbeat < HEARTBEAT_SECONDS:
             return True
         fields = {"heartbeat": time.time(), "progress": progress, "cursors": json.dumps(cursors), **self.child}
         ours = self.store.update(self.name, self.attempt, events, **fields)
-        self.cursors, self.progress, self.told = cursors, progress, time.monotonic()
+        self.cursors, self.progress, self.last_heartbeat = cursors, progress, time.monotonic()
         return ours
 
     def _stop(self, child: "subprocess.Popen[bytes]") -> None:

@@ -26,7 +26,7 @@ from hildanext.diffusion import NoisedBatch
 from hildanext.inference import context_length
 from hildanext.likelihood.masked_losses import hidden_states
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
-from hildanext.models import DiffusionModel
+from hildanext.models import HEAD_ROWS, DiffusionModel
 
 Ids = tuple[int, ...]
 
@@ -107,7 +107,7 @@ def score_diffusion(
 
 
 @torch.no_grad()
-def score_parent(parent: Parent, pairs: Sequence[Pair], batch_size: int = 8, chunk: int = 256) -> list[Scored]:
+def score_parent(parent: Parent, pairs: Sequence[Pair], batch_size: int = 8, chunk: int = HEAD_ROWS) -> list[Scored]:
     """The autoregressive parent's exact numbers on the same pairs. Raises `PromptError` as above."""
     limit = int(parent.causal_lm.config.max_position_embeddings)
     for pair in pairs:

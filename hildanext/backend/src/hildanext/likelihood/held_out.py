@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.ar import Parent
-from hildanext.core.config import config
+from hildanext.core.config import Seed, config
 from hildanext.core.errors import UnknownChoice
 from hildanext.data.batch import Batch, padding_tokens
 from hildanext.diffusion import block_index
@@ -43,7 +43,7 @@ class LikelihoodConfig:
     draws: int = Field(default=4, ge=1)
     """Draws per block, stratified over the noise level."""
     block_sizes: tuple[int, ...] = (1, 4, 32)
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         bounds = [name for name, member in LIKELIHOODS.items() if member.kind == "bound"]
@@ -215,7 +215,7 @@ class _Sums:
         if kind == "bound" and self.single:
             # One draw a block: the spread between blocks holds the texts' own spread too, so this is too large.
             sums = torch.cat(self.single)
-            self.variance += float(sums.var()) * len(sums) if len(sums) > 1 else 0.0
+            self.variance += float(sums.var()) * len(sums) if len(sums) > 1 else math.nan
         sampling_se = math.sqrt(self.variance) if kind == "bound" else 0.0
         return TextLikelihood(
             kind=kind,
@@ -232,11 +232,11 @@ class _Sums:
 
 
 def _ratio_error(rows: Sequence[tuple[float, int]]) -> float:
-    """Standard error of sum(a) / sum(n) over rows (a, n)."""
+    """Standard error of sum(a) / sum(n) over rows (a, n); NaN of a single row."""
     used = [(total, count) for total, count in rows if count > 0]
     tokens = sum(count for _, count in used)
     if len(used) < 2:
-        return 0.0
+        return math.nan
     mean = sum(total for total, _ in used) / tokens
     squares = sum((total - mean * count) ** 2 for total, count in used)
     return math.sqrt(squares * len(used) / (len(used) - 1)) / tokens

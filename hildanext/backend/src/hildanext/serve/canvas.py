@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hildanext.decoding.trace import MASK
-from hildanext.detokenization import cell_bytes, pieces_of
+from hildanext.detokenization import cell_bytes, cut_pieces, pieces_of
 
 State = Literal["mask", "draft", "edited", "committed"]
 
@@ -99,10 +99,5 @@ class Canvas:
         """
         glyphs = [self.glyphs.get(at, Glyph()) for at in range(self.prompt, self.prompt + count)]
         raws = [b"" if glyph.token in self.hidden else glyph.raw for glyph in glyphs]
-        kept, left = [], len(text)
-        for glyph, raw, piece in zip(glyphs, raws, pieces_of(raws), strict=True):
-            shown = piece[:left]
-            own = raw if left and shown == piece else shown.encode()
-            kept.append(replace(glyph, text=shown, raw=own))
-            left -= len(shown)
-        return kept
+        cut = cut_pieces(raws, text)
+        return [replace(glyph, text=shown, raw=raw) for glyph, (shown, raw) in zip(glyphs, cut, strict=True)]

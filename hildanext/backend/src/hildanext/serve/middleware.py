@@ -28,6 +28,8 @@ OPEN = ("/health", "/health/live", "/health/ready", "/", "/docs", "/openapi.json
 """Routes that never ask for a key; so do the page's files, below `/static/`."""
 WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 FINISH_SECONDS = 2.0
+BROKEN = "broken"
+"""Set in a request's state where its body was no HTTP, which the connection has answered itself."""
 ENDLESS = "/events"
 """The end of paths whose answer has no end: they have no HEAD."""
 
@@ -73,10 +75,12 @@ class RequestId:
             scope["method"] = "GET"
         begun = time.perf_counter()
         answered: dict[str, Any] = {"status": 500, "bytes": 0}
+        begins = False
 
         async def send_marked(message: Message) -> None:
+            nonlocal begins
             if message["type"] == "http.response.start":
-                answered["status"] = message["status"]
+                answered["status"], begins = message["status"], True
                 there = {key for key, _ in message["headers"]}
                 more = [pair for pair in HEADERS if pair[0] not in there]
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode()), *more]
@@ -87,7 +91,12 @@ class RequestId:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_marked)
+            if _header(scope, b"content-length") and _header(scope, b"transfer-encoding"):
+                await _refuse_framing(scope, receive, send_marked)
+            else:
+                await self.app(scope, receive, send_marked)
+            if not begins:  # the client went, or broke its own body: no fault of ours
+                answered["status"] = 400 if scope["state"].get(BROKEN) else 499
         finally:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", "unknown")
@@ -197,6 +206,15 @@ class BodyLimit:
 
     def _too_large(self) -> NoReturn:
         raise Refused(f"the body is larger than {self.limit} bytes", "send less", 413, "body_too_large")
+
+
+async def _refuse_framing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Of two lengths a proxy may believe the other one, and take what follows for another request."""
+    await _let_finish(receive)
+    message = "the request has both Content-Length and Transfer-Encoding"
+    response = answer(Refused(message, "send one of them", 400, "invalid_http"))
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send)
 
 
 async def _let_finish(receive: Receive) -> None:

@@ -140,11 +140,14 @@ class ChatLogprob(BaseModel):
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[Any] = []
+
+
+class ChatTokenLogprob(ChatLogprob):
+    top_logprobs: list[ChatLogprob] = []
 
 
 class ChatLogprobs(BaseModel):
-    content: list[ChatLogprob]
+    content: list[ChatTokenLogprob]
 
 
 class AnswerMessage(BaseModel):
@@ -171,8 +174,8 @@ class ChatAnswer(BaseModel):
 
 class CompletionLogprobs(BaseModel):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: None = None
+    token_logprobs: list[float | None] = Field(description="null where nothing comes before it")
+    top_logprobs: list[dict[str, float] | None] | None = None
     text_offset: list[int]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hildanext.core.errors import DataError
+from hildanext.core.errors import DataError, PromptError
 from hildanext.core.metrics_log import METRICS, MetricLog, read_metrics
 from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import Prompt, read_prompts
@@ -73,7 +73,6 @@ def _answer(
     batch: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
     """What is written of each prompt of a batch. Where one of them does not do, each is decoded alone."""
-    from hildanext.core.errors import PromptError
     from hildanext.inference import generate
 
     def complete(indices: Sequence[int]) -> "list[GenerationResult]":

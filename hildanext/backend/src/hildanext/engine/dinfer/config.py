@@ -51,8 +51,8 @@ class DInferConfig:
             raise ConfigError("the engine dinfer runs no autoregressive parent", "leave the parent out")
         against = why_not_model(model, self.backend)
         if against:
-            raise ModelError(f"dinfer cannot run this model: {against}", "use the engine transformers")
+            raise ModelError(f"dinfer cannot run this model: {against}", "use the engine local")
         against = why_not_here(probe(self.probe_seconds), self.backend, self.commit)
         if against:
-            raise ConfigError(f"dinfer cannot be used here: {against}", "use the engine transformers")
+            raise ConfigError(f"dinfer cannot be used here: {against}", "use the engine local")
         return DInferEngine(self, model, AutoTokenizer.from_pretrained(model), reason)

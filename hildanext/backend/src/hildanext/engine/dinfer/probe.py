@@ -24,12 +24,12 @@ LEAST_CAPABILITY = (7, 0)
 
 PROBE = """
 import importlib, importlib.metadata, importlib.util, inspect, json
-found = {}
+report = {}
 def note(name, look):
     try:
-        found[name] = look()
+        report[name] = look()
     except (ImportError, OSError, RuntimeError, AttributeError, TypeError, AssertionError, ValueError) as problem:
-        found["errors"] = {**found.get("errors", {}), name: f"{type(problem).__name__}: {problem}"[:300]}
+        report["errors"] = {**report.get("errors", {}), name: f"{type(problem).__name__}: {problem}"[:300]}
 def capabilities():
     import torch
     return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
@@ -48,7 +48,7 @@ try:
     note("commit", commit)
 except (LookupError, importlib.metadata.PackageNotFoundError):
     pass
-print("PROBE " + json.dumps(found))
+print("PROBE " + json.dumps(report))
 """
 """Run by a Python of its own; one line of JSON behind the word PROBE."""
 

@@ -86,15 +86,18 @@ export class Recording {
     return joined(cells.sort((one, other) => one.position - other.position));
   }
 
-  /** Forwards and edits of the first `count` moments. */
+  /** What the first `count` moments had brought: tokens that stand there (none that a finished answer leaves out),
+   *  forwards, edits and seconds. Forwards are null where the moments are of text alone. */
   tally(count) {
-    let edits = 0, forwards = 0;
+    let edits = 0, forwards = null;
     for (const { record } of this.moments.slice(0, count)) {
       if (!record) continue;
       edits += record.edits.length;
       forwards = record.forward;
     }
-    return { edits, forwards };
+    const written = this.at(count).filter((one) => one.state !== "prompt" && one.state !== "mask");
+    const tokens = written.filter((one) => this.kept === null || one.position < this.kept).length;
+    return { edits, forwards, tokens, seconds: count > 0 ? this.moments[count - 1].seconds : 0 };
   }
 
   rewind() {
