@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,10 @@ class StubTokenizer(PreTrainedTokenizerBase):
     def __repr__(self) -> str:
         return "StubTokenizer"
 
-    def decode(self, ids, skip_special_tokens=False):
-        return "".join(chr(65 + token) for token in ids) if self.letters else " ".join(str(token) for token in ids)
+    added_tokens_decoder: ClassVar[dict] = {}
+
+    def decode(self, ids, skip_special_tokens=False, **_):
+        return "".join(chr(65 + token) for token in ids) if self.letters else "".join(f"{token} " for token in ids)
 
 
 class Watched(Decoder):

@@ -18,6 +18,7 @@ from hildanext import masks
 from hildanext.core.errors import PromptError
 from hildanext.core.runtime import send
 from hildanext.data.generation_result import FinishReason, GenerationResult, GenerationStats
+from hildanext.detokenization import Detokenizer
 from hildanext.models import HEAD_ROWS
 from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention, grouped_attention, no_mask
@@ -221,7 +222,7 @@ class Parent:
                     reason = "stop"
                 if reason is not None:
                     seconds = time.perf_counter() - start
-                    results[i] = self._result(tokens[i], reason, prefills[i], seconds, prefill_seconds)
+                    results[i] = self._result(prompts[i], tokens[i], reason, prefills[i], seconds, prefill_seconds)
                     if on_result is not None:
                         on_result(i, results[i])
                 else:
@@ -234,10 +235,16 @@ class Parent:
         return [results[i] for i in range(len(prompts))]
 
     def _result(
-        self, tokens: list[int], reason: FinishReason, prefills: int, seconds: float, prefill_seconds: float
+        self,
+        prompt: Sequence[int],
+        tokens: list[int],
+        reason: FinishReason,
+        prefills: int,
+        seconds: float,
+        prefill_seconds: float,
     ) -> GenerationResult:
         shown = tokens[:-1] if reason == "eos" else tokens
-        text = "" if self.tokenizer is None else str(self.tokenizer.decode(shown, skip_special_tokens=True))
+        text = "" if self.tokenizer is None else Detokenizer(self.tokenizer, prompt).text(shown)
         # The prompt's last forward drew the first token: it counts as a decoding one, so that each token has one.
         stats = GenerationStats(
             prefill_forwards=prefills,

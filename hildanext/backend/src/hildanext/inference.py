@@ -130,14 +130,18 @@ class _Batch:
     ) -> None:
         self.model, self.tokenizer, self.decoder, self.settings = model, tokenizer, decoder, settings
         self.on_event, self.batch, self.seeds, self.on_completion = on_event, batch, seeds, on_completion
-        eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
-        self.detokenizers = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._show(i)) for i in batch]
+        self.eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
+        self.detokenizers: list[IncrementalDetokenizer] = []
         self.done: dict[int, GenerationResult] = {}
         self.began = self.prefilled = 0.0
 
     @torch.inference_mode()
     def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[GenerationResult]:
+        self.detokenizers = [
+            IncrementalDetokenizer(self.tokenizer, prompt, self.eos, self.settings.stop, self._show(i))
+            for i, prompt in zip(self.batch, prompts, strict=True)
+        ]
         observing = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
         state = DecodeState(

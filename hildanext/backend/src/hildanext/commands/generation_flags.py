@@ -65,6 +65,7 @@ class Generation:
     chat: bool
     system: str | None
     """Of conversations: what the model is told before them."""
+    special_tokens_in_text: bool
     runtime: "RuntimeConfig"
 
     def turns(self, prompt: "Prompt") -> "tuple[Message, ...]":
@@ -96,7 +97,10 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
         flag = "--trace" if options.trace is not None else "--server"
         raise ConfigError(f"{flag} is about one mode, and the run names {', '.join(modes)}", "choose one with --mode")
     config = generation_config(settings, context, trace=options.trace is not None)
-    return Generation(prompts, modes, config, settings.model, settings.chat, options.system, context.runtime)
+    return Generation(
+        prompts, modes, config, settings.model, settings.chat, options.system,
+        settings.special_tokens_in_text, context.runtime,
+    )  # fmt: skip
 
 
 def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -106,6 +110,7 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     if options.prompt is not None or options.batch is not None:
         section = {key: value for key, value in section.items() if key not in ("prompts", "prompts_file")}
     flags = {name: getattr(options, name) for name in ("seed", "max_new_tokens", "stop", "effort", "model")}
+    flags |= {"special_tokens_in_text": options.special_tokens_in_text or None}
     flags |= {"chat": options.chat or None, "modes": [options.mode] if options.mode is not None else None}
     named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
     decoder = {**merge({"decoder": section.get("decoder", {})}, named)["decoder"], **dict(options.knobs)}
@@ -122,6 +127,9 @@ def _prompts(options: argparse.Namespace, settings: "SampleConfig") -> "list[Pro
         prompts = [Prompt(number, text=text) for number, text in enumerate(texts, 1)]
     else:
         prompts = read_prompts(file)
+    conversations = settings.chat or any(prompt.messages for prompt in prompts)
+    if settings.special_tokens_in_text and not conversations:
+        raise ConfigError("--special-tokens-in-text is for conversations", "add --chat")
     if options.system is None:
         return prompts
     if not settings.chat:

@@ -19,6 +19,7 @@ from hildanext.decoding.per_row import PerRow
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
 from hildanext.decoding.trace import step_record
+from hildanext.detokenization import TokenCells
 from hildanext.engine.base import Piece, Request, Sink, Stepped
 from hildanext.engine.scheduler import Schedulable
 from hildanext.inference import eos_ids, stats_of
@@ -61,6 +62,8 @@ class RequestState(Schedulable):
     prompt_forwards: int = 0
     """Forwards of the parent that were fed a piece of the prompt and drew nothing."""
     detokenizer: IncrementalDetokenizer | None = None
+    cells: TokenCells | None = None
+    """Texts of its tokens, where steps are told."""
     ending: Stop | None = None
 
     @property
@@ -102,7 +105,7 @@ class DiffusionRunner:
     """Rows of the diffusion model: one forward moves all of them, whatever block, decoder and length each has."""
 
     def __init__(
-        self, model: DiffusionModel, tokenizer: object, prefixes: PrefixCache, prefill_budget: int, totals: Totals
+        self, model: DiffusionModel, tokenizer: Any, prefixes: PrefixCache, prefill_budget: int, totals: Totals
     ) -> None:
         self.model, self.tokenizer, self.prefixes, self.totals = model, tokenizer, prefixes, totals
         self.state = DecodeState(model, [], [], self._ended)
@@ -114,8 +117,8 @@ class DiffusionRunner:
         if request.row is None:
             spec = request.request
             request.row = self.state.row(request.prompt, request.limit, spec.seed, request.id)
-            eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)  # type: ignore[arg-type]
-            request.detokenizer = IncrementalDetokenizer(self.tokenizer, eos, spec.stop, request.show)  # type: ignore[arg-type]
+            eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)
+            request.detokenizer = IncrementalDetokenizer(self.tokenizer, request.prompt, eos, spec.stop, request.show)
             self._adopt(request, request.row)
         self._requests[request.id] = request
         self.state.add(request.row)
@@ -207,7 +210,7 @@ class DiffusionRunner:
     def _observe(self, taken: Step) -> None:
         request = self._requests[taken.row]
         if request.request.steps:
-            request.sink(Stepped({**step_record(taken, self.tokenizer), "row": 0}))  # type: ignore[arg-type]
+            request.sink(Stepped({**step_record(taken, request.cells), "row": 0}))
 
 
 class ARRunner:
@@ -227,7 +230,9 @@ class ARRunner:
             request.cache = BlockCache.of_parent(self.parent, request.limit)
             request.generator = torch.Generator().manual_seed(spec.seed)
             eos = frozenset() if spec.ignore_eos else eos_ids(self.parent, self.parent.tokenizer)
-            request.detokenizer = IncrementalDetokenizer(self.parent.tokenizer, eos, spec.stop, request.show)
+            request.detokenizer = IncrementalDetokenizer(
+                self.parent.tokenizer, request.prompt, eos, spec.stop, request.show
+            )
         self._requests[request.id] = request
 
     def pause(self, request: RequestState) -> None:
