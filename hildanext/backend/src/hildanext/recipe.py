@@ -165,8 +165,8 @@ def read_stage(run: Mapping[str, Any], stage: str, table: Table, fold: Fold | No
     """The shared knobs of a run and one stage of it, as if there were no other; `fold` gives its section with a verb's
     flags in it.
 
-    Of a run with `stages` it is the entry of that name. Raises `ConfigError` as `read_recipe`, and where several entries
-    could be meant.
+    Of a run with `stages` it is the entry of that name. Raises `ConfigError` as `read_recipe`, and where several
+    entries could be meant.
     """
     shared = read_shared(run, table)
     listed = [entry for entry in _entries(run, table) if entry[1] == stage] if "stages" in run else []
