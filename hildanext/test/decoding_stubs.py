@@ -68,7 +68,7 @@ class StubTokenizer(PreTrainedTokenizerBase):
     def __init__(self, bos: int | None = None, eos: int | None = None, letters: bool = False) -> None:
         self.__dict__.update(bos=bos, eos=eos, letters=letters)  # the base class minds ordinary attributes
 
-    chat_template = None
+    chat_template = mask_token = None
     all_special_ids = property(lambda self: [id for id in (self.bos_token_id, self.eos_token_id) if id is not None])
     bos_token_id = property(lambda self: self.__dict__["bos"])
     eos_token_id = property(lambda self: self.__dict__["eos"])
@@ -77,6 +77,9 @@ class StubTokenizer(PreTrainedTokenizerBase):
         return "StubTokenizer"
 
     added_tokens_decoder: ClassVar[dict] = {}
+
+    def get_vocab(self):
+        return {str(token): token for token in range(VOCAB)}
 
     def decode(self, ids, skip_special_tokens=False, **_):
         return "".join(chr(65 + token) for token in ids) if self.letters else "".join(f"{token} " for token in ids)

@@ -164,7 +164,9 @@ def test_a_head_of_its_own_stays_one_whatever_the_configuration_calls_it(tmp_pat
     want = load_file(two_matrices(tmp_path / "parent") / "model.safetensors")
     causal_lm, _ = load_parent(tmp_path / "parent")
     assert not is_tied(causal_lm) and torch.equal(causal_lm.lm_head.weight, want["lm_head.weight"])
-    save_diffusion(tmp_path / "out", *start_conversion(tmp_path / "parent"))
+    model, tokenizer = start_conversion(tmp_path / "parent")
+    model.causal_lm.config.tie_word_embeddings = True
+    save_diffusion(tmp_path / "out", model, tokenizer)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
     model, _ = load_diffusion(tmp_path / "out")
     assert not is_tied(model.causal_lm) and torch.equal(model.head[:60], want["lm_head.weight"][:60])
