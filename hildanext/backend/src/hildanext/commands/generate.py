@@ -17,7 +17,6 @@ from hildanext.commands.generation_flags import (
     mode_line,
     read_generation,
 )
-from hildanext.commands.generation_records import save_trace, stats_line
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,6 +78,7 @@ def _write(
     machine: dict[str, Any],
 ) -> None:
     """Answer all prompts in one mode, shown as it happens and as it ends."""
+    from hildanext.commands.generation_records import save_trace, stats_line
     from hildanext.decoding import make_decoder
     from hildanext.decoding.trace import trace_record
     from hildanext.inference import generate
