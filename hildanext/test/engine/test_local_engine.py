@@ -455,7 +455,7 @@ WRONG = [
     (Request(prompt="half \ud800"), PromptError, "lone surrogate"),
     (Request(tokens=(1,), stop=("\udfff",)), PromptError, "lone surrogate"),
     (Request(tokens=(1,), decoder={"name": "guess"}), UnknownChoice, "choices"),
-    (Request(tokens=(1,), decoder=decoder_section(tau_mask=1.5)), ConfigError, "less than or equal to 1"),
+    (Request(tokens=(1,), decoder=decoder_section(tau_mask=1.5)), ConfigError, "1.5 is above 1"),
 ]
 
 

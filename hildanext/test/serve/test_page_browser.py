@@ -480,7 +480,7 @@ def test_a_new_decoder_is_chosen_and_its_knobs_are_set(browser: Browser, monkeyp
         page.fill("#alpha", "1.5")
         session.refusals = 1
         page.click("#start")
-        page.wait_for_selector("#problem:has-text('less than or equal to 1')")
+        page.wait_for_selector("#problem:has-text('is above 1')")
         page.fill("#alpha", "0.3")
         page.check("#eager")
         page.fill("#max-tokens", "16")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, add_runtime_flags, print_json
 from hildanext.commands.generation_flags import Generation, add_decoder_flags, mode_line, read_generation
-from hildanext.commands.generation_records import save_trace, stats_line
 
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
@@ -79,6 +78,7 @@ def _write(
     machine: dict[str, Any],
 ) -> None:
     """Answer all prompts in one mode, shown as it happens and as it ends."""
+    from hildanext.commands.generation_records import save_trace, stats_line
     from hildanext.decoding import make_decoder
     from hildanext.decoding.trace import trace_record
     from hildanext.detokenization import TokenCells

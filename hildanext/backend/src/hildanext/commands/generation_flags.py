@@ -6,15 +6,14 @@ Every knob of a decoder is a flag: they are made from the source of the decoders
 import argparse
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hildanext.commands import open_stage
 from hildanext.core.errors import ConfigError
-from hildanext.core.knobs import knobs_in
+from hildanext.core.knobs import Knob, knobs_in
 
 if TYPE_CHECKING:
-    from hildanext.core.knobs import Knob
     from hildanext.core.runtime import RuntimeConfig
     from hildanext.data.chat_template import Message
     from hildanext.data.prompts import Prompt
@@ -38,7 +37,7 @@ def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
                 _add_flag(group, knob)
 
 
-def _add_flag(group: argparse._ArgumentGroup, knob: "Knob") -> None:
+def _add_flag(group: argparse._ArgumentGroup, knob: Knob) -> None:
     """A flag that gives a pair to `options.knobs`; a switch needs no value."""
 
     def read(text: str) -> tuple[str, Any]:
@@ -53,8 +52,7 @@ def _add_flag(group: argparse._ArgumentGroup, knob: "Knob") -> None:
     )
 
 
-@dataclass(frozen=True)
-class Generation:
+class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
     """What is asked of a model, here or elsewhere."""
 
     prompts: "list[Prompt]"
@@ -86,7 +84,6 @@ class Generation:
 
 def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Generation:
     """The section `generate` of the run with the flags in it, checked. Raises `ConfigError` and its like."""
-    from hildanext.commands import open_stage
     from hildanext.core.config import validate
     from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config
 
