@@ -67,10 +67,10 @@ def test_a_trace_is_shown_and_saved(checkpoint, capsys, tmp_path):
 
 
 def test_a_batch_of_prompts_keeps_their_order(checkpoint, capsys, tmp_path):
-    (tmp_path / "prompts.txt").write_text("w1 w2 w3 w4 w5\nw7\n\n")
+    (tmp_path / "prompts.txt").write_text("w1 w2 w3 w4 w5\n\nw7\n")
     assert call(checkpoint, "--batch", str(tmp_path / "prompts.txt"), "--json") == 0
     together = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [record["prompt"] for record in together] == ["w1 w2 w3 w4 w5", "w7", ""]
+    assert [record["prompt"] for record in together] == ["w1 w2 w3 w4 w5", "w7"]
     assert call(checkpoint, "--prompt", "w7", "--json") == 0
     assert json.loads(capsys.readouterr().out)["text"] == together[1]["text"]
 

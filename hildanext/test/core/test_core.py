@@ -265,10 +265,9 @@ class TestRuntime:
         before = torch.get_num_threads()
         try:
             assert set_threads(1) == 1 == torch.get_num_threads()
-            with pytest.raises(ConfigError, match="threads"):
-                set_threads(0)
-            with pytest.raises(ConfigError, match="threads = 100000: give 1 to 1024"):
-                set_threads(100_000)
+            for wrong in (0, 100_000):
+                with pytest.raises(ConfigError, match=rf"threads = {wrong}: give 1 to \d+ on this machine"):
+                    set_threads(wrong)
         finally:
             torch.set_num_threads(before)
 

@@ -11,17 +11,12 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, add_runtime_flags, print_json
-from hildanext.commands.generation_flags import (
-    Generation,
-    add_decoder_flags,
-    mode_line,
-    read_generation,
-)
+from hildanext.commands.generation_flags import Generation, add_decoder_flags, mode_line, read_generation
 from hildanext.commands.generation_records import save_trace, stats_line
-from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
+    from hildanext.data.prompts import Prompt
     from hildanext.inference import Event
     from hildanext.models.loading.loaded_model import LoadedModel
 
@@ -30,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="text to continue")
-    source.add_argument("--batch", metavar="FILE", help="one prompt per line, decoded as one batch")
+    source.add_argument("--batch", metavar="FILE", help="one prompt per line (or a .jsonl file), decoded as one batch")
     parser.add_argument(
         "--chat", action="store_true", help="a prompt is a question, put into the model's chat template"
     )
@@ -68,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
     asked = read_generation(options, {"generate": {"model": "tiny"}})
     opened = LoadedModel.open(str(asked.model), asked.runtime)
-    prompts = [_encoded(options, asked, opened.tokenizer, text) for text in asked.texts]
+    prompts = [_encoded(asked, opened.tokenizer, prompt) for prompt in asked.prompts]
     for mode, section in asked.modes.items():
         if len(asked.modes) > 1 and not options.json:
             print(f"{mode}:")
@@ -90,13 +85,11 @@ def _write(
     from hildanext.inference import generate
 
     model, tokenizer, decoder = opened.model, opened.tokenizer, make_decoder(machine["decoder"])
-    watcher = _Watcher(
-        options, [f"{text}\n" for text in asked.texts] if asked.chat else asked.texts, prompts, tokenizer
-    )
+    watcher = _Watcher(options, [asked.shown(prompt) for prompt in asked.prompts], prompts, tokenizer)
     with watcher:
         results = generate(model, tokenizer, prompts, decoder, asked.config, watcher.on_event)
     watcher.finish(results)
-    rows = [{"prompt": text, **result.to_record()} for text, result in zip(asked.texts, results, strict=True)]
+    rows = [{**prompt.said(), **result.to_record()} for prompt, result in zip(asked.prompts, results, strict=True)]
     if options.trace:
         texts_of = [TokenCells(tokenizer, prompt) for prompt in prompts]
         traces = [trace_record(result.trace, cells) for result, cells in zip(results, texts_of, strict=True)]
@@ -108,17 +101,14 @@ def _write(
         print(stats_line(results, machine, asked.config.batch_size))
 
 
-def _encoded(options: argparse.Namespace, asked: Generation, tokenizer: Any, text: str) -> list[int]:
-    from hildanext.data.chat_template import Message, encode_chat
+def _encoded(asked: Generation, tokenizer: Any, prompt: "Prompt") -> list[int]:
+    from hildanext.data.chat_template import encode_chat
     from hildanext.tokenization import encode_prompt
 
-    if asked.chat:
-        before = [Message("system", options.system)] if options.system is not None else []
-        return encode_chat(tokenizer, [*before, Message("user", text)], asked.special_tokens_in_text)
-    if options.system is not None or asked.special_tokens_in_text:
-        flag = "--system" if options.system is not None else "--special-tokens-in-text"
-        raise ConfigError(f"{flag} is for conversations", "add --chat")
-    return encode_prompt(tokenizer, text)
+    turns = asked.turns(prompt)
+    if turns:
+        return encode_chat(tokenizer, turns, asked.special_tokens_in_text)
+    return encode_prompt(tokenizer, str(prompt.text))
 
 
 class _Watcher:

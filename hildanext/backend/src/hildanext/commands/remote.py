@@ -32,17 +32,15 @@ def ask(options: argparse.Namespace) -> int:
     if misplaced:
         raise ConfigError(f"--{misplaced[0]} is about a model here, but --server asks one elsewhere", "leave it out")
     asked = read_generation(options)
-    if options.system is not None and not asked.chat:
-        raise ConfigError("--system is for conversations", "add --chat")
-    requests, texts = _requests(options, asked), asked.texts
+    requests, prompts = _requests(options, asked), asked.prompts
     key = KEY if os.environ.get(KEY) else None
-    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(texts)).connect(options.model)
+    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(prompts)).connect(options.model)
     try:
-        answers, records = _answers(engine, requests, options, texts)
+        answers, records = _answers(engine, requests, options, asked)
     finally:
         engine.close()
     server = _server(engine, asked)
-    rows = [{"prompt": text, **answer.to_record()} for text, answer in zip(texts, answers, strict=True)]
+    rows = [{**prompt.said(), **answer.to_record()} for prompt, answer in zip(prompts, answers, strict=True)]
     if options.trace:
         traced = [{**row, "format": TRACE_FORMAT, "steps": steps} for row, steps in zip(rows, records, strict=True)]
         save_trace(options.trace, server, traced)
@@ -55,15 +53,13 @@ def ask(options: argparse.Namespace) -> int:
 
 
 def _requests(options: argparse.Namespace, asked: Generation) -> "list[Request]":
-    from hildanext.data.chat_template import Message
     from hildanext.engine.base import Request
 
     (section,), settings = asked.modes.values(), asked.config
-    before = (Message("system", options.system),) if options.system is not None else ()
     return [
         Request(
-            prompt=None if asked.chat else text,
-            messages=(*before, Message("user", text)) if asked.chat else (),
+            prompt=None if asked.turns(prompt) else prompt.text,
+            messages=asked.turns(prompt),
             decoder=section,
             max_new_tokens=settings.max_new_tokens,
             seed=settings.seed + number,
@@ -71,12 +67,12 @@ def _requests(options: argparse.Namespace, asked: Generation) -> "list[Request]"
             ignore_eos=settings.ignore_eos,
             steps=options.trace is not None,
         )
-        for number, text in enumerate(asked.texts)
+        for number, prompt in enumerate(asked.prompts)
     ]
 
 
 def _answers(
-    engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, texts: list[str]
+    engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, asked: Generation
 ) -> "tuple[list[RequestOutput], list[list[Mapping[str, Any]]]]":
     """All at once on the way out, in order on the way in; beside the answers their steps."""
     from hildanext.engine.base import Failed, Finished, Piece, Started, Stepped
@@ -87,22 +83,22 @@ def _answers(
     answers: list[RequestOutput] = []
     records: list[list[Mapping[str, Any]]] = [[] for _ in requests]
     for number, events in enumerate(queues):
-        shown = _Shown(options, texts[number], alone=len(texts) == 1, first=number == 0)
-        with shown:
+        screen = _Shown(options, asked.shown(asked.prompts[number]), alone=len(queues) == 1, first=number == 0)
+        with screen:
             while len(answers) == number:
                 match events.get():
                     case Started() as started:
-                        shown.start(started)
+                        screen.start(started)
                     case Stepped(record):
                         records[number].append(record)
-                        shown.step(record)
+                        screen.step(record)
                     case Piece(text):
-                        shown.piece(text)
+                        screen.piece(text)
                     case Finished(answer):
                         answers.append(answer)
                     case Failed(error):
                         raise error
-        shown.end(answers[number])
+        screen.end(answers[number])
     return answers, records
 
 
@@ -110,7 +106,7 @@ class _Shown:
     """One text on the screen: as it arrives where it is the only one, as its denoising with --trace, or when whole."""
 
     def __init__(self, options: argparse.Namespace, text: str, alone: bool, first: bool) -> None:
-        self.text = f"{text}\n" if options.chat else text
+        self.text = text
         self.quiet = options.json
         self.watches = options.trace is not None and first and not self.quiet
         self.streams = alone and options.trace is None and not self.quiet

@@ -11,13 +11,14 @@ from pydantic.dataclasses import dataclass
 
 from hildanext.core.complaints import complaints
 from hildanext.core.errors import ConfigError
+from hildanext.core.json_text import BROKEN, DEEPEST, BadJson, as_read_back, parse
 
 Built = TypeVar("Built")
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What every generator takes."""
-DEEPEST = 64
-"""Objects and lists within each other in a configuration."""
+AnySeed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What torch's generators take; those of numpy want it 0 or more."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
@@ -59,50 +60,43 @@ def plain(section_object: Any) -> dict[str, Any]:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `ConfigError` with the line and column of a syntax error."""
+    """A JSON object from a file. Raises `ConfigError`, with the line and column of a syntax error."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        value = parse(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"no such file {str(path)!r}", "check the path given to --config") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"cannot read {str(path)!r} ({problem})", "give a readable JSON file") from None
-    try:
-        value = json.loads(text, object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as problem:
-        where = f"{path} line {problem.lineno} column {problem.colno}"
-        raise ConfigError(f"{where}: {problem.msg}", "mend the JSON") from None
-    except (ValueError, RecursionError) as problem:  # a number of thousands of digits; a nest without end
+    except OSError as problem:
+        raise ConfigError(f"cannot read {str(path)!r} ({problem.strerror})", "give a readable JSON file") from None
+    except BadJson as problem:
         raise ConfigError(f"cannot read {str(path)!r} ({problem})", "mend the JSON") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds {type(value).__name__}", "a run is a JSON object of sections")
-    _refuse_nests(value)
     return value
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    repeated = [key for key in dict.fromkeys(keys) if keys.count(key) > 1] if len(set(keys)) < len(keys) else []
-    if repeated:
-        raise ConfigError(f"key {repeated[0]!r} stands twice in one object", "leave one of them")
-    return dict(pairs)
-
-
 def read_value(text: str) -> Any:
-    """A value written on the command line: JSON where it parses, else the text itself."""
+    """A value written on the command line: JSON where it is JSON, else the text itself.
+
+    Raises `ConfigError` for JSON that is not taken (NaN, a number of thousands of digits, a key twice).
+    """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+        return parse(text)
+    except BadJson as problem:
+        if problem.kind == BROKEN:
+            return text
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise ConfigError(
+            f"the value {shown} cannot be taken: {problem}", "mend it, or quote a text: '\"...\"'"
+        ) from None
 
 
 def override(run: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Apply `section.field=value` overrides; values are JSON where they parse, else text. Returns a new mapping.
 
-    Raises `ConfigError` for what is no assignment, for a number that is not finite, and for a nest without end.
+    Raises `ConfigError` for what is no assignment, and for a nest without end.
     """
-    _refuse_nests(run)
-    result: dict[str, Any] = json.loads(json.dumps(run))
+    result: dict[str, Any] = as_read_back(run)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
@@ -116,10 +110,6 @@ def override(run: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
                 raise ConfigError(f"--set {assignment!r}", f"{name!r} is not a section")
         place[last] = value
     _refuse_nests(result)
-    try:
-        json.dumps(result, allow_nan=False)
-    except ValueError:
-        raise ConfigError("the configuration holds NaN or infinity", "JSON has no such number") from None
     return result
 
 
@@ -134,7 +124,7 @@ def _refuse_nests(run: Mapping[str, Any]) -> None:
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` over `below`, mappings merged key by key; a mapping with another `name` is taken whole. A new mapping."""
-    result: dict[str, Any] = json.loads(json.dumps(dict(below)))
+    result: dict[str, Any] = as_read_back(dict(below))
     for key, value in above.items():
         base = result.get(key)
         if isinstance(base, dict) and isinstance(value, Mapping):

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from hildanext import __version__
 from hildanext.core.errors import CheckpointError, StorageError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.core.metrics_log import to_json
 
 RUN_FILE = "run.json"
@@ -121,8 +121,8 @@ def read_run(folder: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as problem:
+        record: dict[str, Any] = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
+    except (OSError, BadJson) as problem:
         raise CheckpointError(f"cannot read {path} ({problem})", "delete it; the next run writes it anew") from None
     return record
 

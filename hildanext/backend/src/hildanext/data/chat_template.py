@@ -9,16 +9,16 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
 
-from jinja2 import TemplateError
-
 from hildanext.core.errors import ConfigError, DataError
+from hildanext.core.json_text import check_prompt_text
 from hildanext.data.control_tokens import Encoded, Marks, Unspeakable, encode_marked, find_marks
-from hildanext.data.prompts import ROLES
+from hildanext.data.template_rendering import TemplateRefused, render_template
+from hildanext.data.turns import ROLES
 from hildanext.tokenization import begin_document
 
 PLAIN_TEMPLATE = (
@@ -55,7 +55,7 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation that ends with an answer.
+    """A conversation that ends with an answer which is learnt.
 
     `prompt` and `response` are the last user turn and the last answer, as trained; a causal graph's spans count their
     characters. `raw` is the answer as the data has it (GSM8K's with its calculator annotations).
@@ -67,6 +67,8 @@ class Example:
     id: str
     messages: tuple[Message, ...]
     raw: str = ""
+    unlearnt: frozenset[int] = frozenset()
+    """Answers among the messages, by their number from 0, that are read and not learnt."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,18 @@ class Rendering:
 
 
 def make_example(
-    messages: Sequence[Message], id: str | None = None, graph: Any = None, raw: str | None = None
+    messages: Sequence[Message],
+    id: str | None = None,
+    graph: Any = None,
+    raw: str | None = None,
+    unlearnt: Collection[int] = (),
 ) -> Example:
-    """Check the turns and make an example of them; turns after the last answer teach nothing and are dropped.
+    """Check the turns and make an example of them; turns after the last learnt answer teach nothing and are dropped.
+    `unlearnt` are numbers of answers, from 0, that are read and not learnt.
 
     Without an `id` the example is named by a hash of its turns, so that a duplicate has the same name. Raises
-    `BadExample` for an unknown role, an empty turn, a conversation without an answer, or with one before any question.
+    `BadExample` for an unknown role, an empty turn, a conversation without an answer (that is learnt), or with one
+    before any question.
     """
     for number, (role, content) in enumerate(messages, start=1):
         if role not in ROLES:
@@ -110,7 +118,12 @@ def make_example(
     answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
     if not answers:
         raise BadExample("no assistant turn")
-    kept = tuple(messages[: answers[-1] + 1])
+    learnt = [number for number in answers if number not in unlearnt]
+    if not learnt:
+        raise BadExample("no answer is learnt", f"each of {len(answers)} has weight 0")
+    if graph is not None and learnt[-1] != answers[-1]:
+        raise BadExample("causal_graph of an answer of weight 0")
+    kept = tuple(messages[: learnt[-1] + 1])
     questions = [number for number, message in enumerate(kept) if message.role == "user"]
     if not questions or questions[0] > answers[0]:
         raise BadExample("an answer before any user turn")
@@ -118,7 +131,9 @@ def make_example(
         raise BadExample("causal_graph is no object")
     response = kept[-1].content
     name = id if id is not None else hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
-    return Example(kept[questions[-1]].content, response, graph, name, kept, response if raw is None else raw)
+    raw = response if raw is None else raw
+    skipped = frozenset(number for number in answers if number < len(kept) and number in unlearnt)
+    return Example(kept[questions[-1]].content, response, graph, name, kept, raw, skipped)
 
 
 def set_template(tokenizer: Any, choice: TemplateChoice = "auto", options: Mapping[str, Any] | None = None) -> str:
@@ -150,15 +165,20 @@ def set_template(tokenizer: Any, choice: TemplateChoice = "auto", options: Mappi
 def chat_text(tokenizer: Any, messages: Sequence[Message], answer: bool = True) -> str:
     """The template's text of a conversation; with `answer` it opens the assistant's next turn.
 
-    Raises `BadExample` where the template refuses the conversation, `ConfigError` where there is no template.
+    Raises `BadExample` where the template refuses the conversation, `ConfigError` where there is no template,
+    `ModelError` for one that takes too long or too much memory.
     """
-    if tokenizer.chat_template is None:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
+    if template is None:
         raise ConfigError("the tokenizer has no chat template", "fine-tune the model first, or give a plain prompt")
     turns = [{"role": role, "content": content} for role, content in messages]
+    fields = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": answer}
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
-    except TemplateError as problem:
-        raise BadExample("the chat template refuses it", " ".join(str(problem).split())[:120]) from None
+        return render_template(template, {**tokenizer.special_tokens_map, **fields})
+    except TemplateRefused as problem:
+        raise BadExample("the chat template refuses it", str(problem)[:120]) from None
 
 
 def opens_answers(tokenizer: Any) -> bool:
@@ -207,7 +227,7 @@ def _marked_text(tokenizer: Any, messages: Sequence[Message], marks: Marks | Non
 def render(
     tokenizer: Any, example: Example, block_size: int = 1, special_tokens_in_text: bool = False
 ) -> list[Rendering]:
-    """The training rows of a conversation; each answer is supervised in exactly one.
+    """The training rows of a conversation; each answer that is learnt is supervised in exactly one.
 
     An answer joins the row of an earlier one where the template and the tokens of the longer conversation begin with
     those of the shorter, and where the two have no block in common: the tail of a block would else show the next
@@ -220,7 +240,7 @@ def render(
         marks = None
     rows: list[Rendering] = []
     for turn, message in enumerate(example.messages):
-        if message.role != "assistant":
+        if message.role != "assistant" or turn in example.unlearnt:
             continue
         rendering = _answer(tokenizer, example, turn, marks)
         for number, row in enumerate(rows):
@@ -266,6 +286,7 @@ def _encode(tokenizer: Any, text: str, marks: Marks | None, opens: bool = False)
     """Tokens and their characters; a text that opens a document gets the beginning-of-text token."""
     if not tokenizer.is_fast:
         raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer", "give one that has a tokenizer.json")
+    check_prompt_text(text)
     if marks is None:
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         plain, offsets = list(encoding["input_ids"]), [(int(a), int(b)) for a, b in encoding["offset_mapping"]]

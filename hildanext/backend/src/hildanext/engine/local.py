@@ -19,7 +19,8 @@ from pydantic import Field
 
 from hildanext.ar import Parent
 from hildanext.core.config import config
-from hildanext.core.errors import ConfigError, HildaError, PromptError
+from hildanext.core.errors import ConfigError, HildaError, LogitsNotFinite, PromptError
+from hildanext.core.json_text import check_prompt_text
 from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import encode_chat, opens_answers
 from hildanext.decoding import decoder_section, make_decoder
@@ -49,7 +50,7 @@ from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
-from hildanext.tokenization import encode_prompt
+from hildanext.tokenization import encode_prompt, same_words
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,9 @@ class LocalEngine(Engine):
     ) -> None:
         self.model, self.tokenizer, self.parent = model, tokenizer, parent
         self.settings = settings = settings if settings is not None else LocalEngineConfig()
+        own = parent.tokenizer if parent is not None else None
+        self.parent_tokenizer = tokenizer if own is None or own is tokenizer or same_words(own, tokenizer) else own
+        """The model's where they have the same words, so that both are asked with the same template."""
         self.token_bytes = bytes_per_token(model.causal_lm)
         self.limit_bytes = _cache_limit(settings, model.device)
         self.totals = Totals()
@@ -238,17 +242,24 @@ class LocalEngine(Engine):
             )
         texts = [request.prompt or "", *(message.content for message in request.messages), *request.stop]
         for text in texts:
-            _check_text(text)
+            check_prompt_text(text)
+        model, tokenizer = self._asked(request)
         with self._encoding:  # the tokenizers library borrows a tokenizer exclusively while it is set up
             if request.tokens is not None:
                 ids = list(request.tokens)
             elif request.messages:
-                ids = encode_chat(self.tokenizer, request.messages, self.settings.special_tokens_in_text)
+                ids = encode_chat(tokenizer, request.messages, self.settings.special_tokens_in_text)
             else:
-                ids = encode_prompt(self.tokenizer, request.prompt or "")
-        if self.model.card.mask_id in ids:
+                ids = encode_prompt(tokenizer, request.prompt or "")
+        if tokenizer is self.tokenizer and self.model.card.mask_id in ids:
             raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
-        return checked_prompt(self.model, self.tokenizer, ids)
+        return checked_prompt(model, tokenizer, ids)
+
+    def _asked(self, request: Request) -> tuple[DiffusionModel | Parent, Any]:
+        """Who answers, and the tokenizer of its ids."""
+        if request.parent and self.parent is not None:
+            return self.parent, self.parent_tokenizer
+        return self.model, self.tokenizer
 
     def _run(self) -> None:
         """The model thread. Whatever ends it, nobody is left waiting."""
@@ -292,6 +303,11 @@ class LocalEngine(Engine):
         runners = [runner for runner in (self.diffusion, self.autoregressive, self.one_by_one) if runner is not None]
         try:
             ended = step_all(runners)
+        except LogitsNotFinite as problem:
+            logger.error("%s, with %d requests", problem, len(self._scheduler.running))
+            for state in [state for state in self._scheduler.running if state.id in problem.rows]:
+                self._fail(state, problem)
+            return
         except torch.cuda.OutOfMemoryError as problem:
             logger.error("out of memory with %d requests: %s", len(self._scheduler.running), problem)
             for state in list(self._scheduler.running):
@@ -336,7 +352,8 @@ class LocalEngine(Engine):
         with self._changed:
             self._tokens["prompt"] += len(state.prompt)
             self._tokens["cached"] += state.cached
-        state.cells = TokenCells(self.tokenizer, state.prompt) if state.request.steps else None
+        tokenizer = self._asked(state.request)[1]
+        state.cells = TokenCells(tokenizer, state.prompt) if state.request.steps else None
         cells = [Cell(**cell) for cell in state.cells.prompt()] if state.cells is not None else []
         state.sink(Started(len(state.prompt), state.cached, state.started - state.submitted, cells))
 
@@ -406,15 +423,6 @@ def _close_all() -> None:
 
 def _died() -> EngineFailed:
     return EngineFailed("the model thread has ended", "see the server's log and start it again")
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as problem:
-        raise PromptError(
-            f"the text holds half a character (a lone surrogate at {problem.start})", "send whole characters"
-        ) from None
 
 
 def _cache_limit(settings: LocalEngineConfig, device: torch.device) -> int:

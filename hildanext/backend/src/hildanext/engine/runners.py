@@ -25,9 +25,9 @@ from hildanext.engine.scheduler import Schedulable
 from hildanext.inference import eos_ids, stats_of
 from hildanext.kv_cache import BlockCache, CachedAttention, Segment, bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
-from hildanext.likelihood.next_token import NextToken, next_tokens
+from hildanext.likelihood.next_token import NextToken, score_tokens
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.models.sampling import sample
+from hildanext.models.sampling import next_tokens, read_tokens
 
 
 @dataclass(eq=False, kw_only=True)
@@ -166,12 +166,15 @@ class DiffusionRunner:
         elif joining:
             state.prefill_step(self.prefill_budget)
         else:
-            return []
+            return self._whole()
         self.totals.forwards += 1
         state.retire_finished()
         for row_state in joining:
             if row_state not in state.joining:
                 self._fed(self._requests[row_state.index], row_state)
+        return self._whole()
+
+    def _whole(self) -> list[RequestState]:
         return [request for request in self._requests.values() if request.ending is not None]
 
     def _adopt(self, request: RequestState, row: SequenceState) -> None:
@@ -297,8 +300,8 @@ class ARRunner:
         for sampling, rows in groups.items():
             uniform = draw([generator for row in rows if (generator := requests[row].generator) is not None])
             there = send(rows, logits.device)
-            drawn[there] = sample(logits[there], uniform.to(logits.device, non_blocking=True), *sampling)
-        return drawn.tolist()
+            drawn[there] = next_tokens(logits[there], uniform.to(logits.device, non_blocking=True), *sampling)
+        return read_tokens(drawn, [request.id for request in requests])
 
     def _take(self, request: RequestState, token: int) -> None:
         request.drawn.append(token)
@@ -320,7 +323,7 @@ class ARRunner:
             if request.request.scores:
                 known = 1 + len(request.scores)
                 tokens = (request.prompt + request.drawn)[known : known + len(fed)]
-                request.scores += next_tokens(self.parent, hidden[begin : begin + len(tokens)], tokens)
+                request.scores += score_tokens(self.parent, hidden[begin : begin + len(tokens)], tokens)
 
 
 def _sampling(decoder: Mapping[str, Any]) -> tuple[float, float | None, int | None]:
@@ -330,5 +333,6 @@ def _sampling(decoder: Mapping[str, Any]) -> tuple[float, float | None, int | No
 
 @torch.inference_mode()
 def step_all(runners: Sequence[DiffusionRunner | ARRunner]) -> list[RequestState]:
-    """One step of every runner; the requests that have ended with it."""
+    """One step of every runner; the requests that have ended with it. After `LogitsNotFinite` the requests that it
+    does not name go on; what had ended is told by the next step."""
     return [request for runner in runners for request in runner.step()]

@@ -11,6 +11,7 @@ from typing import Any
 
 from hildanext.core import plots
 from hildanext.core.errors import DataError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.core.metrics_log import run_metrics
 from hildanext.core.run_dir import RUN_FILE, write_atomically
 from hildanext.eval import task_tables
@@ -359,8 +360,8 @@ def _duration(seconds: float) -> str:
 
 def _json(path: str | Path) -> dict[str, Any]:
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as problem:
+        value = parse(Path(path).read_bytes(), allow_nan=True, allow_duplicates=True)
+    except (OSError, BadJson) as problem:
         raise DataError(f"cannot read {str(path)!r} ({problem})", "run the stage that writes it again") from None
     if not isinstance(value, dict):
         raise DataError(f"{str(path)!r} holds {type(value).__name__}", "run the stage that writes it again")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hildanext.core.config import read_json
 from hildanext.core.errors import DataError, PromptError
 from hildanext.core.metrics_log import METRICS, MetricLog, read_metrics
 from hildanext.core.run_dir import write_atomically
@@ -112,7 +113,7 @@ def _remember(folder: Path, source: str | Path, decoders: list[str], prompts: Se
     text = json.dumps([prompt.as_json() for prompt in prompts], sort_keys=True)
     record = {"prompts": len(prompts), "ways": decoders, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     path = folder / "answers.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != record:
+    if path.is_file() and read_json(path) != record:
         raise DataError(
             f"{str(source)!r} is not what it was when {str(folder / ANSWERS)!r} was begun",
             "put the prompts back, or answer the new ones in another run",

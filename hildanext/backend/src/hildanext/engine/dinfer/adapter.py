@@ -192,14 +192,11 @@ class DInferEngine(Engine):
         sources = [request.prompt is not None, bool(request.messages), request.tokens is not None]
         if sum(sources) != 1:
             raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(sources)}")
-        try:
-            ids = list(request.tokens or ())
-            if request.messages:
-                ids = encode_chat(self.tokenizer, request.messages, self.settings.special_tokens_in_text)
-            elif request.prompt is not None:
-                ids = encode_prompt(self.tokenizer, request.prompt)
-        except UnicodeEncodeError:
-            raise PromptError("the text holds half a character", "send whole characters") from None
+        ids = list(request.tokens or ())
+        if request.messages:
+            ids = encode_chat(self.tokenizer, request.messages, self.settings.special_tokens_in_text)
+        elif request.prompt is not None:
+            ids = encode_prompt(self.tokenizer, request.prompt)
         if not ids or self.mask_id in ids:
             raise PromptError("the prompt is empty or holds the mask token", "give text; leave the mask out")
         return ids

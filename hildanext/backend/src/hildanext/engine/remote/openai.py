@@ -16,7 +16,8 @@ import httpx
 from pydantic import Field
 
 from hildanext.core.config import config
-from hildanext.core.errors import ConfigError, HildaError, PromptError
+from hildanext.core.errors import ConfigError, HildaError
+from hildanext.core.json_text import check_prompt_text
 from hildanext.engine.base import (
     Cancelled,
     DeadlineExceeded,
@@ -218,12 +219,7 @@ class OpenAIEngine(Engine):
         if request.parent and self.server.parent is None:
             raise ConfigError("this engine has no autoregressive parent", "name one that the server has")
         for text in (request.prompt or "", *(message.content for message in request.messages), *request.stop):
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as problem:
-                raise PromptError(
-                    f"the text holds half a character (a lone surrogate at {problem.start})", "send whole characters"
-                ) from None
+            check_prompt_text(text)
         if not self.server.hilda and not self.settings.ignore_extras:
             refuse_extras(request, self.settings.extras)
 
