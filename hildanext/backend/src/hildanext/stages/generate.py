@@ -14,6 +14,7 @@ from hildanext.core.errors import ConfigError, ModelError
 from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import read_prompts
+from hildanext.detokenization import TokenCells, cell_bytes, pieces_of
 from hildanext.recipe import StageContext
 from hildanext.stages.answer_file import answer_file
 
@@ -131,7 +132,6 @@ def _samples(
     settings: SampleConfig, context: StageContext, opened: "LoadedModel", generation: "GenerationConfig"
 ) -> dict[str, Any]:
     from hildanext.decoding.trace import trace_record
-    from hildanext.detokenization import TokenCells, cell_bytes, pieces_of
     from hildanext.eval.models import EvalAnswer, GenerationParams, ModelPair
     from hildanext.inference import generate
     from hildanext.tokenization import encode_prompt
