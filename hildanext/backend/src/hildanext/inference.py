@@ -223,7 +223,10 @@ def checked_prompt(model: DiffusionModel | Parent, tokenizer: Any, prompt: Itera
         if first is None:
             raise PromptError("the prompt is empty and the tokenizer has no BOS token", "give at least one token")
         ids = [first]
-    rows, mask = len(model.head), model.card.mask_id if isinstance(model, DiffusionModel) else None
+    if isinstance(model, DiffusionModel):
+        rows, mask = model.card.vocab_rows, model.card.mask_id
+    else:
+        rows, mask = len(model.head), -1
     wrong = [token for token in ids if not 0 <= token < rows or token == mask]
     if wrong:
         raise PromptError(f"the prompt holds id {wrong[0]}, which is no token", "encode it with this model's tokenizer")

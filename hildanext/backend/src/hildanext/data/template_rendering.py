@@ -45,9 +45,9 @@ def render_template(template: str, fields: Mapping[str, Any], seconds: float = R
         late = time.monotonic() - begun >= seconds
         why = f"takes more than {seconds:g} s" if late else "ends the program that renders it"
         raise TemplateFailed(f"the chat template {why}", OTHER_TEMPLATE)
-    told = json.loads(line)
-    if "exceeded" in told:
-        raise TemplateFailed(f"the chat template takes {told['exceeded']}", OTHER_TEMPLATE)
-    if "refused" in told:
-        raise TemplateRefused(told["refused"])
-    return str(told["text"])
+    answer = json.loads(line)
+    if "exceeded" in answer:
+        raise TemplateFailed(f"the chat template takes {answer['exceeded']}", OTHER_TEMPLATE)
+    if "refused" in answer:
+        raise TemplateRefused(answer["refused"])
+    return str(answer["text"])
