@@ -82,9 +82,11 @@ def find(name: str) -> list[Held]:
     if name == "tiny":
         return embedded()
     folder = expand_home(name)
-    if name in KNOWN or not folder.is_dir():
+    if name in KNOWN or not name or not folder.is_dir():
         return find_pulled(name)
     refuse_run(folder)
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{name!r} has no {CONFIG}", "give the folder of a model, or a name that models list shows")
     return [Held(name, kind_of(folder), size_of(folder), None, folder)]
 
 
