@@ -8,7 +8,8 @@ from rich.console import Console
 from decoding_stubs import StubTokenizer
 from hildanext.cli import main
 from hildanext.decoding.state import Step
-from hildanext.decoding.trace import TerminalView
+from hildanext.decoding.trace import TerminalView, step_record
+from hildanext.detokenization import TokenCells
 from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.start import start_conversion
 from hildanext.tokenization import encode_prompt
@@ -114,9 +115,10 @@ def test_a_prompt_begins_as_documents_do():
 
 def test_the_live_view_colours_masks_drafts_and_edits():
     console = Console(force_terminal=True, width=80, record=True)
-    with TerminalView([1], StubTokenizer(letters=True), console) as view:
-        view.show(Step(0, 1, 0, "denoise", [1, 2], [(1, 2, 0.9)]))
-        view.show(Step(0, 2, 0, "denoise", [2], [(2, 3, 0.9)], [(1, 2, 5, 0.8)]))
+    cells = TokenCells(StubTokenizer(letters=True), [1])
+    with TerminalView(cells.prompt(), console) as view:
+        view.show(step_record(Step(0, 1, 0, "denoise", [1, 2], [(1, 2, 0.9)]), cells))
+        view.show(step_record(Step(0, 2, 0, "denoise", [2], [(2, 3, 0.9)], [(1, 2, 5, 0.8)]), cells))
         picture = view.render()
     assert picture.plain.splitlines()[1] == "BFD"
     styles = {picture.plain[span.start : span.end]: str(span.style) for span in picture.spans}

@@ -147,6 +147,9 @@ def test_a_value_of_the_command_line_that_is_no_json_is_text():
 
 OWN = {
     "core/json_text.py": "the reader itself",
+    "data/control_tokens.py": "what the tokenizer's library says of itself",
+    "data/template_": "lines between this program and its worker",
+    "detokenization.py": "what the tokenizer's library says of itself",
     "grading/": "processes that may load the standard library alone",
     "jobs/service.py": "what it has just written",
     "jobs/store.py": "columns of its own table",

@@ -20,6 +20,7 @@ from hildanext.decoding import (
     mode_name,
 )
 from hildanext.decoding.trace import trace_record
+from hildanext.detokenization import TokenCells
 from hildanext.inference import GenerationConfig, generate
 from hildanext.models.sampling import candidates, sample, uniforms
 
@@ -238,14 +239,14 @@ def test_streamed_text_adds_up():
         GenerationConfig(max_new_tokens=9),
         seen.append,
     )[0]
-    assert "".join(event.text for event in seen if event.kind == "text") == done.text == "1 2 3 4 1 2 3 4 1"
+    assert "".join(event.text for event in seen if event.kind == "text") == done.text == "1 2 3 4 1 2 3 4 1 "
 
 
 def test_a_trace_is_json_with_probabilities():
     done = decode(toy_a, ThresholdEdit(tau_mask=0.5, tau_edit=0.0))
-    record = json.loads(json.dumps(trace_record(done.trace, StubTokenizer(eos=EOS))))
+    record = json.loads(json.dumps(trace_record(done.trace, TokenCells(StubTokenizer(eos=EOS), PROMPT))))
     edit = record["steps"][1]["edits"][0]
-    assert (edit["position"], edit["old"], edit["new"], edit["old_text"]) == (5, X, B, "5")
+    assert (edit["position"], edit["old"], edit["new"], edit["old_text"]) == (5, X, B, "5 ")
     assert edit["probability"] == 0.85
     assert [step["final"] for step in record["steps"]] == [False, False, True]
 

@@ -107,7 +107,8 @@ class TestChat:
         content = completion.choices[0].logprobs.content
         assert len(content) == completion.usage.completion_tokens and all(token.logprob <= 0 for token in content)
         text = completion.choices[0].message.content
-        assert "".join(token.token for token in content).startswith(text) and text
+        assert "".join(token.token for token in content) == text and text
+        assert b"".join(bytes(token.bytes) for token in content) == text.encode()
 
     def test_content_may_come_in_parts_and_from_a_developer(self, client):
         parts = [
@@ -172,6 +173,7 @@ class TestCompletions:
             == completion.usage.completion_tokens
         )
         assert logprobs.text_offset[1] == len(logprobs.tokens[0])
+        assert "".join(logprobs.tokens) == completion.choices[0].text
 
     def test_one_alternative_is_the_greedy_token_itself_and_of_drawn_ones_it_is_not_known(self, client):
         asked = {"model": "tiny", "prompt": "Once upon", "max_tokens": 8, "logprobs": 1}
@@ -295,7 +297,6 @@ class TestErrors:
             ({"extra_body": {"max_tokes": 1}}, "did you mean max_tokens"),
             ({"model": "tiny-parent", "stream": True, "extra_body": {"diffusing": True}}, "has none"),
             ({"messages": []}, "messages"),
-            ({"messages": [{"role": "user", "content": "a <|mask|>"}]}, "mask token"),
         ],
     )
     def test_bad_requests_are_the_client_s_own_error(self, client, more, said):
@@ -308,6 +309,7 @@ class TestErrors:
         [
             ({"prompt": []}, "prompt"),
             ({"prompt": ["a", 1]}, "prompt"),
+            ({"prompt": "a <|mask|>"}, "mask token"),
             ({"logprobs": 2}, "ask for 1 at most"),
             ({"echo": True, "logprobs": 1}, "inside a block of 8 tokens.*ask 'tiny-parent', set block_size to 1"),
             ({"echo": True, "stream": True, "extra_body": {"diffusing": True}}, "diffusing"),

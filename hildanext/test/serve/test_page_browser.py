@@ -259,6 +259,22 @@ SAME_PICTURES = """async ({ frames, prompt }) => {
 }"""
 
 
+HALVES = """async () => {
+  const { Recording } = await import("/static/recording.js");
+  const made = new Recording();
+  made.setPrompt([{ position: 0, text: "p" }]);
+  const draft = (position, bytes) => ({ position, text: "\ufffd", bytes, probability: 0.5 });
+  const step = { forward: 1, kind: "denoise", block_start: 1, edits: [], final: false };
+  made.addStep({ ...step, masks: [1, 2, 3], drafts: [draft(1, [0xf0]), draft(3, [0xa6, 0x8a])] }, 1);
+  made.addStep({ ...step, masks: [2], drafts: [draft(2, [0x9f])] }, 2);
+  return made.at(2).map((one) => one.text);
+}"""
+
+
+def test_a_character_of_several_tokens_is_drawn_whole(session: PageSession, page: Page):
+    assert page.evaluate(HALVES) == ["p", "", "", "🦊"]
+
+
 def test_any_moment_looks_the_same_however_one_came_to_it(session: PageSession, page: Page):
     body = {"prompt": "Once upon a time", "max_new_tokens": 96, "window": 2, "frames": True}
     answer = session.context.request.post(session.url + "generate", data=body).json()
@@ -464,7 +480,7 @@ def test_a_new_decoder_is_chosen_and_its_knobs_are_set(browser: Browser, monkeyp
         page.fill("#alpha", "1.5")
         session.refusals = 1
         page.click("#start")
-        page.wait_for_selector("#problem:has-text('less than or equal to 1')")
+        page.wait_for_selector("#problem:has-text('is above 1')")
         page.fill("#alpha", "0.3")
         page.check("#eager")
         page.fill("#max-tokens", "16")

@@ -161,7 +161,7 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
         if named.get("tokenizer_class", FAST_CLASS) in ("TokenizersBackend", FAST_CLASS):
             return PreTrainedTokenizerFast.from_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as problem:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError, RecursionError) as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise ModelError(f"cannot read the tokenizer in {str(folder)!r} ({reason})", "copy the model again") from None
 
@@ -172,10 +172,32 @@ def _check_tokenizer_file(path: Path) -> None:
         return
     try:
         content = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
-    except BadJson as problem:
+    except (OSError, BadJson) as problem:
         raise ModelError(f"cannot read the tokenizer {path} ({problem})", "copy the model again") from None
-    if not isinstance(content, dict) or "vocab" not in content.get("model", {}):
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or "vocab" not in model:
         raise ModelError(f"cannot read the tokenizer {path} (it has no vocabulary)", "copy the model again")
+
+
+def check_words(tokenizer: PreTrainedTokenizerBase, rows: int, source: object, added: bool = True) -> None:
+    """Raise `ModelError` for a tokenizer with words that the embedding has no row for; `added` ones may not count."""
+    beside = {} if added else tokenizer.added_tokens_decoder
+    words = ((word, index) for word, index in tokenizer.get_vocab().items() if index not in beside)
+    word, index = max(words, key=lambda item: item[1], default=("", -1))
+    if index >= rows:
+        raise ModelError(
+            f"the tokenizer of {str(source)!r} has a word {word[:40]!r} with the id {index}, the model {rows} rows",
+            "copy the tokenizer that belongs to these weights",
+        )
+
+
+def same_words(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers call the same words by the same ids. A mask, which a conversion adds, is no word."""
+    first, second = one.get_vocab(), other.get_vocab()
+    for tokenizer, words in ((one, first), (other, second)):
+        if tokenizer.mask_token is not None:
+            words.pop(str(tokenizer.mask_token), None)
+    return first == second
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
@@ -186,7 +208,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     settings = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
     if (folder / "tokenizer.json").is_file():
         settings["tokenizer_class"] = FAST_CLASS
-    for key in ("backend", "is_local", "local_files_only", "name_or_path"):
+    for key in ("backend", "is_local", "local_files_only", "name_or_path", "auto_map"):
         settings.pop(key, None)
     if isinstance(settings.get("extra_special_tokens"), list):  # a list in 5.x, a mapping in 4.x
         extra = settings.pop("extra_special_tokens")

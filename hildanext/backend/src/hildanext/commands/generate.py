@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, add_runtime_flags, print_json
 from hildanext.commands.generation_flags import Generation, add_decoder_flags, mode_line, read_generation
-from hildanext.commands.generation_records import save_trace, stats_line
 
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
@@ -30,6 +29,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--chat", action="store_true", help="a prompt is a question, put into the model's chat template"
     )
     parser.add_argument("--system", help="with --chat: what the model is told before the question")
+    parser.add_argument(
+        "--special-tokens-in-text",
+        action="store_true",
+        help="with --chat: parse control tokens that a message spells (usually they are text)",
+    )
     parser.add_argument("--model", help="diffusion checkpoint: a folder, or tiny (default)")
     parser.add_argument(
         "--server", metavar="URL", help="ask a running service (its key: environment variable HILDA_API_KEY)"
@@ -74,8 +78,10 @@ def _write(
     machine: dict[str, Any],
 ) -> None:
     """Answer all prompts in one mode, shown as it happens and as it ends."""
+    from hildanext.commands.generation_records import save_trace, stats_line
     from hildanext.decoding import make_decoder
     from hildanext.decoding.trace import trace_record
+    from hildanext.detokenization import TokenCells
     from hildanext.inference import generate
 
     model, tokenizer, decoder = opened.model, opened.tokenizer, make_decoder(machine["decoder"])
@@ -85,7 +91,8 @@ def _write(
     watcher.finish(results)
     rows = [{**prompt.said(), **result.to_record()} for prompt, result in zip(asked.prompts, results, strict=True)]
     if options.trace:
-        traces = [trace_record(result.trace, tokenizer) for result in results]
+        texts_of = [TokenCells(tokenizer, prompt) for prompt in prompts]
+        traces = [trace_record(result.trace, cells) for result, cells in zip(results, texts_of, strict=True)]
         save_trace(options.trace, machine, [{**row, **trace} for row, trace in zip(rows, traces, strict=True)])
     if options.json:
         for row in rows:
@@ -99,7 +106,9 @@ def _encoded(asked: Generation, tokenizer: Any, prompt: "Prompt") -> list[int]:
     from hildanext.tokenization import encode_prompt
 
     turns = asked.turns(prompt)
-    return encode_chat(tokenizer, turns) if turns else encode_prompt(tokenizer, str(prompt.text))
+    if turns:
+        return encode_chat(tokenizer, turns, asked.special_tokens_in_text)
+    return encode_prompt(tokenizer, str(prompt.text))
 
 
 class _Watcher:
@@ -111,8 +120,10 @@ class _Watcher:
         self.view = None
         if options.trace is not None and not self.quiet:
             from hildanext.decoding.trace import TerminalView
+            from hildanext.detokenization import TokenCells
 
-            self.view = TerminalView(prompts[0], tokenizer)
+            self.cells = TokenCells(tokenizer, prompts[0])
+            self.view = TerminalView(self.cells.prompt())
         self.streams = not self.quiet and self.view is None and len(texts) == 1
 
     def __enter__(self) -> None:
@@ -129,7 +140,9 @@ class _Watcher:
         if self.streams and event.kind == "text":
             print(event.text, end="", flush=True)
         elif self.view is not None and event.step is not None and event.row == 0:
-            self.view.show(event.step)
+            from hildanext.decoding.trace import step_record
+
+            self.view.show(step_record(event.step, self.cells))
 
     def finish(self, results: "list[GenerationResult]") -> None:
         """End the stream, or print what was not streamed."""

@@ -6,15 +6,14 @@ Every knob of a decoder is a flag: they are made from the source of the decoders
 import argparse
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hildanext.commands import open_stage
 from hildanext.core.errors import ConfigError
-from hildanext.core.knobs import knobs_in
+from hildanext.core.knobs import Knob, knobs_in
 
 if TYPE_CHECKING:
-    from hildanext.core.knobs import Knob
     from hildanext.core.runtime import RuntimeConfig
     from hildanext.data.chat_template import Message
     from hildanext.data.prompts import Prompt
@@ -38,7 +37,7 @@ def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
                 _add_flag(group, knob)
 
 
-def _add_flag(group: argparse._ArgumentGroup, knob: "Knob") -> None:
+def _add_flag(group: argparse._ArgumentGroup, knob: Knob) -> None:
     """A flag that gives a pair to `options.knobs`; a switch needs no value."""
 
     def read(text: str) -> tuple[str, Any]:
@@ -53,8 +52,7 @@ def _add_flag(group: argparse._ArgumentGroup, knob: "Knob") -> None:
     )
 
 
-@dataclass(frozen=True)
-class Generation:
+class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
     """What is asked of a model, here or elsewhere."""
 
     prompts: "list[Prompt]"
@@ -65,6 +63,7 @@ class Generation:
     chat: bool
     system: str | None
     """Of conversations: what the model is told before them."""
+    special_tokens_in_text: bool
     runtime: "RuntimeConfig"
 
     def turns(self, prompt: "Prompt") -> "tuple[Message, ...]":
@@ -85,7 +84,6 @@ class Generation:
 
 def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Generation:
     """The section `generate` of the run with the flags in it, checked. Raises `ConfigError` and its like."""
-    from hildanext.commands import open_stage
     from hildanext.core.config import validate
     from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config
 
@@ -96,7 +94,10 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
         flag = "--trace" if options.trace is not None else "--server"
         raise ConfigError(f"{flag} is about one mode, and the run names {', '.join(modes)}", "choose one with --mode")
     config = generation_config(settings, context, trace=options.trace is not None)
-    return Generation(prompts, modes, config, settings.model, settings.chat, options.system, context.runtime)
+    return Generation(
+        prompts, modes, config, settings.model, settings.chat, options.system,
+        settings.special_tokens_in_text, context.runtime,
+    )  # fmt: skip
 
 
 def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -106,6 +107,7 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     if options.prompt is not None or options.batch is not None:
         section = {key: value for key, value in section.items() if key not in ("prompts", "prompts_file")}
     flags = {name: getattr(options, name) for name in ("seed", "max_new_tokens", "stop", "effort", "model")}
+    flags |= {"special_tokens_in_text": options.special_tokens_in_text or None}
     flags |= {"chat": options.chat or None, "modes": [options.mode] if options.mode is not None else None}
     named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
     decoder = {**merge({"decoder": section.get("decoder", {})}, named)["decoder"], **dict(options.knobs)}
@@ -122,6 +124,9 @@ def _prompts(options: argparse.Namespace, settings: "SampleConfig") -> "list[Pro
         prompts = [Prompt(number, text=text) for number, text in enumerate(texts, 1)]
     else:
         prompts = read_prompts(file)
+    conversations = settings.chat or any(prompt.messages for prompt in prompts)
+    if settings.special_tokens_in_text and not conversations:
+        raise ConfigError("--special-tokens-in-text is for conversations", "add --chat")
     if options.system is None:
         return prompts
     if not settings.chat:

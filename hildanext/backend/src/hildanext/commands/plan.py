@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hildanext.commands import add_recipe_flags, load_run, print_json
 from hildanext.commands.check import as_recipe
 from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import to_json
 from hildanext.core.plots import save
 from hildanext.core.run_dir import write_atomically
 from hildanext.stages import STAGES
@@ -52,7 +53,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0 when every stage fits, 1 when one does not."""
-    from hildanext.core.metrics_log import to_json
     from hildanext.memory_plan.machine import find_machine, read_bytes
     from hildanext.memory_plan.picture import plan_figure
     from hildanext.memory_plan.plan import bars, make_plan, record

@@ -16,7 +16,6 @@ from hildanext.core.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hildanext.decoding.state import Step
     from hildanext.engine.base import EngineEvent, Request, RequestOutput, Started
     from hildanext.engine.remote.openai import OpenAIEngine
 
@@ -29,6 +28,7 @@ def ask(options: argparse.Namespace) -> int:
     from hildanext.engine.remote.openai import OpenAIConfig
 
     misplaced = [name for name in RUNTIME_FLAGS if getattr(options, name) is not None]
+    misplaced += ["special-tokens-in-text"] if options.special_tokens_in_text else []
     if misplaced:
         raise ConfigError(f"--{misplaced[0]} is about a model here, but --server asks one elsewhere", "leave it out")
     asked = read_generation(options)
@@ -111,7 +111,6 @@ class _Shown:
         self.watches = options.trace is not None and first and not self.quiet
         self.streams = alone and options.trace is None and not self.quiet
         self.view: Any = None
-        self.names: Any = None
 
     def __enter__(self) -> None:
         if self.streams:
@@ -127,19 +126,13 @@ class _Shown:
         if not self.watches:
             return
         from hildanext.decoding.trace import TerminalView
-        from hildanext.engine.remote.server_tokenizer import ServerTokenizer
 
-        self.names = ServerTokenizer()
-        self.names.learn((cell.token, cell.text) for cell in started.prompt)
-        self.view = TerminalView([cell.token for cell in started.prompt], self.names)
+        self.view = TerminalView([vars(cell) for cell in started.prompt])
         self.view.__enter__()
 
     def step(self, record: "Mapping[str, Any]") -> None:
         if self.view is not None:
-            self.names.learn([(cell["token"], cell["text"]) for cell in record["drafts"]])
-            for cell in record["edits"]:
-                self.names.learn([(cell["old"], cell["old_text"]), (cell["new"], cell["new_text"])])
-            self.view.show(_step(record))
+            self.view.show(record)
 
     def piece(self, text: str) -> None:
         if self.streams:
@@ -150,21 +143,6 @@ class _Shown:
             print("\n")
         elif not self.quiet:
             print(f"{self.text}{answer.text}\n")
-
-
-def _step(record: "Mapping[str, Any]") -> "Step":
-    from hildanext.decoding.state import Step
-
-    return Step(
-        row=0,
-        forward=record["forward"],
-        start=record["block_start"],
-        kind=record["kind"],
-        masks=list(record["masks"]),
-        drafts=[(cell["position"], cell["token"], cell["probability"]) for cell in record["drafts"]],
-        edits=[(cell["position"], cell["old"], cell["new"], cell["probability"]) for cell in record["edits"]],
-        final=record["final"],
-    )
 
 
 def _server(engine: "OpenAIEngine", asked: Generation) -> dict[str, Any]:

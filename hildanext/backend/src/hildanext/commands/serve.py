@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hildanext.commands import RUNTIME_FLAGS, add_run_flags, add_runtime_flags, load_run
 from hildanext.core.errors import ConfigError
 from hildanext.core.logging_setup import configure_logging
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.engine.base import Engine
@@ -82,7 +83,6 @@ def chosen_section(run: Mapping[str, Any], options: argparse.Namespace, embedded
     """The section `serve` over the run's own keys, with the flags of model and engine in it; `embedded` where nobody
     names a model. Raises `ConfigError`."""
     from hildanext.recipe import read_shared, section_of
-    from hildanext.stages import STAGES
 
     shared, section = read_shared(run, STAGES), section_of(run, "serve")
     named = options.model is not None or options.parent is not None or {"model", "parent"} & set(section)

@@ -17,6 +17,8 @@ Built = TypeVar("Built")
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What every generator takes."""
+AnySeed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What torch's generators take; those of numpy want it 0 or more."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))

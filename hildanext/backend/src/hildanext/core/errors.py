@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 
 class HildaError(Exception):
@@ -64,6 +65,19 @@ class TrainingStopped(HildaError):
 
 class NumericsError(HildaError):
     """A forward outside our attention seam, or a result that is not a number."""
+
+
+class LogitsNotFinite(NumericsError):
+    """A model whose next token cannot be told. `rows` are those of a batch that it concerns."""
+
+    status = 500
+
+    def __init__(self, who: Literal["diffusion model", "autoregressive parent"], rows: Iterable[int] = ()) -> None:
+        super().__init__(
+            f"the logits of the {who} are NaN or infinite",
+            "its weights are broken, or too large for this dtype: copy the model again, or try fp32",
+        )
+        self.rows = frozenset(rows)
 
 
 class SandboxError(HildaError):

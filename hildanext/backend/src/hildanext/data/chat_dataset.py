@@ -57,6 +57,8 @@ class ChatDataConfig:
     template: TemplateChoice = "auto"
     template_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Settings of the template, such as Qwen3's `enable_thinking`; the checkpoint's template keeps them."""
+    special_tokens_in_text: bool = False
+    """Parse control tokens that a turn spells. Usually they are text."""
     too_long: Literal["cut", "skip", "refuse"] = "cut"
     """An answer that does not fit: cut where the row ends (without an end of text), left out, or an error. A prompt
     that fills the row leaves nothing to learn: it is left out, or an error."""
@@ -181,7 +183,8 @@ def _write_parts(fresh: Path, data: ChatDataConfig, tokenizer: Any, block_size: 
             for example, where in source.examples(report):
                 part = chosen["valid" if held_out(example.id, share) else "train"]
                 try:
-                    part.add(example, _fitting(render(tokenizer, example, block_size), data, where, cuts))
+                    rows = render(tokenizer, example, block_size, data.special_tokens_in_text)
+                    part.add(example, _fitting(rows, data, where, cuts))
                 except BadExample as problem:
                     refuse(report, problem, where)
                 else:

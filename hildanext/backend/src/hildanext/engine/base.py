@@ -78,9 +78,12 @@ class TokenScore:
     text: str
     logprob: float | None
     """None for the first token, which nothing comes before."""
+    raw: bytes = b""
+    """The token's own bytes. Texts join to that of the document: of half a character the text is empty."""
     best: str | None = None
     """The most probable token in its place."""
     best_logprob: float | None = None
+    best_raw: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Cell:
     token: int
     text: str
     probability: float | None = None
+    bytes: list[int] | None = None
+    """Where the token is no whole characters: what it is."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,8 @@ class EngineFacts:
     ready: bool = True
     chat_template: bool | None = None
     """Whether the model came with a chat template of its own; None: not known here."""
+    generation_prompt: bool | None = None
+    """Whether that template writes the header of the answer; without one the model must write it itself."""
     special_tokens: frozenset[int] = frozenset()
     """Ids that no text shows, as the end of text; empty where they are not known."""
 

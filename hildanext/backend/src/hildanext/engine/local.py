@@ -19,11 +19,12 @@ from pydantic import Field
 
 from hildanext.ar import Parent
 from hildanext.core.config import config
-from hildanext.core.errors import ConfigError, HildaError, PromptError
+from hildanext.core.errors import ConfigError, HildaError, LogitsNotFinite, PromptError
 from hildanext.core.json_text import check_prompt_text
 from hildanext.core.runtime import RuntimeConfig, available_memory
-from hildanext.data.chat_template import encode_chat
+from hildanext.data.chat_template import encode_chat, opens_answers
 from hildanext.decoding import decoder_section, make_decoder
+from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces, special_ids
 from hildanext.engine.base import (
     Cancelled,
     Cell,
@@ -49,7 +50,7 @@ from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
-from hildanext.tokenization import encode_prompt
+from hildanext.tokenization import encode_prompt, same_words
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class LocalEngineConfig:
     """Keys and values of all requests and kept prefixes; None: a quarter of the memory that is free at the start."""
     keep_prefixes: bool = True
     """Keep the blocks of ended requests for those that begin with the same ones, in what the running ones leave."""
+    special_tokens_in_text: bool = False
+    """Parse control tokens that a message spells (`<|im_end|>`), as those of the template. Usually they are text."""
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)
@@ -101,6 +104,9 @@ class LocalEngine(Engine):
     ) -> None:
         self.model, self.tokenizer, self.parent = model, tokenizer, parent
         self.settings = settings = settings if settings is not None else LocalEngineConfig()
+        own = parent.tokenizer if parent is not None else None
+        self.parent_tokenizer = tokenizer if own is None or own is tokenizer or same_words(own, tokenizer) else own
+        """The model's where they have the same words, so that both are asked with the same template."""
         self.token_bytes = bytes_per_token(model.causal_lm)
         self.limit_bytes = _cache_limit(settings, model.device)
         self.totals = Totals()
@@ -126,7 +132,8 @@ class LocalEngine(Engine):
             supports_steps=True,
             supports_scores=True,
             chat_template=tokenizer.chat_template is not None,
-            special_tokens=frozenset(tokenizer.all_special_ids),
+            generation_prompt=None if tokenizer.chat_template is None else opens_answers(tokenizer),
+            special_tokens=special_ids(tokenizer),
         )
         self._scheduler: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)
         self._ids = itertools.count()
@@ -236,16 +243,23 @@ class LocalEngine(Engine):
         texts = [request.prompt or "", *(message.content for message in request.messages), *request.stop]
         for text in texts:
             check_prompt_text(text)
+        model, tokenizer = self._asked(request)
         with self._encoding:  # the tokenizers library borrows a tokenizer exclusively while it is set up
             if request.tokens is not None:
                 ids = list(request.tokens)
             elif request.messages:
-                ids = encode_chat(self.tokenizer, request.messages)
+                ids = encode_chat(tokenizer, request.messages, self.settings.special_tokens_in_text)
             else:
-                ids = encode_prompt(self.tokenizer, request.prompt or "")
-        if self.model.card.mask_id in ids:
+                ids = encode_prompt(tokenizer, request.prompt or "")
+        if tokenizer is self.tokenizer and self.model.card.mask_id in ids:
             raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
-        return checked_prompt(self.model, self.tokenizer, ids)
+        return checked_prompt(model, tokenizer, ids)
+
+    def _asked(self, request: Request) -> tuple[DiffusionModel | Parent, Any]:
+        """Who answers, and the tokenizer of its ids."""
+        if request.parent and self.parent is not None:
+            return self.parent, self.parent_tokenizer
+        return self.model, self.tokenizer
 
     def _run(self) -> None:
         """The model thread. Whatever ends it, nobody is left waiting."""
@@ -289,6 +303,11 @@ class LocalEngine(Engine):
         runners = [runner for runner in (self.diffusion, self.autoregressive, self.one_by_one) if runner is not None]
         try:
             ended = step_all(runners)
+        except LogitsNotFinite as problem:
+            logger.error("%s, with %d requests", problem, len(self._scheduler.running))
+            for state in [state for state in self._scheduler.running if state.id in problem.rows]:
+                self._fail(state, problem)
+            return
         except torch.cuda.OutOfMemoryError as problem:
             logger.error("out of memory with %d requests: %s", len(self._scheduler.running), problem)
             for state in list(self._scheduler.running):
@@ -333,8 +352,9 @@ class LocalEngine(Engine):
         with self._changed:
             self._tokens["prompt"] += len(state.prompt)
             self._tokens["cached"] += state.cached
-        shown = state.prompt if state.request.steps else []
-        cells = [Cell(at, token, self.tokenizer.decode([token])) for at, token in enumerate(shown)]
+        tokenizer = self._asked(state.request)[1]
+        state.cells = TokenCells(tokenizer, state.prompt) if state.request.steps else None
+        cells = [Cell(**cell) for cell in state.cells.prompt()] if state.cells is not None else []
         state.sink(Started(len(state.prompt), state.cached, state.started - state.submitted, cells))
 
     def _finish(self, state: RequestState) -> None:
@@ -360,14 +380,17 @@ class LocalEngine(Engine):
 
     def _scores(self, state: RequestState, answer: Sequence[int]) -> tuple[TokenScore, ...]:
         """Of the prompt's tokens and the answer's, as text."""
-        first, *others = [*state.prompt, *answer]
-        told = [TokenScore(self._shown(first), None)]
-        for token, score in zip(others, state.scores, strict=False):  # what was drawn behind a stop is not told
-            told.append(TokenScore(self._shown(token), score.logprob, self._shown(score.best), score.best_logprob))
+        assert state.ending is not None
+        of_prompt, of_answer = Detokenizer(self.tokenizer), Detokenizer(self.tokenizer, state.prompt)
+        texts = cut_pieces(of_prompt.raws(state.prompt), of_prompt.text(state.prompt))
+        texts += cut_pieces(of_answer.raws(answer), state.ending.text)
+        tokens, cells = [*state.prompt, *answer], TokenCells(self.tokenizer, state.prompt)
+        told = [TokenScore(texts[0][0], None, texts[0][1])]
+        # What was drawn behind a stop is not told.
+        for at, (score, own) in enumerate(zip(state.scores, texts[1:], strict=False), start=1):
+            best = own if score.best == tokens[at] else cells.shown(at, score.best)
+            told.append(TokenScore(own[0], score.logprob, own[1], best[0], score.best_logprob, best[1]))
         return tuple(told)
-
-    def _shown(self, token: int) -> str:
-        return str(self.tokenizer.decode([token], skip_special_tokens=True))
 
     def _fail(self, state: RequestState, error: HildaError) -> None:
         kinds: Mapping[type, str] = {Cancelled: "cancelled", DeadlineExceeded: "deadline"}

@@ -19,14 +19,15 @@ from hildanext.decoding.per_row import PerRow
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
 from hildanext.decoding.trace import step_record
+from hildanext.detokenization import TokenCells
 from hildanext.engine.base import Piece, Request, Sink, Stepped
 from hildanext.engine.scheduler import Schedulable
 from hildanext.inference import eos_ids, stats_of
 from hildanext.kv_cache import BlockCache, CachedAttention, Segment, bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
-from hildanext.likelihood.next_token import NextToken, next_tokens
+from hildanext.likelihood.next_token import NextToken, score_tokens
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.models.sampling import sample
+from hildanext.models.sampling import next_tokens, read_tokens
 
 
 @dataclass(eq=False, kw_only=True)
@@ -61,6 +62,8 @@ class RequestState(Schedulable):
     prompt_forwards: int = 0
     """Forwards of the parent that were fed a piece of the prompt and drew nothing."""
     detokenizer: IncrementalDetokenizer | None = None
+    cells: TokenCells | None = None
+    """Texts of its tokens, where steps are told."""
     ending: Stop | None = None
 
     @property
@@ -102,7 +105,7 @@ class DiffusionRunner:
     """Rows of the diffusion model: one forward moves all of them, whatever block, decoder and length each has."""
 
     def __init__(
-        self, model: DiffusionModel, tokenizer: object, prefixes: PrefixCache, prefill_budget: int, totals: Totals
+        self, model: DiffusionModel, tokenizer: Any, prefixes: PrefixCache, prefill_budget: int, totals: Totals
     ) -> None:
         self.model, self.tokenizer, self.prefixes, self.totals = model, tokenizer, prefixes, totals
         self.state = DecodeState(model, [], [], self._ended)
@@ -114,8 +117,8 @@ class DiffusionRunner:
         if request.row is None:
             spec = request.request
             request.row = self.state.row(request.prompt, request.limit, spec.seed, request.id)
-            eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)  # type: ignore[arg-type]
-            request.detokenizer = IncrementalDetokenizer(self.tokenizer, eos, spec.stop, request.show)  # type: ignore[arg-type]
+            eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)
+            request.detokenizer = IncrementalDetokenizer(self.tokenizer, request.prompt, eos, spec.stop, request.show)
             self._adopt(request, request.row)
         self._requests[request.id] = request
         self.state.add(request.row)
@@ -163,12 +166,15 @@ class DiffusionRunner:
         elif joining:
             state.prefill_step(self.prefill_budget)
         else:
-            return []
+            return self._whole()
         self.totals.forwards += 1
         state.retire_finished()
         for row_state in joining:
             if row_state not in state.joining:
                 self._fed(self._requests[row_state.index], row_state)
+        return self._whole()
+
+    def _whole(self) -> list[RequestState]:
         return [request for request in self._requests.values() if request.ending is not None]
 
     def _adopt(self, request: RequestState, row: SequenceState) -> None:
@@ -204,7 +210,7 @@ class DiffusionRunner:
     def _observe(self, taken: Step) -> None:
         request = self._requests[taken.row]
         if request.request.steps:
-            request.sink(Stepped({**step_record(taken, self.tokenizer), "row": 0}))  # type: ignore[arg-type]
+            request.sink(Stepped({**step_record(taken, request.cells), "row": 0}))
 
 
 class ARRunner:
@@ -224,7 +230,9 @@ class ARRunner:
             request.cache = BlockCache.of_parent(self.parent, request.limit)
             request.generator = torch.Generator().manual_seed(spec.seed)
             eos = frozenset() if spec.ignore_eos else eos_ids(self.parent, self.parent.tokenizer)
-            request.detokenizer = IncrementalDetokenizer(self.parent.tokenizer, eos, spec.stop, request.show)
+            request.detokenizer = IncrementalDetokenizer(
+                self.parent.tokenizer, request.prompt, eos, spec.stop, request.show
+            )
         self._requests[request.id] = request
 
     def pause(self, request: RequestState) -> None:
@@ -292,8 +300,8 @@ class ARRunner:
         for sampling, rows in groups.items():
             uniform = draw([generator for row in rows if (generator := requests[row].generator) is not None])
             there = send(rows, logits.device)
-            drawn[there] = sample(logits[there], uniform.to(logits.device, non_blocking=True), *sampling)
-        return drawn.tolist()
+            drawn[there] = next_tokens(logits[there], uniform.to(logits.device, non_blocking=True), *sampling)
+        return read_tokens(drawn, [request.id for request in requests])
 
     def _take(self, request: RequestState, token: int) -> None:
         request.drawn.append(token)
@@ -315,7 +323,7 @@ class ARRunner:
             if request.request.scores:
                 known = 1 + len(request.scores)
                 tokens = (request.prompt + request.drawn)[known : known + len(fed)]
-                request.scores += next_tokens(self.parent, hidden[begin : begin + len(tokens)], tokens)
+                request.scores += score_tokens(self.parent, hidden[begin : begin + len(tokens)], tokens)
 
 
 def _sampling(decoder: Mapping[str, Any]) -> tuple[float, float | None, int | None]:
@@ -325,5 +333,6 @@ def _sampling(decoder: Mapping[str, Any]) -> tuple[float, float | None, int | No
 
 @torch.inference_mode()
 def step_all(runners: Sequence[DiffusionRunner | ARRunner]) -> list[RequestState]:
-    """One step of every runner; the requests that have ended with it."""
+    """One step of every runner; the requests that have ended with it. After `LogitsNotFinite` the requests that it
+    does not name go on; what had ended is told by the next step."""
     return [request for runner in runners for request in runner.step()]

@@ -22,7 +22,7 @@ class NextToken(NamedTuple):
 
 
 @torch.no_grad()
-def next_tokens(parent: Parent, hidden: Float[Tensor, "rows hidden"], tokens: Sequence[int]) -> list[NextToken]:
+def score_tokens(parent: Parent, hidden: Float[Tensor, "rows hidden"], tokens: Sequence[int]) -> list[NextToken]:
     """Of each token, given the state of the position before it. Banned ids get no probability."""
     banned = parent.banned
     rows = linear_cross_entropy(

@@ -63,14 +63,19 @@ def read_card(folder: str | Path) -> Card:
             f"{str(folder)!r} has no {CARD}",
             "a diffusion checkpoint carries one; an autoregressive model is converted first: hildanext convert",
         ) from None
-    except BadJson as problem:
+    except (OSError, BadJson) as problem:
         raise CheckpointError(f"{path} is broken ({problem})", "copy the checkpoint again") from None
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} is of another format",
             f"this version reads format {FORMAT_VERSION}; install the hildanext that wrote it",
         )
-    return validate(Card, fields, where=str(path))
+    card = validate(Card, fields, where=str(path), strict=True)
+    outside = [index for index in (card.mask_id, *card.never) if not 0 <= index < card.vocab_rows]
+    if outside or card.vocab_real > card.vocab_rows:
+        wrong = f"id {outside[0]}" if outside else f"vocab_real {card.vocab_real}"
+        raise CheckpointError(f"{path} has {wrong} and {card.vocab_rows} rows", "copy the checkpoint again")
+    return card
 
 
 def card_text(card: Card) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fastapi import Request as HttpRequest
 
+from hildanext.detokenization import cell_bytes, pieces_of
 from hildanext.engine.base import (
     EngineEvent,
     Failed,
@@ -182,8 +183,9 @@ class Call:
             if self.wishes.echo and self.requests[0].prompt is not None and not scores[0].text:
                 scores = scores[1:]  # what begins a document was not sent: harnesses count the tokens of their text
         elif choice.canvas is not None:
-            glyphs = choice.canvas.kept(len(answer.tokens))
-            scores = [TokenScore(glyph.text, glyph.logprob, glyph.text, glyph.logprob) for glyph in glyphs]
+            glyphs = choice.canvas.kept(len(answer.tokens), answer.text)
+            shown = [(glyph.text, glyph.logprob, glyph.raw) for glyph in glyphs]
+            scores = [TokenScore(text, p, raw, text, p, raw) for text, p, raw in shown]
         return self.dialect.logprobs([_sendable(score) for score in scores], self.wishes.top)
 
     def _check(self, prompts: int) -> None:
@@ -230,8 +232,8 @@ class Call:
                 if request.steps:
                     choice.canvas = Canvas(count, self.facts.block_size, self.facts.special_tokens)
                 if self.wishes.echo:
-                    shown = "".join(cell.text for cell in cells if cell.token not in self.facts.special_tokens)
-                    choice.prompt = request.prompt if request.prompt is not None else shown
+                    shown = (cell_bytes(vars(cell)) for cell in cells if cell.token not in self.facts.special_tokens)
+                    choice.prompt = request.prompt if request.prompt is not None else "".join(pieces_of(shown))
             case Stepped(record) if choice.canvas is not None:
                 choice.canvas.apply(record)
             case Piece(text):

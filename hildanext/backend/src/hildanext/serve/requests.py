@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from hildanext.core.config import may_be_none
+from hildanext.core.config import AnySeed, may_be_none
 from hildanext.core.knobs import knobs_of
 from hildanext.decoding import DECODERS, MODES
 from hildanext.serve.decoders import DecoderSection, request_maxima
@@ -38,7 +38,6 @@ DECODING_ALIASES = {
 """Names that other engines have for the same knob."""
 
 TOP = "1: also the most probable token in its place, which is the token itself where none is drawn"
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Text = Annotated[str, Field(description="Unicode text; half a character (a lone surrogate) is refused")]
 
 
@@ -135,7 +134,7 @@ class DecodingFields(Strict):
     steps: int | None = Field(
         None, ge=1, description="most forwards that fill masks of a block; fewer than its size cannot be promised"
     )
-    seed: Seed | None = Field(None, description="0 where it is left out; choice i draws from seed + i")
+    seed: AnySeed | None = Field(None, description="0 where it is left out; choice i draws from seed + i")
     stop: Text | list[Text] | None = Field(None, description="the text ends before the first of these, at most 4")
     ignore_eos: bool | None = Field(False, description="go on after an end of text, up to the length")
     deadline_seconds: float | None = Field(None, gt=0, description="at most the server's own limit")

@@ -34,6 +34,7 @@ def answer_file(
     decoders: Mapping[str, "Decoder"],
     settings: "GenerationConfig",
     chat: bool = False,
+    special_tokens_in_text: bool = False,
 ) -> Path:
     """Answer every prompt of `source` by every decoder, into `answers.jsonl` in `folder`; returns its path.
 
@@ -42,7 +43,7 @@ def answer_file(
     """
     prompts = read_prompts(source)
     _remember(folder, source, list(decoders), prompts)
-    encoded = [_encoded(tokenizer, prompt, chat) for prompt in prompts]
+    encoded = [_encoded(tokenizer, prompt, chat, special_tokens_in_text) for prompt in prompts]
     path = folder / ANSWERS
     total = len(decoders) * len(prompts)
     with MetricLog(path) as answers, MetricLog(folder / METRICS) as metrics:
@@ -93,7 +94,7 @@ def _answer(
     return (record for index in batch for record in _answer(model, tokenizer, decoder, settings, encoded, [index]))
 
 
-def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataError:
+def _encoded(tokenizer: Any, prompt: Prompt, chat: bool, special_tokens_in_text: bool) -> list[int] | DataError:
     """Token ids, or why a conversation has none."""
     from hildanext.data.chat_template import BadExample, Message, encode_chat
     from hildanext.tokenization import encode_prompt
@@ -102,7 +103,7 @@ def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataErro
         return encode_prompt(tokenizer, prompt.text)
     messages = prompt.messages if prompt.text is None else (("user", prompt.text),)
     try:
-        return encode_chat(tokenizer, [Message(role, content) for role, content in messages])
+        return encode_chat(tokenizer, [Message(role, content) for role, content in messages], special_tokens_in_text)
     except BadExample as problem:
         return problem
 

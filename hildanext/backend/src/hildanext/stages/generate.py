@@ -14,6 +14,7 @@ from hildanext.core.errors import ConfigError, ModelError
 from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import read_prompts
+from hildanext.detokenization import TokenCells, cell_bytes, pieces_of
 from hildanext.recipe import StageContext
 from hildanext.stages.answer_file import answer_file
 
@@ -49,6 +50,8 @@ class SampleConfig:
     """Of `GenerationConfig`: what the fields below do not say."""
     chat: bool = False
     """Prompts are questions, put into the model's chat template."""
+    special_tokens_in_text: bool = False
+    """In a conversation, parse control tokens that a message spells. Usually they are text."""
     stop: tuple[str, ...] | None = None
     batch_size: int | None = Field(default=None, ge=1)
     """Of a file, and of the verb: prompts that are decoded together (8)."""
@@ -92,7 +95,8 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
         return _samples(settings, context, opened, generation_config(settings, context, batch_size=1, trace=True))
     together, decoders = generation_config(settings, context), _decoders(settings, context)
     prompts, model, tokenizer = settings.prompts_file, opened.model, opened.tokenizer
-    path = answer_file(prompts, context.stage_dir, model, tokenizer, decoders, together, settings.chat)
+    asked = (settings.chat, settings.special_tokens_in_text)
+    path = answer_file(prompts, context.stage_dir, model, tokenizer, decoders, together, *asked)
     return {"answers": str(path)}
 
 
@@ -135,18 +139,19 @@ def _samples(
     texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
     model, tokenizer = opened.model, opened.tokenizer
     prompts = [encode_prompt(tokenizer, text) for text in texts]
-    cells = [[tokenizer.decode([token]) for token in ids] for ids in prompts]
+    cells = [TokenCells(tokenizer, ids) for ids in prompts]
+    shown_prompts = [pieces_of(cell_bytes(cell) for cell in texts_of.prompt()) for texts_of in cells]
     parent, missing = _parent(settings, context, opened)
     samples: list[dict[str, Any]] = []
     for mode, decoder in _decoders(settings, context).items():
         results = generate(model, tokenizer, prompts, decoder, generation)
-        for prompt, shown, result in zip(texts, cells, results, strict=True):
-            trace = trace_record(result.trace, tokenizer)
+        for prompt, texts_of, shown, result in zip(texts, cells, shown_prompts, results, strict=True):
+            trace = trace_record(result.trace, texts_of)
             head = {"way": mode, "prompt": prompt, **result.flat_record(*COUNTS)}
             samples.append({**head, "prompt_cells": shown, "trace": trace})
     params = GenerationParams(generation.max_new_tokens or NEW_TOKENS, generation.stop)
     for writer in ModelPair(model, tokenizer, parent).parent_models():
-        for prompt, shown, ids in zip(texts, cells, prompts, strict=True):
+        for prompt, shown, ids in zip(texts, shown_prompts, prompts, strict=True):
             answers: dict[int, EvalAnswer] = {}
             # One at a time, as the model's own are, so that their seconds can be set beside each other.
             writer.write([ids], params, [0], answers.__setitem__)

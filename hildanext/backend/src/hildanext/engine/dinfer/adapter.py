@@ -194,7 +194,7 @@ class DInferEngine(Engine):
             raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(sources)}")
         ids = list(request.tokens or ())
         if request.messages:
-            ids = encode_chat(self.tokenizer, request.messages)
+            ids = encode_chat(self.tokenizer, request.messages, self.settings.special_tokens_in_text)
         elif request.prompt is not None:
             ids = encode_prompt(self.tokenizer, request.prompt)
         if not ids or self.mask_id in ids:
@@ -262,7 +262,9 @@ class DInferEngine(Engine):
             call.first = call.first if call.first is not None else time.perf_counter()
             self._tell(work, Piece(text))
 
-        detokenizer = IncrementalDetokenizer(self.tokenizer, frozenset({self.eos_id}), work.request.stop, show)
+        detokenizer = IncrementalDetokenizer(
+            self.tokenizer, work.prompt, frozenset({self.eos_id}), work.request.stop, show
+        )
         row, size, last = list(work.prompt), self.settings.block_length, self._whole(work)
         while not work.ended:
             before = self._server.forwards

@@ -33,7 +33,10 @@ class ChatDialect(Dialect):
 
     def logprobs(self, scores: Sequence[TokenScore], top: bool) -> dict[str, Any]:
         content = [
-            {**_token(one.text, one.logprob), "top_logprobs": [_token(one.best, one.best_logprob)] if top else []}
+            {
+                **_token(one.text, one.logprob, one.raw),
+                "top_logprobs": [_token(one.best, one.best_logprob, one.best_raw)] if top else [],
+            }
             for one in scores
         ]
         return {"content": content}
@@ -71,8 +74,8 @@ async def chat_completions(
     return ChatAnswer(choices=choices, **head)
 
 
-def _token(text: str | None, logprob: float | None) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list((text or "").encode())}
+def _token(text: str | None, logprob: float | None, raw: bytes) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(raw)}
 
 
 def _tokens(body: ChatBody) -> int | None:
