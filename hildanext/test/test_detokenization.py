@@ -142,12 +142,13 @@ def test_the_parent_writes_the_same_text_alone_and_in_an_evaluation():
 def test_no_other_file_asks_a_tokenizer_to_decode():
     """Bytes are decoded by the name of a code, or by none; everything else with that name would be a tokenizer."""
     for path in [*PACKAGE.rglob("*.py"), *(Path(__file__).parents[1] / "scripts").glob("*.py")]:
-        if path.name == "detokenization.py":
+        if path.name in ("detokenization.py", "json_text.py"):  # the latter decodes JSON
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             name, first = node.func.attr, node.args[0] if node.args else None
             of_bytes = first is None or (isinstance(first, ast.Constant) and isinstance(first.value, str))
+            of_bytes = of_bytes or "decoder" in ast.unparse(node.func.value).lower()
             decodes = name in ("batch_decode", "convert_tokens_to_string") or (name == "decode" and not of_bytes)
             assert not decodes, f"{path.name}:{node.lineno} decodes: Detokenizer does"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, add_runtime_flags, print_json
 from hildanext.commands.generation_flags import Generation, add_decoder_flags, mode_line, read_generation
+from hildanext.detokenization import TokenCells
 
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
@@ -81,7 +82,6 @@ def _write(
     from hildanext.commands.generation_records import save_trace, stats_line
     from hildanext.decoding import make_decoder
     from hildanext.decoding.trace import trace_record
-    from hildanext.detokenization import TokenCells
     from hildanext.inference import generate
 
     model, tokenizer, decoder = opened.model, opened.tokenizer, make_decoder(machine["decoder"])
@@ -120,8 +120,7 @@ class _Watcher:
         self.view = None
         if options.trace is not None and not self.quiet:
             from hildanext.decoding.trace import TerminalView
-            from hildanext.detokenization import TokenCells
-
+        
             self.cells = TokenCells(tokenizer, prompts[0])
             self.view = TerminalView(self.cells.prompt())
         self.streams = not self.quiet and self.view is None and len(texts) == 1
