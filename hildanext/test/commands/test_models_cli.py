@@ -114,7 +114,9 @@ def test_remove_deletes_a_model_and_what_an_unfinished_pull_of_it_left(home, cap
     assert sorted(path.name for path in home.iterdir()) == ["owner--blocks", "qwen3-0.6b.partial", "smollm2-135m"]
 
 
-@pytest.mark.parametrize(("said", "code", "left"), [("y\n", 0, False), ("\n", 1, True), ("no\n", 1, True), ("", 1, True)])
+@pytest.mark.parametrize(
+    ("said", "code", "left"), [("y\n", 0, False), ("\n", 1, True), ("no\n", 1, True), ("", 1, True)]
+)
 def test_it_asks_at_a_terminal(said, code, left, home, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", Typed(said))
     assert models(capsys, "remove", "smollm2-135m")[0] == code

@@ -13,12 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hildanext.cli import main
 from hildanext.core.config import read_json
 from hildanext.core.errors import ConfigError, ModelError
+from hildanext.core.runtime import accelerates_bf16, choose_device, total_memory
 from hildanext.corruption.input_layout import build_layout
 from hildanext.losses.objective import attention_for
+from hildanext.memory_plan import machine as memory_plan_machine
 from hildanext.memory_plan.architecture import Architecture, find_architecture, read_architecture
 from hildanext.memory_plan.layer import FLOAT, Feed, Learning, kept_after, kept_attention, kept_before, kept_casts
-from hildanext.core.runtime import accelerates_bf16, choose_device, total_memory
-from hildanext.memory_plan import machine as memory_plan_machine
 from hildanext.memory_plan.machine import MACHINES, find_machine, read_bytes, show_bytes
 from hildanext.memory_plan.plan import make_plan, verdict
 from hildanext.memory_plan.sections import Question, convert_question, learning, serving_question, sft_question
