@@ -87,6 +87,8 @@ BAD = [
     ("bench", {"bench": {"model": "nothing"}}, "no model 'nothing'"),
     ("bench", {"bench": {"model": "tiny", "parent": "nothing"}}, "no model 'nothing'"),
     ("generate", {"generate": {"model": "nothing", "prompts": ["a"]}}, "no diffusion checkpoint 'nothing'"),
+    ("generate", {"generate": {"model": "tiny", "parent": "nothing", "prompts": ["a"]}}, "no model 'nothing'"),
+    ("generate", {"generate": {"model": "tiny", "prompts": ["a"]}, "parent": "nothing"}, "no model 'nothing'"),
     ("generate", {"generate": {"model": "smollm2-135m", "prompts": ["a"]}}, "convert it first"),
     ("generate", {"generate": {"model": "tiny", "prompts_file": "gone.txt"}}, "gone.txt"),
     ("prepare", text("gone.txt"), "no such file or folder 'gone.txt'"),

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.json_text import check_prompt_text
@@ -34,8 +34,8 @@ TemplateChoice = Literal["auto", "own", "plain"]
 
 logger = logging.getLogger(__name__)
 
-_warned: "WeakSet[Any]" = WeakSet()
-"""Tokenizers whose template was remarked on."""
+_looked_at: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()
+"""Of each tokenizer the template whose generation prompt was looked for."""
 
 
 class BadExample(DataError):
@@ -192,13 +192,15 @@ def opens_answers(tokenizer: Any) -> bool:
 
 def warn_without_header(tokenizer: Any) -> None:
     """Say once of a tokenizer that its template leaves the header of an answer to the model."""
-    if tokenizer in _warned or tokenizer.chat_template is None or opens_answers(tokenizer):
+    template = tokenizer.chat_template
+    if template is None or _looked_at.get(tokenizer) == template:
         return
-    _warned.add(tokenizer)
-    logger.warning(
-        "the chat template has no generation prompt: the model must write the header of its role itself, "
-        "and its answers begin with it"
-    )
+    _looked_at[tokenizer] = template
+    if not opens_answers(tokenizer):
+        logger.warning(
+            "the chat template has no generation prompt: the model must write the header of its role itself, "
+            "and its answers begin with it"
+        )
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message], special_tokens_in_text: bool = False) -> list[int]:

@@ -50,9 +50,9 @@ def control_names(tokenizer: Any, role: str = "") -> set[str]:
     """The special tokens; of a user's message also what the template writes, though it is not marked as special."""
     added = {str(token): bool(token.special) for token in tokenizer.added_tokens_decoder.values()}
     names = {name for name, special in added.items() if special} | {str(name) for name in tokenizer.all_special_tokens}
-    template = tokenizer.chat_template if role == "user" else None
-    if isinstance(template, str):
-        names |= {name for name in added if name.strip() and name in template}
+    if role == "user":
+        # str() of several templates by name holds them all.
+        names |= {name for name in added if name.strip() and name in str(tokenizer.chat_template or "")}
     return names - {""}
 
 

@@ -381,10 +381,11 @@ class LocalEngine(Engine):
     def _scores(self, state: RequestState, answer: Sequence[int]) -> tuple[TokenScore, ...]:
         """Of the prompt's tokens and the answer's, as text."""
         assert state.ending is not None
-        of_prompt, of_answer = Detokenizer(self.tokenizer), Detokenizer(self.tokenizer, state.prompt)
+        tokenizer = self._asked(state.request)[1]
+        of_prompt, of_answer = Detokenizer(tokenizer), Detokenizer(tokenizer, state.prompt)
         texts = cut_pieces(of_prompt.raws(state.prompt), of_prompt.text(state.prompt))
         texts += cut_pieces(of_answer.raws(answer), state.ending.text)
-        tokens, cells = [*state.prompt, *answer], TokenCells(self.tokenizer, state.prompt)
+        tokens, cells = [*state.prompt, *answer], TokenCells(tokenizer, state.prompt)
         told = [TokenScore(texts[0][0], None, texts[0][1])]
         # What was drawn behind a stop is not told.
         for at, (score, own) in enumerate(zip(state.scores, texts[1:], strict=False), start=1):

@@ -19,7 +19,7 @@ from hildanext.datasets import PackedDataset
 from hildanext.models.card import read_card
 from hildanext.models.loading.files import check_folder, refuse_diffusion
 from hildanext.models.loading.names import KNOWN, is_hub_id, locate, locate_diffusion, pulled_folder
-from hildanext.recipe import Step, finished
+from hildanext.recipe import RunConfig, Step, finished
 from hildanext.tokenization import load_tokenizer
 
 Kind = Literal["parent", "diffusion", "either"]
@@ -30,7 +30,7 @@ MODELS: Mapping[str, Mapping[str, Kind]] = {
     "sft": {"model": "diffusion", "parent.name": "parent", "teacher": "parent"},
     "eval": {"model": "diffusion", "parent": "parent"},
     "bench": {"model": "either", "parent": "parent"},
-    "generate": {"model": "diffusion"},
+    "generate": {"model": "diffusion", "parent": "parent"},
 }
 """By stage: the fields that name a model."""
 
@@ -41,14 +41,15 @@ SHARDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """By stage: the field of the model whose tokenizer must have made the shards that these fields name."""
 
 
-def check_inputs(step: Step, parent: str, jobs: Path) -> None:
-    """Look at what a step names; `parent` is the run's, `jobs` the folder that other jobs write below.
+def check_inputs(step: Step, run: RunConfig, jobs: Path) -> None:
+    """Look at what a step names, and the run for it; `jobs` is the folder that other jobs write below.
 
     Raises `ModelError`, `CheckpointError` and `DataError` for what is not there or does not fit.
     """
-    section = merge({"parent": parent}, step.section) if step.stage == "convert" else step.section
-    fields = MODELS.get(step.stage, {})
+    section, fields = step.section, MODELS.get(step.stage, {})
     named = {field: value_at(section, field) for field in fields}
+    if "parent" in fields and named["parent"] is None:
+        named["parent"] = run.start if step.stage == "convert" else run.parent
     places = {
         field: _locate(name, fields[field])
         for field, name in named.items()
@@ -60,9 +61,9 @@ def check_inputs(step: Step, parent: str, jobs: Path) -> None:
             _check_shards(folder, places.get(owner))
     for source in _sources(step, jobs):
         source.fingerprint()
-    run = value_at(section, "run") if step.stage == "report" else None
-    if isinstance(run, str) and not _promised(run, jobs):
-        finished(run)
+    other = value_at(section, "run") if step.stage == "report" else None
+    if isinstance(other, str) and not _promised(other, jobs):
+        finished(other)
 
 
 def value_at(section: Mapping[str, Any], name: str) -> Any:

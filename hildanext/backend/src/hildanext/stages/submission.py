@@ -40,11 +40,12 @@ def check_submission(run: Mapping[str, Any]) -> None:
 
     Raises `ConfigError` and its like.
     """
-    from hildanext.recipe import check
+    from hildanext.recipe import check, read_shared
     from hildanext.stages.named_inputs import check_inputs, value_at
 
+    steps, shared = check(run, STAGES), read_shared(run, STAGES)
     before: set[str] = set()
-    for step in check(run, STAGES):
+    for step in steps:
         for names, makers in NEEDS.get(step.stage, ()):
             if not before & set(makers) and not any(value_at(step.section, name) is not None for name in names):
                 raise ConfigError(
@@ -54,5 +55,5 @@ def check_submission(run: Mapping[str, Any]) -> None:
         for part in (step.section, *(value for value in step.section.values() if isinstance(value, Mapping))):
             if step.stage == "prepare" and "out" in part:
                 raise ConfigError(f"{step.key}: a job writes into its own folder", "leave 'out' out")
-        check_inputs(step, str(run.get("parent") or "tiny"), Path(run["folder"]).parent)
+        check_inputs(step, shared, Path(run["folder"]).parent)
         before.add(step.stage)
