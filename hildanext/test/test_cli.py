@@ -204,7 +204,7 @@ class TestDoctor:
         assert doctor.judge_gpu("cuda:0", "A100", 8, 0, ["sm_80"]).state == "ok"
 
     def test_an_empty_placeholder_is_not_mistaken_for_the_engine(self, monkeypatch):
-        monkeypatch.setattr(doctor, "version", lambda name: "0.0.1")
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.1")
         monkeypatch.setitem(sys.modules, "dinfer", types.ModuleType("dinfer"))
         assert "placeholder" in doctor.probe_optional("dinfer").value
         engine = types.ModuleType("dinfer")

@@ -52,6 +52,18 @@ def test_a_conversion_leaves_a_checkpoint_that_loads(sections, tmp_path: Path):
     assert list((tmp_path / "run" / "plots").glob("*.png"))
 
 
+def test_what_would_fail_at_the_end_fails_before_the_first_step(sections, tmp_path: Path, monkeypatch):
+    conversion, data = sections
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hildanext.models.checkpoint.save_tokenizer", full)
+    with pytest.raises(CheckpointError, match="out of disk"):
+        convert(conversion, data, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("stop", [1, 4, 9])
 def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(sections, tmp_path: Path, stop: int):
     conversion, data = sections

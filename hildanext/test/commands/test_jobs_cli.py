@@ -82,7 +82,7 @@ def test_a_run_s_file_is_submitted_and_its_folder_is_the_job_s(jobs, tmp_path, p
         (["submit", "generate", "--set", "generate.modle=tiny"], "unknown key 'modle'"),
         (["submit", "generate"], "generate: it needs model, and no stage before it makes one"),
         (["submit", "generate", "--set", "generate.model=tiny", "--set", "generate.prompts_file=none.txt"], "none.txt"),
-        (["submit", "convert"], "'wsd' is missing"),
+        (["submit", "convert"], "wsd: it is missing, give a list"),
         (["submit", "bench", "--set", "bench.what=decode"], "bench: it needs model"),
         (["submit", "run"], "the run has no stages"),
         (["list", "--state", "done"], "unknown state 'done'"),
@@ -104,12 +104,12 @@ def test_the_flags_name_the_folder_that_the_room_has():
     assert shown == FOLDER
 
 
-def test_every_stage_can_be_submitted_or_is_known_to_need_something(tmp_path):
+def test_every_stage_can_be_submitted_or_is_known_to_need_something(tmp_path, prompts):
     assert set(NEEDS) < set(STAGES)
     with open_jobs(tmp_path) as service:
         for kind in STAGES:
             with contextlib.suppress(HildaError):
-                service.submit(kind, {"prepare": {"source": {"name": "text", "path": "x"}}})
+                service.submit(kind, {"prepare": {"source": {"name": "text", "path": str(prompts)}}})
         assert {job.kind for job in service.list()} == {"prepare"}
 
 

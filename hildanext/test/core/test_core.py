@@ -79,9 +79,9 @@ class TestConfig:
         "text, word",
         [
             ("[" * 100_000, "cannot read"),
-            ('{"a":' * 80 + "1" + "}" * 80, "nested more than 64 deep"),
+            ('{"a":' * 120 + "1" + "}" * 120, "nested"),
             ('{"a": ' + "9" * 5000 + "}", "cannot read"),
-            ('{"seed": 1, "seed": 2}', "key 'seed' stands twice"),
+            ('{"seed": 1, "seed": 2}', "a key twice in one object"),
         ],
         ids=["endless", "deep", "digits", "twice"],
     )
@@ -96,7 +96,7 @@ class TestConfig:
 
     @pytest.mark.parametrize(
         "assignment, word",
-        [("a=NaN", "NaN or infinity"), ("a=-Infinity", "NaN or infinity"), (".".join("a" * 99) + "=1", "deep")],
+        [("a=NaN", "NaN or infinity"), ("a=-Infinity", "NaN or infinity"), (".".join("a" * 150) + "=1", "deep")],
     )
     def test_an_assignment_that_json_does_not_know_is_refused(self, assignment, word):
         with pytest.raises(ConfigError, match=word):
@@ -265,10 +265,9 @@ class TestRuntime:
         before = torch.get_num_threads()
         try:
             assert set_threads(1) == 1 == torch.get_num_threads()
-            with pytest.raises(ConfigError, match="threads"):
-                set_threads(0)
-            with pytest.raises(ConfigError, match="threads = 100000: give 1 to 1024"):
-                set_threads(100_000)
+            for wrong in (0, 100_000):
+                with pytest.raises(ConfigError, match=rf"threads = {wrong}: give 1 to \d+ on this machine"):
+                    set_threads(wrong)
         finally:
             torch.set_num_threads(before)
 

@@ -225,7 +225,7 @@ def test_of_a_long_conversation_the_answers_that_fit_are_kept(tmp_path: Path, to
 def test_bad_records_are_counted_in_the_manifest_and_strict_stops_at_the_first(tmp_path: Path, tokenizer):
     good = chat("Hi", "Hello")
     bad = [chat("Hi", ""), chat("Hi"), {"messages": [{"role": "tool", "content": "x"}]}, chat("Hi", "<|mask|>")]
-    data = written(tmp_path, [good] * 5 + bad)
+    data = written(tmp_path, [good] * 5 + bad, special_tokens_in_text=True)
     refused = prepare_chat(tmp_path / "a", data, tokenizer, BLOCK)["parts"]["train source"]["refused"]
     assert refused["counts"] == {
         "a special token in a turn": 1, "empty turn": 1, "no assistant turn": 1, "unknown role": 1
@@ -233,7 +233,7 @@ def test_bad_records_are_counted_in_the_manifest_and_strict_stops_at_the_first(t
     assert any("'tool'" in example and "train.jsonl record 8" in example for example in refused["examples"])
     for number, kind in enumerate(("empty turn", "no assistant turn", "unknown role", "a special token"), start=0):
         data = written(tmp_path, [good, bad[number]])
-        data = knobs_of({**data.train, "strict": True}, valid=data.valid)
+        data = knobs_of({**data.train, "strict": True}, valid=data.valid, special_tokens_in_text=True)
         with pytest.raises(DataError, match=f"record 2.*{kind}"):
             prepare_chat(tmp_path / "b", data, tokenizer, BLOCK)
 

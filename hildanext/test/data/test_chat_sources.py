@@ -210,7 +210,7 @@ def test_sums_are_right_and_each_depends_on_its_number_alone():
 @pytest.mark.parametrize(
     ("section", "error", "words"),
     [
-        ({"name": "files"}, ConfigError, "'path' is missing"),
+        ({"name": "files"}, ConfigError, "path: it is missing"),
         ({"name": "filles", "path": "x"}, UnknownChoice, "did you mean 'files'"),
         ({"name": "files", "path": "nowhere.jsonl"}, DataError, "no such file"),
         ({"name": "files", "path": "x", "shape": "gsm"}, ConfigError, "shape"),

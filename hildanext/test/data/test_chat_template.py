@@ -211,9 +211,21 @@ def test_malformed_conversations_are_named(turns: list[tuple[str, str]], kind: s
 
 
 @pytest.mark.parametrize("token", ["<|endoftext|>", "<|mask|>", "<|im_end|>"])
-def test_a_special_token_in_a_turn_is_refused(token: str):
-    with pytest.raises(BadExample, match="a special token in a turn"):
-        render(chatml(), talk("Hi", f"Hello {token} there"))
+def test_a_special_token_in_a_turn_is_text_or_where_tokens_are_parsed_refused_if_it_ends_the_answer(token: str):
+    tokenizer, example = chatml(), talk("Hi", f"Hello {token} there")
+    (row,) = render(tokenizer, example)
+    begin, end = row.answers[0]
+    plain = tokenizer.backend_tokenizer.encode("Hello", add_special_tokens=False).ids
+    assert row.ids[begin : begin + len(plain)] == plain
+    assert row.ids[begin : end - 1].count(tokenizer.convert_tokens_to_ids(token)) == (token == "<|im_end|>")
+    assert row.text[slice(*row.fields["response"])] == f"Hello {token} there"
+    assert [row.text[a:b] for a, b in row.offsets[begin:end]][-1] == "<|endoftext|>"
+    if token != "<|im_end|>":
+        with pytest.raises(BadExample, match="a special token in a turn"):
+            render(tokenizer, example, special_tokens_in_text=True)
+    else:
+        (row,) = render(tokenizer, example, special_tokens_in_text=True)
+        assert row.ids.count(tokenizer.convert_tokens_to_ids(token)) == 3
 
 
 def test_what_a_template_refuses_is_named():

@@ -20,6 +20,7 @@ from hildanext.decoding import (
     mode_name,
 )
 from hildanext.decoding.trace import trace_record
+from hildanext.detokenization import TokenCells
 from hildanext.inference import GenerationConfig, generate
 from hildanext.models.sampling import candidates, sample, uniforms
 
@@ -238,14 +239,14 @@ def test_streamed_text_adds_up():
         GenerationConfig(max_new_tokens=9),
         seen.append,
     )[0]
-    assert "".join(event.text for event in seen if event.kind == "text") == done.text == "1 2 3 4 1 2 3 4 1"
+    assert "".join(event.text for event in seen if event.kind == "text") == done.text == "1 2 3 4 1 2 3 4 1 "
 
 
 def test_a_trace_is_json_with_probabilities():
     done = decode(toy_a, ThresholdEdit(tau_mask=0.5, tau_edit=0.0))
-    record = json.loads(json.dumps(trace_record(done.trace, StubTokenizer(eos=EOS))))
+    record = json.loads(json.dumps(trace_record(done.trace, TokenCells(StubTokenizer(eos=EOS), PROMPT))))
     edit = record["steps"][1]["edits"][0]
-    assert (edit["position"], edit["old"], edit["new"], edit["old_text"]) == (5, X, B, "5")
+    assert (edit["position"], edit["old"], edit["new"], edit["old_text"]) == (5, X, B, "5 ")
     assert edit["probability"] == 0.85
     assert [step["final"] for step in record["steps"]] == [False, False, True]
 
@@ -264,8 +265,13 @@ def test_every_row_of_the_table_has_a_case():
 
 @pytest.mark.parametrize("wrong", [{"tau_mask": 1.5}, {"tau_mask": -0.1}, {"tau_edit": 2}, {"tau_cautious": -1}])
 def test_a_threshold_outside_its_range_is_refused(wrong):
-    with pytest.raises(ConfigError, match="Input should be (less than or equal to 1|greater than or equal to 0), got"):
+    with pytest.raises(ConfigError, match=r"is (above 1|below 0), give 0 to 1"):
         make_decoder({"name": "threshold_edit", **wrong})
+
+
+@pytest.mark.parametrize("large", [{"max_post": 1025}, {"window": 4096}, {"temperature": 100.5}])
+def test_what_a_request_may_not_ask_for_a_configuration_may(large):
+    assert vars(make_decoder({"name": "threshold_edit", **large})).items() >= large.items()
 
 
 @pytest.mark.parametrize(

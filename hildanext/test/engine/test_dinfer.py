@@ -299,6 +299,7 @@ class TestAnswers:
             ask(decoder=decoder_section("S_MODE", tau_edit=None, temperature=1.0)),
             ask(decoder=decoder_section("S_MODE", tau_edit=None), steps=True),
             ask(decoder=decoder_section("S_MODE", tau_edit=None), ignore_eos=True),
+            ask(decoder=decoder_section("S_MODE", tau_edit=None), scores=True),
             ask(decoder=decoder_section("S_MODE", tau_edit=None), parent=True),
         ]
         for wish in wishes:

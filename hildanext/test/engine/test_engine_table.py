@@ -135,7 +135,7 @@ class TestByName:
             open_engine({"name": "dinfer"}, "tiny")
 
     def test_a_server_without_an_address_or_that_is_not_there_is_an_error(self):
-        with pytest.raises(ConfigError, match="'base_url' is missing"):
+        with pytest.raises(ConfigError, match="base_url: it is missing"):
             open_engine({"name": "openai"}, "m")
         with pytest.raises(EngineFailed, match="no server answers at"):
             open_engine({"name": "openai", "base_url": "http://127.0.0.1:9"}, "m")

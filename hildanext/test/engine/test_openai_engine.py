@@ -147,6 +147,10 @@ class TestWishesOfOurOwn:
         with opened(tells) as (engine, server), pytest.raises(ConfigError, match=f"cannot be asked for .*{name}"):
             engine.submit(request_, lambda event: None)
 
+    def test_no_server_is_asked_for_likelihoods(self):
+        with opened(tells, ignore_extras=True) as (engine, server), pytest.raises(ConfigError, match="no likelihoods"):
+            engine.submit(Request(prompt="a", scores=True), lambda event: None)
+
     def test_a_knob_leaves_them_out_and_another_sends_them(self):
         section = decoder_section("Q_MODE", top_k=3, temperature=0.5)
         with opened(tells, ignore_extras=True, extras=("top_k",)) as (engine, server):

@@ -161,7 +161,7 @@ def test_rows_with_other_decoders_are_decided_as_if_alone():
 
 def test_pieces_are_shown_once_and_joined_are_the_text():
     pieces: list[str] = []
-    transcript = IncrementalDetokenizer(StubTokenizer(letters=True), frozenset({25}), ("CD",), pieces.append)
+    transcript = IncrementalDetokenizer(StubTokenizer(letters=True), [1], frozenset({25}), ("CD",), pieces.append)
     assert transcript.add([0, 1], full=False) is None and pieces == ["AB"]
     assert transcript.add([0, 1, 2], full=False) is None and pieces == ["AB"], "C may begin a stop string"
     assert transcript.add([0, 1, 2, 4, 5], full=False, held=1) is None and pieces == ["AB", "CE"]

@@ -206,7 +206,7 @@ class TestMath:
         algebra = computer_algebra.ComputerAlgebra(seconds=1.0)
         with ThreadPoolExecutor(1) as thread:
             assert thread.submit(algebra.equal, "4", "2+2").result()
-            first = algebra._process
+            first = algebra._program._process
             begun = time.monotonic()
             assert thread.submit(algebra.equal, "10000000000!", "1").result() is None
             assert time.monotonic() - begun < 5 and first.returncode is not None
@@ -216,7 +216,7 @@ class TestMath:
     def test_its_program_ends_with_it(self):
         algebra = computer_algebra.ComputerAlgebra()
         assert algebra.equal("1", "1")
-        process = algebra._process
+        process = algebra._program._process
         del algebra
         assert process.returncode is not None
 

@@ -1,6 +1,7 @@
 """The jobs' room: states, workers and supervisors that are killed, events, artefacts. The command is a small script."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hildanext.core.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
+from hildanext.core.errors import CheckpointError, ConfigError, HildaError, StorageError, UnknownChoice
 from hildanext.jobs import processes
 from hildanext.jobs.base import ArtefactError, JobConflict, JobsFull, UnknownJob
 from hildanext.jobs.progress import look, progress_mark
@@ -293,6 +294,30 @@ def test_interruptions_that_come_to_nothing_end(tmp_path):
         service.start()
         done = wait(service, job, "failed")
         assert done.attempts == 3 and "3 times" in done.error and "SIGKILL" in done.error
+
+
+@pytest.mark.parametrize("full", ["its folder", "the table"])
+def test_a_full_disk_at_submission_leaves_nothing_and_is_the_server_s_507(service, full, monkeypatch):
+    kept = service.submit("count", {})
+    before = sorted(path.name for path in service.folder.iterdir())
+    if full == "its folder":
+
+        def fsync(handle):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("hildanext.core.run_dir.os.fsync", fsync)
+    else:
+        pages = service.store._base.execute("PRAGMA page_count").fetchone()[0]
+        service.store._base.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageError) as caught:
+        service.submit("count", {"count": {"filler": "x" * 100_000}})
+    assert caught.value.status == 507
+    assert ("out of disk" if full == "its folder" else "full") in caught.value.message
+    assert sorted(path.name for path in service.folder.iterdir()) == before
+    assert [job.id for job in service.list()] == [kept.id]
+    monkeypatch.undo()
+    service.store._base.execute("PRAGMA max_page_count = 1000000")
+    assert service.submit("count", {}).id == "0002-count"
 
 
 def test_a_waiting_job_is_cancelled_at_once_and_once_more_is_no_error(service):

@@ -199,6 +199,27 @@ class TestArchitecture:
         with pytest.raises(ModelError, match="num_attention_heads"):
             find_architecture(str(tmp_path))
 
+    def test_what_a_configuration_leaves_out_is_transformers_own(self):
+        """Qwen3 has heads of 128, whatever hidden / heads is."""
+        fields = read_json(Path(find_config("qwen3-0.6b")))
+        whole = read_architecture(fields, "x")
+        assert (whole.head_dim, whole.hidden // whole.heads) == (128, 64)
+        assert read_architecture({name: fields[name] for name in fields if name != "head_dim"}, "x") == whole
+        assert read_architecture(fields | {"head_dim": None}, "x") == whole
+        assert read_architecture(fields | {"num_key_value_heads": None}, "x").kv_heads == fields["num_attention_heads"]
+        assert not read_architecture(fields | {"tie_word_embeddings": None}, "x").tied
+        assert (
+            read_architecture(
+                fields | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": None}, "x"
+            ).head_dim
+            == 64
+        )
+
+    @pytest.mark.parametrize("changes", [{"num_attention_heads": 0}, {"num_hidden_layers": 10**6}, {"vocab_size": "9"}])
+    def test_sizes_that_cannot_be_are_one_line(self, changes: dict[str, Any]):
+        with pytest.raises(ModelError, match=next(iter(changes))):
+            read_architecture(read_json(Path(find_config("qwen3-0.6b"))) | changes, "x")
+
 
 def find_config(name: str) -> str:
     import hildanext

@@ -10,10 +10,13 @@ pytest.importorskip("fastapi")
 import openai
 
 from hildanext.api import create_app
+from hildanext.ar import Parent
 from hildanext.data.chat_template import Message, set_template
 from hildanext.engine.base import EngineFailed, Failed, Piece, Request, Started, Stepped, complete
 from hildanext.engine.local import LocalEngineConfig
+from hildanext.likelihood.conditional import Pair, score_parent
 from hildanext.serve.settings import ServeConfig
+from hildanext.tokenization import encode_prompt
 from serving import ScriptedEngine, ask, at_once, events, live
 
 KEY = "test-key"
@@ -104,7 +107,8 @@ class TestChat:
         content = completion.choices[0].logprobs.content
         assert len(content) == completion.usage.completion_tokens and all(token.logprob <= 0 for token in content)
         text = completion.choices[0].message.content
-        assert "".join(token.token for token in content).startswith(text) and text
+        assert "".join(token.token for token in content) == text and text
+        assert b"".join(bytes(token.bytes) for token in content) == text.encode()
 
     def test_content_may_come_in_parts_and_from_a_developer(self, client):
         parts = [
@@ -169,6 +173,59 @@ class TestCompletions:
             == completion.usage.completion_tokens
         )
         assert logprobs.text_offset[1] == len(logprobs.tokens[0])
+        assert "".join(logprobs.tokens) == completion.choices[0].text
+
+    def test_one_alternative_is_the_greedy_token_itself_and_of_drawn_ones_it_is_not_known(self, client):
+        asked = {"model": "tiny", "prompt": "Once upon", "max_tokens": 8, "logprobs": 1}
+        logprobs = client.completions.create(**asked).choices[0].logprobs
+        pairs = zip(logprobs.tokens, logprobs.token_logprobs, strict=True)
+        assert logprobs.top_logprobs == [{token: logprob} for token, logprob in pairs]
+        with pytest.raises(openai.BadRequestError, match="temperature to 0"):
+            client.completions.create(**asked, temperature=1.0)
+        chat = {"model": "tiny", "messages": MESSAGES, "max_tokens": 4, "logprobs": True, "top_logprobs": 1}
+        for one in client.chat.completions.create(**chat).choices[0].logprobs.content:
+            assert [(top.token, top.logprob) for top in one.top_logprobs] == [(one.token, one.logprob)]
+        with pytest.raises(openai.BadRequestError, match="add logprobs: true"):
+            client.chat.completions.create(**{**chat, "logprobs": False})
+
+    @pytest.mark.parametrize("more", [{"model": "tiny-parent"}, {"model": "tiny", "extra_body": {"block_size": 1}}])
+    def test_echo_with_logprobs_is_the_exact_likelihood_that_harnesses_ask_for(self, client, engine, more):
+        context, continuation = "Once upon a time there", " was a little dog"
+        asked = {**more, "prompt": context + continuation, "echo": True, "logprobs": 1, "temperature": 0}
+        choice = client.completions.create(**asked, max_tokens=1).choices[0]
+        logprobs = choice.logprobs
+        ids = encode_prompt(engine.tokenizer, context + continuation)
+        own = engine.parent if "parent" in more["model"] else Parent(engine.model.causal_lm, None, engine.model.banned)
+        (scored,) = score_parent(own, [Pair(tuple(ids[:-4]), tuple(ids[-4:]))])
+        assert "".join(logprobs.tokens) == choice.text and choice.text.startswith(context + continuation)
+        assert logprobs.text_offset[-5] == len(context) and len(logprobs.tokens) == len(ids), "the BOS was not sent"
+        assert sum(logprobs.token_logprobs[-5:-1]) == pytest.approx(-scored.nats, abs=1e-4)
+        as_tokens = client.completions.create(**{**asked, "prompt": ids}, max_tokens=1).choices[0].logprobs
+        assert as_tokens.token_logprobs[0] is as_tokens.top_logprobs[0] is None
+        assert as_tokens.token_logprobs[1:] == pytest.approx(logprobs.token_logprobs)
+        alone = client.completions.create(**asked, max_tokens=0)
+        assert alone.choices[0].text == context + continuation and alone.usage.completion_tokens == 0
+        assert alone.choices[0].logprobs.token_logprobs == pytest.approx(logprobs.token_logprobs[:-1])
+        (last,) = logprobs.top_logprobs[-1]
+        assert last == logprobs.tokens[-1], "what was written is the most probable one"
+
+    def test_the_parent_has_log_probabilities_of_what_it_writes(self, client, engine):
+        asked = {"model": "tiny-parent", "prompt": "Once upon", "max_tokens": 6, "logprobs": 1}
+        choice = client.completions.create(**asked).choices[0]
+        logprobs = choice.logprobs
+        own = complete(engine, Request(prompt="Once upon", max_new_tokens=6, parent=True))
+        assert "".join(logprobs.tokens) == choice.text == own.text and len(logprobs.token_logprobs) == 6
+        chat = client.chat.completions.create(model="tiny-parent", messages=MESSAGES, max_tokens=4, logprobs=True)
+        assert len(chat.choices[0].logprobs.content) == chat.usage.completion_tokens
+
+    def test_an_echo_is_the_prompt_before_the_text_whole_or_streamed_as_text_or_tokens(self, client, engine):
+        asked = {"model": "tiny", "max_tokens": 8}
+        text = client.completions.create(**asked, prompt="Once upon a time").choices[0].text
+        for prompt in ("Once upon a time", encode_prompt(engine.tokenizer, "Once upon a time")):
+            echoed = client.completions.create(**asked, prompt=prompt, echo=True).choices[0].text
+            assert echoed == "Once upon a time" + text
+            chunks = client.completions.create(**asked, prompt=prompt, echo=True, stream=True)
+            assert "".join(chunk.choices[0].text for chunk in chunks) == echoed
 
     def test_a_stream_is_the_same_text(self, client):
         asked = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 20}
@@ -229,7 +286,7 @@ class TestErrors:
             ({"max_tokens": 1, "max_completion_tokens": 2}, "differ"),
             ({"top_logprobs": 3, "logprobs": True}, "top_logprobs"),
             ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-            ({"response_format": {"type": "json_object"}}, "response_format.type"),
+            ({"response_format": {"type": "json_object"}}, "ask for JSON in a message"),
             ({"presence_penalty": 1.0}, "presence_penalty"),
             ({"logit_bias": {"1": 5}}, "logit_bias"),
             ({"stream_options": {"include_usage": True}}, "stream: true"),
@@ -238,10 +295,8 @@ class TestErrors:
             ({"extra_body": {"diffusing": True}}, "stream: true"),
             ({"extra_body": {"diffusing": True, "stream_denoising": True}, "stream": True}, "give one"),
             ({"extra_body": {"max_tokes": 1}}, "did you mean max_tokens"),
-            ({"model": "tiny-parent", "logprobs": True}, "logprobs"),
             ({"model": "tiny-parent", "stream": True, "extra_body": {"diffusing": True}}, "has none"),
             ({"messages": []}, "messages"),
-            ({"messages": [{"role": "user", "content": "a <|mask|>"}]}, "mask token"),
         ],
     )
     def test_bad_requests_are_the_client_s_own_error(self, client, more, said):
@@ -250,11 +305,22 @@ class TestErrors:
         assert said in caught.value.message and caught.value.type == "invalid_request_error"
 
     @pytest.mark.parametrize(
-        "more",
-        [{"prompt": []}, {"prompt": ["a", 1]}, {"logprobs": 2}, {"echo": True}, {"best_of": 3}, {"suffix": "a"}],
+        ("more", "said"),
+        [
+            ({"prompt": []}, "prompt"),
+            ({"prompt": ["a", 1]}, "prompt"),
+            ({"prompt": "a <|mask|>"}, "mask token"),
+            ({"logprobs": 2}, "ask for 1 at most"),
+            ({"echo": True, "logprobs": 1}, "inside a block of 8 tokens.*ask 'tiny-parent', set block_size to 1"),
+            ({"echo": True, "stream": True, "extra_body": {"diffusing": True}}, "diffusing"),
+            ({"max_tokens": 0}, "0 new tokens"),
+            ({"max_tokens": 0, "echo": True}, "echo with logprobs"),
+            ({"best_of": 3}, "beyond n"),
+            ({"suffix": "a"}, "is not offered"),
+        ],
     )
-    def test_what_completions_cannot_do_is_told(self, client, more):
-        with pytest.raises(openai.BadRequestError):
+    def test_what_completions_cannot_do_is_told(self, client, more, said):
+        with pytest.raises(openai.BadRequestError, match=said):
             client.completions.create(**{"model": "tiny", "prompt": "a", **more})
 
     def test_a_wrong_key_and_a_wrong_model_are_their_own_errors(self, client, address):

@@ -270,6 +270,52 @@ class TestClientsThatGo:
             # leaving `live` asserts that the server has ended in time
 
 
+class TestBrokenBodies:
+    """Whatever a client does to its own body, it is never counted among our faults."""
+
+    CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+    @pytest.fixture
+    def served(self, caplog):
+        with caplog.at_level("INFO", "hildanext.access"), live(ServeConfig(**QUICK), ScriptedEngine()) as address:
+            yield address
+        assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+    def counted(self, address):
+        """Statuses of the answered requests, but for those of this very question."""
+        lines = httpx.get(f"{address}/metrics").text.splitlines()
+        counts = [line for line in lines if line.startswith("hilda_http_requests_total") and "/metrics" not in line]
+        return {line.split('status="')[1][:3]: float(line.split()[-1]) for line in counts}
+
+    @pytest.mark.parametrize("path", [b"/generate", b"/generate/stream", b"/v1/chat/completions", b"/nothing"])
+    def test_a_client_that_goes_in_the_middle_of_its_body_is_counted_as_gone(self, served, path):
+        with connect(served) as connection:
+            connection.sendall(HEAD.replace(b"/generate", path) + b'Content-Length: 100\r\n\r\n{"prom')
+        with connect(served) as connection:
+            connection.sendall(self.CHUNKED.replace(b"/generate", path) + b"5\r\n{")
+        assert until(lambda: self.counted(served) == {"499": 2.0}), self.counted(served)
+
+    @pytest.mark.parametrize(
+        "chunks",
+        [b"zz\r\n{}\r\n", b"2\r\n{}0\r\n\r\n", b"-2\r\n{}\r\n", b"f" * 30 + b"\r\n", b"2\r\n{}\r\n0\r\nbad\r\n\r\n"],
+    )
+    def test_chunks_that_are_none_are_a_400_in_the_one_shape(self, served, chunks):
+        head, _, body = raw(served, self.CHUNKED + chunks).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]["code"] == "invalid_http"
+        assert until(lambda: self.counted(served) == {"400": 1.0}), self.counted(served)
+
+    @pytest.mark.parametrize("method", [b"POST", b"GET"])
+    def test_two_lengths_of_one_body_are_refused_and_nothing_more_is_read(self, served, method):
+        smuggled = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        both = HEAD.replace(b"POST", method) + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+        said = raw(served, both + b"2\r\n{}\r\n0\r\n\r\n" + smuggled)
+        assert (
+            said.count(b"HTTP/1.1") == 1 and said.startswith(b"HTTP/1.1 400") and b"connection: close" in said.lower()
+        )
+        assert b"Content-Length and Transfer-Encoding: send one of them" in said
+        assert self.counted(served) == {"400": 1.0}
+
+
 class TestTheEnd:
     def test_running_texts_are_finished_and_the_engine_told_how_long(self):
         def slow(request, sink):

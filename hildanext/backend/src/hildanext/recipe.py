@@ -18,7 +18,8 @@ from pydantic import Field
 
 from hildanext.core.config import Seed, config, merge, plain, validate
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, TrainingStopped, UnknownChoice
-from hildanext.core.metrics_log import to_json
+from hildanext.core.json_text import BadJson, as_read_back, parse
+from hildanext.core.metrics_log import finite, to_json
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run, read_run, write_atomically
 from hildanext.core.runtime import RuntimeConfig, is_main_process, versions
@@ -247,7 +248,7 @@ def execute(run: Mapping[str, Any], table: Table, announce: Announce | None = No
         tell(step, "start")
         begun = time.perf_counter()
         outcome = _do(shared, step, table, outcomes)
-        outcomes[step.key] = json.loads(to_json(outcome))  # as a resumed run will read it
+        outcomes[step.key] = as_read_back(finite(outcome))  # as a resumed run will read it
         _write_marker(folder, step, "done", outcome=outcomes[step.key], seconds=time.perf_counter() - begun)
         tell(step, "finished")
     return outcomes
@@ -371,8 +372,8 @@ def _read_marker(folder: Path, key: str, kind: str) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        value = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
+    except BadJson:
         raise CheckpointError(f"marker {str(path)!r} is broken", "delete it to do the stage again") from None
     return value if isinstance(value, dict) else {}
 

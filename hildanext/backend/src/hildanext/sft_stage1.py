@@ -139,10 +139,11 @@ def sft(
     parent_is_base_model = config.lora is not None and config.starts_at_teacher
     real = real_ids(model.card, tokenizer)
     name = config.teacher if config.teacher is not None else own
-    step, teacher = run.supervised(model, losses, name, parent_is_base_model, special=~real.to(model.device))
+    step, teacher = run.supervised(model, tokenizer, losses, name, parent_is_base_model, special=~real.to(model.device))
     best = BestCheckpoints(
         run.folder, model, tokenizer, int(config.keep == "best"), config.select, config.select != "bound"
     )
+    run.rehearse_save(model, best)
     task = _task(config, data, step, real.nonzero()[:, 0], best)
     task.teacher = teacher
     run.measure_start(task, step)

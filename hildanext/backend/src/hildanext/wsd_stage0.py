@@ -103,8 +103,11 @@ def convert(
     record = run.record(resolved, full=sorted(full), data=shards, held_out=overlap)
     run.check_resumes(record, _comparable)
     run.write_record(record)
-    step, teacher = run.supervised(model, losses, config.parent, config.lora is not None, config.trust_remote_code)
+    step, teacher = run.supervised(
+        model, tokenizer, losses, config.parent, config.lora is not None, config.trust_remote_code
+    )
     best = BestCheckpoints(run.folder, model, tokenizer, config.merge_top_k if config.merge_top_k > 1 else 0)
+    run.rehearse_save(model, best)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
     held_out = first_batches(valid, config.valid_rows, config.train.batch_size)
     task = TrainingTask(

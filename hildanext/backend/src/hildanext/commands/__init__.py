@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import to_json
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.recipe import Fold, StageContext
@@ -58,7 +60,6 @@ def open_stage(
 ) -> "tuple[dict[str, Any], StageContext]":
     """The stage of the verb's name as the run and the flags have it, checked; see `recipe.open_stage`."""
     from hildanext.recipe import open_stage as open_resolved
-    from hildanext.stages import STAGES
 
     run, out = load_run(options, defaults), getattr(options, "out", None) or ""
     return open_resolved(run, options.verb, STAGES, fold, out, getattr(options, "quiet", False))
@@ -69,7 +70,6 @@ def run_training(options: argparse.Namespace, section: dict[str, Any], context: 
     from hildanext.core.runtime import is_main_process
     from hildanext.recipe import run_stage
     from hildanext.report.html import write_report
-    from hildanext.stages import STAGES
 
     outcome = run_stage(section, context, STAGES)
     if is_main_process():
@@ -83,7 +83,6 @@ def run_training(options: argparse.Namespace, section: dict[str, Any], context: 
 
 def print_json(value: Any) -> None:
     """A line for scripts; numbers that JSON does not know are null."""
-    from hildanext.core.metrics_log import to_json
 
     print(to_json(value))
 

@@ -14,9 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hildanext.bench import serve_figure
 from hildanext.commands import add_run_flags, add_runtime_flags, load_run, open_stage
 from hildanext.commands.serve import chosen_section
 from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import to_json
+from hildanext.core.run_dir import write_atomically
+from hildanext.data.prompts import read_prompts
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.bench.serve_load import ServeLoadConfig
@@ -126,7 +131,7 @@ def _parted(section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _load(options: argparse.Namespace) -> int:
     """`bench serve`: 1 where not one request of a load was answered."""
-    from hildanext.bench import serve_figure, serve_load
+    from hildanext.bench import serve_load
     from hildanext.bench.own_server import own_server
 
     run = load_run(options)
@@ -155,9 +160,7 @@ def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadC
     """
     from hildanext.bench.serve_load import ServeLoadConfig
     from hildanext.core.config import validate
-    from hildanext.data.prompts import read_prompts
     from hildanext.recipe import read_shared, section_of
-    from hildanext.stages import STAGES
 
     section = {"seed": read_shared(run, STAGES).seed, **_parted(dict(section_of(run, "bench")))[1]}
     section |= {knob: getattr(options, flag) for flag, knob in LOAD_FLAGS.items() if getattr(options, flag) is not None}
@@ -199,8 +202,6 @@ def _section_of_server(options: argparse.Namespace, run: dict[str, Any]) -> dict
 def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any], footer: str) -> None:
     """Tables for people, a line for scripts."""
     from hildanext.core.console import wide_console
-    from hildanext.core.metrics_log import to_json
-    from hildanext.core.run_dir import write_atomically
 
     console = wide_console()
     for table in tables:

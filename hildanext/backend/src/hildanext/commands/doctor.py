@@ -7,10 +7,11 @@ hildanext doctor --json
 import argparse
 import importlib
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from hildanext import __version__
 from hildanext.commands import print_json
+from hildanext.core.errors import ConfigError
 
 MINIMUM = {"python": (3, 11), "torch": (2, 4), "transformers": (4, 51), "numpy": (1, 26), "pydantic": (2, 0)}
 
@@ -71,7 +72,6 @@ def examine() -> list[Finding]:
 
 
 def examine_versions() -> list[Finding]:
-    from hildanext import __version__
     from hildanext.core.runtime import versions
 
     findings = [Finding("ok", "hildanext", __version__)]
@@ -177,6 +177,8 @@ def examine_sandbox() -> list[Finding]:
 
 def probe_optional(name: str) -> Finding:
     """Look for an attribute only the real package has: an index may hold an empty placeholder of that name."""
+    from importlib.metadata import PackageNotFoundError, version  # 17 ms, which --help need not take
+
     attribute, submodule, purpose = OPTIONAL[name]
     try:
         installed = version(name)
@@ -213,7 +215,6 @@ def examine_engines() -> list[Finding]:
 
 def examine_bitsandbytes() -> Finding:
     """Installed, and able to pack and unpack on the device that would be chosen here?"""
-    from hildanext.core.errors import ConfigError
     from hildanext.core.runtime import choose_device
     from hildanext.models.quantize import bitsandbytes_on
 

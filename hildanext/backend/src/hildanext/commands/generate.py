@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, add_runtime_flags, print_json
 from hildanext.commands.generation_flags import Generation, add_decoder_flags, mode_line, read_generation
-from hildanext.commands.generation_records import save_trace, stats_line
+from hildanext.detokenization import TokenCells
 
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
+    from hildanext.data.prompts import Prompt
     from hildanext.inference import Event
     from hildanext.models.loading.loaded_model import LoadedModel
 
@@ -24,11 +25,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="text to continue")
-    source.add_argument("--batch", metavar="FILE", help="one prompt per line, decoded as one batch")
+    source.add_argument("--batch", metavar="FILE", help="one prompt per line (or a .jsonl file), decoded as one batch")
     parser.add_argument(
         "--chat", action="store_true", help="a prompt is a question, put into the model's chat template"
     )
     parser.add_argument("--system", help="with --chat: what the model is told before the question")
+    parser.add_argument(
+        "--special-tokens-in-text",
+        action="store_true",
+        help="with --chat: parse control tokens that a message spells (usually they are text)",
+    )
     parser.add_argument("--model", help="diffusion checkpoint: a folder, or tiny (default)")
     parser.add_argument(
         "--server", metavar="URL", help="ask a running service (its key: environment variable HILDA_API_KEY)"
@@ -57,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
     asked = read_generation(options, {"generate": {"model": "tiny"}})
     opened = LoadedModel.open(str(asked.model), asked.runtime)
-    prompts = [_encoded(options, asked.chat, opened.tokenizer, text) for text in asked.texts]
+    prompts = [_encoded(asked, opened.tokenizer, prompt) for prompt in asked.prompts]
     for mode, section in asked.modes.items():
         if len(asked.modes) > 1 and not options.json:
             print(f"{mode}:")
@@ -73,20 +79,20 @@ def _write(
     machine: dict[str, Any],
 ) -> None:
     """Answer all prompts in one mode, shown as it happens and as it ends."""
+    from hildanext.commands.generation_records import save_trace, stats_line
     from hildanext.decoding import make_decoder
     from hildanext.decoding.trace import trace_record
     from hildanext.inference import generate
 
     model, tokenizer, decoder = opened.model, opened.tokenizer, make_decoder(machine["decoder"])
-    watcher = _Watcher(
-        options, [f"{text}\n" for text in asked.texts] if asked.chat else asked.texts, prompts, tokenizer
-    )
+    watcher = _Watcher(options, [asked.shown(prompt) for prompt in asked.prompts], prompts, tokenizer)
     with watcher:
         results = generate(model, tokenizer, prompts, decoder, asked.config, watcher.on_event)
     watcher.finish(results)
-    rows = [{"prompt": text, **result.to_record()} for text, result in zip(asked.texts, results, strict=True)]
+    rows = [{**prompt.said(), **result.to_record()} for prompt, result in zip(asked.prompts, results, strict=True)]
     if options.trace:
-        traces = [trace_record(result.trace, tokenizer) for result in results]
+        texts_of = [TokenCells(tokenizer, prompt) for prompt in prompts]
+        traces = [trace_record(result.trace, cells) for result, cells in zip(results, texts_of, strict=True)]
         save_trace(options.trace, machine, [{**row, **trace} for row, trace in zip(rows, traces, strict=True)])
     if options.json:
         for row in rows:
@@ -95,17 +101,14 @@ def _write(
         print(stats_line(results, machine, asked.config.batch_size))
 
 
-def _encoded(options: argparse.Namespace, chat: bool, tokenizer: Any, text: str) -> list[int]:
-    from hildanext.core.errors import ConfigError
-    from hildanext.data.chat_template import Message, encode_chat
+def _encoded(asked: Generation, tokenizer: Any, prompt: "Prompt") -> list[int]:
+    from hildanext.data.chat_template import encode_chat
     from hildanext.tokenization import encode_prompt
 
-    if chat:
-        before = [Message("system", options.system)] if options.system is not None else []
-        return encode_chat(tokenizer, [*before, Message("user", text)])
-    if options.system is not None:
-        raise ConfigError("--system is for conversations", "add --chat")
-    return encode_prompt(tokenizer, text)
+    turns = asked.turns(prompt)
+    if turns:
+        return encode_chat(tokenizer, turns, asked.special_tokens_in_text)
+    return encode_prompt(tokenizer, str(prompt.text))
 
 
 class _Watcher:
@@ -117,8 +120,9 @@ class _Watcher:
         self.view = None
         if options.trace is not None and not self.quiet:
             from hildanext.decoding.trace import TerminalView
-
-            self.view = TerminalView(prompts[0], tokenizer)
+        
+            self.cells = TokenCells(tokenizer, prompts[0])
+            self.view = TerminalView(self.cells.prompt())
         self.streams = not self.quiet and self.view is None and len(texts) == 1
 
     def __enter__(self) -> None:
@@ -135,7 +139,9 @@ class _Watcher:
         if self.streams and event.kind == "text":
             print(event.text, end="", flush=True)
         elif self.view is not None and event.step is not None and event.row == 0:
-            self.view.show(event.step)
+            from hildanext.decoding.trace import step_record
+
+            self.view.show(step_record(event.step, self.cells))
 
     def finish(self, results: "list[GenerationResult]") -> None:
         """End the stream, or print what was not streamed."""

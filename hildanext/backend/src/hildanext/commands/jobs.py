@@ -16,6 +16,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, load_run, print_json
+from hildanext.core.errors import ConfigError
+from hildanext.core.logging_setup import configure_logging
 
 if TYPE_CHECKING:
     from hildanext.jobs.base import Job, JobEvent
@@ -61,7 +63,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.errors import ConfigError
     from hildanext.stages.submission import open_jobs
 
     limit = options.limit if options.action == "work" else 1
@@ -170,8 +171,6 @@ def _artefacts(service: "JobService", options: argparse.Namespace) -> None:
 
 
 def _work(service: "JobService", options: argparse.Namespace) -> None:
-    from hildanext.core.logging_setup import configure_logging
-
     configure_logging("info")
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has Ctrl-C ignored
         signal.signal(number, signal.default_int_handler)

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_recipe_flags, load_run, print_json
+from hildanext.commands.check import as_recipe
 from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import to_json
+from hildanext.core.plots import save
+from hildanext.core.run_dir import write_atomically
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.memory_plan.machine import Machine
@@ -48,9 +53,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0 when every stage fits, 1 when one does not."""
-    from hildanext.core.metrics_log import to_json
-    from hildanext.core.plots import save
-    from hildanext.core.run_dir import write_atomically
     from hildanext.memory_plan.machine import find_machine, read_bytes
     from hildanext.memory_plan.picture import plan_figure
     from hildanext.memory_plan.plan import bars, make_plan, record
@@ -74,11 +76,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Question]":
     """The stages of the run that train, in order, and decoding what they make."""
-    from hildanext.commands.check import as_recipe
     from hildanext.memory_plan.architecture import find_architecture
     from hildanext.memory_plan.sections import DEFAULT_BLOCK, convert_question, serving_question, sft_question
     from hildanext.recipe import read_recipe
-    from hildanext.stages import STAGES
 
     if options.recipe is not None:
         options.config = options.recipe

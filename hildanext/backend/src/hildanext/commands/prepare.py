@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hildanext.commands import add_run_flags, load_run, open_stage
 from hildanext.core.errors import ConfigError
 from hildanext.core.knobs import names_in
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.datasets import OnProgress
@@ -95,7 +96,6 @@ def _print_part(out: str, manifest: dict[str, Any], tokens: int, seconds: float)
 def _graphs(options: argparse.Namespace) -> int:
     """Write graphs and print what was met. Raises `ConfigError` for what is missing or does not go together."""
     from hildanext.recipe import read_shared, section_of
-    from hildanext.stages import STAGES
 
     run = load_run(options)
     read_shared(run, STAGES)

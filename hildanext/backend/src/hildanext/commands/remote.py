@@ -16,7 +16,6 @@ from hildanext.core.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hildanext.decoding.state import Step
     from hildanext.engine.base import EngineEvent, Request, RequestOutput, Started
     from hildanext.engine.remote.openai import OpenAIEngine
 
@@ -29,20 +28,19 @@ def ask(options: argparse.Namespace) -> int:
     from hildanext.engine.remote.openai import OpenAIConfig
 
     misplaced = [name for name in RUNTIME_FLAGS if getattr(options, name) is not None]
+    misplaced += ["special-tokens-in-text"] if options.special_tokens_in_text else []
     if misplaced:
         raise ConfigError(f"--{misplaced[0]} is about a model here, but --server asks one elsewhere", "leave it out")
     asked = read_generation(options)
-    if options.system is not None and not asked.chat:
-        raise ConfigError("--system is for conversations", "add --chat")
-    requests, texts = _requests(options, asked), asked.texts
+    requests, prompts = _requests(options, asked), asked.prompts
     key = KEY if os.environ.get(KEY) else None
-    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(texts)).connect(options.model)
+    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(prompts)).connect(options.model)
     try:
-        answers, records = _answers(engine, requests, options, texts)
+        answers, records = _answers(engine, requests, options, asked)
     finally:
         engine.close()
     server = _server(engine, asked)
-    rows = [{"prompt": text, **answer.to_record()} for text, answer in zip(texts, answers, strict=True)]
+    rows = [{**prompt.said(), **answer.to_record()} for prompt, answer in zip(prompts, answers, strict=True)]
     if options.trace:
         traced = [{**row, "format": TRACE_FORMAT, "steps": steps} for row, steps in zip(rows, records, strict=True)]
         save_trace(options.trace, server, traced)
@@ -55,15 +53,13 @@ def ask(options: argparse.Namespace) -> int:
 
 
 def _requests(options: argparse.Namespace, asked: Generation) -> "list[Request]":
-    from hildanext.data.chat_template import Message
     from hildanext.engine.base import Request
 
     (section,), settings = asked.modes.values(), asked.config
-    before = (Message("system", options.system),) if options.system is not None else ()
     return [
         Request(
-            prompt=None if asked.chat else text,
-            messages=(*before, Message("user", text)) if asked.chat else (),
+            prompt=None if asked.turns(prompt) else prompt.text,
+            messages=asked.turns(prompt),
             decoder=section,
             max_new_tokens=settings.max_new_tokens,
             seed=settings.seed + number,
@@ -71,12 +67,12 @@ def _requests(options: argparse.Namespace, asked: Generation) -> "list[Request]"
             ignore_eos=settings.ignore_eos,
             steps=options.trace is not None,
         )
-        for number, text in enumerate(asked.texts)
+        for number, prompt in enumerate(asked.prompts)
     ]
 
 
 def _answers(
-    engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, texts: list[str]
+    engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, asked: Generation
 ) -> "tuple[list[RequestOutput], list[list[Mapping[str, Any]]]]":
     """All at once on the way out, in order on the way in; beside the answers their steps."""
     from hildanext.engine.base import Failed, Finished, Piece, Started, Stepped
@@ -87,22 +83,22 @@ def _answers(
     answers: list[RequestOutput] = []
     records: list[list[Mapping[str, Any]]] = [[] for _ in requests]
     for number, events in enumerate(queues):
-        shown = _Shown(options, texts[number], alone=len(texts) == 1, first=number == 0)
-        with shown:
+        screen = _Shown(options, asked.shown(asked.prompts[number]), alone=len(queues) == 1, first=number == 0)
+        with screen:
             while len(answers) == number:
                 match events.get():
                     case Started() as started:
-                        shown.start(started)
+                        screen.start(started)
                     case Stepped(record):
                         records[number].append(record)
-                        shown.step(record)
+                        screen.step(record)
                     case Piece(text):
-                        shown.piece(text)
+                        screen.piece(text)
                     case Finished(answer):
                         answers.append(answer)
                     case Failed(error):
                         raise error
-        shown.end(answers[number])
+        screen.end(answers[number])
     return answers, records
 
 
@@ -110,12 +106,11 @@ class _Shown:
     """One text on the screen: as it arrives where it is the only one, as its denoising with --trace, or when whole."""
 
     def __init__(self, options: argparse.Namespace, text: str, alone: bool, first: bool) -> None:
-        self.text = f"{text}\n" if options.chat else text
+        self.text = text
         self.quiet = options.json
         self.watches = options.trace is not None and first and not self.quiet
         self.streams = alone and options.trace is None and not self.quiet
         self.view: Any = None
-        self.names: Any = None
 
     def __enter__(self) -> None:
         if self.streams:
@@ -131,19 +126,13 @@ class _Shown:
         if not self.watches:
             return
         from hildanext.decoding.trace import TerminalView
-        from hildanext.engine.remote.server_tokenizer import ServerTokenizer
 
-        self.names = ServerTokenizer()
-        self.names.learn((cell.token, cell.text) for cell in started.prompt)
-        self.view = TerminalView([cell.token for cell in started.prompt], self.names)
+        self.view = TerminalView([vars(cell) for cell in started.prompt])
         self.view.__enter__()
 
     def step(self, record: "Mapping[str, Any]") -> None:
         if self.view is not None:
-            self.names.learn([(cell["token"], cell["text"]) for cell in record["drafts"]])
-            for cell in record["edits"]:
-                self.names.learn([(cell["old"], cell["old_text"]), (cell["new"], cell["new_text"])])
-            self.view.show(_step(record))
+            self.view.show(record)
 
     def piece(self, text: str) -> None:
         if self.streams:
@@ -154,21 +143,6 @@ class _Shown:
             print("\n")
         elif not self.quiet:
             print(f"{self.text}{answer.text}\n")
-
-
-def _step(record: "Mapping[str, Any]") -> "Step":
-    from hildanext.decoding.state import Step
-
-    return Step(
-        row=0,
-        forward=record["forward"],
-        start=record["block_start"],
-        kind=record["kind"],
-        masks=list(record["masks"]),
-        drafts=[(cell["position"], cell["token"], cell["probability"]) for cell in record["drafts"]],
-        edits=[(cell["position"], cell["old"], cell["new"], cell["probability"]) for cell in record["edits"]],
-        final=record["final"],
-    )
 
 
 def _server(engine: "OpenAIEngine", asked: Generation) -> dict[str, Any]:

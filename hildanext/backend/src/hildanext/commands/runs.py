@@ -8,9 +8,11 @@ hildanext runs --compare runs/first runs/second --plot comparison.png
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import print_json
+from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,9 +30,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from hildanext.core.errors import ConfigError
     from hildanext.report.compare_runs import differences, draw_comparison, find_runs
 
     if options.plot and not options.compare:

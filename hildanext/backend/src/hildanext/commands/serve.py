@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import RUNTIME_FLAGS, add_run_flags, add_runtime_flags, load_run
 from hildanext.core.errors import ConfigError
+from hildanext.core.logging_setup import configure_logging
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.engine.base import Engine
@@ -40,7 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from hildanext.api import create_app, read_key
-    from hildanext.core.logging_setup import configure_logging
     from hildanext.serve.server import address_of, bind, configure_access_log, serve
     from hildanext.stages.submission import open_jobs
 
@@ -82,7 +83,6 @@ def chosen_section(run: Mapping[str, Any], options: argparse.Namespace, embedded
     """The section `serve` over the run's own keys, with the flags of model and engine in it; `embedded` where nobody
     names a model. Raises `ConfigError`."""
     from hildanext.recipe import read_shared, section_of
-    from hildanext.stages import STAGES
 
     shared, section = read_shared(run, STAGES), section_of(run, "serve")
     named = options.model is not None or options.parent is not None or {"model", "parent"} & set(section)

@@ -20,8 +20,9 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", 
 REPORTED_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
 
 
-MOST_THREADS = 1024
-"""Far more make a machine unusable before torch refuses them."""
+THREADS_PER_CORE = 64
+"""More is a slip of the pen: the system may refuse to start so many, and torch then ends the program."""
+
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Where launchers say which of several processes this is."""
 
@@ -150,10 +151,9 @@ def set_threads(count: int | None = None) -> int:
     if count is None:
         limit = os.environ.get("OMP_NUM_THREADS", "")
         count = int(limit) if limit.isdigit() and int(limit) > 0 else usable_cores()
-    if not 1 <= count <= MOST_THREADS:
-        raise ConfigError(
-            f"threads = {count}", f"give 1 to {MOST_THREADS}; this process may use {usable_cores()} cores"
-        )
+    most = THREADS_PER_CORE * usable_cores()
+    if not 1 <= count <= most:
+        raise ConfigError(f"threads = {count}", f"give 1 to {most} on this machine")
     torch.set_num_threads(count)
     return count
 

@@ -21,6 +21,7 @@ from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
 from hildanext.data.batch import Batch
 from hildanext.datasets import PackedDataset
+from hildanext.detokenization import Detokenizer
 from hildanext.eval.generation import PARENT, GenerationBenchConfig, compare, held_out_prompts, label
 from hildanext.likelihood.held_out import LikelihoodConfig, TextLikelihood, bound, parent_likelihood
 from hildanext.models import DiffusionModel
@@ -112,7 +113,7 @@ def evaluate(
 
         written = compare(model, tokenizer, parent, prompts, settings.generation, each)
         result["generation"] = [method.to_record() for method in written]
-        result["prompts"] = [str(tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in prompts]
+        result["prompts"] = [Detokenizer(tokenizer).text(prompt) for prompt in prompts]
     return result
 
 

@@ -21,6 +21,7 @@ from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.datasets import PackedDataset
 from hildanext.decoding import MODE_MEANS, MODES, make_decoder
 from hildanext.inference import GenerationConfig, eos_ids, generate
+from hildanext.likelihood.base import number
 from hildanext.models import DiffusionModel
 
 ONE_PER_STEP: dict[str, Any] = {"name": "threshold_edit", "tau_mask": 1.0, "tau_edit": None, "max_post": 0}
@@ -112,7 +113,7 @@ def generative_nats(parent: Parent, prompts: Sequence[Sequence[int]], completion
         tokens = torch.tensor([[*prompt, *completion]])
         position = torch.arange(tokens.shape[1])[None]
         nll = parent.token_nll(tokens, torch.zeros_like(tokens), position)
-        total += float(nll[0, len(prompt) :].sum())
+        total += number(float(nll[0, len(prompt) :].sum()), "autoregressive parent")
         count += len(completion)
     return total / count if count else math.nan
 

@@ -46,7 +46,7 @@ def _task(run: TaskRun) -> dict[str, Any]:
     return {
         "key": run.key,
         "knobs": plain(run.task),
-        "facts": run.task.facts(),
+        "facts": {**run.task.facts(), **({"rows left out": run.task.left_out()} if run.task.left_out() else {})},
         "ways": [
             _method(run.task, outcome, items, None if items is base else base)
             for outcome, items in zip(run.outcomes, columns, strict=True)

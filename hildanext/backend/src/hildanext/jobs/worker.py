@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from hildanext.core.errors import CheckpointError
+from hildanext.core.json_text import as_read_back
 from hildanext.jobs import processes
 from hildanext.jobs.base import JOB_FILE, LOG_FILE, State
 from hildanext.jobs.progress import last_words, look
@@ -86,7 +87,7 @@ class Worker:
 
     def _tell(self) -> bool:
         """Bring events, progress and heartbeat up to date. False where the attempt is over in the table."""
-        cursors = json.loads(json.dumps(self.cursors))
+        cursors = as_read_back(self.cursors)
         events, progress_now = look(self.folder, cursors)
         progress = json.dumps(progress_now.as_json())
         if progress != self.progress:

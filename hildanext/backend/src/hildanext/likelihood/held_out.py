@@ -29,7 +29,7 @@ from hildanext.core.errors import UnknownChoice
 from hildanext.data.batch import Batch, padding_tokens
 from hildanext.diffusion import block_index
 from hildanext.likelihood import LIKELIHOODS, Likelihood, Noising
-from hildanext.likelihood.base import scored_tokens, weighted_losses
+from hildanext.likelihood.base import Model, number, scored_tokens, weighted_losses
 from hildanext.likelihood.exact import ExactLikelihood
 from hildanext.models import DiffusionModel
 
@@ -140,7 +140,7 @@ def text_likelihood(
             blocks = block_index(batch.document, batch.position, block_size)
             padding = padding_tokens(batch.tokens, batch.document, pad_id)
             sums.add(flat[: -len(draws)].view_as(nll), scored, padding, blocks)
-    return sums.likelihood(kind, block_size)
+    return sums.likelihood(kind, block_size, "diffusion model")
 
 
 def bound(
@@ -178,7 +178,7 @@ def parent_likelihood(parent: Parent, batches: Iterable[Batch], pad_id: int) -> 
         nll = parent.token_nll(batch.tokens, batch.document, batch.position).double()
         sums.add((nll * scored)[None], scored, padding, block_index(batch.document, batch.position, 1))
         sums.forwards += 1
-    return sums.likelihood("exact", 1)
+    return sums.likelihood("exact", 1, "autoregressive parent")
 
 
 class _Sums:
@@ -211,7 +211,7 @@ class _Sums:
         else:
             self.single.append(per_block[0])
 
-    def likelihood(self, kind: Literal["exact", "bound"], block_size: int) -> TextLikelihood:
+    def likelihood(self, kind: Literal["exact", "bound"], block_size: int, who: Model) -> TextLikelihood:
         if kind == "bound" and self.single:
             # One draw a block: the spread between blocks holds the texts' own spread too, so this is too large.
             sums = torch.cat(self.single)
@@ -221,7 +221,7 @@ class _Sums:
             kind=kind,
             block_size=block_size,
             tokens=self.tokens,
-            real_nll=self.real,
+            real_nll=number(self.real, who),
             padding_nll=self.padding,
             sampling_se=sampling_se,
             text_se=_ratio_error(self.rows),

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from hildanext.core.config import config, validate
 from hildanext.core.metrics_log import to_json
+from hildanext.core.run_dir import write_atomically
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Measure, and write the numbers."""
-    from hildanext.core.run_dir import write_atomically
-
     result, _ = measure(section, context, logger.info)
     path = context.stage_dir / "bench.json"
     write_atomically(path, to_json(result, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hildanext.core.runtime import set_threads
 from hildanext.recipe import StageContext
 
 TOGETHER = True
@@ -22,7 +23,6 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Convert, or go on converting."""
-    from hildanext.core.runtime import set_threads
     from hildanext.wsd_stage0 import convert
 
     set_threads(context.threads)

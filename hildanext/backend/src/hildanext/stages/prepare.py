@@ -11,6 +11,8 @@ from pydantic import Field
 
 from hildanext.core.config import Seed, config, merge, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.registry import build
+from hildanext.data.sources import SOURCES
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
@@ -39,8 +41,6 @@ class ParentSamples:
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for a section without parts, an unknown key or a source that does not exist."""
-    from hildanext.core.registry import build
-    from hildanext.data.sources import SOURCES
     from hildanext.datasets import PrepareConfig
 
     parts = _parts(section, context)

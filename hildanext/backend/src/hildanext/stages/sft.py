@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hildanext.core.runtime import set_threads
 from hildanext.recipe import StageContext
 
 TOGETHER = True
@@ -21,7 +22,6 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Fine-tune, or go on fine-tuning."""
-    from hildanext.core.runtime import set_threads
     from hildanext.sft_stage1 import sft
 
     set_threads(context.threads)

@@ -184,7 +184,7 @@ class DInferEngine(Engine):
                 raise ConfigError(f"{name} {section[name]}: dinfer was started with {value}", "start another with it")
         if self.settings.edits == "refuse" and section.get("tau_edit") is not None:
             raise ConfigError("dinfer cannot edit written tokens", "give tau_edit off, or use the engine local")
-        for name in ("steps", "ignore_eos"):
+        for name in ("steps", "ignore_eos", "scores"):
             if getattr(request, name):
                 raise ConfigError(f"dinfer cannot be asked for {name}", "leave it out, or use the engine local")
 
@@ -192,14 +192,11 @@ class DInferEngine(Engine):
         sources = [request.prompt is not None, bool(request.messages), request.tokens is not None]
         if sum(sources) != 1:
             raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(sources)}")
-        try:
-            ids = list(request.tokens or ())
-            if request.messages:
-                ids = encode_chat(self.tokenizer, request.messages)
-            elif request.prompt is not None:
-                ids = encode_prompt(self.tokenizer, request.prompt)
-        except UnicodeEncodeError:
-            raise PromptError("the text holds half a character", "send whole characters") from None
+        ids = list(request.tokens or ())
+        if request.messages:
+            ids = encode_chat(self.tokenizer, request.messages, self.settings.special_tokens_in_text)
+        elif request.prompt is not None:
+            ids = encode_prompt(self.tokenizer, request.prompt)
         if not ids or self.mask_id in ids:
             raise PromptError("the prompt is empty or holds the mask token", "give text; leave the mask out")
         return ids
@@ -265,7 +262,9 @@ class DInferEngine(Engine):
             call.first = call.first if call.first is not None else time.perf_counter()
             self._tell(work, Piece(text))
 
-        detokenizer = IncrementalDetokenizer(self.tokenizer, frozenset({self.eos_id}), work.request.stop, show)
+        detokenizer = IncrementalDetokenizer(
+            self.tokenizer, work.prompt, frozenset({self.eos_id}), work.request.stop, show
+        )
         row, size, last = list(work.prompt), self.settings.block_length, self._whole(work)
         while not work.ended:
             before = self._server.forwards
