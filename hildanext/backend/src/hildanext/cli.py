@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextvars import copy_context
+from typing import NoReturn
 
 from hildanext import __version__
 from hildanext.core.absent import ABSENT
@@ -87,10 +88,15 @@ def _refuse_half_characters(arguments: Sequence[str]) -> None:
             raise HildaError(f"the argument {ascii(argument)} is no UTF-8", "give it as UTF-8 (see locale, iconv)")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(" ".join(message.split()))  # one line, whatever was given
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; only the verb that was asked for is imported, and alone made where it comes first: help is quick."""
     absent = ", ".join(ABSENT)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hildanext",
         description="Any autoregressive transformer becomes an editable discrete-diffusion language model.",
         epilog=f"not in this version: {absent}",

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(parts)
     else:
-        counts = ", ".join(f"{part['examples']:,} for {name}" for name, part in parts.items())
+        counts = ", ".join(f"{parts[name]['examples']:,} for {name}" for name in ("train", "valid"))
         print(f"conversations in {context.stage_dir}: {counts}")
         print("next: the same command without --data-only")
     return 0
