@@ -160,16 +160,17 @@ def command_lines(draw: st.DrawFn, verb: str) -> tuple[list[str], bytes | None]:
     if verb == "jobs" and draw(st.booleans()):
         action = draw(st.sampled_from(["list", "show", "cancel", "log", "artefacts", "events", "nothing"]))
         words = [verb, action, *([] if action == "list" else [draw(st.sampled_from(TEXTS))]), "--folder", "out/jobs"]
-    elif verb in READS and (draw(st.integers(0, 9)) or verb == "bench"):
+    elif verb in READS and (verb == "bench" or draw(st.integers(0, 9)) != 7):
         run = json.dumps(draw(_run(verb))).encode()
         words += ["--config", "run.json"]
     for action in draw(st.lists(st.sampled_from(_flags(verb)), max_size=2)):
         if action.option_strings[-1] not in UNTRIED:
             words += draw(_flag(action))
-    if not draw(st.integers(0, 5)):
+    if draw(st.integers(0, 9)) == 7:
         words += [draw(st.sampled_from([*PLACES, "--nothing", "--", "-x", "extra"]))]
-    if not draw(st.integers(0, 9)) and len(words) > 2:
-        del words[draw(st.integers(1, len(words) - 1))]
+    if draw(st.integers(0, 9)) == 7 and len(words) > 2:
+        kept = [word for at, word in enumerate(words) if at and not {word, words[at - 1]} & set(OUTPUTS)]
+        words.remove(draw(st.sampled_from(kept or words[1:2])))
     return words, run
 
 

@@ -37,6 +37,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("hildanext.commands.doctor", "what this machine can do, and why not"),
 }
 
+PLACES = ("out", "folder", "png", "plot", "samples_out", "jobs_folder")
+"""Flags that say where something is written."""
+
 WAIT = ("GOMP_SPINCOUNT", "1000")
 """How long a thread of torch waits in a loop before it sleeps. The library's own value, 300 times as much, lets threads
 burn what a busy machine's other work needs: drawing samples with `tiny` took 5 times as long, on two contended cores.
@@ -77,8 +80,16 @@ def _dispatch(arguments: list[str]) -> int:
     if options.verb is None:
         parser.print_help()
         return 0
+    _refuse_nameless_places(options)
     module = importlib.import_module(VERBS[options.verb][0])
     return int(copy_context().run(module.run, options))  # a verb's profile ends with it
+
+
+def _refuse_nameless_places(options: argparse.Namespace) -> None:
+    """An empty name would be the working folder, as a script's unset variable does not mean it."""
+    for name in PLACES:
+        if getattr(options, name, None) == "":
+            raise HildaError(f"--{name.replace('_', '-')} is empty", "say where to write")
 
 
 def _refuse_half_characters(arguments: Sequence[str]) -> None:

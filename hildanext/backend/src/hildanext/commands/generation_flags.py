@@ -87,6 +87,8 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
     from hildanext.core.config import validate
     from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config
 
+    if options.trace == "" and options.json:
+        raise ConfigError("--trace shows the denoising, and --json shows nothing", "keep it: --trace FILE")
     section, context = open_stage(options, lambda section: _folded(section, options), defaults)
     settings = validate(SampleConfig, section, "generate")
     prompts, modes = _prompts(options, settings), decoder_sections(settings, context)
