@@ -89,9 +89,26 @@ FILES: dict[str, bytes] = {
 PLACES = (*FILES, ".", "..", "nested", "shards", "nowhere/x", "text.txt/x", "/dev/null", "/dev/null/x", "~nobody/x") + (
     "x" * 300, "/proc/self/x", "*.json", "[", "a\nb", "-", "//",
 )  # fmt: skip
-NUMBERS = ("0", "-1", "1", "2", "1.5", "-0.5", "1e308", "1e999", "nan", "inf", "-inf", "1_0", "0x10", str(2**63), "9" * 30)
+NUMBERS = (
+    "0",
+    "-1",
+    "1",
+    "2",
+    "1.5",
+    "-0.5",
+    "1e308",
+    "1e999",
+    "nan",
+    "inf",
+    "-inf",
+    "1_0",
+    "0x10",
+    str(2**63),
+    "9" * 30,
+)
 TEXTS = ("", " ", "x", "tiny", "none", "off", "null", "true", "auto", "S_MODE", "cuda:9", "meta", "bf16", "fp99") + (
-    "owner/name", "\N{FOX FACE}", "\u2028", "a,b", "a=b", "{}", "[1]", '{"name": "x"}', "0/0", "1/0", "é" * 2000, "%s", "{x}",
+    "owner/name", "\N{FOX FACE}", "\u2028", "a,b", "a=b", "{}", "[1]", '{"name": "x"}', "0/0", "1/0", "é" * 2000,
+    "%s", "{x}",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**63, 10**30, 0.5, -0.5, 1e308, "\0", [], {}, [[]], [None], [{}], {"name": "x"},
@@ -143,11 +160,10 @@ def _flag(action: argparse.Action) -> st.SearchStrategy[list[str]]:
     if name in OUTPUTS:
         values = st.sampled_from(["out", "out/x", "out/a/b.png", "/dev/null/x", "text.txt/x", "", "out/" + "x" * 300])
     elif name in ("--url", "--server"):
-        values = st.sampled_from(["", "x", "http://127.0.0.1:9", "http://127.0.0.1:99999", "ftp://127.0.0.1", "http://["])
+        values = st.sampled_from(["", "x", "http://127.0.0.1:9", "http://127.0.0.1:99999", "ftp://[::1]", "http://["])
     elif name == "--set":
-        values = st.tuples(st.sampled_from(["seed", "x", "", "a.b", "stages", ".", "seed.x"]), st.sampled_from(TEXTS)).map(
-            "=".join
-        )
+        names = st.sampled_from(["seed", "x", "", "a.b", "stages", ".", "seed.x"])
+        values = st.tuples(names, st.sampled_from(TEXTS)).map("=".join)
     else:
         values = st.sampled_from(TEXTS) | st.sampled_from(PLACES) | st.sampled_from(NUMBERS)
     return values.map(lambda value: [f"{name}={value}"] if value.startswith("-") else [name, value])

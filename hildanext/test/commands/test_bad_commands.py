@@ -34,7 +34,7 @@ class TooLong(BaseException):
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder where commands run. What takes long would begin, and does not: a training, a measurement, a service."""
+    """The folder where commands run. A training, a measurement, a service would begin, and does not."""
     work = tmp_path / "work"
     work.mkdir()
     lay_out(work)

@@ -106,7 +106,9 @@ def resolve(section: Mapping[str, Any], context: StageContext) -> Evaluation:
     dtype, text = settings.pop("dtype", context.dtype), settings.pop("text", None)
     named = {name: section_of(settings, name) for name in ("quality", "harness") if settings.get(name) is not None}
     settings = {name: value for name, value in settings.items() if name not in ("quality", "harness")}
-    tasks = validate(QualityConfig, seed | named["quality"], f"{context.key}.quality") if "quality" in named else None
+    tasks = (
+        validate(QualityConfig, {**seed, **named["quality"]}, f"{context.key}.quality") if "quality" in named else None
+    )
     other = validate(HarnessConfig, named["harness"], f"{context.key}.harness") if "harness" in named else None
     reads = text is not None or "data" in settings
     known = validate(EvalConfig, {"data": "", **settings}, where=context.key)
