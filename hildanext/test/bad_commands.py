@@ -57,7 +57,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "sft": ("--out", "out", "--quiet"),
     "prepare": ("--quiet",),
     "eval": ("--quiet",),
-    "generate": ("--model", "tiny", "--threads", "1"),
+    "generate": ("--model", "tiny", "--threads", "1", "--max-new-tokens", "2"),
     "bench": ("decode",),
     "explain-graph": ("graphs.jsonl",),
     "pull": ("nowhere",),
