@@ -47,7 +47,7 @@ RUN: dict[str, Any] = {
 """Each section holds, and asks for next to nothing."""
 
 READS = {"prepare": ("prepare", "graphs"), "convert": ("convert", "data"), "sft": ("sft", "chat")} | {
-    "eval": ("eval",), "bench": ("bench",), "generate": ("generate",), "serve": ("serve",), "run": ("convert", "data"),
+    "eval": ("eval",), "bench": ("bench",), "generate": ("generate",), "chat": ("generate",), "serve": ("serve",), "run": ("convert", "data"),
     "check": tuple(RUN), "plan": ("convert", "data", "sft", "chat"), "jobs": tuple(RUN),
 }  # fmt: skip
 """The sections of the configuration that a verb is given."""
@@ -58,6 +58,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "prepare": ("--quiet",),
     "eval": ("--quiet",),
     "generate": ("--model", "tiny", "--threads", "1", "--max-new-tokens", "2"),
+    "chat": ("--model", "tiny", "--plain", "--threads", "1", "--max-new-tokens", "2"),
+    "models": ("show", "nowhere"),
     "bench": ("decode",),
     "explain-graph": ("graphs.jsonl",),
     "pull": ("nowhere",),
@@ -136,7 +138,7 @@ def _known(verb: str) -> list[tuple[str, ...]]:
 
 def _flags(verb: str) -> list[argparse.Action]:
     """The optional arguments of a verb, or of its actions."""
-    parser = cli._parser([verb])
+    parser, _ = cli._parser([verb])
     rows = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     actions = list(rows.choices[verb]._actions)
     for action in [action for action in actions if isinstance(action, argparse._SubParsersAction)]:

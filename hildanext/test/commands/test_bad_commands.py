@@ -39,6 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     work.mkdir()
     lay_out(work)
     monkeypatch.chdir(work)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     for name, folder in {"HOME": "home", "HILDANEXT_HOME": "home/hilda", "MPLCONFIGDIR": "home/mpl"}.items():
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         monkeypatch.setenv(name, str(tmp_path / folder))
