@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,25 @@ class TestRepository:
             least = re.search(rf'"{name}>=([\d.]+)"', declared).group(1)
             assert table[name] == least, name
         assert f'requires-python = ">={table["python"]}"' in declared
+
+    @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+    @pytest.mark.parametrize(
+        "choice, there, said", [("cpu", 0, "200 MB"), ("cpu", 1, "3 to 6 GB"), ("any", 0, "3 to 6 GB")]
+    )
+    def test_make_takes_torch_for_cpus_or_says_how_large_the_other_is(self, choice, there, said, tmp_path):
+        """`python` is a script that writes down its arguments; the index of builds for CPUs answers, or does not."""
+        python = tmp_path / "venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f"""#!/bin/sh
+echo "$*" >> {tmp_path}/calls
+case "$*" in *"import torch"*) exit 1;; *whl/cpu*) exit {there};; esac
+""")
+        python.chmod(0o755)
+        words = ["make", "install", f"VENV={tmp_path / 'venv'}", f"TORCH={choice}", "PYTHON=python3"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        _, *installs = (tmp_path / "calls").read_text().splitlines()
+        assert ["whl/cpu" in call for call in installs] == ([True, False] if choice == "cpu" else [False])
+        assert said in done.stdout and (("3 to 6 GB" in done.stdout) == ("3 to 6 GB" in said))
 
     def test_the_readme_holds_the_four_lines_and_the_two_commands(self):
         text = (ROOT / "README.md").read_text(encoding="utf-8")
