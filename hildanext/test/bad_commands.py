@@ -47,7 +47,8 @@ RUN: dict[str, Any] = {
 """Each section holds, and asks for next to nothing."""
 
 READS = {"prepare": ("prepare", "graphs"), "convert": ("convert", "data"), "sft": ("sft", "chat")} | {
-    "eval": ("eval",), "bench": ("bench",), "generate": ("generate",), "chat": ("generate",), "serve": ("serve",), "run": ("convert", "data"),
+    "eval": ("eval",), "bench": ("bench",), "generate": ("generate",), "chat": ("generate",),
+    "serve": ("serve",), "run": ("convert", "data"),
     "check": tuple(RUN), "plan": ("convert", "data", "sft", "chat"), "jobs": tuple(RUN),
 }  # fmt: skip
 """The sections of the configuration that a verb is given."""
