@@ -46,11 +46,20 @@ RUN: dict[str, Any] = {
 }
 """Each section holds, and asks for next to nothing."""
 
-READS = {"prepare": ("prepare", "graphs"), "convert": ("convert", "data"), "sft": ("sft", "chat")} | {
-    "eval": ("eval",), "bench": ("bench",), "generate": ("generate",), "chat": ("generate",),
-    "serve": ("serve",), "run": ("convert", "data"),
-    "check": tuple(RUN), "plan": ("convert", "data", "sft", "chat"), "jobs": tuple(RUN),
-}  # fmt: skip
+READS = {
+    "prepare": ("prepare", "graphs"),
+    "convert": ("convert", "data"),
+    "sft": ("sft", "chat"),
+    "eval": ("eval",),
+    "bench": ("bench",),
+    "generate": ("generate",),
+    "chat": ("generate",),
+    "serve": ("serve",),
+    "run": ("convert", "data"),
+    "check": tuple(RUN),
+    "plan": ("convert", "data", "sft", "chat"),
+    "jobs": tuple(RUN),
+}
 """The sections of the configuration that a verb is given."""
 
 WORDS: dict[str, tuple[str, ...]] = {

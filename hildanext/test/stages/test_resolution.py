@@ -215,6 +215,8 @@ MISSPELT = [
         ["serve"],
         ["generate", "--server", "http://127.0.0.1:9"],
         ["prepare", "--graphs", "rule:gsm8k", "--path", "x"],
+        ["chat"],
+        ["chat", "--server", "http://127.0.0.1:9"],
         ["plan"],
         ["check"],
         ["jobs", "submit", "convert"],

@@ -19,6 +19,8 @@ from hildanext.commands import add_run_flags
 from hildanext.commands.generation_flags import Generation, add_asking_flags, mode_line, read_generation
 from hildanext.core.errors import ConfigError, HildaError, PromptError, UnknownChoice
 from hildanext.core.json_text import check_prompt_text
+from hildanext.core.metrics_log import to_json
+from hildanext.core.run_dir import expand_home, write_atomically
 
 if TYPE_CHECKING:
     from hildanext.data.chat_template import Message
@@ -240,9 +242,6 @@ class _Chat:
 
     def _save(self, name: str) -> None:
         """Raises `ConfigError` for a file that this conversation did not write, and what writing raises."""
-        from hildanext.core.metrics_log import to_json
-        from hildanext.core.run_dir import expand_home, write_atomically
-
         if not name or "\0" in name:
             raise ConfigError("/save needs a file", "/save talk.jsonl")
         if not self.turns:
