@@ -10,11 +10,6 @@ from hildanext.eval.evaluation import EvalConfig
 from small_models import small_causal
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(59.0, ""), (600.0, ", 10 min left"), (9000.0, ", 2 h 30 min left")])
-def test_more_than_a_minute_is_told_and_less_is_not(seconds, said):
-    assert evaluation._left(seconds) == said
-
-
 def test_the_time_of_the_likelihoods_is_told_once_the_parents_is_known(monkeypatch):
     clock = iter([0.0, 30.0])  # 30 s for the parent's forward of all rows, of which each draw costs two
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: next(clock))

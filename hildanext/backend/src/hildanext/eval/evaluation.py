@@ -17,7 +17,7 @@ from hildanext.core.config import RowLength, config, plain
 from hildanext.core.console import machine_line, wide_console
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import to_json
-from hildanext.core.progress import duration
+from hildanext.core.progress import time_left
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
 from hildanext.data.batch import Batch
@@ -113,17 +113,12 @@ def evaluate(
 
         def each(done: int) -> None:
             left = (time.perf_counter() - begun) / done * (len(prompts) - done)
-            tell(f"prompt {done} of {len(prompts)} decoded in every way{_left(left)}")
+            tell(f"prompt {done} of {len(prompts)} decoded in every way{time_left(left)}")
 
         written = compare(model, tokenizer, parent, prompts, settings.generation, each)
         result["generation"] = [method.to_record() for method in written]
         result["prompts"] = [Detokenizer(tokenizer).text(prompt) for prompt in prompts]
     return result
-
-
-def _left(seconds: float) -> str:
-    """How long it will still take, where that is more than a minute."""
-    return f", {duration(seconds)} left" if seconds > 60 else ""
 
 
 def eval_batches(dataset: PackedDataset, settings: EvalConfig) -> list[Batch]:
@@ -158,7 +153,7 @@ def _likelihoods(
         base = baseline.nats_per_token
         # A forward of noisy and clean copies is about two of the parent's; a bound takes one for each draw.
         forwards = sum(2 * (1 if size == 1 else settings.draws) for size in settings.block_sizes)
-        left = _left(forwards * (time.perf_counter() - begun))
+        left = time_left(forwards * (time.perf_counter() - begun))
         add(PARENT, baseline)
         if left:
             tell(f"the model's likelihoods:{left.removeprefix(',')}")
