@@ -1,4 +1,4 @@
-"""A program that answers lines: what Ctrl-C of whoever asks does to it, and an answer that nobody waited for."""
+"""A program that answers lines: what Ctrl-C of whoever asks does to it, and what of an answer nobody waited for."""
 
 import os
 import signal

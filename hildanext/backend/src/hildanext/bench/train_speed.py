@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from hildanext import masks
 from hildanext.bench.decode_speed import finish
-from hildanext.core.config import Seed, config, plain
+from hildanext.core.config import RowLength, Seed, config, plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import accelerates_bf16, machine
 from hildanext.corruption.input_layout import build_layout
@@ -39,7 +39,7 @@ from hildanext.training import make_optimizer
 class TrainSpeedConfig:
     """The shape of a step; the data is random tokens, one document a row."""
 
-    sequence_length: int = Field(default=256, ge=2)
+    sequence_length: RowLength = 256
     block_size: int = Field(default=32, ge=1)
     batch_size: int = Field(default=4, ge=1)
     repeats: int = Field(default=5, ge=1)
