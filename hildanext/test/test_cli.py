@@ -89,7 +89,7 @@ def test_an_error_of_a_flag_shows_the_verb_s_usage(verb, capsys):
 
 
 def test_what_stands_in_no_terminal_is_not_wrapped(capsys, tmp_path):
-    console, long = wide_console(), "word " * 100
+    console, long = wide_console(), "word " * 500
     console.print(long)
     table = Table("name", "place")
     table.add_row("x" * 100, "y" * 300)
