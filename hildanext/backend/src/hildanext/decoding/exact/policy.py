@@ -28,13 +28,17 @@ class ExactConfig:
     """Where masks stand: behind every acceptance point, behind the last draft, or where it pays on this device."""
     drafter: Literal["adapters", "lookup", "both", "none"] = "adapters"
     """Who drafts: the checkpoint's adapters, a look-up in the text so far, the look-up where it finds something and
-    else the adapters, or nobody (the parent alone)."""
+    else the adapters, or nobody (the parent alone; with fixed rows in forwards of the adapters' shape)."""
     drafts: int | None = Field(default=None, ge=1)
     """Tokens that are drafted at a time, at most; None: what the checkpoint has learnt."""
     temperature: float = Field(default=0.0, ge=0)
     """0 writes the parent's greedy text."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=1)
+    fixed_rows: bool | None = None
+    """Feed the same number of rows in every forward of a request, junk where there are no drafts. In 16-bit types a
+    row's numbers depend on how many are fed with it; so the text is what the parent writes at that number of rows.
+    None: on in 16-bit types, off in others."""
     sample_drafts: bool = False
     """Draw drafts from the adapters' distribution; else they are its likeliest tokens. The text's law is the same."""
 
@@ -61,9 +65,10 @@ class Placing:
     ) -> None:
         """`acceptance[j - 1]` is the card's share of places at which the first j drafts were right."""
         self.config = config
-        self.most = 0 if config.drafter == "none" else most
+        self.most = 0 if config.drafter == "none" and not config.fixed_rows else most
         self.acceptance = acceptance
         self.costs = costs
+        self.fixed = bool(config.fixed_rows)
         self._chosen: dict[int, Placement] = {}
 
     def choose(self, row: "ExactRow", rows: int = 1) -> Placement:
@@ -78,11 +83,11 @@ class Placing:
             return all_points(self.most)
         assert self.costs is not None
         number = id(row)
-        if number not in self._chosen or row.forwards % EVERY == 0:
+        if number not in self._chosen or (row.forwards % EVERY == 0 and not self.fixed):
             costs = self.costs
             self._chosen[number] = fastest(self.most, self.right(row), lambda fed: costs(fed * rows) / rows)
         chosen = self._chosen[number]
-        if chosen.drafts == 0 and row.forwards % PROBE < 2:
+        if chosen.drafts == 0 and row.forwards % PROBE < 2 and not self.fixed:
             return last_point(1)
         return chosen
 

@@ -73,12 +73,14 @@ class _Plan:
 
     row: ExactRow
     drafts: list[int]
+    given: int
+    """Drafts that are some; those behind them are there for the number of rows."""
     placement: Placement
 
     @property
     def segment(self) -> DraftSegment:
         points = tuple(point for point in self.placement.points if point <= len(self.drafts))
-        if not self.drafts and self.placement.drafts:
+        if not self.drafts and self.placement.points:
             points = (0,)  # whatever the points are: without drafts there is one to stand behind
         return DraftSegment(len(self.row.tokens) - 1, 1 + len(self.drafts), points, self.placement.drafts)
 
@@ -144,13 +146,14 @@ class ExactState:
 
     def _plan(self, row: ExactRow) -> _Plan:
         placement = self.placing.choose(row, len(self.rows))
-        drafts = row.drafts[: min(placement.drafts, row.room)]
+        drafts = row.drafts[: min(placement.drafts, row.room)] if self.config.drafter != "none" else []
         if self.config.drafter in ("lookup", "both") and placement.drafts:
             shortest = 1 if self.config.drafter == "lookup" else 2  # one token in common says less than the adapters
-            found = look_up(row.tokens, min(self.placing.most, row.room), shortest)
-            if found:
-                drafts, row.draft_law = found, None
-        return _Plan(row, drafts, placement)
+            matched = look_up(row.tokens, min(placement.drafts, row.room), shortest)
+            if matched:
+                drafts, row.draft_law = matched, None
+        junk = placement.drafts - len(drafts) if self.placing.fixed else 0
+        return _Plan(row, [*drafts, *row.tokens[-1:] * junk], len(drafts), placement)
 
     def _forward(self, plans: Sequence[_Plan], segments: Sequence[DraftSegment]) -> Float[Tensor, "rows hidden"]:
         """Final states of the clean rows of all documents, then of their masks."""
@@ -184,7 +187,7 @@ class ExactState:
                      device, torch.long)
         drafts = send([plan.drafts + [0] * (most - 1 - len(plan.drafts)) for plan in plans], device, torch.long)
         drafts = drafts.view(len(plans), most - 1)
-        given = send([[at < len(plan.drafts) for at in range(most - 1)] for plan in plans], device, torch.bool)
+        given = send([[at < plan.given for at in range(most - 1)] for plan in plans], device, torch.bool)
         given = given.view(len(plans), most - 1)
         if config.temperature <= 0.0:
             verdict = verify_greedy(logits.argmax(-1)[index], drafts, given)
@@ -208,11 +211,11 @@ class ExactState:
             return None
         laws = like.new_zeros(len(plans), count, like.shape[-1])
         for number, plan in enumerate(plans):
-            here = len(plan.drafts)
+            here = plan.given
             if plan.row.draft_law is not None:
                 laws[number, :here] = plan.row.draft_law[:here]
             elif here:
-                laws[number, range(here), plan.drafts] = 1.0
+                laws[number, range(here), plan.drafts[:here]] = 1.0
         return laws
 
     def _next_drafts(
@@ -248,8 +251,8 @@ class ExactState:
 
     def _write(self, plan: _Plan, accepted: int, token: int, drafts: list[int], draft_law: Tensor | None) -> None:
         row = plan.row
-        row.count(len(plan.drafts), accepted)
-        row.edits += accepted < len(plan.drafts)
+        row.count(plan.given, accepted)
+        row.edits += accepted < plan.given
         row.tokens += [*plan.drafts[:accepted], token]
         row.cache.commit(len(row.tokens) - 1)
         row.drafts, row.draft_law = drafts, draft_law
@@ -259,7 +262,7 @@ class ExactState:
         begin = len(row.tokens)
         kept = [(begin + at, draft, chances[at]) for at, draft in enumerate(plan.drafts[:accepted])]
         written: dict[str, Any] = {"drafts": kept}
-        if accepted < len(plan.drafts):
+        if accepted < plan.given:
             written["edits"] = [(begin + accepted, plan.drafts[accepted], token, chances[accepted])]
         else:
             written["drafts"] = [*kept, (begin + accepted, token, chances[accepted])]

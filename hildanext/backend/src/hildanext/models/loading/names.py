@@ -73,6 +73,18 @@ def locate_diffusion(name: str) -> Path:
     raise ModelError(f"no diffusion checkpoint {name!r}", "give the folder that convert wrote, or 'tiny'")
 
 
+def locate_drafts(name: str) -> Path:
+    """The folder of a set of draft adapters. Raises `ModelError`."""
+    if name == "tiny":
+        return tiny.folder("drafts")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if is_hub_id(name):
+        return hub.snapshot(name, hint="check the name, or give the folder that convert wrote")
+    raise ModelError(f"no draft adapters {name!r}", "give the folder that convert wrote with keep_parent, or 'tiny'")
+
+
 def pulled_folder(name: str) -> Path:
     """Where `pull` puts a model, there or not."""
     return models_folder() / name.replace("/", "--")
