@@ -28,6 +28,7 @@ from hildanext.core.runtime import machine, make_generator, set_threads
 from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.decoding import decoder_section, make_decoder
+from hildanext.detokenization import Detokenizer
 from hildanext.diffusion import CausalPairs, NoisedBatch, mask_tokens, targets
 from hildanext.grading.gsm8k import strict
 from hildanext.inference import GenerationConfig, generate
@@ -152,7 +153,7 @@ def _exact(valid: ChatDataset, model: DiffusionModel, tokenizer: Any) -> float:
     how = GenerationConfig(max_new_tokens=32, batch_size=50)
     decoder = make_decoder(decoder_section("S_MODE"))
     done = generate(model, tokenizer, [one.prompt for one in asked], decoder, how)
-    wanted = [str(tokenizer.decode(one.answer, skip_special_tokens=True)) for one in asked]
+    wanted = [Detokenizer(tokenizer, one.prompt).text(one.answer) for one in asked]
     right = [strict(one.text, gold.split("####")[1].strip()) for one, gold in zip(done, wanted, strict=True)]
     return 100 * sum(right) / len(right)
 

@@ -206,7 +206,7 @@ def share_of(done: float) -> float:
 def story(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str = "Once upon a time") -> str:
     result = Parent(model.eval(), tokenizer).generate(tokenizer(prompt)["input_ids"], 120)
     model.train()
-    return prompt + tokenizer.decode(result.tokens)
+    return prompt + result.text
 
 
 def train_ar(arguments: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ def story(number: int, words: int = 30) -> str:
 
 
 def write_stories(path: Path, stories: list[str]) -> Path:
-    path.write_text("".join(f"{one}\n<|endoftext|>\n" for one in stories), encoding="utf-8")
+    path.write_text("".join(f"{story}\n<|endoftext|>\n" for story in stories), encoding="utf-8")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class StubTokenizer(PreTrainedTokenizerBase):
     def __init__(self, bos: int | None = None, eos: int | None = None, letters: bool = False) -> None:
         self.__dict__.update(bos=bos, eos=eos, letters=letters)  # the base class minds ordinary attributes
 
-    chat_template = None
+    chat_template = mask_token = None
     all_special_ids = property(lambda self: [id for id in (self.bos_token_id, self.eos_token_id) if id is not None])
     bos_token_id = property(lambda self: self.__dict__["bos"])
     eos_token_id = property(lambda self: self.__dict__["eos"])
@@ -75,8 +76,13 @@ class StubTokenizer(PreTrainedTokenizerBase):
     def __repr__(self) -> str:
         return "StubTokenizer"
 
-    def decode(self, ids, skip_special_tokens=False):
-        return "".join(chr(65 + token) for token in ids) if self.letters else " ".join(str(token) for token in ids)
+    added_tokens_decoder: ClassVar[dict] = {}
+
+    def get_vocab(self):
+        return {str(token): token for token in range(VOCAB)}
+
+    def decode(self, ids, skip_special_tokens=False, **_):
+        return "".join(chr(65 + token) for token in ids) if self.letters else "".join(f"{token} " for token in ids)
 
 
 class Watched(Decoder):

@@ -191,8 +191,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     wrappers = {id(leaf.inner): leaf for leaf in ours}
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    given, named = tree_map(_inner, (args, kwargs))
-    result = func(*given, **named)
+    positional, named = tree_map(_inner, (args, kwargs))
+    result = func(*positional, **named)
     if asked is not None and asked.type == "cpu":
         return result  # made on the host in the likeness of ours: nothing is read
 
@@ -340,16 +340,17 @@ def _attention(func: Any, args: Any, kwargs: Any) -> Tensor:
     inner = tree_map(_inner, (args, kwargs))
     flash = torch._fused_sdp_choice(*inner[0], **inner[1]) == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
     if not flash:
         return func(*args, **kwargs)
-    mask = given.get("attn_mask")
+    mask = arguments.get("attn_mask")
     if mask is not None and mask.dtype is torch.bool:
         zeros = torch.zeros(mask.shape, dtype=args[0].dtype, device=META)
         mask = zeros.masked_fill(~mask, float("-inf"))
     out: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
-        given["query"], given["key"], given["value"], given.get("dropout_p", 0.0), given.get("is_causal", False),
-        attn_mask=mask, scale=given.get("scale"),
+        arguments["query"], arguments["key"], arguments["value"],
+        arguments.get("dropout_p", 0.0), arguments.get("is_causal", False),
+        attn_mask=mask, scale=arguments.get("scale"),
     )[0]  # fmt: skip
     return out
 

@@ -66,13 +66,13 @@ class Worker(threading.Thread):
             while script["behaviour"] == "hangs" and not self.ended.is_set():
                 time.sleep(0.01)
             time.sleep(script["seconds"])
-            found, taken = generate(
+            tokens, taken = generate(
                 row, gen_length, block_length, script["write"], self.params.eos_id, script["forwards"]
             )
             self.num_forwards += taken
             import torch
 
-            self.results.put((torch.tensor([found]), self.num_forwards))
+            self.results.put((torch.tensor([tokens]), self.num_forwards))
 
     def terminate(self):
         self.exitcode = -15

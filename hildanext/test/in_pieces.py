@@ -18,12 +18,12 @@ from hildanext.wsd_stage0 import convert
 
 def share(tensors: list[torch.Tensor]) -> float:
     """How much of the tensors' numbers lies here."""
-    here = sum(one.to_local().numel() if hasattr(one, "to_local") else one.numel() for one in tensors)
-    return here / sum(one.numel() for one in tensors)
+    here = sum(tensor.to_local().numel() if hasattr(tensor, "to_local") else tensor.numel() for tensor in tensors)
+    return here / sum(tensor.numel() for tensor in tensors)
 
 
 def main(folder: Path) -> None:
-    found: list[dict[str, Any]] = []
+    shares: list[dict[str, Any]] = []
     loops: list[Any] = []
     run_to_end = hildanext.training._Loop.run_to_end
 
@@ -36,10 +36,10 @@ def main(folder: Path) -> None:
         convert(conversion, data, run, quiet=True)
         loop = loops.pop()
         slots = [slot for slots in loop.bare_optimizer.state.values() for slot in slots.values() if slot.ndim]
-        found.append({"parameters": share(list(loop.unwrapped.parameters())), "states": share(slots)})
+        shares.append({"parameters": share(list(loop.unwrapped.parameters())), "states": share(slots)})
     rank = PartialState().process_index
     assert is_main_process() == (rank == 0)
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    (folder / f"rank-{rank}.json").write_text(json.dumps(shares))
     PartialState().destroy_process_group()
 
 

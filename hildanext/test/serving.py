@@ -26,7 +26,7 @@ from hildanext.serve.server import GracefulServer, address_of, bind
 from hildanext.serve.settings import ServeConfig
 
 
-class ToldEngine(Engine):
+class ScriptedEngine(Engine):
     """Answers each request by calling `act(request, sink)` in a thread of its own; remembers who was cancelled."""
 
     def __init__(self, act: Callable[..., None] | None = None) -> None:
@@ -35,7 +35,7 @@ class ToldEngine(Engine):
         self.requests: list[Any] = []
         self.closed_with: list[float] = []
 
-    facts = EngineFacts("told", "for a test", "told", None, "cpu", "fp32", 1, 4, 512, 1, 1, True, False)
+    facts = EngineFacts("scripted", "for a test", "scripted", None, "cpu", "fp32", 1, 4, 512, 1, 1, True, False)
 
     def load(self) -> EngineLoad:
         return EngineLoad(alive=not self.closed_with)
@@ -103,10 +103,10 @@ def ask(app, method: str, path: str, **more: Any) -> httpx.Response:
 
 def events(text: str) -> list[tuple[str, Any]]:
     """Name and data of the server-sent events in a text."""
-    found = []
+    received = []
     for part in text.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in part.splitlines() if line and not line.startswith(":"))
         if "data" in lines:
             data = lines["data"]
-            found.append((lines.get("event", ""), data if data == "[DONE]" else json.loads(data)))
-    return found
+            received.append((lines.get("event", ""), data if data == "[DONE]" else json.loads(data)))
+    return received

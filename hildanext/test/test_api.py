@@ -17,7 +17,7 @@ from hildanext.engine.local import LocalEngine, LocalEngineConfig
 from hildanext.serve.routers import page
 from hildanext.serve.settings import ServeConfig
 from hildanext.stages.submission import open_jobs
-from serving import ToldEngine, ask, at_once, events
+from serving import ScriptedEngine, ask, at_once, events
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +45,22 @@ def error_of(response, status):
 class TestTexts:
     def test_an_answer_is_the_engine_s_own(self, app, engine):
         body = {"prompt": "Once upon a time", "max_new_tokens": 24, "tau_mask": 0.6, "seed": 3}
-        told = ask(app, "POST", "/generate", json=body).json()
+        answer = ask(app, "POST", "/generate", json=body).json()
         section = {"name": "threshold_edit", "tau_mask": 0.6, "tau_edit": 0.0, "max_post": 16}
         own = complete(engine, Request(prompt="Once upon a time", decoder=section, max_new_tokens=24, seed=3))
-        assert told["text"] == own.text and told["tokens"] == own.tokens and told["decoder"] == section
-        assert told["usage"]["forward_passes"] == own.stats.forwards
-        assert told["usage"]["completion_tokens"] == len(own.tokens) == 24
-        assert told["usage"]["prompt_tokens"] == own.prompt_tokens == 5 and told["frames"] is None
+        assert answer["text"] == own.text and answer["tokens"] == own.tokens and answer["decoder"] == section
+        assert answer["usage"]["forward_passes"] == own.stats.forwards
+        assert answer["usage"]["completion_tokens"] == len(own.tokens) == 24
+        assert answer["usage"]["prompt_tokens"] == own.prompt_tokens == 5 and answer["frames"] is None
 
     def test_a_stream_tells_a_start_every_forward_the_blocks_and_the_end(self, app):
         body = {"prompt": "Once upon a time", "max_new_tokens": 24}
-        found = events(ask(app, "POST", "/generate/stream", json=body).text)
-        names = [name for name, _ in found]
+        received = events(ask(app, "POST", "/generate/stream", json=body).text)
+        names = [name for name, _ in received]
         assert names[0] == "start" and names[-1] == "done" and set(names[1:-1]) == {"frame", "block"}
-        done, start = found[-1][1], found[0][1]
-        assert "".join(data["text"] for name, data in found if name == "block") == done["text"]
-        frames = [data for name, data in found if name == "frame"]
+        done, start = received[-1][1], received[0][1]
+        assert "".join(data["text"] for name, data in received if name == "block") == done["text"]
+        frames = [data for name, data in received if name == "frame"]
         assert len(frames) == done["usage"]["forward_passes"]
         canvas = {}
         for frame in frames:
@@ -75,14 +75,14 @@ class TestTexts:
         assert "frame" not in names and names.count("block") >= 1
 
     def test_a_whole_answer_holds_its_frames_on_request(self, app):
-        told = ask(app, "POST", "/generate", json={"prompt": "Once", "max_new_tokens": 8, "frames": True}).json()
-        assert len(told["frames"]) == told["usage"]["forward_passes"]
+        answer = ask(app, "POST", "/generate", json={"prompt": "Once", "max_new_tokens": 8, "frames": True}).json()
+        assert len(answer["frames"]) == answer["usage"]["forward_passes"]
 
     def test_the_parent_answers_token_by_token(self, app, engine):
         body = {"prompt": "Once upon a time", "max_new_tokens": 6, "parent": True}
-        told = ask(app, "POST", "/generate", json=body).json()
-        assert told["text"] == complete(engine, Request(prompt=body["prompt"], max_new_tokens=6, parent=True)).text
-        assert told["model"] == "tiny-parent" and told["usage"]["denoising_steps"] == 0
+        answer = ask(app, "POST", "/generate", json=body).json()
+        assert answer["text"] == complete(engine, Request(prompt=body["prompt"], max_new_tokens=6, parent=True)).text
+        assert answer["model"] == "tiny-parent" and answer["usage"]["denoising_steps"] == 0
 
     def test_ids_and_text_are_the_same_prompt(self, app, engine):
         ids = engine.tokenizer("Once upon a time")["input_ids"]
@@ -91,7 +91,7 @@ class TestTexts:
         assert texts[0] == texts[1]
 
     @pytest.mark.parametrize(
-        ("given", "knob", "value"),
+        ("fields", "knob", "value"),
         [
             ({"threshold": 0.9}, "tau_mask", 0.9),
             ({"editing_threshold": 0.4}, "tau_edit", 0.4),
@@ -103,27 +103,27 @@ class TestTexts:
             ({"block_length": 8, "num_inference_steps": 8}, "tau_mask", 0.5),
         ],
     )
-    def test_knobs_have_the_names_of_other_engines_too(self, app, given, knob, value):
-        told = ask(app, "POST", "/generate", json={"prompt": "Once", "max_tokens": 2, **given}).json()
-        assert told["decoder"][knob] == value
+    def test_knobs_have_the_names_of_other_engines_too(self, app, fields, knob, value):
+        answer = ask(app, "POST", "/generate", json={"prompt": "Once", "max_tokens": 2, **fields}).json()
+        assert answer["decoder"][knob] == value
 
 
 BAD = [
     ({}, "exactly one", None),
     ({"prompt": "a", "tokens": [1]}, "exactly one", None),
     ({"promt": "a"}, "did you mean prompt?", None),
-    ({"prompt": 5}, "valid string", "prompt"),
+    ({"prompt": 5}, "5 is no text", "prompt"),
     ({"prompt": None}, "exactly one", None),
-    ({"prompt": "a", "tau_mask": 1.5}, "less than or equal to 1", "tau_mask"),
-    ({"prompt": "a", "tau_mask": "0.5"}, "valid number", "tau_mask"),
-    ({"prompt": "a", "tau_mask": True}, "valid number", "tau_mask"),
-    ({"prompt": "a", "tau_edit": "on"}, "'off'", "tau_edit"),
+    ({"prompt": "a", "tau_mask": 1.5}, "tau_mask: 1.5 is above 1, give 0 to 1", "tau_mask"),
+    ({"prompt": "a", "tau_mask": "0.5"}, "'0.5' is no number, give 0 to 1", "tau_mask"),
+    ({"prompt": "a", "tau_mask": True}, "true is no number", "tau_mask"),
+    ({"prompt": "a", "tau_edit": "on"}, "give 0 to 1 or 'off', or null", "tau_edit"),
     ({"prompt": "a", "tau_mask": 0.5, "threshold": 0.5}, "given twice", None),
-    ({"prompt": "a", "temperature": -1}, "greater than", "temperature"),
-    ({"prompt": "a", "top_p": 0}, "greater than 0", "top_p"),
-    ({"prompt": "a", "top_k": 0}, "greater than", "top_k"),
+    ({"prompt": "a", "temperature": -1}, "-1 is below 0, give 0 to 100", "temperature"),
+    ({"prompt": "a", "top_p": 0}, "0 is not above 0, give a number above 0 and at most 1", "top_p"),
+    ({"prompt": "a", "top_k": 0}, "0 is below 1, give a whole number from 1 to", "top_k"),
     ({"prompt": "a", "seed": 2**70}, "", "seed"),
-    ({"prompt": "a", "max_new_tokens": -1}, "greater than", "max_new_tokens"),
+    ({"prompt": "a", "max_new_tokens": -1}, "-1 is below 1, give a whole number of at least 1", "max_new_tokens"),
     ({"prompt": "a", "max_new_tokens": 10**30}, "4096 at most", "max_new_tokens"),
     ({"prompt": "a", "max_new_tokens": 4097}, "4096 at most", "max_new_tokens"),
     ({"prompt": "a", "deadline_seconds": 1e9}, "300 s at most", "deadline_seconds"),
@@ -133,11 +133,21 @@ BAD = [
     ({"prompt": "a", "block_size": 32}, "the model's own (8)", "block_size"),
     ({"prompt": "a", "steps": 2}, "cannot be promised", "steps"),
     ({"prompt": "a", "stop": ["x"] * 5}, "4 at most", "stop"),
-    ({"prompt": "a", "stop": ""}, "empty", "stop"),
+    ({"prompt": "a", "stop": [""]}, "empty", "stop"),
     ({"prompt": "<|mask|>"}, "mask token", None),
     ({"prompt": "a" * 1_000_000}, "200000 at most", "prompt"),
     ({"prompt": "a b " * 40_000}, "context", None),
-    ({"tokens": [-1]}, "greater than", "tokens[0]"),
+    ({"prompt": "a", "max_post": 1025}, "1025 is above 1024, give a whole number from 0 to 1024", "max_post"),
+    ({"prompt": "a", "window": 1025}, "1025 is above 1024", "window"),
+    ({"prompt": "a", "temperature": 101}, "101 is above 100, give 0 to 100", "temperature"),
+    (
+        {"prompt": "a", "decoder": {"max_post": 1025}},
+        "max_post: 1025 is above 1024: this service takes 1024",
+        "decoder",
+    ),
+    ({"prompt": "a", "decoder": {"temperature": 100.5}}, "temperature: 100.5 is above 100", "decoder"),
+    ({"tokens": [-1] * 2000}, "(and 1997 more)", "tokens[0]"),
+    ({"tokens": [-1]}, "-1 is below 0", "tokens[0]"),
     ({"tokens": [10**6]}, "", None),
     ({"messages": []}, "empty", "messages"),
     ({"messages": [{"role": "robot", "content": "a"}]}, "'system'", "messages[0].role"),
@@ -181,8 +191,8 @@ def test_what_is_no_json_is_a_400(app, content, said):
 
 
 def test_an_empty_prompt_is_written_from_the_beginning_of_text(app):
-    told = ask(app, "POST", "/generate", json={"prompt": "", "max_new_tokens": 8}).json()
-    assert told["usage"]["prompt_tokens"] == 1 and told["text"]
+    answer = ask(app, "POST", "/generate", json={"prompt": "", "max_new_tokens": 8}).json()
+    assert answer["usage"]["prompt_tokens"] == 1 and answer["text"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data"])
@@ -220,11 +230,11 @@ class TestRoutes:
         assert response.status_code == 204 and response.headers["allow"] == "POST, OPTIONS"
 
     def test_health_tells_model_engine_reason_device_versions_and_load(self, app):
-        told = ask(app, "GET", "/health").json()
-        assert told == ask(app, "GET", "/health/ready").json() | {"uptime_seconds": told["uptime_seconds"]}
-        assert told["model"] == "tiny" and told["parent"] == "tiny-parent" and told["device"] == "cpu"
-        assert told["engine"]["name"] == "transformers" and told["engine"]["reason"] == "for a test"
-        assert told["versions"]["torch"] and told["load"]["alive"] and told["dtype"] == "float32"
+        health = ask(app, "GET", "/health").json()
+        assert health == ask(app, "GET", "/health/ready").json() | {"uptime_seconds": health["uptime_seconds"]}
+        assert health["model"] == "tiny" and health["parent"] == "tiny-parent" and health["device"] == "cpu"
+        assert health["engine"]["name"] == "transformers" and health["engine"]["reason"] == "for a test"
+        assert health["versions"]["torch"] and health["load"]["alive"] and health["dtype"] == "float32"
 
     def test_health_tells_whether_the_model_has_a_chat_template_of_its_own(self, app, engine):
         assert engine.tokenizer.chat_template is not None  # lent by the service
@@ -232,7 +242,9 @@ class TestRoutes:
         taught = LocalEngine(engine.model, engine.tokenizer, name="taught")
         assert ask(create_app(ServeConfig(), taught), "GET", "/health").json()["engine"]["chat_template"] is True
         taught.close()
-        assert ask(create_app(ServeConfig(), ToldEngine()), "GET", "/health").json()["engine"]["chat_template"] is None
+        assert (
+            ask(create_app(ServeConfig(), ScriptedEngine()), "GET", "/health").json()["engine"]["chat_template"] is None
+        )
 
     def test_the_startup_line_has_the_names_that_requests_take(self, app):
         said = startup_line("http://127.0.0.1:1", app.state.service)
@@ -240,7 +252,7 @@ class TestRoutes:
         assert f"serves {names[0]} beside its parent {names[1]} with transformers" in said and "1 thread;" in said
 
     def test_an_engine_that_has_died_is_not_ready_but_the_process_lives(self):
-        engine = ToldEngine()
+        engine = ScriptedEngine()
         app = create_app(ServeConfig(), engine)
         assert ask(app, "GET", "/health").status_code == 200
         engine.close()
@@ -285,8 +297,8 @@ class TestRoutes:
         document = ask(app, "GET", "/openapi.json").json()
         assert "ValidationError" not in json.dumps(document)
         for methods in document["paths"].values():
-            for told in methods.values():
-                for status, response in told["responses"].items():
+            for method in methods.values():
+                for status, response in method["responses"].items():
                     if int(status) >= 400:
                         schema = response["content"]["application/json"]["schema"]
                         assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}
@@ -295,8 +307,8 @@ class TestRoutes:
 
 class TestDoor:
     def test_a_request_keeps_a_sane_id_and_gets_one_for_any_other(self, app):
-        given = ask(app, "GET", "/health/live", headers={"X-Request-ID": "a-1.b"})
-        assert given.headers["x-request-id"] == "a-1.b"
+        response = ask(app, "GET", "/health/live", headers={"X-Request-ID": "a-1.b"})
+        assert response.headers["x-request-id"] == "a-1.b"
         for odd in ("a b", "x" * 200, "é".encode("latin-1").decode("latin-1"), '"'):
             response = ask(app, "GET", "/health/live", headers={"X-Request-ID": odd.encode("latin-1")})
             assert re.fullmatch(r"[0-9a-f]{16}", response.headers["x-request-id"])
@@ -329,7 +341,7 @@ class TestDoor:
         if value is not None:
             monkeypatch.setenv("A_KEY", value)
         with pytest.raises(ConfigError, match="holds no key"):
-            create_app(ServeConfig(api_key_env="A_KEY"), ToldEngine())
+            create_app(ServeConfig(api_key_env="A_KEY"), ScriptedEngine())
 
     def test_pages_elsewhere_may_call_only_where_they_are_named(self, engine):
         headers = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
@@ -354,7 +366,7 @@ class TestDoor:
 
 
 def refusing(error):
-    engine = ToldEngine()
+    engine = ScriptedEngine()
 
     def submit(request, sink):
         raise error
@@ -364,13 +376,13 @@ def refusing(error):
 
 
 def failing(error):
-    return create_app(ServeConfig(), ToldEngine(lambda request, sink: sink(Failed(error))))
+    return create_app(ServeConfig(), ScriptedEngine(lambda request, sink: sink(Failed(error))))
 
 
 class TestEngineErrors:
     @pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
     def test_a_full_queue_is_a_503_that_says_when_to_come_again(self, path):
-        body = {"prompt": "a"} if path != "/v1/completions" else {"prompt": "a", "model": "told", "stream": True}
+        body = {"prompt": "a"} if path != "/v1/completions" else {"prompt": "a", "model": "scripted", "stream": True}
         response = ask(refusing(Overloaded("full", "wait", 2.2)), "POST", path, json=body)
         assert error_of(response, 503)["code"] == "overloaded" and response.headers["retry-after"] == "3"
 
@@ -392,7 +404,7 @@ class TestEngineErrors:
         assert "the-id" in caplog.text and "inner words" in caplog.text
 
     def test_a_deadline_of_the_service_reaches_the_engine(self):
-        engine = ToldEngine(at_once)
+        engine = ScriptedEngine(at_once)
         app = create_app(ServeConfig(request_seconds=7), engine)
         ask(app, "POST", "/generate", json={"prompt": "a"})
         ask(app, "POST", "/generate", json={"prompt": "a", "deadline_seconds": 2})
@@ -400,12 +412,13 @@ class TestEngineErrors:
 
     def test_without_a_parent_it_cannot_answer(self):
         error = error_of(
-            ask(create_app(ServeConfig(), ToldEngine()), "POST", "/generate", json={"prompt": "a", "parent": True}), 400
+            ask(create_app(ServeConfig(), ScriptedEngine()), "POST", "/generate", json={"prompt": "a", "parent": True}),
+            400,
         )
         assert error["param"] == "parent"
 
     def test_a_model_s_path_is_not_told(self):
-        engine = ToldEngine()
+        engine = ScriptedEngine()
         engine.facts = engine.facts.__class__(**{**engine.facts.__dict__, "model": "/home/somebody/checkpoint"})
         assert "somebody" not in ask(create_app(ServeConfig(), engine), "GET", "/health").text
 
@@ -413,7 +426,7 @@ class TestEngineErrors:
 @pytest.fixture
 def jobs_app(tmp_path):
     with open_jobs(tmp_path / "jobs") as service:
-        yield create_app(ServeConfig(), ToldEngine(), service), service
+        yield create_app(ServeConfig(), ScriptedEngine(), service), service
 
 
 GENERATE = {"kind": "generate", "config": {"generate": {"model": "tiny", "prompts": ["Once"], "max_new_tokens": 4}}}
@@ -427,7 +440,7 @@ class TestJobs:
         job = response.json()
         assert job["state"] == "queued" and job["kind"] == "generate" and job["config"] == GENERATE["config"]
         listed = ask(app, "GET", "/jobs").json()
-        assert [one["id"] for one in listed["jobs"]] == [job["id"]] and "generate" in listed["kinds"]
+        assert [entry["id"] for entry in listed["jobs"]] == [job["id"]] and "generate" in listed["kinds"]
         assert ask(app, "GET", f"/jobs/{job['id']}").json()["outcomes"] == {}
         assert ask(app, "POST", f"/jobs/{job['id']}/cancel").json()["state"] == "cancelled"
         assert 'hilda_jobs{state="cancelled"} 1.0' in ask(app, "GET", "/metrics").text
@@ -467,7 +480,7 @@ class TestJobs:
         (folder / "out" / "page.html").write_text("<script>1</script>")
         (tmp_path / "secret.txt").write_text("secret")
         (folder / "leak.txt").symlink_to(tmp_path / "secret.txt")
-        listed = [one["path"] for one in ask(app, "GET", f"/jobs/{name}/artefacts").json()["artefacts"]]
+        listed = [artefact["path"] for artefact in ask(app, "GET", f"/jobs/{name}/artefacts").json()["artefacts"]]
         assert "out/page.html" in listed and "leak.txt" not in listed
         got = ask(app, "GET", f"/jobs/{name}/artefacts/out/page.html")
         assert got.text == "<script>1</script>" and got.headers["content-disposition"].startswith("attachment")
@@ -483,8 +496,8 @@ class TestJobs:
         app, _ = jobs_app
         for body, said in (
             ({"kind": "generat", "config": {}}, "did you mean 'generate'"),
-            ({"kind": "generate"}, "missing"),
-            ({"kind": "generate", "config": []}, "dictionary"),
+            ({"kind": "generate"}, "config: it is missing, give a JSON object"),
+            ({"kind": "generate", "config": []}, "config: [] is no JSON object"),
             ({"kind": "generate", "config": {"generate": {"modl": "tiny"}}}, "unknown key"),
             ({"kind": "generate", "config": {}, "now": True}, "unknown field"),
             ({"kind": "rl", "config": {}}, "no 'rl' jobs"),
@@ -498,6 +511,6 @@ class TestJobs:
         assert error_of(ask(app, "GET", "/jobs?before=nothing"), 404)
 
     def test_a_service_without_jobs_says_so(self):
-        app = create_app(ServeConfig(), ToldEngine())
+        app = create_app(ServeConfig(), ScriptedEngine())
         assert error_of(ask(app, "GET", "/jobs"), 404)["code"] == "no_jobs"
         assert error_of(ask(app, "POST", "/jobs/submit", json=GENERATE), 404)

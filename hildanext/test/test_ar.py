@@ -23,13 +23,13 @@ def make_parent(family: str = "llama", **changes: object) -> Parent:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_the_causal_models_own(family):  # V21
+def test_logits_are_the_causal_models_own(family):
     parent, theirs = make_parent(family), small_causal(family, attention="sdpa")
     ours = parent.logits(parent.hidden(TOKENS[:1], DOCUMENT[:1], POSITION[:1]))
     torch.testing.assert_close(ours, theirs(TOKENS[:1]).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_the_teacher_is_the_model_with_its_adapters_off(tmp_path):  # V21
+def test_the_teacher_is_the_model_with_its_adapters_off(tmp_path):
     folder = small_parent(tmp_path / "parent")
     model, tokenizer = start_conversion(folder, "parent", 1, mask_delta=True)
     add_lora(model, LoraConfig(rank=2))
@@ -76,7 +76,7 @@ def test_another_document_changes_nothing():
     assert torch.equal(before[1, 4:], after[1, 4:]) and not torch.equal(before[1, 1:4], after[1, 1:4])
 
 
-def test_a_uniform_model_scores_the_logarithm_of_its_vocabulary():  # V23
+def test_a_uniform_model_scores_the_logarithm_of_its_vocabulary():
     causal_lm = small_causal(tied=False).double()
     torch.nn.init.zeros_(causal_lm.get_output_embeddings().weight)
     banned = torch.arange(64) >= 60
@@ -226,13 +226,13 @@ def test_the_forwards_that_only_read_a_long_prompt_are_counted(monkeypatch):
 
 def test_a_row_ends_where_its_caller_says_and_is_handed_over_at_once():
     parent = make_parent()
-    told: list[tuple[int, int]] = []
+    handed_over: list[tuple[int, int]] = []
     results = parent.generate_batch(
         PROMPTS,
         12,
         stop_ids=[],
         ended=lambda row, tokens: row == 2 and len(tokens) == 4,
-        on_result=lambda row, result: told.append((row, len(result.tokens))),
+        on_result=lambda row, result: handed_over.append((row, len(result.tokens))),
     )
     assert [len(result.tokens) for result in results] == [12, 12, 4, 12]
-    assert told == [(2, 4), (0, 12), (1, 12), (3, 12)]
+    assert handed_over == [(2, 4), (0, 12), (1, 12), (3, 12)]

@@ -6,9 +6,11 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from hildanext.cli import VERBS
 from hildanext.stages import STAGES
@@ -17,9 +19,9 @@ PACKAGE = Path(importlib.util.find_spec("hildanext").origin).parent
 TESTS = Path(__file__).parent
 
 ROOMS = (
-    "core grading masks diffusion tokenization data datasets models corruption ar kv_cache losses decoding inference "
-    "likelihood trainer training engine wsd_stage0 sft_stage1 eval bench memory_plan report recipe jobs stages serve "
-    "api commands cli"
+    "core grading masks diffusion tokenization detokenization data datasets models corruption ar kv_cache losses "
+    "decoding inference likelihood trainer training engine wsd_stage0 sft_stage1 eval bench memory_plan report recipe "
+    "jobs stages serve api commands cli"
 ).split()
 """Rooms and front doors in the order in which they may import, lowest first; `DESIGN.md` draws it."""
 
@@ -141,10 +143,13 @@ def test_no_module_is_a_drawer():
     assert not {"utils", "common", "helpers", "io", "types", "logging"} & {Path(name).stem for name in NAMES}
 
 
-def test_every_module_is_importable():
-    for found in pkgutil.walk_packages([str(PACKAGE)], "hildanext."):
-        if not found.name.endswith("__main__"):
-            importlib.import_module(found.name)
+def test_every_module_is_importable_and_every_configuration_can_say_what_it_takes():
+    """As JSON Schema, which `core/complaints.py` puts into words, and without a warning."""
+    for module in pkgutil.walk_packages([str(PACKAGE)], "hildanext."):
+        if not module.name.endswith("__main__"):
+            for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+                if is_dataclass(kind) and "__pydantic_fields__" in vars(kind):
+                    assert TypeAdapter(kind).json_schema()["type"] == "object"
 
 
 @pytest.mark.parametrize("package", FAMILIES)
@@ -187,8 +192,8 @@ def test_members_of_a_family_do_not_import_each_other(package):
 
 @pytest.mark.parametrize("module", PROMISED)
 def test_promised_names_are_there(module):
-    found = importlib.import_module(module)
-    assert [name for name in PROMISED[module] if not hasattr(found, name)] == []
+    imported = importlib.import_module(module)
+    assert [name for name in PROMISED[module] if not hasattr(imported, name)] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -223,7 +228,59 @@ def test_importing_the_package_loads_no_torch():
     assert fresh_python("import sys, hildanext; print('torch' in sys.modules)")[0] == "False"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_flags_of_a_verb_load_no_torch(verb):
-    code = f"import sys, hildanext.cli; hildanext.cli.main([{verb!r}, '--help']); print('torch' in sys.modules)"
-    assert fresh_python(code)[0] == "False"
+def test_the_help_of_no_verb_loads_what_takes_long():
+    code = (
+        "import sys, hildanext.cli as cli; slow = {'torch', 'transformers', 'pydantic', 'numpy'}; "
+        "print({verb: here for verb in cli.VERBS "
+        "if cli.main([verb, '--help']) or (here := slow & set(sys.modules))})"
+    )
+    assert fresh_python(code)[0] == "{}"
+
+
+HEAVY = (
+    "torch transformers accelerate peft tokenizers safetensors datasets huggingface_hub numpy matplotlib pydantic "
+    "fastapi starlette uvicorn httpx rich psutil sqlite3 asyncio subprocess urllib.request importlib.metadata "
+    "dataclasses"
+).split()
+"""What takes 5 ms or more of a start-up, whose own 40 have room for none: `dataclasses` loads `inspect`,
+`importlib.metadata` loads `email`."""
+
+LATE = {("engine/dinfer/config.py", "hildanext.engine.dinfer.probe"): "a circle: the probe is of this configuration"}
+"""Imports inside functions that save no start-up, and why they are there."""
+
+
+def loaded_by(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """What an import loads itself: files below the package, other modules by name."""
+    names = [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        names = [str(node.module), *(f"{node.module}.{name}" for name in names)]
+    loaded = set()
+    for parts in (name.split(".") for name in names):
+        for end in range(1, len(parts) + 1):
+            path = "/".join(parts[1:end])
+            files = {f"{path}.py", f"{path}/__init__.py".lstrip("/")} & set(TREES)
+            loaded |= files if parts[0] == "hildanext" else {".".join(parts[:end])}
+    return loaded
+
+
+def heavy_of(start: set[str]) -> set[str]:
+    """What of `HEAVY` is loaded with these, by what they import at their top."""
+    seen, waiting = set(), list(start)
+    while waiting:
+        name = waiting.pop()
+        if name in TREES and name not in seen:
+            packages = [f"{parent}/__init__.py".removeprefix("./") for parent in Path(name).parents]
+            tops = [node for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
+            waiting += [*(set(packages) & set(TREES)), *(below for node in tops for below in loaded_by(node))]
+        seen.add(name)
+    return seen & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_import_inside_a_function_saves_something_at_start_up(name):
+    at_top = heavy_of({name})
+    functions = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for node in (node for function in functions for node in ast.walk(function)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("hildanext"):
+            late = heavy_of(loaded_by(node)) - at_top or (name, node.module) in LATE
+            assert late, f"{name}:{node.lineno}: {ast.unparse(node)} belongs to the top of the file"

@@ -35,13 +35,15 @@ def test_the_version_is_the_package_s(capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+    ("environment", "count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
-def test_threads_soon_sleep_where_they_wait_unless_the_environment_says_otherwise(given, count, monkeypatch, capsys):
+def test_threads_soon_sleep_where_they_wait_unless_the_environment_says_otherwise(
+    environment, count, monkeypatch, capsys
+):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "to be undone")
         monkeypatch.delenv(name)
-    for name, value in given.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert main(["--version"]) == 0
     assert os.environ.get("GOMP_SPINCOUNT") == count
@@ -190,8 +192,10 @@ class TestDoctor:
 
     def test_json_is_one_object(self, capsys):
         main(["doctor", "--json"])
-        told = json.loads(capsys.readouterr().out)
-        assert told["machine"]["versions"]["torch"] and {"state", "what", "value", "advice"} == set(told["findings"][0])
+        report = json.loads(capsys.readouterr().out)
+        assert report["machine"]["versions"]["torch"] and {"state", "what", "value", "advice"} == set(
+            report["findings"][0]
+        )
 
     def test_a_pascal_gpu_on_a_build_without_its_kernels_is_told_which_build_to_take(self):
         finding = doctor.judge_gpu("cuda:0", "GTX 1080", 6, 1, ["sm_75", "sm_90"])
@@ -200,7 +204,7 @@ class TestDoctor:
         assert doctor.judge_gpu("cuda:0", "A100", 8, 0, ["sm_80"]).state == "ok"
 
     def test_an_empty_placeholder_is_not_mistaken_for_the_engine(self, monkeypatch):
-        monkeypatch.setattr(doctor, "version", lambda name: "0.0.1")
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.1")
         monkeypatch.setitem(sys.modules, "dinfer", types.ModuleType("dinfer"))
         assert "placeholder" in doctor.probe_optional("dinfer").value
         engine = types.ModuleType("dinfer")
@@ -210,9 +214,9 @@ class TestDoctor:
 
     def test_a_package_that_is_too_old_is_bad_and_says_so(self, monkeypatch):
         monkeypatch.setattr("hildanext.core.runtime.versions", lambda: {"torch": "2.3.1+cpu", "numpy": ""})
-        found = {finding.what: finding for finding in doctor.examine_versions()}
-        assert found["torch"].state == "bad" and "2.4" in found["torch"].advice
-        assert found["numpy"].state == "bad" and "pip install" in found["numpy"].advice
+        findings = {finding.what: finding for finding in doctor.examine_versions()}
+        assert findings["torch"].state == "bad" and "2.4" in findings["torch"].advice
+        assert findings["numpy"].state == "bad" and "pip install" in findings["numpy"].advice
 
 
 class TestRepository:

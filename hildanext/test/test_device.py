@@ -140,12 +140,12 @@ def test_decoding_waits_once_a_step_and_once_where_blocks_end(way: str, batch_si
         revised = sum(answer.stats.revise_forwards for answer in done)
         return [(answer.tokens, answer.stats.forwards, answer.stats.edits, answer.trace) for answer in done], revised
 
-    found: list[Any] = []
+    outcomes: list[Any] = []
     plain, revised = run(CPU, lambda module: module)
     device = StandInDevice()
     with device.open():
-        steps, ends = steps_and_ends(lambda: found.append(run(DEVICE, place)))
-    assert same(plain, found[0][0])
+        steps, ends = steps_and_ends(lambda: outcomes.append(run(DEVICE, place)))
+    assert same(plain, outcomes[0][0])
     most = steps * (3 if way == "traced" else 1) + ends + revised
     assert device.kinds() == {"tolist": most}, device.listed()
     assert revised > 0 if way == "window" else revised == 0
@@ -191,12 +191,12 @@ def test_an_engine_with_shared_prefixes_waits_once_a_step(alignment: str):
         revised = sum(answer.stats.revise_forwards for answer in answers)
         return [(answer.tokens, answer.stats.forwards) for answer in answers], revised
 
-    found: list[Any] = []
+    outcomes: list[Any] = []
     plain = run(CPU, lambda module: module)
     device = StandInDevice()
     with device.open():
-        steps, ends = steps_and_ends(lambda: found.append(run(DEVICE, place)))
-    assert same(plain, found[0])
+        steps, ends = steps_and_ends(lambda: outcomes.append(run(DEVICE, place)))
+    assert same(plain, outcomes[0])
     assert device.kinds() == {"tolist": steps + ends + 2 + plain[1] + 5}, device.listed()
     assert not [copy for copy in device.copies if copy.kind == "copy"], device.listed()
 
@@ -349,11 +349,11 @@ def test_likelihoods_wait_once_a_batch(alignment: str):
         model = small(there, alignment=alignment)
         parent = Parent(model.causal_lm, None, model.banned)
         batches = [Text().batch([0, 1]), Text().batch([2])]
-        found = [parent_likelihood(parent, batches, 1), exact(model, batches, 1)]
+        likelihoods = [parent_likelihood(parent, batches, 1), exact(model, batches, 1)]
         for estimator in ("count", "time", "coupled"):
-            found.append(bound(model, batches, 4, 1, LikelihoodConfig(estimator=estimator, draws=1)))
+            likelihoods.append(bound(model, batches, 4, 1, LikelihoodConfig(estimator=estimator, draws=1)))
         nats = generative_nats(parent, PROMPTS, [[5, 6, 7], [], [8]])
-        return [one.plain() for one in found], nats
+        return [likelihood.plain() for likelihood in likelihoods], nats
 
     device = on_both(run)
     assert device.kinds() == {"cpu": 5 * 2 + 2}, f"five ways, two batches, two completions\n{device.listed()}"

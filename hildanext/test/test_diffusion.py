@@ -73,7 +73,7 @@ def test_block_index_starts_anew_with_each_document():
     assert block_index(document, position, 2).tolist() == [[0, 0, 1, 2, 2, 3], [4, 4, 5, 5, 6, 6]]
 
 
-def test_V14_complementary_views_cover_each_maskable_token_once():
+def test_complementary_views_cover_each_maskable_token_once():
     view, _ = view_of()
     other = complement(view, MASK)
     assert not bool((view.masked & other.masked).any())
@@ -81,7 +81,7 @@ def test_V14_complementary_views_cover_each_maskable_token_once():
     assert torch.allclose(other.time, (1 - view.time).clamp_min(1e-3))
 
 
-def test_V15_replaced_tokens_are_wrong_real_and_not_masked():
+def test_replaced_tokens_are_wrong_real_and_not_masked():
     view, generator = view_of(length=256, batch=64, t=0.3)
     real = torch.arange(5, 50)
     noisy = replace_tokens(view, 0.2, real, generator)
@@ -92,7 +92,7 @@ def test_V15_replaced_tokens_are_wrong_real_and_not_masked():
     assert int(changed.min()) >= 5 and int(changed.max()) < 50
 
 
-def test_V15_replacement_rate_within_three_sigma():
+def test_replacement_rate_within_three_sigma():
     view, generator = view_of(length=1024, batch=100, t=1e-6, prompt=0)
     rate, count = 0.1, int(view.kept.sum())
     assert count > 1e5
@@ -100,7 +100,7 @@ def test_V15_replacement_rate_within_three_sigma():
     assert abs(hit - rate * count) < 3 * (count * rate * (1 - rate)) ** 0.5
 
 
-def test_V15_nothing_to_replace_is_no_error():
+def test_nothing_to_replace_is_no_error():
     view, generator = view_of(prompt=10_000)
     assert not bool(replace_tokens(view, 0.5, torch.arange(61), generator).replaced.any())
 

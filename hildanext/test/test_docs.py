@@ -183,8 +183,8 @@ class TestTheFacade:
         ran, generate = [], inference.generate
 
         def counted(*arguments):
-            *given, on_event = arguments
-            return generate(*given, lambda event: (ran.append(event.kind), on_event(event)))
+            *positional, on_event = arguments
+            return generate(*positional, lambda event: (ran.append(event.kind), on_event(event)))
 
         monkeypatch.setattr(inference, "generate", counted)
         pieces = hildanext.stream(tiny, "Once upon a time", max_new_tokens=200)

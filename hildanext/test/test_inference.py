@@ -50,7 +50,7 @@ def drawn(alignment, case, tau_edit):
 @pytest.mark.parametrize("case", range(SEEDS))
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_cached_equals_uncached_without_editing(alignment, case):
-    """CV-01: token for token, with the same number of denoising forwards."""
+    """Token for token, with the same number of denoising forwards."""
     model, prompt, knobs, slow, _ = drawn(alignment, case, None)
     fast = run(model, [prompt], knobs)[0][0]
     assert fast.tokens == slow.tokens
@@ -60,9 +60,9 @@ def test_cached_equals_uncached_without_editing(alignment, case):
 @pytest.mark.parametrize("case", range(SEEDS))
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_cached_equals_uncached_with_editing(alignment, case):
-    """CV-02, CV-04, CV-05: local edits, prompts shorter than a block, straddling one, exactly k blocks.
+    """Local edits, prompts shorter than a block, straddling one, exactly k blocks.
 
-    CV-03: a separate commit gives the same tokens for one forward more per block but the last.
+    A separate commit gives the same tokens for one forward more per block but the last.
     """
     model, prompt, knobs, slow, watch = drawn(alignment, case, 0.3)
     auto, fused, separate = (run(model, [prompt], knobs, commit=c)[0][0] for c in ("auto", "fused", "separate"))
@@ -77,7 +77,7 @@ def test_cached_equals_uncached_with_editing(alignment, case):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_the_kv_safe_ending_changes_no_token(alignment):
-    """V19: at most one forward more per block."""
+    """At most one forward more per block."""
     longer = 0
     for case in range(0, SEEDS, 3):
         model, prompt, knobs, slow, _ = drawn(alignment, case, 0.3)
@@ -98,7 +98,7 @@ def test_the_cases_are_harsh_enough(alignment):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_masks_never_come_back(alignment):
-    """V19: within a block the number of masks falls until none is left."""
+    """Within a block the number of masks falls until none is left."""
     for seed in range(9):
         model = random_model(FAMILIES[seed % 3], alignment, BLOCK, seed=seed)
         knobs = {"tau_mask": 0.4, "tau_edit": 0.0, "max_post": 3}
@@ -112,7 +112,7 @@ def test_masks_never_come_back(alignment):
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("commit", ["auto", "fused", "separate"])
 def test_a_row_does_not_depend_on_its_neighbours(alignment, commit):
-    """CV-39: a batch of different lengths equals single runs: tokens, forwards, edits, also when sampling."""
+    """A batch of different lengths equals single runs: tokens, forwards, edits, also when sampling."""
     for seed in range(6):
         model = random_model(FAMILIES[seed % 3], alignment, BLOCK, seed=seed, layers=2)
         prompts = [prompt_of(length, seed) for length in (1, 9, 4, 6)]
@@ -138,7 +138,7 @@ def test_small_batches_equal_one_large_one():
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_editing_finished_blocks_is_exact_with_the_cache(alignment):
-    """CV-08 in the loop: truncate at the lowest edited block and run again equals running everything from 0."""
+    """In the loop: truncate at the lowest edited block and run again equals running everything from 0."""
     revised = 0
     for seed in range(15):
         model = random_model(FAMILIES[seed % 3], alignment, BLOCK, seed=seed, layers=2)
@@ -170,7 +170,7 @@ def test_shown_text_is_not_revised():
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_forwards_are_accounted_exactly(alignment):
-    """CV-40: the counts add up to the calls of the model; tokens per forward leaves the prefill out."""
+    """The counts add up to the calls of the model; tokens per forward leaves the prefill out."""
     for commit in ("auto", "separate"):
         for window in (0, 1):
             model = random_model("llama", alignment, BLOCK, seed=window)
@@ -184,7 +184,7 @@ def test_forwards_are_accounted_exactly(alignment):
 
 
 def test_the_mask_and_unused_rows_are_never_written():
-    """CV-36: a model whose raw logits put the mask (or an unused row) first everywhere still ends, without it."""
+    """A model whose raw logits put the mask (or an unused row) first everywhere still ends, without it."""
     for alignment in ALIGNMENTS:
         model = random_model("llama", alignment, BLOCK, vocab=50)
         head = torch.nn.Linear(32, 64, dtype=torch.float64)
@@ -201,7 +201,7 @@ def test_the_mask_and_unused_rows_are_never_written():
     ("prompt", "new", "capacity", "start", "inside"), [(33, 20, 64, 32, 1), (32, 32, 64, 32, 0), (1, 31, 32, 0, 1)]
 )
 def test_the_grid_starts_at_position_0(prompt, new, capacity, start, inside):
-    """V16: blocks, canvas and the prompt tokens of the first active block."""
+    """Blocks, canvas and the prompt tokens of the first active block."""
     model = random_model("llama", "block", 32, layers=1)
     session = DecodeState(model, [prompt_of(prompt, 0)], [prompt + new], lambda *_: False)
     session.prefill()
@@ -210,7 +210,7 @@ def test_the_grid_starts_at_position_0(prompt, new, capacity, start, inside):
 
 
 def test_the_prompt_survives_a_model_that_disagrees_everywhere():
-    """V16: bit-identical although every position prefers another token and tau_edit is 0; the rest is cut at G."""
+    """Bit-identical although every position prefers another token and tau_edit is 0; the rest is cut at G."""
     model = ScriptedModel(lambda tokens, position: [(30, 0.9)] * 32, block_size=32)
     prompt = list(range(33 - 4)) + [1, 2, 3, 4]
     finals = []
@@ -229,7 +229,7 @@ def test_the_prompt_survives_a_model_that_disagrees_everywhere():
 
 @pytest.mark.parametrize(("shift", "expected"), [("none", [4, 5, 6, 7]), ("left", [3, 4, 5, 6])])
 def test_where_a_prediction_is_read(shift, expected):
-    """V21: logits that spell their own position: no shift predicts i at i, the left shift i-1 at i (0 keeps 0)."""
+    """Logits that spell their own position: no shift predicts i at i, the left shift i-1 at i (0 keeps 0)."""
     model = ScriptedModel(lambda tokens, position: [(position + i, 0.9) for i in range(4)])
     clean_mask = "token_causal" if shift == "left" else "block_causal"
     model.card = type(model.card)(
@@ -315,10 +315,10 @@ def test_a_completion_is_handed_over_when_its_row_ends_and_seeds_may_be_given():
     model = random_model(seed=2)
     prompts, seeds = [prompt_of(5, 0), prompt_of(3, 1), prompt_of(6, 2)], [7, 70, 700]
     decoder = ThresholdEdit(tau_mask=0.5, temperature=1.0)
-    told: dict[int, object] = {}
+    results: dict[int, object] = {}
     settings = GenerationConfig(max_new_tokens=8, batch_size=2)
-    done = generate(model, None, prompts, decoder, settings, None, told.__setitem__, seeds)
-    assert sorted(told) == [0, 1, 2] and all(told[row] is completion for row, completion in enumerate(done))
+    done = generate(model, None, prompts, decoder, settings, None, results.__setitem__, seeds)
+    assert sorted(results) == [0, 1, 2] and all(results[row] is completion for row, completion in enumerate(done))
     for prompt, seed, completion in zip(prompts, seeds, done, strict=True):
         alone = generate(model, None, [prompt], decoder, GenerationConfig(max_new_tokens=8, seed=seed))[0]
         assert alone.tokens == completion.tokens

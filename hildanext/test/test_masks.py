@@ -17,25 +17,25 @@ def one_document(length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(1, length, dtype=torch.long), torch.arange(length)[None]
 
 
-def test_V1_two_blocks_of_two():
+def test_two_blocks_of_two_have_the_mask_written_by_hand():
     mask = masks.doubled(*one_document(4), 2)[0]
     assert picture(mask) == "11000000 11000000 00111100 00111100 00001100 00001100 00001111 00001111"
     assert int(mask.sum()) == 24 == 4**2 + 4 * 2
 
 
-def test_V2_block_size_one_sees_what_an_autoregressive_model_sees():
+def test_block_size_one_sees_what_an_autoregressive_model_sees():
     mask = masks.doubled(*one_document(4), 1)[0]
     assert picture(mask) == "10000000 01001000 00101100 00011110 00001000 00001100 00001110 00001111"
     assert int(mask.sum()) == 20
 
 
-def test_V3_one_block_is_the_whole_sequence():
+def test_one_block_is_the_whole_sequence():
     mask = masks.doubled(*one_document(4), 4)[0]
     assert picture(mask) == " ".join(["11110000"] * 4 + ["00001111"] * 4)
     assert torch.equal(mask[:4, :4], masks.same_document(torch.zeros(1, 4, dtype=torch.long))[0])
 
 
-def test_V4_blocks_are_counted_from_the_start_of_each_document():
+def test_blocks_are_counted_from_the_start_of_each_document():
     document = torch.tensor([[0, 0, 0, 1, 1, 1]])
     position = torch.tensor([[0, 1, 2, 0, 1, 2]])
     mask = masks.doubled(document, position, 2)[0]
@@ -44,8 +44,8 @@ def test_V4_blocks_are_counted_from_the_start_of_each_document():
     assert picture(mask) == f"{noisy} {clean}"
 
 
-def test_V4_paper_grid_with_aligned_documents():
-    """Brief 01's aligned case: documents 0000 11, whose row 4 and 5 see their own block alone."""
+def test_paper_grid_with_aligned_documents():
+    """Aligned documents 0000 11, whose row 4 and 5 see their own block alone."""
     document = torch.tensor([[0, 0, 0, 0, 1, 1]])
     position = torch.tensor([[0, 1, 2, 3, 0, 1]])
     mask = masks.doubled(document, position, 2)[0]
@@ -55,14 +55,14 @@ def test_V4_paper_grid_with_aligned_documents():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4))
-def test_V5_count_of_visible_cells(blocks: int, block_size: int):
+def test_count_of_visible_cells(blocks: int, block_size: int):
     mask = masks.doubled(*one_document(blocks * block_size), block_size)
     assert int(mask.sum()) == block_size**2 * (blocks**2 + blocks)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 5), st.integers(0, 3), st.booleans())
-def test_V5_rule_equals_brute_force(lengths: list[int], block: int, padding: int, token_causal: bool):
+def test_rule_equals_brute_force(lengths: list[int], block: int, padding: int, token_causal: bool):
     clean_mask = "token_causal" if token_causal else "block_causal"
     document = [number for number, length in enumerate(lengths) for _ in range(length)] + [-1] * padding
     position = [index for length in lengths for index in range(length)] + [0] * padding
@@ -83,7 +83,7 @@ def test_V5_rule_equals_brute_force(lengths: list[int], block: int, padding: int
             assert bool(mask[q, k]) == allowed, (q, k)
 
 
-def test_V24_no_row_is_empty_with_padding():
+def test_no_row_is_empty_with_padding():
     document = torch.tensor([[0, 0, 0, -1, -1]])
     position = torch.tensor([[0, 1, 2, 0, 0]])
     for clean_mask in ("block_causal", "token_causal"):

@@ -5,55 +5,25 @@ import asyncio
 import json
 from pathlib import Path
 from types import NoneType
-from typing import ClassVar, get_args
+from typing import get_args
 
 import httpx
 import pytest
-import torch
-from pydantic import Field
 
 import hildanext
 from hildanext.api import create_app
 from hildanext.cli import main
-from hildanext.core.config import config, may_be_none
+from hildanext.core.config import may_be_none
 from hildanext.core.errors import ConfigError
 from hildanext.core.knobs import knobs_in, knobs_of
 from hildanext.core.registry import under_profile
-from hildanext.decoding import DECODERS, Canvas, Decoder, Edit, decoder_section, make_decoder
+from hildanext.decoding import DECODERS, decoder_section, make_decoder
 from hildanext.engine.local import LocalEngineConfig
 from hildanext.eval.lm_harness import from_arguments
-from hildanext.models.sampling import candidates
 from hildanext.serve.requests import DECODING_ALIASES, GenerateBody
 from hildanext.serve.settings import ServeConfig
 from hildanext.stages.submission import check_submission
-
-ASKED = {"name": "toy", "alpha": 0.3}
-
-
-@config
-class Toy(Decoder):
-    """Fill whatever is surer than alpha, and else everything."""
-
-    alpha: float = Field(default=0.5, ge=0, le=1)
-    """How sure."""
-    beta: int | None = None
-    """Not used; off is None."""
-    eager: bool = False
-
-    def edit(self, logits, where, canvas: Canvas) -> Edit:
-        picks, sure = candidates(logits, canvas.uniform[where])
-        tokens = canvas.tokens.masked_scatter(where, picks)
-        confidence = torch.zeros(where.shape, dtype=sure.dtype).masked_scatter(where, sure)
-        fill = canvas.masked & (confidence > self.alpha)
-        fill = torch.where(fill.any(-1, keepdim=True), fill, canvas.masked)
-        return Edit(fill, tokens, confidence, ~(canvas.masked & ~fill).any(-1))
-
-
-@config
-class Daring(Toy):
-    """A research method."""
-
-    research: ClassVar[bool] = True
+from toy_decoder import ASKED, Daring, Toy
 
 
 @pytest.fixture(autouse=True)
@@ -86,12 +56,12 @@ def test_the_command_line_takes_it_by_name_and_by_knob(capsys):
     assert (
         main(["generate", "--decoder", "toy", "--set", "decoder.alpha=0.3", "--set", "decoder.beta=off", *flags]) == 0
     )
-    told = json.loads(capsys.readouterr().out)
-    assert told["decoder"] == {**ASKED, "beta": None} and told["mode"] == "toy" and len(told["tokens"]) == 3
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["decoder"] == {**ASKED, "beta": None} and printed["mode"] == "toy" and len(printed["tokens"]) == 3
     for wrong, says in (
         (["--tau-mask", "0.5"], "unknown key 'tau_mask'"),
         (["--mode", "S_MODE"], "not of 'toy': leave them out"),
-        (["--set", "decoder.alpha=2"], "alpha: Input should be less than or equal to 1"),
+        (["--set", "decoder.alpha=2"], "alpha: 2 is above 1, give 0 to 1"),
         (["--set", "decoder.alpah=0.3"], "did you mean 'alpha'?"),
     ):
         assert main(["generate", "--decoder", "toy", *wrong, *flags]) == 2
@@ -106,13 +76,13 @@ def test_a_request_takes_it(engine, path):
     if path == "/generate":
         assert answer.json()["decoder"] == ASKED
     for wrong, says in (
-        ({"decoder": {**ASKED, "alpha": 2}}, "less than or equal to 1"),
-        ({"decoder": {**ASKED, "alpha": "0.3"}}, "valid number"),
+        ({"decoder": {**ASKED, "alpha": 2}}, "alpha: 2 is above 1, give 0 to 1"),
+        ({"decoder": {**ASKED, "alpha": "0.3"}}, "alpha: '0.3' is no number, give 0 to 1"),
         ({"decoder": {**ASKED, "alpah": 1}}, "did you mean 'alpha'?"),
         ({"decoder": {"name": "toi"}}, "did you mean 'toy'?"),
         ({"decoder": ASKED, "tau_mask": 0.5}, "unknown key 'tau_mask'"),
         ({"decoder": ASKED, "effort": "low"}, "leave them out"),
-        ({"decoder": "toy"}, "valid dictionary"),
+        ({"decoder": "toy"}, "decoder: 'toy' is no JSON object"),
         ({"decoder": {"name": ["toy"]}}, "decoder has no name"),
     ):
         answer = ask(engine, "POST", path, **SHORT, **model, **wrong)
@@ -121,8 +91,8 @@ def test_a_request_takes_it(engine, path):
 
 def test_a_request_may_name_the_mode_s_own_decoder_too(engine):
     body = {**SHORT, "mode": "Q_MODE", "decoder": {"tau_edit": "off", "max_post": 2}, "max_post": 3}
-    told = ask(engine, "POST", "/generate", **body).json()["decoder"]
-    assert told == {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": None, "max_post": 3}
+    section = ask(engine, "POST", "/generate", **body).json()["decoder"]
+    assert section == {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": None, "max_post": 3}
 
 
 @pytest.mark.parametrize("beta", ["\ud800", "1", 1.5, [1], {}])
@@ -139,15 +109,15 @@ def test_the_harness_takes_it():
 
 
 def test_the_page_and_the_document_are_told_of_it(engine):
-    told = ask(engine, "GET", "/health").json()["decoders"]
+    schemas = ask(engine, "GET", "/health").json()["decoders"]
     assert (
-        set(told) == set(DECODERS)
-        and told["toy"]["description"] == "Fill whatever is surer than alpha, and else everything."
+        set(schemas) == set(DECODERS)
+        and schemas["toy"]["description"] == "Fill whatever is surer than alpha, and else everything."
     )
     alpha = {"default": 0.5, "description": "How sure.", "maximum": 1, "minimum": 0, "title": "Alpha", "type": "number"}
-    assert told["toy"]["properties"]["alpha"] == alpha and told["toy"]["required"] == ["name"]
+    assert schemas["toy"]["properties"]["alpha"] == alpha and schemas["toy"]["required"] == ["name"]
     body = ask(engine, "GET", "/openapi.json").json()["components"]["schemas"]["GenerateBody"]
-    assert [one.get("title") for one in body["properties"]["decoder"]["anyOf"]] == [*DECODERS, None]
+    assert [choice.get("title") for choice in body["properties"]["decoder"]["anyOf"]] == [*DECODERS, None]
     assert {"tau_mask", "tau_edit", "window", "threshold"} <= set(body["properties"])
 
 

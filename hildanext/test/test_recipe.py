@@ -13,7 +13,7 @@ from pydantic import Field
 from hildanext.core.config import config, validate
 from hildanext.core.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
 from hildanext.core.registry import build
-from hildanext.recipe import check, execute, read_run
+from hildanext.recipe import check, execute, read_recipe
 
 
 @config
@@ -142,7 +142,7 @@ def test_everything_is_checked_before_anything_runs(tmp_path, kitchen):
 )
 def test_a_run_that_makes_no_sense_is_refused(tmp_path, kitchen, change, word):
     with pytest.raises(HildaError, match=word):
-        read_run(a_run(tmp_path, **change), TABLE)
+        read_recipe(a_run(tmp_path, **change), TABLE)
 
 
 @config
@@ -193,7 +193,7 @@ def test_FULL_allows_research_members_and_the_record_of_a_run_names_them(tmp_pat
 
 def test_an_unknown_stage_is_guessed(tmp_path, kitchen):
     with pytest.raises(UnknownChoice, match="did you mean 'cook'"):
-        read_run(a_run(tmp_path, stages=[{"stage": "cok"}]), TABLE)
+        read_recipe(a_run(tmp_path, stages=[{"stage": "cok"}]), TABLE)
 
 
 def test_check_writes_nothing(tmp_path, kitchen):

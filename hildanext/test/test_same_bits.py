@@ -60,10 +60,10 @@ def test_tensors_are_told_apart_by_name_dtype_shape_and_bits(script, tmp_path, d
     changed = {**weights, "b": weights["b"].clone().index_fill_(0, torch.tensor([5]), 4.0)}
     shapes = {**weights, "b": weights["b"].reshape(2, 3)}
     files = {"first": weights, "again": dict(reversed(weights.items())), "bits": changed, "shape": shapes}
-    found = {}
+    hashed = {}
     for name, tensors in files.items():
         save_file(tensors, tmp_path / name, metadata={"written": name})
-        found[name] = script._tensors(tmp_path / name)
-    assert found["first"] == found["again"]
-    assert found["first"]["a"] == found["bits"]["a"] and found["first"]["b"] != found["bits"]["b"]
-    assert found["first"]["b"] != found["shape"]["b"]
+        hashed[name] = script._tensors(tmp_path / name)
+    assert hashed["first"] == hashed["again"]
+    assert hashed["first"]["a"] == hashed["bits"]["a"] and hashed["first"]["b"] != hashed["bits"]["b"]
+    assert hashed["first"]["b"] != hashed["shape"]["b"]

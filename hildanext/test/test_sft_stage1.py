@@ -15,7 +15,7 @@ import torch
 from conftest import random_model
 from corpus import write_jsonl
 from hildanext.cli import main
-from hildanext.core.errors import ConfigError, DataError
+from hildanext.core.errors import CheckpointError, ConfigError, DataError, ModelError
 from hildanext.core.metrics_log import read_metrics
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
@@ -32,6 +32,7 @@ from hildanext.sft_stage1 import prepare_data, sft
 from hildanext.stages import STAGES
 from hildanext.tokenization import load_tokenizer
 from hildanext.trainer.best_checkpoints import BestCheckpoints
+from small_models import small_parent
 from training_fixtures import change, environment, losses, small_checkpoint, wait_for_steps
 
 CHAT = {"train": {"name": "arithmetic", "count": 48, "steps": 1}, "valid_share": 0.15, "sequence_length": 96}
@@ -88,6 +89,28 @@ def test_the_embedded_model_learns_from_a_small_budget(tmp_path: Path):
     assert after["corrected"] > before["corrected"] + 0.1
 
 
+def test_what_would_fail_at_the_end_fails_before_the_first_step(section, tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hildanext.models.checkpoint.save_tokenizer", full)
+    with pytest.raises(CheckpointError, match="out of disk"):
+        sft(section, CHAT, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_teacher_of_other_words_is_refused(section, tmp_path: Path):
+    """Its next-token distribution would be about other words."""
+    losses = [{"name": "kl"}]
+    with pytest.raises(ModelError, match="the parent .* has"):
+        sft(
+            {**section, "losses": losses, "teacher": str(small_parent(tmp_path / "parent"))},
+            CHAT,
+            tmp_path / "run",
+            quiet=True,
+        )
+
+
 def test_it_leaves_a_checkpoint_that_answers_in_its_own_template(section, tmp_path: Path):
     summary = sft(section, CHAT, tmp_path / "run", quiet=True)
     model, tokenizer = load_diffusion(summary["checkpoint"])
@@ -108,7 +131,7 @@ def test_it_leaves_a_checkpoint_that_answers_in_its_own_template(section, tmp_pa
 
 
 @pytest.mark.parametrize("stop", [1, 7])
-def test_V22_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(section, tmp_path: Path, stop: int):
+def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(section, tmp_path: Path, stop: int):
     whole = sft(section, CHAT, tmp_path / "whole", quiet=True)
     cut = sft(change(section, stop_after=stop), CHAT, tmp_path / "cut", quiet=True)
     assert not cut["whole"] and len(losses(tmp_path / "cut")) == stop

@@ -1,4 +1,4 @@
-"""The mask token and the real ids (brief 04 section 3, V11, V12)."""
+"""The mask token and the real ids."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def test_a_row_that_starts_too_small_is_flagged(caplog):
     assert "below 10 %" in caplog.text
 
 
-def test_qwen3_takes_id_151669_and_keeps_its_rows():  # V11
+def test_qwen3_takes_id_151669_and_keeps_its_rows():
     tokenizer = small_tokenizer(151_669)
     causal_lm = small_causal("qwen3", rows=151_936, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
                              num_key_value_heads=1)  # fmt: skip
@@ -108,7 +108,7 @@ def test_qwen3_takes_id_151669_and_keeps_its_rows():  # V11
     assert logits[151_669:].eq(float("-inf")).all() and logits[:151_669].isfinite().all()
 
 
-def test_the_mask_is_never_emitted_even_where_its_row_would_win(tmp_path):  # V11
+def test_the_mask_is_never_emitted_even_where_its_row_would_win(tmp_path):
     model, _ = start_conversion(small_parent(tmp_path / "parent"), "block", 4)
     hidden = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_the_mask_is_never_emitted_even_where_its_row_would_win(tmp_path):  # V1
     assert (shown < model.card.vocab_real).all() and (shown != model.card.mask_id).all()
 
 
-def test_a_zero_delta_is_the_base_and_learns_from_masked_positions_alone(make_model):  # V12
+def test_a_zero_delta_is_the_base_and_learns_from_masked_positions_alone(make_model):
     base = make_model()
     model = DiffusionModel(base.causal_lm, base.card, mask_delta=True).double()
     for parameter in model.causal_lm.parameters():
@@ -137,7 +137,7 @@ def test_a_zero_delta_is_the_base_and_learns_from_masked_positions_alone(make_mo
         assert bool(model.mask_delta.grad.any()) == masked
 
 
-def test_the_delta_has_1024_values_at_hidden_size_1024():  # V12
+def test_the_delta_has_1024_values_at_hidden_size_1024():
     causal_lm = small_causal("qwen3", hidden_size=1024, intermediate_size=8, num_hidden_layers=1)
     card = Card(mask_id=60, vocab_rows=64, vocab_real=60, block_size=4, **alignment_fields("block"))
     model = DiffusionModel(causal_lm, card, mask_delta=True)

@@ -52,8 +52,20 @@ def test_a_conversion_leaves_a_checkpoint_that_loads(sections, tmp_path: Path):
     assert list((tmp_path / "run" / "plots").glob("*.png"))
 
 
+def test_what_would_fail_at_the_end_fails_before_the_first_step(sections, tmp_path: Path, monkeypatch):
+    conversion, data = sections
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hildanext.models.checkpoint.save_tokenizer", full)
+    with pytest.raises(CheckpointError, match="out of disk"):
+        convert(conversion, data, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("stop", [1, 4, 9])
-def test_V22_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(sections, tmp_path: Path, stop: int):
+def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(sections, tmp_path: Path, stop: int):
     conversion, data = sections
     convert(conversion, data, tmp_path / "whole", quiet=True)
     convert(change(conversion, stop_after=stop), data, tmp_path / "cut", quiet=True)
@@ -68,8 +80,8 @@ def test_the_loss_falls(sections, tmp_path: Path, alignment: str):
     phases = [{"phase": "decay", "block_size": 8, "tokens": 4000}]
     conversion = {**conversion, "alignment": alignment, "wsd": phases, "replace_rate": 0.0, "losses": [{"name": "m2t"}]}
     convert(change(conversion, learning_rate={"peak": 1e-2}), data, tmp_path / "run", quiet=True)
-    found = losses(tmp_path / "run")
-    assert sum(found[-10:]) / 10 < sum(found[:10]) / 10 - 0.5
+    curve = losses(tmp_path / "run")
+    assert sum(curve[-10:]) / 10 < sum(curve[:10]) / 10 - 0.5
 
 
 def test_every_switch_at_once(sections, tmp_path: Path):
@@ -153,17 +165,17 @@ def test_accumulation_divides_by_the_window_and_not_by_the_micro_batch(tmp_path:
     both = make_view(length=16, batch=2, documents=[0] * 16)
     first = make_view(length=16, batch=2, documents=[0] * 5 + [-1] * 11)
     halves = [[both], [first]]
-    found = []
+    trained = []
     for accumulate, order in ((2, halves), (2, halves[::-1])):
         model = random_model(seed=1)
         knobs = TrainConfig(accumulate=accumulate, precision="no", learning_rate=LearningRate(peak=1e-2))
         step = SupervisedStep(model, {"m2t": MaskToToken()})
         expected = sum(step(view).total.item() for [view] in halves) / (32 + 10)
-        run = tmp_path / f"{len(found)}"
+        run = tmp_path / f"{len(trained)}"
         train(step, fixed_stage(order, 42), knobs, run, quiet=True)
         assert losses(run)[0] == pytest.approx(expected, rel=1e-9)
-        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    assert torch.allclose(found[0], found[1], atol=1e-9)
+        trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(trained[0], trained[1], atol=1e-9)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Path):
@@ -190,15 +202,15 @@ def test_no_state_is_saved_while_the_loss_spikes(tmp_path: Path, monkeypatch, la
     """Steps 6 and 7 meet a text of another kind. The save that is due at 6 is made up for at 8, the next calm step."""
     easy, other = make_view(seed=0), make_view(seed=3)
     views = [[other if step in (6, 7) else easy] for step in range(1, 10)]
-    found, save = [], hildanext.training.save_state
-    monkeypatch.setattr(hildanext.training, "save_state", lambda *args: (found.append(args[-1]["step"]), save(*args)))
+    steps, save = [], hildanext.training.save_state
+    monkeypatch.setattr(hildanext.training, "save_state", lambda *args: (steps.append(args[-1]["step"]), save(*args)))
     guard = GuardConfig(spike_factor=1.5, patience=9)
     rate = LearningRate(peak=1e-2, warmup=0.0)
     knobs = TrainConfig(precision="no", checkpoint_every=3, learning_rate=rate, guard=guard, stop_after=last)
     train(
         SupervisedStep(random_model(seed=1), {"m2t": MaskToToken()}), fixed_stage(views, 32 * 99), knobs, tmp_path, True
     )
-    assert found == saved
+    assert steps == saved
 
 
 def test_spikes_stop_a_run_only_when_they_stay():
@@ -305,7 +317,7 @@ def test_draws_depend_on_the_place_in_the_run_and_not_on_how_steps_are_cut(tmp_p
         return make_generator(*keys)
 
     monkeypatch.setattr(hildanext.training, "make_generator", noted)
-    found = []
+    draws = []
     for accumulate in (1, 2):
         asked.clear()
         stage = fixed_stage([[make_view(seed=index), make_view(seed=9)] for index in range(4)], 4 * 32)
@@ -313,9 +325,9 @@ def test_draws_depend_on_the_place_in_the_run_and_not_on_how_steps_are_cut(tmp_p
         knobs = TrainConfig(precision="no", accumulate=accumulate, learning_rate=LearningRate(peak=1e-3))
         step = SupervisedStep(random_model(seed=1), {"m2t": MaskToToken()})
         train(step, stage, knobs, tmp_path / str(accumulate), quiet=True)
-        found.append(list(asked))
-    assert found[0] == found[1]
-    assert found[0] == [(7, 3, index, view, turn) for index in range(4) for view in (0, 1) for turn in (0, 1)]
+        draws.append(list(asked))
+    assert draws[0] == draws[1]
+    assert draws[0] == [(7, 3, index, view, turn) for index in range(4) for view in (0, 1) for turn in (0, 1)]
 
 
 def test_metrics_tell_positions_and_real_tokens(sections, tmp_path: Path):

@@ -46,7 +46,7 @@ def two_steps(run: Path, precision: str = "no", stop_after: int | None = None) -
 def main(folder: Path) -> None:
     accelerator = open_accelerator("no", "cpu")
     rank = accelerator.process_index
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "value": on_main(accelerator, lambda: f"from {rank}"),
         "any": [any_process(accelerator, rank == 1), any_process(accelerator, False)],
         "full disk": met(lambda: on_main(accelerator, full_disk)),
@@ -54,13 +54,13 @@ def main(folder: Path) -> None:
     }
     save = hildanext.training.save_state
     hildanext.training.save_state = full_disk
-    found["save"] = met(lambda: two_steps(folder / "full"))
+    report["save"] = met(lambda: two_steps(folder / "full"))
     hildanext.training.save_state = save
     two_steps(folder / "apart-0", stop_after=1)
-    found["apart"] = met(lambda: two_steps(folder / f"apart-{rank}"))
+    report["apart"] = met(lambda: two_steps(folder / f"apart-{rank}"))
     counters = two_steps(folder / "bf16", "bf16")
-    found["precision"] = [open_accelerator("bf16", "cpu").mixed_precision, counters["step"]]
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    report["precision"] = [open_accelerator("bf16", "cpu").mixed_precision, counters["step"]]
+    (folder / f"rank-{rank}.json").write_text(json.dumps(report))
     accelerator.end_training()
 
 

@@ -53,27 +53,27 @@ def test_generative_nats_score_the_completion_alone(make_model):
 @pytest.mark.parametrize("alignment", ["block", "parent"])
 def test_every_way_writes_on_the_same_prompts_and_forwards_are_counted(make_model, alignment):
     model = make_model("qwen3", alignment)
-    ways = compare(model, None, parent_of(model), PROMPTS, GenerationBenchConfig(new_tokens=8))
-    assert [way.name for way in ways] == ["S_MODE", "Q_MODE", "one per step", PARENT]
-    for way in ways:
-        found = way.to_record()
-        assert found["tokens"] == 16 and found["seconds"] > 0
-        assert found["generative_perplexity"] == pytest.approx(math.exp(way.nats_per_token))
-    one, parent = ways[2].to_record(), ways[3].to_record()
+    rows = compare(model, None, parent_of(model), PROMPTS, GenerationBenchConfig(new_tokens=8))
+    assert [row.name for row in rows] == ["S_MODE", "Q_MODE", "one per step", PARENT]
+    for row in rows:
+        record = row.to_record()
+        assert record["tokens"] == 16 and record["seconds"] > 0
+        assert record["generative_perplexity"] == pytest.approx(math.exp(row.nats_per_token))
+    stepwise, parent = rows[2].to_record(), rows[3].to_record()
     # One token a forward (canvas rounded up to the block), and the forward that finds the block unchanged.
-    assert 0.5 <= one["tokens_per_forward"] <= 1.0 and one["edits"] == 0
+    assert 0.5 <= stepwise["tokens_per_forward"] <= 1.0 and stepwise["edits"] == 0
     assert parent["forwards"] == 16 and parent["tokens_per_forward"] == 1.0
 
 
 def test_without_a_parent_there_is_no_perplexity(make_model):
-    ways = compare(make_model(), None, None, PROMPTS[:1], GenerationBenchConfig(new_tokens=4))
-    assert PARENT not in [way.name for way in ways]
-    assert finite(ways[0].to_record())["generative_perplexity"] is None
+    rows = compare(make_model(), None, None, PROMPTS[:1], GenerationBenchConfig(new_tokens=4))
+    assert PARENT not in [row.name for row in rows]
+    assert finite(rows[0].to_record())["generative_perplexity"] is None
 
 
 def test_a_report_holds_no_number_that_json_lacks():
-    found = finite({"a": [math.nan, 1.0, {"b": math.inf}], "c": (1, "x")})
-    assert found == {"a": [None, 1.0, {"b": None}], "c": [1, "x"]}
+    cleaned = finite({"a": [math.nan, 1.0, {"b": math.inf}], "c": (1, "x")})
+    assert cleaned == {"a": [None, 1.0, {"b": None}], "c": [1, "x"]}
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
@@ -82,13 +82,15 @@ def test_decode_steps_are_paired_with_bare_forwards(make_model, alignment):
     settings = decode_speed.DecodeSpeedConfig(
         prompt_tokens=4, new_tokens=8, repeats=1, decoders={"one": dict(ONE_PER_STEP)}
     )
-    found = decode_speed.measure(model, parent_of(model), settings)
-    kinds = found["steps"]["one"]
+    result = decode_speed.measure(model, parent_of(model), settings)
+    kinds = result["steps"]["one"]
     steps = sum(kind["steps"] for kind in kinds.values())
-    way = found["generation"][0]
-    assert steps == way["forwards"] - way["prefill_forwards"], "each step of the loop, and nothing else, was timed"
+    generation = result["generation"][0]
+    assert steps == generation["forwards"] - generation["prefill_forwards"], (
+        "each step of the loop, and nothing else, was timed"
+    )
     assert all(kind["over_network"] > 0 and kind["backbone_ms"] <= kind["network_ms"] for kind in kinds.values())
-    assert len(decode_speed.tables(found)) == 2
+    assert len(decode_speed.tables(result)) == 2
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
@@ -98,12 +100,12 @@ def test_each_forward_of_the_engine_is_followed_by_one_of_the_same_size(make_mod
     handle = model.register_forward_hook(lambda _, arguments, __: fed.append(arguments[0].shape[1]))
     few = {"name": "threshold_edit", "tau_mask": 0.1, "tau_edit": None}
     settings = engine_speed.EngineSpeedConfig(prompt_tokens=9, new_tokens=7, concurrency=3, repeats=2, decoder=few)
-    found = engine_speed.measure(model, words_tokenizer(), parent_of(model), settings)
+    result = engine_speed.measure(model, words_tokenizer(), parent_of(model), settings)
     handle.remove()
     assert fed and fed[::2] == fed[1::2]
-    assert len(found["repeats"]) == 2 and all(value > 0 for value in found["medians"].values())
-    assert found["medians"]["loop_over_network"] > 1, "the loop holds the network"
-    assert [len(table.columns) for table in engine_speed.tables(found)] == [3, 2]
+    assert len(result["repeats"]) == 2 and all(value > 0 for value in result["medians"].values())
+    assert result["medians"]["loop_over_network"] > 1, "the loop holds the network"
+    assert [len(table.columns) for table in engine_speed.tables(result)] == [3, 2]
 
 
 def test_what_measuring_takes_is_not_counted_as_the_engine_s(make_model, monkeypatch):
@@ -117,8 +119,8 @@ def test_what_measuring_takes_is_not_counted_as_the_engine_s(make_model, monkeyp
     monkeypatch.setattr(decode_speed.BareForward, "backbone", slow)
     fast = {"name": "threshold_edit", "tau_mask": 0.0, "tau_edit": None}
     settings = engine_speed.EngineSpeedConfig(prompt_tokens=9, new_tokens=3, concurrency=1, repeats=1, decoder=fast)
-    found = engine_speed.measure(model, words_tokenizer(), None, settings)["medians"]
-    assert found["first_block_seconds"] < 0.3 and 3 / found["alone_tokens_per_second"] < 0.3
+    medians = engine_speed.measure(model, words_tokenizer(), None, settings)["medians"]
+    assert medians["first_block_seconds"] < 0.3 and 3 / medians["alone_tokens_per_second"] < 0.3
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
@@ -152,10 +154,10 @@ def test_flop_by_hand(make_model):
 def test_training_speed_reports_both_ways_and_the_products(make_model):
     model = make_model("llama", "block", dtype=torch.float32)
     settings = train_speed.TrainSpeedConfig(sequence_length=16, block_size=4, repeats=1, precision="no")
-    found = train_speed.measure(model, settings)
-    assert set(found["ways"]) == {"fast", "plain"} and found["speedup"] > 0
-    assert found["product_flop_per_second"] > 0
-    assert train_speed.tables(found)[0].row_count == 3
+    result = train_speed.measure(model, settings)
+    assert set(result["ways"]) == {"fast", "plain"} and result["speedup"] > 0
+    assert result["product_flop_per_second"] > 0
+    assert train_speed.tables(result)[0].row_count == 3
 
 
 def conversations(folder: Path) -> dict[str, str]:
@@ -174,14 +176,14 @@ def test_steps_of_fine_tuning_are_the_same_steps_under_both_layouts(make_model, 
     before = [parameter.clone() for parameter in model.parameters()]
     data = {"train": conversations(tmp_path), "sequence_length": 64}
     settings = answer_speed.AnswerSpeedConfig(data=data, repeats=1, accumulate=1, precision="no", batch_size=2)
-    found = answer_speed.measure(model, words_tokenizer(), settings)
-    double, response = found["ways"]["double"], found["ways"]["response"]
+    result = answer_speed.measure(model, words_tokenizer(), settings)
+    double, response = result["ways"]["double"], result["ways"]["response"]
     assert double["losses"] == pytest.approx(response["losses"], rel=1e-6) and len(set(double["losses"])) == 2
-    assert found["columns_ratio"] == double["columns"] / response["columns"] > 1.3
-    assert 0 < found["share_of_answers"] < 0.5 and found["speedup"] > 0 and found["speedup_processor"] > 0
-    assert found["settings"]["data"]["sequence_length"] == 64 and str(tmp_path) not in json.dumps(found)
+    assert result["columns_ratio"] == double["columns"] / response["columns"] > 1.3
+    assert 0 < result["share_of_answers"] < 0.5 and result["speedup"] > 0 and result["speedup_processor"] > 0
+    assert result["settings"]["data"]["sequence_length"] == 64 and str(tmp_path) not in json.dumps(result)
     assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
-    assert answer_speed.tables(found)[0].row_count == 2
+    assert answer_speed.tables(result)[0].row_count == 2
 
 
 def test_conversations_are_not_for_decoding(capsys):

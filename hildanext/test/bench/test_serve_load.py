@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from hildanext.bench import serve_figure as serve_picture
+from hildanext.bench import serve_figure
 from hildanext.bench.own_server import ServerFailed, own_server
 from hildanext.bench.serve_load import CANCELLED, Outcome, ServeLoadConfig, measure, plans, summary, tables
 from hildanext.cli import main
@@ -26,14 +26,14 @@ from serving import live
 @pytest.fixture(scope="module")
 def address():
     inside = LocalEngineConfig(threads=1, dtype="fp32").open("tiny", "tiny", "for a test")
-    with live(ServeConfig(port=0, jobs_folder=None), inside) as found:
-        yield found
+    with live(ServeConfig(port=0, jobs_folder=None), inside) as url:
+        yield url
 
 
 def load(url, parent=None, **settings):
     knobs = validate(ServeLoadConfig, {"warmup": 0, "max_new_tokens": 12, **settings}, "bench")
-    found = measure(url, [knobs], None, parent)
-    return {**found, **found["loads"][0]}
+    result = measure(url, [knobs], None, parent)
+    return {**result, **result["loads"][0]}
 
 
 def test_the_same_seed_is_the_same_load_and_another_is_another():
@@ -43,20 +43,20 @@ def test_the_same_seed_is_the_same_load_and_another_is_another():
 
 
 def test_arrivals_are_poisson_and_as_many_leave_as_asked():
-    found = list(plans(ServeLoadConfig(requests=4000, warmup=0, rate=5.0, cancel_rate=0.25, cancel_seconds=2.0)))
-    gaps = [after.arrival - before.arrival for before, after in zip(found, found[1:], strict=False)]
+    schedule = list(plans(ServeLoadConfig(requests=4000, warmup=0, rate=5.0, cancel_rate=0.25, cancel_seconds=2.0)))
+    gaps = [after.arrival - before.arrival for before, after in zip(schedule, schedule[1:], strict=False)]
     mean = sum(gaps) / len(gaps)
     spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
     assert mean == pytest.approx(0.2, rel=0.05) and spread == pytest.approx(mean, rel=0.07)
-    leaving = [plan.leaves for plan in found if plan.leaves is not None]
+    leaving = [plan.leaves for plan in schedule if plan.leaves is not None]
     assert len(leaving) / 4000 == pytest.approx(0.25, abs=0.03) and 0 <= min(leaving) <= max(leaving) <= 2.0
 
 
 def test_prompts_have_as_many_words_as_asked_and_begin_alike():
-    found = [
+    prompts = [
         plan.prompt.text.split() for plan in plans(ServeLoadConfig(requests=200, prompt_words=(3, 5), shared_words=4))
     ]
-    assert {len(words) for words in found} == {7, 8, 9} and len({tuple(words[:4]) for words in found}) == 1
+    assert {len(words) for words in prompts} == {7, 8, 9} and len({tuple(words[:4]) for words in prompts}) == 1
 
 
 def test_a_closed_loop_never_has_more_open_than_clients():
@@ -70,10 +70,10 @@ def test_a_closed_loop_never_has_more_open_than_clients():
         tells(handler, body)
 
     with misbehaving(act) as server:
-        found = load(server.url, clients=3, requests=9)["results"]["model"]
+        measured = load(server.url, clients=3, requests=9)["results"]["model"]
         assert most[0] == 3 and len(server.asked) == 9
-    assert found["answered"] == 9 and found["tokens"] == 27 and found["tokens_per_forward"] is None
-    assert found["latency_seconds"]["p50"] >= 0.03
+    assert measured["answered"] == 9 and measured["tokens"] == 27 and measured["tokens_per_forward"] is None
+    assert measured["latency_seconds"]["p50"] >= 0.03
 
 
 def test_an_open_loop_does_not_wait_and_counts_from_the_arrival():
@@ -83,10 +83,10 @@ def test_an_open_loop_does_not_wait_and_counts_from_the_arrival():
 
     with misbehaving(act) as server:
         begun = time.perf_counter()
-        found = load(server.url, rate=200.0, requests=20)["results"]["model"]
+        measured = load(server.url, rate=200.0, requests=20)["results"]["model"]
         assert time.perf_counter() - begun < 3.0  # one after the other they take 6 s
         crowded = load(server.url, rate=500.0, requests=10, most_open=2)["results"]["model"]
-    assert found["answered"] == 20 and found["latency_seconds"]["p50"] >= 0.3
+    assert measured["answered"] == 20 and measured["latency_seconds"]["p50"] >= 0.3
     assert crowded["errors"]["not sent"] + crowded["answered"] == 10 and crowded["errors"]["not sent"] > 0
 
 
@@ -102,9 +102,9 @@ def test_faults_are_counted_by_kind_and_whole_answers_alone_are_timed():
             tells(handler, body)
 
     with misbehaving(act) as server:
-        found = load(server.url, clients=1, requests=8)["results"]["model"]
-    assert found["errors"] == {"Overloaded": 2, "EngineFailed": 2} and found["answered"] == 4
-    assert "full" in found["error_examples"]["Overloaded"]
+        measured = load(server.url, clients=1, requests=8)["results"]["model"]
+    assert measured["errors"] == {"Overloaded": 2, "EngineFailed": 2} and measured["answered"] == 4
+    assert "full" in measured["error_examples"]["Overloaded"]
 
 
 def test_a_client_that_leaves_closes_its_connection():
@@ -115,13 +115,13 @@ def test_a_client_that_leaves_closes_its_connection():
             time.sleep(0.01)
 
     with misbehaving(act) as server:
-        found = load(server.url, requests=1, cancel_rate=1.0, cancel_seconds=0.2)["results"]["model"]
-        assert found["errors"] == {CANCELLED: 1} and server.gone.wait(5)
-    assert found["latency_seconds"] is None and "not told" in str(tables_text({"model": found}, server.url))
+        measured = load(server.url, requests=1, cancel_rate=1.0, cancel_seconds=0.2)["results"]["model"]
+        assert measured["errors"] == {CANCELLED: 1} and server.gone.wait(5)
+    assert measured["latency_seconds"] is None and "not told" in str(tables_text({"model": measured}, server.url))
 
 
 def tables_text(results, url):
-    filled = {role: {"engine_counts": {}, "name": "m", **one} for role, one in results.items()}
+    filled = {role: {"engine_counts": {}, "name": "m", **measured} for role, measured in results.items()}
     settings = {"clients": 1, "rate": None, "requests": 1, "max_new_tokens": 1}
     (table,) = tables({"url": url, "loads": [{"results": filled, "loop": "closed", "settings": settings}]})
     return [list(column.cells) for column in table.columns]
@@ -134,16 +134,16 @@ def test_percentiles_and_rates_are_those_of_the_answers():
         answer = RequestOutput([1] * 10, "x", "length", stats, prompt_tokens=5, cached_tokens=1, **times)
         return Outcome(answer, {"completion_tokens_details": {"forward_passes": 4, "denoising_steps": 3}})
 
-    found = summary([outcome(float(second)) for second in range(1, 102)] + [Outcome(None, {}, "x", "y")], 10.0)
-    assert found["latency_seconds"] == {"mean": 51.0, "p50": 51.0, "p90": 91.0, "p99": 100.0, "max": 101.0}
-    assert found["first_block_seconds"]["p50"] == 25.5 and found["tokens_per_second"] == 101.0
-    assert found["tokens_per_forward"] == 2.5 and found["requests"] == 102 and found["errors"] == {"x": 1}
+    measured = summary([outcome(float(second)) for second in range(1, 102)] + [Outcome(None, {}, "x", "y")], 10.0)
+    assert measured["latency_seconds"] == {"mean": 51.0, "p50": 51.0, "p90": 91.0, "p99": 100.0, "max": 101.0}
+    assert measured["first_block_seconds"]["p50"] == 25.5 and measured["tokens_per_second"] == 101.0
+    assert measured["tokens_per_forward"] == 2.5 and measured["requests"] == 102 and measured["errors"] == {"x": 1}
 
 
 def test_our_own_service_tells_forwards_and_the_parent_stands_beside(address):
-    found = load(address, "auto", clients=2, requests=4, ignore_eos=True, deadline_seconds=60)
-    model, parent = found["results"]["model"], found["results"]["parent"]
-    assert model["name"] == "tiny" and parent["name"] == "tiny-parent" and found["server"]["device"] == "cpu"
+    result = load(address, "auto", clients=2, requests=4, ignore_eos=True, deadline_seconds=60)
+    model, parent = result["results"]["model"], result["results"]["parent"]
+    assert model["name"] == "tiny" and parent["name"] == "tiny-parent" and result["server"]["device"] == "cpu"
     assert model["answered"] == parent["answered"] == 4 and model["tokens"] == parent["tokens"] == 48
     assert model["engine_counts"]["generated_tokens"] == 48 and parent["tokens_per_forward"] == 1.0
     assert model["tokens_per_forward"] == 48 / model["forwards"]
@@ -151,8 +151,8 @@ def test_our_own_service_tells_forwards_and_the_parent_stands_beside(address):
 
 
 def test_deadlines_end_as_deadlines(address):
-    found = load(address, requests=3, deadline_seconds=0.001)["results"]["model"]
-    assert found["errors"] == {"DeadlineExceeded": 3} and found["answered"] == 0
+    measured = load(address, requests=3, deadline_seconds=0.001)["results"]["model"]
+    assert measured["errors"] == {"DeadlineExceeded": 3} and measured["answered"] == 0
 
 
 def test_wishes_that_only_our_service_knows_are_refused_elsewhere():
@@ -181,8 +181,8 @@ class TestOwnServer:
             lines = (folder / "out").read_text().splitlines()
             raise ZeroDivisionError
         assert len(lines) == 1 and lines[0].startswith(f"{url} serves tiny with transformers")
-        told = [json.loads(line) for line in logged.splitlines()]
-        assert [(line["path"], line["status"]) for line in told] == [("/v1/models", 200), ("/nothing", 404)]
+        requests = [json.loads(line) for line in logged.splitlines()]
+        assert [(line["path"], line["status"]) for line in requests] == [("/v1/models", 200), ("/nothing", 404)]
         assert list(tmp_path.iterdir()) == []
         with pytest.raises(httpx.ConnectError):
             httpx.get(url)
@@ -202,8 +202,8 @@ class TestPicture:
 
     def test_it_has_a_column_for_each_loop_and_a_line_for_each_percentile(self):
         loads = [self.one("closed", 2), self.one("closed", 1), self.one("open", 4, answered=0), self.one("open", 3)]
-        axes = serve_picture._figure({"loads": loads}, ["closed", "open"]).axes
-        assert len(axes) == 6 and [len(one.get_lines()) for one in axes] == [6, 6, 6, 6, 2, 2]
+        axes = serve_figure._figure({"loads": loads}, ["closed", "open"]).axes
+        assert len(axes) == 6 and [len(panel.get_lines()) for panel in axes] == [6, 6, 6, 6, 2, 2]
         first = axes[0].get_lines()[0]
         assert list(first.get_xdata()) == [1, 2] and list(first.get_ydata()) == [0.1, 0.2]
         assert list(axes[1].get_lines()[0].get_xdata()) == [3]
@@ -211,7 +211,7 @@ class TestPicture:
 
     def test_where_nothing_was_answered_there_is_none(self, tmp_path):
         path = tmp_path / "x.png"
-        assert serve_picture.draw({"loads": [self.one("closed", 2, answered=0)]}, path) is None and not path.exists()
+        assert serve_figure.draw({"loads": [self.one("closed", 2, answered=0)]}, path) is None and not path.exists()
 
 
 class TestTheCommand:

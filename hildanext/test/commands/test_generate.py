@@ -8,7 +8,8 @@ from rich.console import Console
 from decoding_stubs import StubTokenizer
 from hildanext.cli import main
 from hildanext.decoding.state import Step
-from hildanext.decoding.trace import TerminalView
+from hildanext.decoding.trace import TerminalView, step_record
+from hildanext.detokenization import TokenCells
 from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.start import start_conversion
 from hildanext.tokenization import encode_prompt
@@ -66,10 +67,10 @@ def test_a_trace_is_shown_and_saved(checkpoint, capsys, tmp_path):
 
 
 def test_a_batch_of_prompts_keeps_their_order(checkpoint, capsys, tmp_path):
-    (tmp_path / "prompts.txt").write_text("w1 w2 w3 w4 w5\nw7\n\n")
+    (tmp_path / "prompts.txt").write_text("w1 w2 w3 w4 w5\n\nw7\n")
     assert call(checkpoint, "--batch", str(tmp_path / "prompts.txt"), "--json") == 0
     together = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [record["prompt"] for record in together] == ["w1 w2 w3 w4 w5", "w7", ""]
+    assert [record["prompt"] for record in together] == ["w1 w2 w3 w4 w5", "w7"]
     assert call(checkpoint, "--prompt", "w7", "--json") == 0
     assert json.loads(capsys.readouterr().out)["text"] == together[1]["text"]
 
@@ -84,12 +85,13 @@ def test_the_run_s_sections_lie_between_the_mode_and_the_flags(checkpoint, capsy
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--tau-mask", "1.5"], "tau_mask: Input should be less than or equal to 1, got 1.5"),
-        (["--tau-edit", "-1"], "tau_edit: Input should be greater than or equal to 0, got -1"),
+        (["--tau-mask", "1.5"], "tau_mask: 1.5 is above 1, give 0 to 1"),
+        (["--tau-mask", "abc"], "tau_mask: 'abc' is no number, give 0 to 1"),
+        (["--tau-edit", "-1"], "tau_edit: -1 is below 0, give 0 to 1, or null"),
         (["--mode", "fast"], "unknown mode 'fast': choices"),
         (["--effort", "hihg"], "did you mean 'high'?"),
-        (["--temperature", "-2"], "temperature: Input should be greater than or equal to 0, got -2"),
-        (["--top-p", "0"], "top_p: Input should be greater than 0, got 0"),
+        (["--temperature", "-2"], "temperature: -2 is below 0, give a number of at least 0"),
+        (["--top-p", "0"], "top_p: 0 is not above 0, give a number above 0 and at most 1, or null"),
         (["--max-new-tokens", "0"], "max_new_tokens"),
         (["--prompt", "w1 " * 200], "the model's context is 96: shorten it"),
         (["--max-new-tokens", "500"], "ask for at most"),
@@ -113,9 +115,10 @@ def test_a_prompt_begins_as_documents_do():
 
 def test_the_live_view_colours_masks_drafts_and_edits():
     console = Console(force_terminal=True, width=80, record=True)
-    with TerminalView([1], StubTokenizer(letters=True), console) as view:
-        view.show(Step(0, 1, 0, "denoise", [1, 2], [(1, 2, 0.9)]))
-        view.show(Step(0, 2, 0, "denoise", [2], [(2, 3, 0.9)], [(1, 2, 5, 0.8)]))
+    cells = TokenCells(StubTokenizer(letters=True), [1])
+    with TerminalView(cells.prompt(), console) as view:
+        view.show(step_record(Step(0, 1, 0, "denoise", [1, 2], [(1, 2, 0.9)]), cells))
+        view.show(step_record(Step(0, 2, 0, "denoise", [2], [(2, 3, 0.9)], [(1, 2, 5, 0.8)]), cells))
         picture = view.render()
     assert picture.plain.splitlines()[1] == "BFD"
     styles = {picture.plain[span.start : span.end]: str(span.style) for span in picture.spans}

@@ -82,7 +82,7 @@ def test_a_run_s_file_is_submitted_and_its_folder_is_the_job_s(jobs, tmp_path, p
         (["submit", "generate", "--set", "generate.modle=tiny"], "unknown key 'modle'"),
         (["submit", "generate"], "generate: it needs model, and no stage before it makes one"),
         (["submit", "generate", "--set", "generate.model=tiny", "--set", "generate.prompts_file=none.txt"], "none.txt"),
-        (["submit", "convert"], "'wsd' is missing"),
+        (["submit", "convert"], "wsd: it is missing, give a list"),
         (["submit", "bench", "--set", "bench.what=decode"], "bench: it needs model"),
         (["submit", "run"], "the run has no stages"),
         (["list", "--state", "done"], "unknown state 'done'"),
@@ -104,12 +104,12 @@ def test_the_flags_name_the_folder_that_the_room_has():
     assert shown == FOLDER
 
 
-def test_every_stage_can_be_submitted_or_is_known_to_need_something(tmp_path):
+def test_every_stage_can_be_submitted_or_is_known_to_need_something(tmp_path, prompts):
     assert set(NEEDS) < set(STAGES)
     with open_jobs(tmp_path) as service:
         for kind in STAGES:
             with contextlib.suppress(HildaError):
-                service.submit(kind, {"prepare": {"source": {"name": "text", "path": "x"}}})
+                service.submit(kind, {"prepare": {"source": {"name": "text", "path": str(prompts)}}})
         assert {job.kind for job in service.list()} == {"prepare"}
 
 
@@ -162,8 +162,10 @@ def test_answers_go_on_where_they_stopped_without_losing_or_repeating_a_line(tmp
     section = {"batch_size": 3, "modes": ["S_MODE", "quality"], "decoder": {"temperature": 0.8}}
     whole = answered(tmp_path, "whole", prompts, **section).read_bytes()
     records = [json.loads(line) for line in whole.splitlines()]
-    assert [(one["way"], one["index"]) for one in records] == [(m, n) for m in ("S_MODE", "Q_MODE") for n in range(7)]
-    assert len({one["text"] for one in records}) > 4  # each prompt has a seed of its own
+    assert [(record["way"], record["index"]) for record in records] == [
+        (m, n) for m in ("S_MODE", "Q_MODE") for n in range(7)
+    ]
+    assert len({record["text"] for record in records}) > 4  # each prompt has a seed of its own
     for kept in (1, 6, 10):
         path = answered(tmp_path, f"cut{kept}", prompts, **section)
         lines = whole.splitlines(keepends=True)
@@ -184,9 +186,9 @@ def test_a_prompt_that_cannot_be_answered_does_not_end_the_others(tmp_path):
     path = tmp_path / "prompts.jsonl"
     long = "dog " * 5000
     path.write_text("\n".join(json.dumps(line) for line in ("One day", {"prompt": long, "id": 7}, {"prompt": "Two"})))
-    found = [json.loads(line) for line in answered(tmp_path, "run", path).read_text().splitlines()]
-    assert "context" in found[1]["error"] and found[1]["id"] == 7 and "text" not in found[1]
-    assert found[0]["text"] and "text" in found[2] and [one["line"] for one in found] == [1, 2, 3]
+    records = [json.loads(line) for line in answered(tmp_path, "run", path).read_text().splitlines()]
+    assert "context" in records[1]["error"] and records[1]["id"] == 7 and "text" not in records[1]
+    assert records[0]["text"] and "text" in records[2] and [record["line"] for record in records] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -262,16 +264,16 @@ def real_jobs(folder):
 
 def what_came_of_it(folder):
     """The parts of a run's folder that do not depend on the clock."""
-    found = {}
+    contents = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.name == "metrics.jsonl" and "generate" not in name:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             timed = ("seconds", "tokens_per_second")
-            found[name] = [{key: value for key, value in line.items() if key not in timed} for line in lines]
+            contents[name] = [{key: value for key, value in line.items() if key not in timed} for line in lines]
         elif path.name == "answers.jsonl" or path.suffix in (".safetensors", ".bin", ".npy") and "state" not in name:
-            found[name] = path.read_bytes()
-    return found
+            contents[name] = path.read_bytes()
+    return contents
 
 
 @pytest.mark.slow

@@ -75,6 +75,34 @@ class TestConfig:
     def test_the_section_of_an_object_builds_it_again(self):
         assert validate(Soup, plain(Soup(salt=0.25)), "soup") == Soup(salt=0.25)
 
+    @pytest.mark.parametrize(
+        "text, word",
+        [
+            ("[" * 100_000, "cannot read"),
+            ('{"a":' * 120 + "1" + "}" * 120, "nested"),
+            ('{"a": ' + "9" * 5000 + "}", "cannot read"),
+            ('{"seed": 1, "seed": 2}', "a key twice in one object"),
+        ],
+        ids=["endless", "deep", "digits", "twice"],
+    )
+    def test_json_that_means_trouble_is_one_line(self, text, word, tmp_path):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(ConfigError, match=word):
+            read_json(tmp_path / "run.json")
+
+    def test_a_byte_order_mark_is_no_part_of_a_file(self, tmp_path):
+        (tmp_path / "run.json").write_bytes(b'\xef\xbb\xbf{"seed": 1}')
+        assert read_json(tmp_path / "run.json") == {"seed": 1}
+
+    @pytest.mark.parametrize(
+        "assignment, word",
+        [("a=NaN", "NaN or infinity"), ("a=-Infinity", "NaN or infinity"), (".".join("a" * 150) + "=1", "deep")],
+    )
+    def test_an_assignment_that_json_does_not_know_is_refused(self, assignment, word):
+        with pytest.raises(ConfigError, match=word):
+            override({}, [assignment])
+        assert override({}, ["a=" + "[" * 100_000])["a"].startswith("[[[")
+
     def test_overrides_read_json_and_fall_back_to_text(self):
         run = override({"a": {"b": 1}}, ["a.b=2", "a.c=word", "d.e.f=[1,2]", "x=null"])
         assert run == {"a": {"b": 2, "c": "word"}, "d": {"e": {"f": [1, 2]}}, "x": None}
@@ -237,8 +265,9 @@ class TestRuntime:
         before = torch.get_num_threads()
         try:
             assert set_threads(1) == 1 == torch.get_num_threads()
-            with pytest.raises(ConfigError, match="threads"):
-                set_threads(0)
+            for wrong in (0, 100_000):
+                with pytest.raises(ConfigError, match=rf"threads = {wrong}: give 1 to \d+ on this machine"):
+                    set_threads(wrong)
         finally:
             torch.set_num_threads(before)
 
@@ -253,8 +282,8 @@ class TestRuntime:
             torch.random.set_rng_state(state)
 
     def test_the_machine_is_json(self):
-        told = json.loads(json.dumps(machine(torch.device("cpu"), torch.float32)))
-        assert told["device"] == "cpu" and told["dtype"] == "float32" and told["versions"]["torch"]
+        record = json.loads(json.dumps(machine(torch.device("cpu"), torch.float32)))
+        assert record["device"] == "cpu" and record["dtype"] == "float32" and record["versions"]["torch"]
 
 
 def test_a_program_does_not_hear_of_kernels_that_a_library_misses(caplog):

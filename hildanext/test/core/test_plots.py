@@ -62,7 +62,7 @@ def test_runs_are_compared_by_block_size_with_levels():
 
 
 def test_bars_write_their_values():
-    (axes,) = plots.bars_figure({"x": 1.234, "y": 5085.2}, "nats", "t", {"x": 0.05}).axes
+    (axes,) = plots.bars_figure({"x": 1.234, "y": 5085.2}, "nats", "t", {"x": 0.05, "y": float("nan")}).axes
     assert [text.get_text() for text in axes.texts] == ["1.23 ± 0.05", "5,085"]
 
 

@@ -80,8 +80,8 @@ def test_tensorboard_shows_nothing_of_steps_that_a_resumed_run_has_not_reached_a
         for step in steps:
             tracker.log(step, {"train/loss": start + step / 10})
         tracker.close()
-    told = [(1, 0.1), (2, 0.2), (3, 0.3), (4, 3.4), (5, 3.5)]
-    assert events(tmp_path / "tensorboard")["train/loss"] == [(step, pytest.approx(loss)) for step, loss in told]
+    points = [(1, 0.1), (2, 0.2), (3, 0.3), (4, 3.4), (5, 3.5)]
+    assert events(tmp_path / "tensorboard")["train/loss"] == [(step, pytest.approx(loss)) for step, loss in points]
 
 
 def test_trackio_keeps_a_local_run_named_after_its_folder(tmp_path, monkeypatch):

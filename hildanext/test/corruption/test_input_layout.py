@@ -69,7 +69,7 @@ def outcome_of(model, losses, view: NoisedBatch, layout: str, **how):
     return outcome, gradients
 
 
-def test_V21_shift_of_the_readout():
+def test_predictions_are_read_where_the_shift_says():
     position = torch.arange(6)[None]
     doubled, single = InputLayout(position, position, 6), InputLayout(position, position[:, :0], 6)
     assert doubled.prediction_index(position, 3, "none").tolist() == [[0, 1, 2, 3, 4, 5]]
@@ -92,7 +92,7 @@ def test_V21_shift_of_the_readout():
         (16, "left", "single"),
     ],
 )
-def test_V22_input_is_doubled_unless_one_half_is_never_read(block: int, shift: str, layout: str):
+def test_input_is_doubled_unless_one_half_is_never_read(block: int, shift: str, layout: str):
     assert layout_of(block, 16, shift) == layout
     assert layout_of(block, 16, shift, reads_clean=True) == ("double" if layout == "single" else layout)
 

@@ -18,7 +18,7 @@ from hildanext.corruption.schedules.mask_embedding_noise import open_ratio
 LADDER = (*spread("warmup", [1, 4, 32], 90), *spread("stable", [256], 50), *spread("decay", [64, 32], 41))
 
 
-def test_V22_every_rung_divides_and_resume_finds_the_same_rung():
+def test_every_rung_divides_and_resume_finds_the_same_rung():
     check_phases(LADDER, 256)
     seen = [phase_at(LADDER, tokens).block_size for tokens in range(total_tokens(LADDER))]
     assert seen == [1] * 30 + [4] * 30 + [32] * 30 + [256] * 50 + [64] * 20 + [32] * 21
@@ -84,7 +84,7 @@ def test_mask_noise_falls_linearly_to_zero():
     assert [noise.at(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.4, 0.2, 0.0, 0.0])
 
 
-def test_V22_attention_anneal():
+def test_attention_opens_with_the_steps_and_stays_open():
     assert open_ratio(0) == pytest.approx(1e-4)
     assert open_ratio(4_999) == pytest.approx(0.5)
     assert open_ratio(9_999) == open_ratio(50_000) == 1.0

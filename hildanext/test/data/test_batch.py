@@ -29,8 +29,10 @@ E = 1
     ],
 )
 def test_padding_is_the_end_of_text_after_the_end_of_text(tokens, document, padding):
-    found = padding_tokens(torch.tensor([[9] * len(tokens), tokens]), torch.tensor([[0] * len(tokens), document]), E)
-    assert not found[0].any() and found[1].nonzero()[:, 0].tolist() == padding
+    padding_of = padding_tokens(
+        torch.tensor([[9] * len(tokens), tokens]), torch.tensor([[0] * len(tokens), document]), E
+    )
+    assert not padding_of[0].any() and padding_of[1].nonzero()[:, 0].tolist() == padding
 
 
 def test_a_row_begins_a_document_whatever_ended_the_row_before():

@@ -67,27 +67,27 @@ def gsm8k(answer: str, question: str = "", strict: bool = False):
     return EXTRACTORS["rule:gsm8k"](strict=strict).extract({"question": question, "answer": answer})
 
 
-def links(found) -> list[tuple[str, str, bool]]:
-    return [] if found.graph is None else [(e.cause, e.effect, e.ambiguous) for e in found.graph.edges]
+def links(extraction) -> list[tuple[str, str, bool]]:
+    return [] if extraction.graph is None else [(e.cause, e.effect, e.ambiguous) for e in extraction.graph.edges]
 
 
-def test_V18_the_worked_example():
+def test_annotations_of_an_example_become_the_graph_written_by_hand():
     """The operand 2 is a constant: no edge. The texts are those as trained."""
-    found = EXTRACTORS["rule:gsm8k"]().extract(NATALIA)
-    assert found.graph.to_json() == GRAPH
-    assert (found.prompt, found.response) == (NATALIA["question"], RESPONSE)
-    assert found.counts["operands: constants"] == 1
+    extraction = EXTRACTORS["rule:gsm8k"]().extract(NATALIA)
+    assert extraction.graph.to_json() == GRAPH
+    assert (extraction.prompt, extraction.response) == (NATALIA["question"], RESPONSE)
+    assert extraction.counts["operands: constants"] == 1
 
 
-def test_V18_a_wrong_annotation_is_dropped():
+def test_a_wrong_annotation_is_dropped():
     wrong = {**NATALIA, "answer": NATALIA["answer"].replace("<<48/2=24>>", "<<48/2=25>>")}
-    found = EXTRACTORS["rule:gsm8k"]().extract(wrong)
-    assert found.counts["wrong equations"] == 1
-    assert links(found) == [("q0", "e0", False), ("e0", "f", False)]
-    assert found.graph.node("e0").value == "72"
+    extraction = EXTRACTORS["rule:gsm8k"]().extract(wrong)
+    assert extraction.counts["wrong equations"] == 1
+    assert links(extraction) == [("q0", "e0", False), ("e0", "f", False)]
+    assert extraction.graph.node("e0").value == "72"
 
 
-def test_V18_a_graph_with_a_cycle_is_rejected():
+def test_a_graph_with_a_cycle_is_rejected():
     graph = copy.deepcopy(GRAPH)
     graph["edges"].append({"from": "f", "to": "e0"})
     with pytest.raises(DataError, match="run in a circle, e0 -> e1 -> f -> e0"):
@@ -183,8 +183,8 @@ def test_what_is_no_arithmetic_has_no_value(expression):
 
 def test_numbers_are_found_where_they_stand():
     text = "In 1,234 days, $5.50 or .5, 1,2 and 20%: no1 3rd"
-    found = {text[n.start : n.end]: str(n.value) for n in numerals(text)}
-    assert found == {"1,234": "1234", "5.50": "11/2", ".5": "1/2", "1": "1", "2": "2", "20": "20", "3": "3"}
+    values = {text[n.start : n.end]: str(n.value) for n in numerals(text)}
+    assert values == {"1,234": "1234", "5.50": "11/2", ".5": "1/2", "1": "1", "2": "2", "20": "20", "3": "3"}
     assert [n.value for n in number_words("Half of twenty-five, twice; a Dozen, not thirds")] == [
         Fraction(1, 2), 20, 5, 2, 12,
     ]  # fmt: skip
@@ -194,8 +194,8 @@ def test_numbers_are_found_where_they_stand():
 
 def test_the_latest_earlier_result_comes_first_then_the_question():
     """5 is in the question and twice a result: the latest result is meant, and the edge is ambiguous."""
-    found = gsm8k("<<2+3=5>>5, <<4+1=5>>5, <<5*6=30>>30", "There are 5 of 6, two, 3 and 4")
-    assert links(found) == [
+    extraction = gsm8k("<<2+3=5>>5, <<4+1=5>>5, <<5*6=30>>30", "There are 5 of 6, two, 3 and 4")
+    assert links(extraction) == [
         ("w0", "e0", False), ("q2", "e0", False), ("q3", "e1", False), ("e1", "e2", True), ("q1", "e2", False),
     ]  # fmt: skip
     strict = gsm8k("<<2+3=5>>5, <<4+1=5>>5, <<5*6=30>>30", "There are 5 of 6, two, 3 and 4", strict=True)
@@ -203,40 +203,40 @@ def test_the_latest_earlier_result_comes_first_then_the_question():
 
 
 def test_an_operand_nobody_named_is_unresolved_and_a_known_constant_is_not():
-    found = gsm8k("<<8*52=416>>416 and <<8*17=136>>136", "8 weeks")
-    assert found.counts["operands: constants"] == 1 and found.counts["operands: unresolved"] == 1
-    assert found.counts["examples resolved"] == 0
+    extraction = gsm8k("<<8*52=416>>416 and <<8*17=136>>136", "8 weeks")
+    assert extraction.counts["operands: constants"] == 1 and extraction.counts["operands: unresolved"] == 1
+    assert extraction.counts["examples resolved"] == 0
 
 
 def test_an_operand_used_twice_is_one_edge_and_both_its_mentions_are_the_result_s():
-    found = gsm8k("3+4=<<3+4=7>>7. 7+7=<<7+7=14>>14.\n#### 14", "3 and 4")
-    assert links(found) == [("q0", "e0", False), ("q1", "e0", False), ("e0", "e1", False), ("e1", "f", False)]
-    assert [span[1:] for span in found.graph.node("e0").spans] == [(4, 5), (7, 8), (9, 10)]
+    extraction = gsm8k("3+4=<<3+4=7>>7. 7+7=<<7+7=14>>14.\n#### 14", "3 and 4")
+    assert links(extraction) == [("q0", "e0", False), ("q1", "e0", False), ("e0", "e1", False), ("e1", "f", False)]
+    assert [span[1:] for span in extraction.graph.node("e0").spans] == [(4, 5), (7, 8), (9, 10)]
 
 
 def test_a_number_of_an_earlier_line_is_no_mention():
-    found = gsm8k("3+4=<<3+4=7>>7 <<7+3=10>>10 and 7 again", "3 and 4")
-    assert [span[1:] for span in found.graph.node("e0").spans] == [(4, 5)]
+    extraction = gsm8k("3+4=<<3+4=7>>7 <<7+3=10>>10 and 7 again", "3 and 4")
+    assert [span[1:] for span in extraction.graph.node("e0").spans] == [(4, 5)]
 
 
 def test_the_answer_copies_the_last_result_that_equals_it():
-    found = gsm8k("<<3+4=7>>7 <<7-3=4>>4 <<4+3=7>>7 <<7*3=21>>21\n#### 7", "3 and 4")
-    assert links(found)[-1] == ("e2", "f", False)
-    assert found.counts["answer is an earlier result"] == 1
+    extraction = gsm8k("<<3+4=7>>7 <<7-3=4>>4 <<4+3=7>>7 <<7*3=21>>21\n#### 7", "3 and 4")
+    assert links(extraction)[-1] == ("e2", "f", False)
+    assert extraction.counts["answer is an earlier result"] == 1
     assert links(gsm8k("<<3+4=7>>7\n#### -7", "3 and 4"))[-1][1] == "e0"
     assert "examples with an answer" not in gsm8k("<<3+4=7>>7\n#### seven", "3 and 4").counts
 
 
 def test_the_number_behind_an_annotation_may_have_a_currency_and_a_sign():
-    found = gsm8k("5-8 = -$<<5-8=-3>>3, <<3*2=6>>six", "5, 8 and 3")
-    assert found.graph.node("e0").spans == (("response", 8, 9),)
-    assert found.counts["results not written"] == 1
+    extraction = gsm8k("5-8 = -$<<5-8=-3>>3, <<3*2=6>>six", "5, 8 and 3")
+    assert extraction.graph.node("e0").spans == (("response", 8, 9),)
+    assert extraction.counts["results not written"] == 1
 
 
 def test_free_text_gives_the_edges_of_its_annotations():
     plain, _ = without_annotations(NATALIA["answer"])
-    found = EXTRACTORS["rule:arith"]().extract({"prompt": NATALIA["question"], "response": plain})
-    assert {**found.graph.to_json(), "source": "rule:gsm8k"} == GRAPH
+    extraction = EXTRACTORS["rule:arith"]().extract({"prompt": NATALIA["question"], "response": plain})
+    assert {**extraction.graph.to_json(), "source": "rule:gsm8k"} == GRAPH
 
 
 @pytest.mark.parametrize(
@@ -253,9 +253,13 @@ def test_free_text_gives_the_edges_of_its_annotations():
     ],
 )
 def test_equations_in_free_text(response, results):
-    given = "2 3 4 5 10 20 30 120"
-    found = EXTRACTORS["rule:arith"]().extract({"prompt": given, "response": response})
-    nodes = [] if found.graph is None else [node.value for node in found.graph.nodes if node.kind == "intermediate"]
+    prompt = "2 3 4 5 10 20 30 120"
+    extraction = EXTRACTORS["rule:arith"]().extract({"prompt": prompt, "response": response})
+    nodes = (
+        []
+        if extraction.graph is None
+        else [node.value for node in extraction.graph.nodes if node.kind == "intermediate"]
+    )
     assert nodes == results
 
 
@@ -267,22 +271,22 @@ def teacher(
 
 
 def test_a_teacher_s_phrases_are_looked_up_in_both_texts():
-    found = teacher([{"52": ["4", "48", "green"]}])
-    spans = {node.value: [tuple(span) for span in node.spans] for node in found.graph.nodes}
+    extraction = teacher([{"52": ["4", "48", "green"]}])
+    spans = {node.value: [tuple(span) for span in node.spans] for node in extraction.graph.nodes}
     assert spans == {
         "4": [("prompt", 8, 9), ("response", 0, 1)],
         "48": [("prompt", 23, 25), ("response", 4, 6)],
         "52": [("response", 9, 11)],
     }
-    assert links(found) == [("c0", "c1", True), ("c2", "c1", True)]
-    assert found.counts["phrases not found"] == 1 and found.counts["links without a place"] == 1
-    assert links(teacher({"52": ["4", "48"]})) == links(found)
+    assert links(extraction) == [("c0", "c1", True), ("c2", "c1", True)]
+    assert extraction.counts["phrases not found"] == 1 and extraction.counts["links without a place"] == 1
+    assert links(teacher({"52": ["4", "48"]})) == links(extraction)
     assert teacher([{"52": ["4", "48"]}], strict=True).graph is None
 
 
 def test_a_cause_may_stand_after_its_effect():
-    found = teacher({"Tom": ["52"]})
-    assert links(found) == [("c0", "c1", False)]
+    extraction = teacher({"Tom": ["52"]})
+    assert links(extraction) == [("c0", "c1", False)]
 
 
 @pytest.mark.parametrize(
@@ -295,8 +299,8 @@ def test_a_cause_may_stand_after_its_effect():
     ],
 )
 def test_a_teacher_s_nonsense_gives_no_graph_and_is_counted(important, kind):
-    found = teacher(important)
-    assert found.graph is None and found.counts[kind] == 1
+    extraction = teacher(important)
+    assert extraction.graph is None and extraction.counts[kind] == 1
 
 
 @pytest.mark.parametrize("important", ["52", [["52"]], {"52": "48"}, {"52": [48]}])
@@ -362,10 +366,10 @@ def test_truncated_and_packed_examples_keep_the_pairs_whose_tokens_are_both_ther
 def test_every_extractor_makes_graphs_that_hold(case):
     extractor = build("extractor", EXTRACTORS, case)
     record = {**NATALIA, extractor.field: {"72": ["24"]}} if case["name"] == "json:teacher" else NATALIA
-    found = extractor.extract(record)
-    fields = {"prompt": found.prompt, "response": found.response}
-    assert found.graph is None or read_graph(found.graph.to_json(), fields) == found.graph
-    assert found.counts["examples"] == 1
+    extraction = extractor.extract(record)
+    fields = {"prompt": extraction.prompt, "response": extraction.response}
+    assert extraction.graph is None or read_graph(extraction.graph.to_json(), fields) == extraction.graph
+    assert extraction.counts["examples"] == 1
     nothing = extractor.extract({"prompt": "Hello", "response": "Hello yourself"})
     assert nothing.graph is None and nothing.response == "Hello yourself"
 
@@ -375,11 +379,11 @@ def test_every_extractor_makes_graphs_that_hold(case):
 @settings(max_examples=60, deadline=None)
 def test_no_text_breaks_an_extractor(case, text):
     extractor = build("extractor", EXTRACTORS, case)
-    found = extractor.extract(
+    extraction = extractor.extract(
         {"prompt": text[:20], "response": text[20:], "important": {text[:2]: [text[1:3], text[9:]]}}
     )
-    fields = {"prompt": found.prompt, "response": found.response}
-    assert found.graph is None or read_graph(found.graph.to_json(), fields) == found.graph
+    fields = {"prompt": extraction.prompt, "response": extraction.response}
+    assert extraction.graph is None or read_graph(extraction.graph.to_json(), fields) == extraction.graph
 
 
 def test_every_extractor_has_a_case_and_a_misspelt_one_is_refused():

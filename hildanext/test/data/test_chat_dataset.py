@@ -27,9 +27,9 @@ BLOCK = 8
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    found = load_tokenizer(tiny.folder("diffusion"))
-    set_template(found)
-    return found
+    tokenizer = load_tokenizer(tiny.folder("diffusion"))
+    set_template(tokenizer)
+    return tokenizer
 
 
 def knobs_of(train: dict[str, Any], **more: Any) -> ChatDataConfig:
@@ -110,7 +110,7 @@ def test_the_next_question_in_the_block_of_an_answer_is_shown_as_masks_and_not_l
 
 
 def test_a_response_of_no_tokens_is_neither_masked_nor_replaced_nor_an_error():
-    """V15, the last clause: what an empty answer would give. (In data an empty turn is refused by name.)"""
+    """What an empty answer would give. (In data an empty turn is refused by name.)"""
     tokens = torch.arange(16)[None]
     document, nothing = torch.zeros_like(tokens), torch.zeros(1, 16, dtype=torch.bool)
     batch = Batch(tokens, document, tokens, nothing)
@@ -130,16 +130,16 @@ def test_packed_rows_hold_every_conversation_once_at_block_boundaries(tmp_path: 
     single = ChatDataset(tmp_path / "chat", "train", 128, BLOCK, tokenizer.eos_token_id, packing=False)
     assert len(packed) < len(single) == packed.conversations and packed.tokens == single.tokens
     alone = {tuple(batch.tokens[0].tolist()) for batch in (single.batch([n]) for n in range(len(single)))}
-    found = []
+    documents = []
     for number in range(len(packed)):
         batch = packed.batch([number])
         for document in range(int(batch.document.max()) + 1):
             here = (batch.document[0] == document).nonzero()[:, 0]
             assert int(here[0]) % BLOCK == 0 and len(here) % BLOCK == 0
             assert batch.position[0, here].tolist() == list(range(len(here)))
-            found.append(tuple(batch.tokens[0, here].tolist()))
+            documents.append(tuple(batch.tokens[0, here].tolist()))
         assert batch.tokens.shape[1] <= 128
-    assert len(found) == len(single) and set(found) == alone
+    assert len(documents) == len(single) and set(documents) == alone
     places = int((whole(packed).document >= 0).sum())
     assert places == packed.tokens
 
@@ -225,7 +225,7 @@ def test_of_a_long_conversation_the_answers_that_fit_are_kept(tmp_path: Path, to
 def test_bad_records_are_counted_in_the_manifest_and_strict_stops_at_the_first(tmp_path: Path, tokenizer):
     good = chat("Hi", "Hello")
     bad = [chat("Hi", ""), chat("Hi"), {"messages": [{"role": "tool", "content": "x"}]}, chat("Hi", "<|mask|>")]
-    data = written(tmp_path, [good] * 5 + bad)
+    data = written(tmp_path, [good] * 5 + bad, special_tokens_in_text=True)
     refused = prepare_chat(tmp_path / "a", data, tokenizer, BLOCK)["parts"]["train source"]["refused"]
     assert refused["counts"] == {
         "a special token in a turn": 1, "empty turn": 1, "no assistant turn": 1, "unknown role": 1
@@ -233,7 +233,7 @@ def test_bad_records_are_counted_in_the_manifest_and_strict_stops_at_the_first(t
     assert any("'tool'" in example and "train.jsonl record 8" in example for example in refused["examples"])
     for number, kind in enumerate(("empty turn", "no assistant turn", "unknown role", "a special token"), start=0):
         data = written(tmp_path, [good, bad[number]])
-        data = knobs_of({**data.train, "strict": True}, valid=data.valid)
+        data = knobs_of({**data.train, "strict": True}, valid=data.valid, special_tokens_in_text=True)
         with pytest.raises(DataError, match=f"record 2.*{kind}"):
             prepare_chat(tmp_path / "b", data, tokenizer, BLOCK)
 

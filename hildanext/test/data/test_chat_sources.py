@@ -59,9 +59,9 @@ def test_every_shape_is_read_by_name_and_told_from_the_first_record(tmp_path: Pa
     record, wanted = RECORDS[shape]
     assert detect(record) == shape
     path = write_jsonl(tmp_path / "chat.jsonl", [record, record])
-    found = read({"name": "files", "path": str(path), "shape": shape if named else "auto"})
-    assert [turns(example) for example in found] == [wanted, wanted]
-    assert (found[0].prompt, found[0].response) == (wanted[-2][1], wanted[-1][1])
+    examples = read({"name": "files", "path": str(path), "shape": shape if named else "auto"})
+    assert [turns(example) for example in examples] == [wanted, wanted]
+    assert (examples[0].prompt, examples[0].response) == (wanted[-2][1], wanted[-1][1])
 
 
 def test_the_shape_that_was_told_is_said(tmp_path: Path, caplog):
@@ -80,10 +80,10 @@ def test_gsm8k_keeps_its_annotations_for_graphs_and_out_of_the_text(tmp_path: Pa
 def test_the_trained_text_of_gsm8k_is_the_one_its_graphs_point_into(real_data: Path):
     from hildanext.data.causal_graphs.equations import without_annotations
 
-    found = read({"name": "files", "path": str(real_data / "gsm8k" / "test.jsonl")})
-    assert len(found) == 1319
-    assert all(example.response == without_annotations(example.raw)[0] for example in found)
-    assert not any("<<" in example.response for example in found)
+    examples = read({"name": "files", "path": str(real_data / "gsm8k" / "test.jsonl")})
+    assert len(examples) == 1319
+    assert all(example.response == without_annotations(example.raw)[0] for example in examples)
+    assert not any("<<" in example.response for example in examples)
 
 
 @pytest.mark.parametrize("name", ["chat.jsonl", "chat.jsonl.gz", "chat.json"])
@@ -171,8 +171,8 @@ def test_nothing_to_read_and_an_unknown_shape_are_errors(tmp_path: Path, rows: l
 
 def test_fields_can_be_renamed(tmp_path: Path):
     path = write_jsonl(tmp_path / "chat.jsonl", [{"query": "2+2?", "reply": "4"}])
-    found = read({"name": "files", "path": str(path), "rename": {"prompt": "query", "response": "reply"}})
-    assert turns(found[0]) == [("user", "2+2?"), ("assistant", "4")]
+    examples = read({"name": "files", "path": str(path), "rename": {"prompt": "query", "response": "reply"}})
+    assert turns(examples[0]) == [("user", "2+2?"), ("assistant", "4")]
 
 
 def test_a_graph_and_an_id_come_along(tmp_path: Path):
@@ -184,17 +184,17 @@ def test_a_graph_and_an_id_come_along(tmp_path: Path):
 def test_a_data_set_of_the_hub_is_streamed(tmp_path: Path):
     """Through the loader `json`, which needs no hub."""
     path = write_jsonl(tmp_path / "chat.jsonl", [record for record, _ in [RECORDS["messages"]] * 3])
-    found = read({"name": "huggingface", "dataset": "json", "data_files": str(path)})
-    assert [turns(example) for example in found] == [RECORDS["messages"][1]] * 3
+    examples = read({"name": "huggingface", "dataset": "json", "data_files": str(path)})
+    assert [turns(example) for example in examples] == [RECORDS["messages"][1]] * 3
 
 
 def test_sums_are_right_and_each_depends_on_its_number_alone():
     source = Arithmetic(count=200, steps=3, largest=20, seed=4)
-    found = [example for example, _ in source.examples(Report())]
-    assert [e.messages for e in found[:50]] == [
+    examples = [example for example, _ in source.examples(Report())]
+    assert [e.messages for e in examples[:50]] == [
         e.messages for e, _ in Arithmetic(count=50, steps=3, largest=20, seed=4).examples(Report())
     ]
-    for example in found:
+    for example in examples:
         *lines, final = example.response.splitlines()
         values = [math.nan]
         for line in lines:
@@ -204,13 +204,13 @@ def test_sums_are_right_and_each_depends_on_its_number_alone():
             assert math.isnan(values[-1]) or values[-1] == int(left)
             values.append(int(result))
         assert final == f"#### {values[-1]}" and len(lines) == 3
-    assert len({example.id for example in found}) > 190
+    assert len({example.id for example in examples}) > 190
 
 
 @pytest.mark.parametrize(
     ("section", "error", "words"),
     [
-        ({"name": "files"}, ConfigError, "'path' is missing"),
+        ({"name": "files"}, ConfigError, "path: it is missing"),
         ({"name": "filles", "path": "x"}, UnknownChoice, "did you mean 'files'"),
         ({"name": "files", "path": "nowhere.jsonl"}, DataError, "no such file"),
         ({"name": "files", "path": "x", "shape": "gsm"}, ConfigError, "shape"),

@@ -65,9 +65,9 @@ TOKENIZERS = {
 
 @pytest.fixture(params=TOKENIZERS)
 def tokenizer(request) -> Any:
-    found = TOKENIZERS[request.param]()
-    set_template(found)
-    return found
+    tokenizer = TOKENIZERS[request.param]()
+    set_template(tokenizer)
+    return tokenizer
 
 
 def talk(*turns: str) -> Example:
@@ -87,18 +87,18 @@ LONG = talk(
 @pytest.mark.parametrize("block_size", [1, 4, 8, 32])
 def test_the_training_prefix_of_every_answer_is_what_generate_is_fed(tokenizer, block_size: int):
     """As `generate --chat` encodes the conversation so far, and as a plain prompt of the template's text is encoded."""
-    found = 0
+    turns = 0
     for row in render(tokenizer, LONG, block_size):
         for begin, end in row.answers:
-            turn = [n for n, m in enumerate(LONG.messages) if m.role == "assistant"][found]
+            turn = [n for n, m in enumerate(LONG.messages) if m.role == "assistant"][turns]
             history = LONG.messages[:turn]
             assert row.ids[:begin] == encode_chat(tokenizer, history)
             assert row.ids[:begin] == encode_prompt(tokenizer, chat_text(tokenizer, history))
             assert row.ids[end - 1] == tokenizer.eos_token_id and tokenizer.eos_token_id not in row.ids[begin : end - 1]
             answer = tokenizer.decode(row.ids[begin:end], skip_special_tokens=True)
             assert answer.removeprefix("<think>\n\n</think>\n\n") == LONG.messages[turn].content
-            found += 1
-    assert found == 2
+            turns += 1
+    assert turns == 2
 
 
 def test_every_answer_is_supervised_once_and_nothing_else_is(tokenizer):
@@ -211,9 +211,21 @@ def test_malformed_conversations_are_named(turns: list[tuple[str, str]], kind: s
 
 
 @pytest.mark.parametrize("token", ["<|endoftext|>", "<|mask|>", "<|im_end|>"])
-def test_a_special_token_in_a_turn_is_refused(token: str):
-    with pytest.raises(BadExample, match="a special token in a turn"):
-        render(chatml(), talk("Hi", f"Hello {token} there"))
+def test_a_special_token_in_a_turn_is_text_or_where_tokens_are_parsed_refused_if_it_ends_the_answer(token: str):
+    tokenizer, example = chatml(), talk("Hi", f"Hello {token} there")
+    (row,) = render(tokenizer, example)
+    begin, end = row.answers[0]
+    plain = tokenizer.backend_tokenizer.encode("Hello", add_special_tokens=False).ids
+    assert row.ids[begin : begin + len(plain)] == plain
+    assert row.ids[begin : end - 1].count(tokenizer.convert_tokens_to_ids(token)) == (token == "<|im_end|>")
+    assert row.text[slice(*row.fields["response"])] == f"Hello {token} there"
+    assert [row.text[a:b] for a, b in row.offsets[begin:end]][-1] == "<|endoftext|>"
+    if token != "<|im_end|>":
+        with pytest.raises(BadExample, match="a special token in a turn"):
+            render(tokenizer, example, special_tokens_in_text=True)
+    else:
+        (row,) = render(tokenizer, example, special_tokens_in_text=True)
+        assert row.ids.count(tokenizer.convert_tokens_to_ids(token)) == 3
 
 
 def test_what_a_template_refuses_is_named():

@@ -443,7 +443,10 @@ def test_the_verb_prepares_reports_and_knows_when_it_is_done(
             ["--source", "text", "--path", "x", "--out", "x", "--set", "prepare.shard_token=3"],
             "did you mean 'shard_tokens'",
         ),
-        (["--source", "text", "--path", "x", "--out", "x", "--set", "prepare.shard_tokens=many"], "valid integer"),
+        (
+            ["--source", "text", "--path", "x", "--out", "x", "--set", "prepare.shard_tokens=many"],
+            "shard_tokens: 'many' is no whole number",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line_and_exit_code_2(
@@ -483,7 +486,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     assert peaks[1] < 1.3 * peaks[0]
 
 
-def test_the_help_names_every_row_of_the_tables_and_loads_no_pydantic():
+def test_the_help_names_every_row_of_the_tables():
     from hildanext.core.knobs import names_in
     from hildanext.data.causal_graphs import EXTRACTORS
     from hildanext.data.sources import SOURCES
@@ -491,6 +494,3 @@ def test_the_help_names_every_row_of_the_tables_and_loads_no_pydantic():
     data = Path(hildanext.__file__).parent / "data"
     assert names_in(data / "sources", "SOURCES") == tuple(SOURCES)
     assert names_in(data / "causal_graphs", "EXTRACTORS") == tuple(EXTRACTORS)
-    code = "import sys, hildanext.cli; hildanext.cli.main(['prepare', '--help']); print('pydantic' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"

@@ -22,11 +22,11 @@ COUNT = 23
 def open_source(name: str, folder: Path, **knobs: Any) -> Source:
     """A source of each kind over the same stories, in one file or (eager) in many."""
     stories = [story(number) for number in range(COUNT)]
-    rows = [{"text": one, "id": str(number)} for number, one in enumerate(stories)]
+    rows = [{"text": text, "id": str(number)} for number, text in enumerate(stories)]
     place: dict[str, Any] = {"path": str(folder)}
     if name == "text":
-        for number, one in enumerate(stories):
-            (folder / f"{number:03d}.txt").write_text(one)
+        for number, text in enumerate(stories):
+            (folder / f"{number:03d}.txt").write_text(text)
     elif name == "tinystories":
         write_stories(folder / "train.txt", stories)
     elif name == "jsonl":
@@ -223,8 +223,8 @@ def test_a_separator_inside_a_line_ends_a_story_and_a_cursor_may_stand_there(tmp
     whole = list(source.read(Report()))
     assert [document.text for document, _ in whole] == ["one", "two\nmore", "three", "four"]
     for index, (_, cursor) in enumerate(whole):
-        assert [one.text for one, _ in source.read(Report(), 0, 1, cursor)] == [
-            one.text for one, _ in whole[index + 1 :]
+        assert [document.text for document, _ in source.read(Report(), 0, 1, cursor)] == [
+            document.text for document, _ in whole[index + 1 :]
         ]
 
 
@@ -251,9 +251,9 @@ def test_stories_are_what_splitting_the_whole_text_gives(tmp_path: Path, pieces:
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
     source = build("source", SOURCES, {"name": "tinystories", "path": str(path), "max_line_bytes": 100_000})
-    wanted = [one.replace("\r\n", "\n").strip() for one in text.split("<|endoftext|>")]
+    wanted = [part.replace("\r\n", "\n").strip() for part in text.split("<|endoftext|>")]
     whole = list(source.read(Report()))
-    assert [document.text for document, _ in whole] == [one for one in wanted if one]
+    assert [document.text for document, _ in whole] == [part for part in wanted if part]
     for index, (_, cursor) in enumerate(whole):
         rest = [document.text for document, _ in source.read(Report(), 0, 1, cursor)]
         assert rest == [document.text for document, _ in whole[index + 1 :]]

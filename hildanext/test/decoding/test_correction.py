@@ -60,19 +60,19 @@ def test_mended_and_kept_are_what_equals_the_truth_afterwards(script):
         wrong = case.counted & (case.shown != case.truth)
         sevens = case.truth == 7
         right = case.counted & ~wrong
-        expected = [int(one.sum()) for one in (wrong, wrong & sevens, right, right & sevens)]
+        expected = [int(places.sum()) for places in (wrong, wrong & sevens, right, right & sevens)]
         assert counts[:4] == expected and expected[1] > 0 and expected[3] > 0
         assert counts[4] == (len(case.truth) - 3 + 3) // 4, "one forward for each block that holds some of the answer"
 
 
 def test_without_editing_nothing_is_mended_and_all_is_kept(script):
     shown = cases(script)
-    found = script.corrected(random_model(block_size=4), shown, make_decoder(decoder_section("S_MODE", tau_edit=None)))
-    for wrong, mended, right, kept, _, edits in found:
+    counts = script.corrected(random_model(block_size=4), shown, make_decoder(decoder_section("S_MODE", tau_edit=None)))
+    for wrong, mended, right, kept, _, edits in counts:
         assert (mended, kept, edits) == (0, right, 0) and wrong > 0
 
 
 def test_answers_do_not_depend_on_the_others_they_are_edited_with(script):
     model, shown = random_model(block_size=4), cases(script)
     decoder = make_decoder(decoder_section("S_MODE", max_post=3))
-    assert script.corrected(model, shown, decoder) == [script.corrected(model, [one], decoder)[0] for one in shown]
+    assert script.corrected(model, shown, decoder) == [script.corrected(model, [case], decoder)[0] for case in shown]

@@ -20,6 +20,7 @@ from hildanext.decoding import (
     mode_name,
 )
 from hildanext.decoding.trace import trace_record
+from hildanext.detokenization import TokenCells
 from hildanext.inference import GenerationConfig, generate
 from hildanext.models.sampling import candidates, sample, uniforms
 
@@ -35,7 +36,7 @@ CASES = [
 
 
 def toy_a(tokens, position):
-    """V12's model: a x c y on an empty block, a b c d with less confidence while masks remain, sure of it after."""
+    """Writes a x c y on an empty block, a b c d with less confidence while masks remain, sure of it after."""
     if all(token == MASK for token in tokens):
         return [(A, 0.9), (X, 0.6), (C, 0.8), (D + 20, 0.4)]
     if MASK in tokens:
@@ -44,7 +45,7 @@ def toy_a(tokens, position):
 
 
 def oscillator(tokens, position):
-    """V14's model: p q r s, then for ever the other of p and q in the first place."""
+    """Writes p q r s, then for ever the other of p and q in the first place."""
     if MASK in tokens:
         return [(P, 0.9), (Q, 0.9), (R, 0.9), (S, 0.9)]
     return [(Q if tokens[0] == P else P, 0.9), (Q, 0.9), (R, 0.9), (S, 0.9)]
@@ -57,21 +58,21 @@ def decode(script, decoder, blocks=1, prompt=PROMPT, **settings):
 
 
 def pictures(completion):
-    """The block's masks and letters before each forward, as V12 writes them."""
+    """The block's masks and letters before each forward, `_` for a mask."""
     letters = {A: "a", B: "b", C: "c", D: "d", X: "x"}
-    cells, found = dict.fromkeys(range(4, 8), "_"), []
+    cells, snapshots = dict.fromkeys(range(4, 8), "_"), []
     for step in completion.trace:
-        found.append("".join(cells[at] for at in range(4, 8)))
+        snapshots.append("".join(cells[at] for at in range(4, 8)))
         cells |= {at: letters.get(new, "?") for at, new, _ in step.drafts}
         cells |= {at: letters.get(new, "?") for at, _, new, _ in step.edits}
-    return found
+    return snapshots
 
 
 @pytest.mark.parametrize(
     ("tau", "committed"), [(0.95, [False, True, False]), (0.5, [False, True, False]), (0.2, [True, True, True])]
 )
 def test_fallback_and_strict_comparison(tau, committed):
-    """V11: c = (.3, .9, .5); nothing above .95 commits the best one, .5 is not above .5."""
+    """c = (.3, .9, .5); nothing above .95 commits the best one, .5 is not above .5."""
     c = torch.tensor([0.3, 0.9, 0.5], dtype=torch.float64)
     logits = torch.stack([c.log(), (1 - c).mul(0.5).log(), (1 - c).mul(0.5).log()], -1)
     logits[2] = torch.tensor([0.0, 0.0, float("-inf")])  # a probability of exactly one half
@@ -116,7 +117,7 @@ TOY_A = [
 
 @pytest.mark.parametrize(("knobs", "trace", "final"), TOY_A)
 def test_toy_a(knobs, trace, final):
-    """V12: the trace, the tokens and the number of forwards of every row of the table."""
+    """The trace, the tokens and the number of forwards of every row of the table."""
     done = decode(toy_a, ThresholdEdit(**knobs))
     assert pictures(done) == trace
     assert done.tokens == final
@@ -124,7 +125,7 @@ def test_toy_a(knobs, trace, final):
 
 
 def test_toy_a_with_the_kv_safe_ending():
-    """V12: only the budget of 0 costs a forward more; the stable rows end with one that changed nothing anyway."""
+    """Only the budget of 0 costs a forward more; the stable rows end with one that changed nothing anyway."""
     for knobs, trace, final in TOY_A:
         done = decode(toy_a, ThresholdEdit(**knobs, kv_safe=True))
         assert done.tokens == final
@@ -132,7 +133,7 @@ def test_toy_a_with_the_kv_safe_ending():
 
 
 def test_the_diffusers_quirks_are_knobs_here():
-    """V13: its block ends after 4 forwards with no editing pass at (.95, .9), and its 0.0 switches editing off."""
+    """Its block ends after 4 forwards with no editing pass at (.95, .9), and its 0.0 switches editing off."""
     assert decode(toy_a, ThresholdEdit(tau_mask=0.95, tau_edit=0.9, max_post=0)).stats.denoise_forwards == 4
     assert decode(toy_a, ThresholdEdit(tau_mask=0.5, tau_edit=None, max_post=0)).tokens == [A, X, C, D]
     assert decode(toy_a, ThresholdEdit(tau_mask=0.5, tau_edit=0.0)).tokens == [A, B, C, D]
@@ -142,7 +143,7 @@ def test_the_diffusers_quirks_are_knobs_here():
     ("knobs", "forwards", "safe"), [({"max_post": 16}, 17, 18), ({"max_post": 2}, 3, 4), ({"tau_edit": 1.0}, 2, 2)]
 )
 def test_oscillation_ends_with_the_budget(knobs, forwards, safe):
-    """V14 and CV-37: the same tokens with the KV-safe ending, one forward more where the budget ended the block."""
+    """The same tokens with the KV-safe ending, one forward more where the budget ended the block."""
     for kv_safe, count in ((False, forwards), (True, safe)):
         done = decode(oscillator, ThresholdEdit(**({"tau_mask": 0.5, "tau_edit": 0.0} | knobs), kv_safe=kv_safe))
         assert done.tokens == [P, Q, R, S]
@@ -150,14 +151,14 @@ def test_oscillation_ends_with_the_budget(knobs, forwards, safe):
 
 
 def test_oscillation_over_several_blocks_stays_in_bounds():
-    """CV-37, V19: at most block + max_post forwards for each block, one more with the KV-safe ending."""
+    """At most block + max_post forwards for each block, one more with the KV-safe ending."""
     for kv_safe in (False, True):
         done = decode(oscillator, ThresholdEdit(tau_mask=1.0, tau_edit=0.0, max_post=3, kv_safe=kv_safe), blocks=5)
         assert done.stats.denoise_forwards <= 5 * (4 + 3 + kv_safe)
 
 
 def test_speed_and_quality():
-    """V18: S has the lower thresholds and needs no more forwards on toy A; its alias is "speed"."""
+    """S has the lower thresholds and needs no more forwards on toy A; its alias is "speed"."""
     s, q = MODES["S_MODE"], MODES["Q_MODE"]
     assert (s["tau_mask"], s["tau_edit"], s["max_post"]) == (0.5, 0.0, 16)
     assert (q["tau_mask"], q["tau_edit"], q["max_post"]) == (0.7, 0.5, 16)
@@ -179,7 +180,7 @@ def test_an_edit_waits_for_the_step_after_the_fill():
 
 
 def test_end_of_text_counts_only_when_everything_before_it_is_final():
-    """V23 and CV-38: an EOS behind a mask does not stop, nor one edited away; the cut is inclusive."""
+    """An EOS behind a mask does not stop, nor one edited away; the cut is inclusive."""
 
     def early(tokens, position):
         sure = [(A, 0.2), (EOS, 0.9), (C, 0.9), (D, 0.9)]
@@ -238,14 +239,14 @@ def test_streamed_text_adds_up():
         GenerationConfig(max_new_tokens=9),
         seen.append,
     )[0]
-    assert "".join(event.text for event in seen if event.kind == "text") == done.text == "1 2 3 4 1 2 3 4 1"
+    assert "".join(event.text for event in seen if event.kind == "text") == done.text == "1 2 3 4 1 2 3 4 1 "
 
 
 def test_a_trace_is_json_with_probabilities():
     done = decode(toy_a, ThresholdEdit(tau_mask=0.5, tau_edit=0.0))
-    record = json.loads(json.dumps(trace_record(done.trace, StubTokenizer(eos=EOS))))
+    record = json.loads(json.dumps(trace_record(done.trace, TokenCells(StubTokenizer(eos=EOS), PROMPT))))
     edit = record["steps"][1]["edits"][0]
-    assert (edit["position"], edit["old"], edit["new"], edit["old_text"]) == (5, X, B, "5")
+    assert (edit["position"], edit["old"], edit["new"], edit["old_text"]) == (5, X, B, "5 ")
     assert edit["probability"] == 0.85
     assert [step["final"] for step in record["steps"]] == [False, False, True]
 
@@ -264,8 +265,13 @@ def test_every_row_of_the_table_has_a_case():
 
 @pytest.mark.parametrize("wrong", [{"tau_mask": 1.5}, {"tau_mask": -0.1}, {"tau_edit": 2}, {"tau_cautious": -1}])
 def test_a_threshold_outside_its_range_is_refused(wrong):
-    with pytest.raises(ConfigError, match="Input should be (less than or equal to 1|greater than or equal to 0), got"):
+    with pytest.raises(ConfigError, match=r"is (above 1|below 0), give 0 to 1"):
         make_decoder({"name": "threshold_edit", **wrong})
+
+
+@pytest.mark.parametrize("large", [{"max_post": 1025}, {"window": 4096}, {"temperature": 100.5}])
+def test_what_a_request_may_not_ask_for_a_configuration_may(large):
+    assert vars(make_decoder({"name": "threshold_edit", **large})).items() >= large.items()
 
 
 @pytest.mark.parametrize(

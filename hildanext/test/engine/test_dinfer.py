@@ -164,8 +164,8 @@ class TestWhetherItCanBeUsed:
         package.mkdir()
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         shutil.copy(fake_dinfer.__file__, package / "__init__.py")
-        found = dinfer_probe.probe_in_subprocess(60.0)
-        assert found.parameters == GOOD.parameters and not found.vllm and not found.died
+        probed = dinfer_probe.probe_in_subprocess(60.0)
+        assert probed.parameters == GOOD.parameters and not probed.vllm and not probed.died
         (package / "__init__.py").write_text("import vllm_that_is_absent")
         assert "ModuleNotFoundError" in dinfer_probe.probe_in_subprocess(60.0).errors["parameters"]
         (package / "__init__.py").write_text("import os; os._exit(11)")
@@ -299,6 +299,7 @@ class TestAnswers:
             ask(decoder=decoder_section("S_MODE", tau_edit=None, temperature=1.0)),
             ask(decoder=decoder_section("S_MODE", tau_edit=None), steps=True),
             ask(decoder=decoder_section("S_MODE", tau_edit=None), ignore_eos=True),
+            ask(decoder=decoder_section("S_MODE", tau_edit=None), scores=True),
             ask(decoder=decoder_section("S_MODE", tau_edit=None), parent=True),
         ]
         for wish in wishes:
@@ -470,7 +471,9 @@ class TestAgainstItsSource:
             real = next(node for node in kind.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
             ours = inspect.signature(getattr(fake_dinfer, name).__init__).parameters
             assert [argument.arg for argument in real.args.args] == list(ours)
-            defaults = [one.default for one in ours.values() if one.default is not inspect.Parameter.empty]
+            defaults = [
+                parameter.default for parameter in ours.values() if parameter.default is not inspect.Parameter.empty
+            ]
             assert [ast.literal_eval(node) for node in real.args.defaults] == defaults
 
     @pytest.mark.parametrize("length", [3, 8, 13])
@@ -507,9 +510,9 @@ class TestAgainstItsSource:
 
     def test_it_cannot_be_imported_without_vllm_and_the_probe_says_so(self, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", str(Path(SOURCE) / "python"))
-        found = dinfer_probe.probe_in_subprocess(120.0)
-        if not found.vllm:
-            assert "parameters" in found.errors and not found.died and why_not_here(found, "sglang", None)
+        probed = dinfer_probe.probe_in_subprocess(120.0)
+        if not probed.vllm:
+            assert "parameters" in probed.errors and not probed.died and why_not_here(probed, "sglang", None)
 
     def test_its_tree_is_the_pinned_commit(self):
         done = subprocess.run(["git", "-C", SOURCE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

@@ -96,7 +96,7 @@ class TestWhatAutoChooses:
         assert choose({}, llada) == ("transformers", NO_DINFER + "it is not installed")
 
     @pytest.mark.parametrize(
-        ("section", "found", "words"),
+        ("section", "probed", "words"),
         [
             ({}, ProbeResult(), "no CUDA device"),
             ({}, ProbeResult(capabilities=((6, 1),)), "a GPU of compute capability 6.1, and vLLM needs 7.0"),
@@ -104,8 +104,8 @@ class TestWhatAutoChooses:
             ({"slots": 4}, USABLE, "the engine's section sets slots, which it does not know"),
         ],
     )
-    def test_our_own_with_what_stands_against_dinfer(self, section, found, words, dinfer, llada):
-        dinfer(found)
+    def test_our_own_with_what_stands_against_dinfer(self, section, probed, words, dinfer, llada):
+        dinfer(probed)
         assert choose(section, llada) == ("transformers", NO_DINFER + words)
 
     def test_our_own_for_a_model_that_dinfer_does_not_run_and_nobody_imports_it(self, dinfer):
@@ -130,12 +130,12 @@ class TestByName:
         dinfer(ProbeResult())
         with pytest.raises(ConfigError, match="dinfer cannot be used here: no CUDA device") as caught:
             open_engine({"name": "dinfer"}, llada)
-        assert "use the engine transformers" in str(caught.value)
+        assert "use the engine local" in str(caught.value)
         with pytest.raises(ModelError, match="dinfer cannot run this model"):
             open_engine({"name": "dinfer"}, "tiny")
 
     def test_a_server_without_an_address_or_that_is_not_there_is_an_error(self):
-        with pytest.raises(ConfigError, match="'base_url' is missing"):
+        with pytest.raises(ConfigError, match="base_url: it is missing"):
             open_engine({"name": "openai"}, "m")
         with pytest.raises(EngineFailed, match="no server answers at"):
             open_engine({"name": "openai", "base_url": "http://127.0.0.1:9"}, "m")

@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from hildanext.engine.base import (
 )
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
 from hildanext.inference import GenerationConfig, generate
+from hildanext.likelihood.conditional import Pair, score_diffusion, score_parent
 
 BLOCK = 4
 WAYS = [
@@ -63,15 +65,15 @@ def requests(seed: int, count: int) -> list[Request]:
     """Prompts of many lengths, some with a common beginning, each with its own way, seed and length."""
     draw = random.Random(seed)
     shared = [draw.randrange(60) for _ in range(22)]
-    found = []
+    made = []
     for number in range(count):
         head = shared[: draw.choice([0, 0, 9, 17, 22])]
         prompt = head + [draw.randrange(60) for _ in range(draw.randint(1, 15))]
         new = draw.randint(1, 23)
-        found.append(
+        made.append(
             Request(tokens=tuple(prompt), decoder=WAYS[number % len(WAYS)], max_new_tokens=new, seed=draw.randrange(99))
         )
-    return found
+    return made
 
 
 def alone(model, request: Request) -> list[int]:
@@ -224,6 +226,54 @@ def test_requests_to_the_parent_share_forwards_and_are_answered_as_if_alone(fami
     assert forwards < taken_part / 2, "they were computed together"
 
 
+@pytest.mark.parametrize("new", [0, 1, 5])
+def test_scores_are_the_likelihood_of_the_whole_document_however_it_was_fed(new):
+    """Of the parent, and of a diffusion model of its alignment: several at once, in pieces, taking turns."""
+    model = random_model("llama", "parent", BLOCK)
+    parent = Parent(random_model("qwen3", "block", BLOCK, seed=1).causal_lm, StubTokenizer(bos=0), banned=model.banned)
+    engine = engine_of(model, parent, slots=3, quantum=1, prefill_tokens=6)
+    draw = random.Random(3)
+    prompts = [tuple(draw.randrange(60) for _ in range(length)) for length in (1, 2, 7, 20)]
+    wanted = [
+        Request(tokens=tokens, max_new_tokens=new, scores=True, parent=of_parent, ignore_eos=True)
+        for tokens in prompts
+        for of_parent in (True, False)
+    ]
+    answers, _ = together(engine, wanted)
+    assert engine.load().cache_bytes == 0
+    engine.close()
+    for request, answer in zip(wanted, answers, strict=True):
+        document = [*request.tokens, *answer.tokens]
+        assert len(answer.tokens) == new and len(answer.scores) == len(document)
+        assert answer.scores[0].logprob is None and answer.scores[0].best is None
+        pairs = [Pair(tuple(document[:end]), (document[end],)) for end in range(1, len(document))]
+        exact = score_parent(parent, pairs) if request.parent else score_diffusion(model, pairs, block_size=1)
+        assert [one.kind for one in exact] == ["exact"] * len(pairs)
+        assert [-one.logprob for one in answer.scores[1:]] == pytest.approx([one.nats for one in exact], abs=1e-9)
+        for score in answer.scores[1:]:
+            assert score.best_logprob >= score.logprob - 1e-12
+        for score in answer.scores[len(request.tokens) :]:  # greedy: each is the most probable one
+            assert score.best_logprob == score.logprob and score.best == score.text
+
+
+def test_scores_end_where_a_stop_cut_the_text(engine):
+    asked = Request(tokens=(3, 9), max_new_tokens=12, ignore_eos=True, parent=True, scores=True)
+    whole = complete(engine, asked)
+    cut = complete(engine, replace(asked, stop=(whole.text[6:9],)))
+    assert cut.finish_reason == "stop" and len(cut.tokens) < 12 and len(cut.scores) == 2 + len(cut.tokens)
+    chances = [[score.logprob for score in answer.scores[: len(cut.scores)]] for answer in (cut, whole)]
+    assert chances[0] == chances[1]
+    assert "".join(score.text for score in cut.scores[2:]) == cut.text, "what the stop cut off is nobody's piece"
+
+
+def test_a_model_of_the_block_alignment_has_no_scores_and_nobody_writes_nothing(engine):
+    with pytest.raises(ConfigError, match="alignment is 'block'.*ask the autoregressive parent"):
+        engine.submit(Request(tokens=(1, 2), scores=True), lambda event: None)
+    for parent in (True, False):
+        with pytest.raises(ConfigError, match="0 new tokens"):
+            engine.submit(Request(tokens=(1, 2), max_new_tokens=0, parent=parent), lambda event: None)
+
+
 def test_a_prompt_longer_than_the_parent_s_context_is_refused(engine):
     other = random_model("llama", "block", BLOCK)
     other.causal_lm.config.max_position_embeddings = 16
@@ -253,8 +303,10 @@ def test_any_decoder_with_a_window_revises_when_served_as_when_it_runs_alone(mon
     monkeypatch.setitem(DECODERS, "rethinks", Rethinks)
     model = random_model("llama", "block", BLOCK, seed=3)
     engine = engine_of(model, slots=4)
-    ways = [{"name": "rethinks"}, WAYS[4], {"name": "rethinks", "window": 2}, WAYS[0]]
-    wanted = [Request(tokens=(5, number), decoder=way, max_new_tokens=26) for number, way in enumerate(ways)]
+    sections = [{"name": "rethinks"}, WAYS[4], {"name": "rethinks", "window": 2}, WAYS[0]]
+    wanted = [
+        Request(tokens=(5, number), decoder=section, max_new_tokens=26) for number, section in enumerate(sections)
+    ]
     answers, _ = together(engine, wanted)
     engine.close()
     for request, answer in zip(wanted, answers, strict=True):
@@ -405,7 +457,7 @@ WRONG = [
     (Request(prompt="half \ud800"), PromptError, "lone surrogate"),
     (Request(tokens=(1,), stop=("\udfff",)), PromptError, "lone surrogate"),
     (Request(tokens=(1,), decoder={"name": "guess"}), UnknownChoice, "choices"),
-    (Request(tokens=(1,), decoder=decoder_section(tau_mask=1.5)), ConfigError, "less than or equal to 1"),
+    (Request(tokens=(1,), decoder=decoder_section(tau_mask=1.5)), ConfigError, "1.5 is above 1"),
 ]
 
 
@@ -445,8 +497,8 @@ def test_closing_at_once_fails_what_runs():
 
 def test_a_fault_in_the_model_thread_leaves_nobody_waiting(monkeypatch):
     engine = engine_of(random_model("llama", "block", BLOCK))
-    told: list[type] = []
-    monkeypatch.setattr(threading, "excepthook", lambda what: told.append(what.exc_type))
+    raised: list[type] = []
+    monkeypatch.setattr(threading, "excepthook", lambda what: raised.append(what.exc_type))
 
     def broken(**_):
         raise ZeroDivisionError
@@ -457,4 +509,4 @@ def test_a_fault_in_the_model_thread_leaves_nobody_waiting(monkeypatch):
     with pytest.raises(Overloaded):
         complete(engine, Request(tokens=(1, 2)))
     engine.close()
-    assert not engine.load().alive and told == [ZeroDivisionError], "the fault itself is in the log"
+    assert not engine.load().alive and raised == [ZeroDivisionError], "the fault itself is in the log"

@@ -33,7 +33,7 @@ from hildanext.engine.remote.http import ServerInfo, SSEDecoder, address_of, ret
 from hildanext.engine.remote.openai import OpenAIConfig, OpenAIEngine
 from hildanext.serve.settings import ServeConfig
 from misbehaving import chunk, misbehaving, tells
-from serving import ToldEngine, live, never
+from serving import ScriptedEngine, live, never
 
 ASK = Request(prompt="a", max_new_tokens=8)
 
@@ -58,9 +58,9 @@ class opened:  # noqa: N801 - used as a context manager only
 class TestAnswers:
     def test_text_counts_and_ending_are_the_server_s(self):
         with opened(tells) as (engine, server):
-            found = list(stream(engine, ASK))
-            answer = found[-1].answer
-            assert [type(one) for one in found] == [Started, Piece, Piece, Piece, Finished]
+            events = list(stream(engine, ASK))
+            answer = events[-1].answer
+            assert [type(event) for event in events] == [Started, Piece, Piece, Piece, Finished]
             assert answer.text == "one two three" and answer.finish_reason == "length"
             assert answer.tokens == [UNKNOWN_ID] * 3 and answer.prompt_tokens == 4
             assert answer.stats.tokens_per_forward == 0.0 and not answer.edits_supported
@@ -147,6 +147,10 @@ class TestWishesOfOurOwn:
         with opened(tells) as (engine, server), pytest.raises(ConfigError, match=f"cannot be asked for .*{name}"):
             engine.submit(request_, lambda event: None)
 
+    def test_no_server_is_asked_for_likelihoods(self):
+        with opened(tells, ignore_extras=True) as (engine, server), pytest.raises(ConfigError, match="no likelihoods"):
+            engine.submit(Request(prompt="a", scores=True), lambda event: None)
+
     def test_a_knob_leaves_them_out_and_another_sends_them(self):
         section = decoder_section("Q_MODE", top_k=3, temperature=0.5)
         with opened(tells, ignore_extras=True, extras=("top_k",)) as (engine, server):
@@ -231,14 +235,14 @@ class TestFaults:
             getattr(handler, how)()
 
         with opened(act, retries=5) as (engine, server):
-            found = []
+            events = []
             for event in stream(engine, ASK):
-                found.append(event)
+                events.append(event)
                 if isinstance(event, Piece):
                     arrived.set()
-            assert [event.text for event in found if isinstance(event, Piece)] == ["one "] and len(server.asked) == 1
-            assert isinstance(found[-1].error, EngineFailed)
-            assert how == "cut" or "cut the answer off (ReadError)" in str(found[-1].error)
+            assert [event.text for event in events if isinstance(event, Piece)] == ["one "] and len(server.asked) == 1
+            assert isinstance(events[-1].error, EngineFailed)
+            assert how == "cut" or "cut the answer off (ReadError)" in str(events[-1].error)
 
     def test_a_connection_that_is_reset_before_any_text_is_tried_again(self):
         acts = [lambda handler, body: handler.reset(), tells]
@@ -275,9 +279,9 @@ class TestFaults:
             listening.listen(0)
             address = f"http://127.0.0.1:{listening.getsockname()[1]}"
             full = [socket.socket() for _ in range(4)]
-            for one in full:
-                one.setblocking(False)
-                one.connect_ex(listening.getsockname())
+            for connection in full:
+                connection.setblocking(False)
+                connection.connect_ex(listening.getsockname())
             engine = OpenAIEngine(
                 OpenAIConfig(base_url=address, connect_seconds=30.0), address, {}, ServerInfo("m", None, None)
             )
@@ -286,8 +290,8 @@ class TestFaults:
                 complete(engine, Request(prompt="a", deadline_seconds=0.3))
             assert time.perf_counter() - begun < 3
             engine.close()
-            for one in full:
-                one.close()
+            for connection in full:
+                connection.close()
 
     def test_the_engine_s_limit_begins_with_the_turn_and_a_request_s_own_with_its_submission(self):
         def act(handler, body):
@@ -420,9 +424,9 @@ class TestAgainstOurOwnService:
             complete(ours[0], Request(prompt="a", max_new_tokens=100_000))
 
     def test_cancelling_from_afar_cancels_inside(self):
-        told = ToldEngine(never)
-        with live(ServeConfig(port=0, jobs_folder=None), told) as address:
-            engine = OpenAIConfig(base_url=address).open("told", None, "")
+        scripted = ScriptedEngine(never)
+        with live(ServeConfig(port=0, jobs_folder=None), scripted) as address:
+            engine = OpenAIConfig(base_url=address).open("scripted", None, "")
             ended = threading.Event()
             events: list[object] = []
 
@@ -435,9 +439,9 @@ class TestAgainstOurOwnService:
             assert ended.wait(5)
             ticket.cancel()
             until = time.time() + 5
-            while not (told.cancelled and isinstance(events[-1], Failed)) and time.time() < until:
+            while not (scripted.cancelled and isinstance(events[-1], Failed)) and time.time() < until:
                 time.sleep(0.01)
-            assert told.cancelled and isinstance(events[-1], Failed)
+            assert scripted.cancelled and isinstance(events[-1], Failed)
             engine.close()
 
 

@@ -17,61 +17,61 @@ from hildanext.kv_cache.prefix_cache import PrefixCache
 BLOCK = 4
 
 
-def admitted(rotation, judge=lambda item: Admission.GO):
-    found = []
-    while (item := rotation.admit(judge)) is not None:
-        found.append(item)
-    return found
+def admitted(scheduler, judge=lambda item: Admission.GO):
+    items = []
+    while (item := scheduler.admit(judge)) is not None:
+        items.append(item)
+    return items
 
 
 def test_places_are_given_in_order_and_the_queue_is_bounded():
-    rotation: Scheduler[Schedulable] = Scheduler(slots=2, queue=1, quantum=3)
+    scheduler: Scheduler[Schedulable] = Scheduler(slots=2, queue=1, quantum=3)
     items = [Schedulable() for _ in range(4)]
     for item in items[:3]:
-        rotation.enqueue(item)
+        scheduler.enqueue(item)
     with pytest.raises(Overloaded, match="queue holds 1"):
-        rotation.enqueue(items[3])
-    assert admitted(rotation) == items[:2] and list(rotation.waiting) == [items[2]]
-    rotation.remove(items[0])
-    rotation.enqueue(items[3])
-    assert admitted(rotation) == [items[2]]
+        scheduler.enqueue(items[3])
+    assert admitted(scheduler) == items[:2] and list(scheduler.waiting) == [items[2]]
+    scheduler.remove(items[0])
+    scheduler.enqueue(items[3])
+    assert admitted(scheduler) == [items[2]]
 
 
 def test_a_turn_ends_only_where_somebody_waits():
-    rotation: Scheduler[Schedulable] = Scheduler(slots=2, queue=9, quantum=3)
+    scheduler: Scheduler[Schedulable] = Scheduler(slots=2, queue=9, quantum=3)
     first, second, third = Schedulable(), Schedulable(), Schedulable()
-    rotation.enqueue(first), rotation.enqueue(second)
-    admitted(rotation)
+    scheduler.enqueue(first), scheduler.enqueue(second)
+    admitted(scheduler)
     first.blocks, second.blocks = 9, 5
-    assert rotation.preempt() == []
-    rotation.enqueue(third)
-    assert rotation.preempt() == [first], "one waits, so one gives its place: the one that had it longest"
-    assert admitted(rotation) == [third]
+    assert scheduler.preempt() == []
+    scheduler.enqueue(third)
+    assert scheduler.preempt() == [first], "one waits, so one gives its place: the one that had it longest"
+    assert admitted(scheduler) == [third]
     third.blocks = 2
-    assert rotation.preempt() == [second] and admitted(rotation) == [first]
+    assert scheduler.preempt() == [second] and admitted(scheduler) == [first]
     assert first.blocks == 0, "its next turn is a whole one"
 
 
 def test_who_rests_takes_no_place_in_the_queue():
-    rotation: Scheduler[Schedulable] = Scheduler(slots=1, queue=1, quantum=1)
+    scheduler: Scheduler[Schedulable] = Scheduler(slots=1, queue=1, quantum=1)
     first, second = Schedulable(), Schedulable()
-    rotation.enqueue(first)
-    admitted(rotation)
-    rotation.enqueue(second)
+    scheduler.enqueue(first)
+    admitted(scheduler)
+    scheduler.enqueue(second)
     first.blocks = 1
-    rotation.preempt()
-    admitted(rotation)
-    rotation.enqueue(Schedulable())
-    assert len(rotation.waiting) == 2
+    scheduler.preempt()
+    admitted(scheduler)
+    scheduler.enqueue(Schedulable())
+    assert len(scheduler.waiting) == 2
 
 
 def test_nobody_passes_a_request_that_waits_for_memory_but_those_that_hold_some():
-    rotation: Scheduler[Schedulable] = Scheduler(slots=3, queue=9, quantum=1)
+    scheduler: Scheduler[Schedulable] = Scheduler(slots=3, queue=9, quantum=1)
     rests, large, small = Schedulable(begun=True), Schedulable(), Schedulable()
     for item in (large, small, rests):
-        rotation.waiting.append(item)
-    assert admitted(rotation, lambda item: Admission.STOP if item is large else Admission.GO) == [rests]
-    assert admitted(rotation, lambda item: Admission.LATER if item is large else Admission.GO) == [small]
+        scheduler.waiting.append(item)
+    assert admitted(scheduler, lambda item: Admission.STOP if item is large else Admission.GO) == [rests]
+    assert admitted(scheduler, lambda item: Admission.LATER if item is large else Admission.GO) == [small]
 
 
 def filled(model, tokens):
@@ -91,23 +91,23 @@ def test_the_longest_common_beginning_is_found_and_only_whole_blocks_of_it():
     store.keep(cache, last_clean_hidden, list(range(12)))
     assert store.find([0, 1, 2]) is None and store.find([9, *range(1, 12)]) is None
     for tokens, length in ((range(12), 12), (range(11), 8), ([*range(7), 50, 8, 9], 4), (range(5), 4)):
-        found = store.find(list(tokens))
-        assert found is not None and found[1] == length
-        torch.testing.assert_close(found[0].cache.keys[:, :, :length], cache.keys[:, :, :length], atol=0, rtol=0)
+        hit = store.find(list(tokens))
+        assert hit is not None and hit[1] == length
+        torch.testing.assert_close(hit[0].cache.keys[:, :, :length], cache.keys[:, :, :length], atol=0, rtol=0)
 
 
 def test_a_kept_prefix_holds_no_more_than_what_was_committed_and_the_oldest_goes_first():
     model = random_model("llama", "block", BLOCK)
     documents = [[start, *range(7)] for start in (10, 20, 30)]
-    one = 8 * 2 * 3 * 2 * 8 * 8  # tokens, keys and values, layers, heads, head_dim, bytes
-    store = PrefixCache(BLOCK, 2 * one)
+    block_bytes = 8 * 2 * 3 * 2 * 8 * 8  # tokens, keys and values, layers, heads, head_dim, bytes
+    store = PrefixCache(BLOCK, 2 * block_bytes)
     for document in documents[:2]:
         store.keep(*filled(model, document), document)
-    assert store.bytes == 2 * one
+    assert store.bytes == 2 * block_bytes
     assert store.find(documents[0]) is not None  # used: the other is the oldest now
     store.keep(*filled(model, documents[2]), documents[2])
     assert store.find(documents[1]) is None and store.find(documents[0]) and store.find(documents[2])
-    assert store.bytes == 2 * one
+    assert store.bytes == 2 * block_bytes
     store.shrink(0)
     assert (store.bytes, len(store)) == (0, 0) and store.find(documents[0]) is None
 
@@ -117,8 +117,8 @@ def test_a_document_that_lives_lends_its_beginning_until_it_ends():
     store = PrefixCache(BLOCK, 0)
     cache, last_clean_hidden = filled(model, list(range(8)))
     key = store.register_live(cache, last_clean_hidden, list(range(8)))
-    found = store.find(list(range(9)))
-    assert found is not None and found[0].cache is cache and store.bytes == 0
+    hit = store.find(list(range(9)))
+    assert hit is not None and hit[0].cache is cache and store.bytes == 0
     store.drop(key)
     assert store.find(list(range(9))) is None
     store.keep(cache, last_clean_hidden, list(range(8)))
@@ -136,11 +136,11 @@ def test_rows_with_other_decoders_are_decided_as_if_alone():
     """Of three rows with two decoders, each gets the edit that its own makes for it alone."""
     draw = torch.Generator().manual_seed(0)
     model = random_model("llama", "block", BLOCK)
-    ways = [
+    kinds = [
         make_decoder(decoder_section("S_MODE", tau_mask=0.05, tau_edit=None)),
         make_decoder(decoder_section("Q_MODE", tau_mask=0.9, tau_edit=0.0)),
     ]
-    decoders = [ways[0], ways[1], ways[0]]
+    decoders = [kinds[0], kinds[1], kinds[0]]
     session = DecodeState(model, [[1, 2], [3], [4, 5, 6]], [12, 12, 12], lambda *_: False)
     session.rows[1].tokens[2] = 7
     canvas = session.canvas()
@@ -161,7 +161,7 @@ def test_rows_with_other_decoders_are_decided_as_if_alone():
 
 def test_pieces_are_shown_once_and_joined_are_the_text():
     pieces: list[str] = []
-    transcript = IncrementalDetokenizer(StubTokenizer(letters=True), frozenset({25}), ("CD",), pieces.append)
+    transcript = IncrementalDetokenizer(StubTokenizer(letters=True), [1], frozenset({25}), ("CD",), pieces.append)
     assert transcript.add([0, 1], full=False) is None and pieces == ["AB"]
     assert transcript.add([0, 1, 2], full=False) is None and pieces == ["AB"], "C may begin a stop string"
     assert transcript.add([0, 1, 2, 4, 5], full=False, held=1) is None and pieces == ["AB", "CE"]

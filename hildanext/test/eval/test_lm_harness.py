@@ -76,11 +76,11 @@ def test_a_context_that_is_too_long_loses_its_beginning():
 
 
 @pytest.mark.parametrize(
-    "given, word", [({"repetition_penalty": 1.2}, "repetition_penalty"), ({"max_gen_toks": 1024}, "no room")]
+    "kwargs, word", [({"repetition_penalty": 1.2}, "repetition_penalty"), ({"max_gen_toks": 1024}, "no room")]
 )
-def test_what_decoding_cannot_do_is_refused(given, word):
+def test_what_decoding_cannot_do_is_refused(kwargs, word):
     with pytest.raises(ConfigError, match=word):
-        adapter(tiny_pair()).generate_until([request("Tom", given)])
+        adapter(tiny_pair()).generate_until([request("Tom", kwargs)])
 
 
 def test_sampling_is_off_unless_it_is_asked_for():
@@ -103,8 +103,8 @@ def test_a_context_s_trailing_space_goes_to_the_continuation(twins):
     lm, encode = adapter(twins, "parent"), twins.parent_models()[0].encode
     context, whole = encode("Tom had a"), encode("Tom had a dog.")
     (want,) = score_parent(twins.parent, [Pair(tuple(context), tuple(whole[len(context) :]))])
-    ((found, _),) = lm.loglikelihood([request("Tom had a ", "dog.")])
-    assert found == pytest.approx(-want.nats, abs=1e-9)
+    ((log_likelihood, _),) = lm.loglikelihood([request("Tom had a ", "dog.")])
+    assert log_likelihood == pytest.approx(-want.nats, abs=1e-9)
 
 
 def test_continuations_of_one_context_share_their_masks():
@@ -147,9 +147,11 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, 
 def test_local_files_are_found_by_split(tmp_path):
     folder = gsm8k_folder(tmp_path / "data" / "gsm8k")
     for place in (tmp_path / "data", tmp_path / "data" / "gsm8k"):
-        found = local_files(place, "gsm8k")
-        assert found["dataset_path"] == "json" and found["dataset_name"] is None
-        assert found["dataset_kwargs"]["data_files"] == {name: f"{folder}/{name}.jsonl" for name in ("train", "test")}
+        overrides = local_files(place, "gsm8k")
+        assert overrides["dataset_path"] == "json" and overrides["dataset_name"] is None
+        assert overrides["dataset_kwargs"]["data_files"] == {
+            name: f"{folder}/{name}.jsonl" for name in ("train", "test")
+        }
     with pytest.raises(DataError, match="no file of a split"):
         local_files(tmp_path, "other")
     (tmp_path / "data" / "gsm8k" / "dev.csv").write_text("a,b\n")
@@ -202,7 +204,7 @@ class TestWithTheHarness:
 
     def test_its_own_task_gives_our_scores(self, offline, monkeypatch, capsys):
         """With scripted answers: its filters and our rules agree, item by item, for both models."""
-        from hildanext.eval import models as ways
+        from hildanext.eval import models as eval_models
 
         answers = ["#### 7", "so 24.", "#### 1000", "#### 5", "nothing"]
         monkeypatch.setattr(HarnessAdapter, "generate_until", lambda self, requests: answers[: len(requests)])
@@ -218,7 +220,7 @@ class TestWithTheHarness:
         assert json.loads((offline / "out" / "harness.json").read_text())["results"]
         assert len((offline / "out" / "harness" / "gsm8k--parent.jsonl").read_text().splitlines()) == 2 * 5
         print_harness(result)
-        assert "strict-match" in capsys.readouterr().out and ways is not None
+        assert "strict-match" in capsys.readouterr().out and eval_models is not None
 
     def test_it_is_registered_and_answers_all_three_requests(self, offline):
         kind = adapter_class()
@@ -244,7 +246,7 @@ class TestWithTheHarness:
         # Disjoint windows: the second sees as much of the first as fits beside it.
         start = len(ids) - first - 1
         pairs = [Pair(prefix, tuple(ids[:first])), Pair(tuple(ids[start:first]), tuple(ids[first:]))]
-        want = -sum(found.nats for found in score_parent(twins.parent, pairs))
+        want = -sum(score.nats for score in score_parent(twins.parent, pairs))
         assert lm.loglikelihood_rolling([request(text)]) == pytest.approx([want], abs=1e-6)
 
     def test_unknown_tasks_and_missing_data_say_what_to_do(self, offline):
@@ -275,6 +277,6 @@ class TestWithTheHarness:
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
         done = subprocess.run([*launch, "-m", "hildanext.cli", *command, *more], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-        told = json.loads((offline / "out" / "harness.json").read_text())
-        assert told["processes"] == 2 and {row["items"] for row in told["results"]} == {5}
+        report = json.loads((offline / "out" / "harness.json").read_text())
+        assert report["processes"] == 2 and {row["items"] for row in report["results"]} == {5}
         assert len((offline / "out" / "harness" / "gsm8k--diffusion.jsonl").read_text().splitlines()) == 2 * 5

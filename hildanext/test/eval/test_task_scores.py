@@ -42,10 +42,10 @@ class TestIntervals:
     )
     def test_wilson_s_interval(self, successes, trials, low, high):
         """Solves |p - x| = z sqrt(p (1 - p) / n) for p."""
-        found = wilson(successes, trials)
-        assert found == pytest.approx((low, high), abs=2e-5)
+        interval = wilson(successes, trials)
+        assert interval == pytest.approx((low, high), abs=2e-5)
         share = successes / trials
-        for edge in found:
+        for edge in interval:
             if 1e-9 < edge < 1 - 1e-9:
                 assert abs(edge - share) == pytest.approx(1.959964 * math.sqrt(edge * (1 - edge) / trials), rel=1e-5)
 
@@ -57,10 +57,10 @@ class TestIntervals:
 
     def test_the_bootstrap_of_a_mean_is_near_the_normal_one_and_weighs_items(self):
         drawn = np.random.default_rng(3).normal(5.0, 2.0, 400)
-        found = bootstrap(Values(drawn, np.ones(400)))
+        interval = bootstrap(Values(drawn, np.ones(400)))
         spread = 1.96 * drawn.std(ddof=1) / 20
-        assert found == pytest.approx((drawn.mean() - spread, drawn.mean() + spread), abs=0.06)
-        assert bootstrap(Values(drawn, np.ones(400))) == found  # a seed of its own
+        assert interval == pytest.approx((drawn.mean() - spread, drawn.mean() + spread), abs=0.06)
+        assert bootstrap(Values(drawn, np.ones(400))) == interval  # a seed of its own
         heavy = Values(np.array([10.0, 90.0]), np.array([1.0, 30.0]))
         assert heavy.mean == pytest.approx(100 / 31) and bootstrap(heavy) == pytest.approx((3.0, 10.0))
 
@@ -206,7 +206,7 @@ class TestMath:
         algebra = computer_algebra.ComputerAlgebra(seconds=1.0)
         with ThreadPoolExecutor(1) as thread:
             assert thread.submit(algebra.equal, "4", "2+2").result()
-            first = algebra._process
+            first = algebra._program._process
             begun = time.monotonic()
             assert thread.submit(algebra.equal, "10000000000!", "1").result() is None
             assert time.monotonic() - begun < 5 and first.returncode is not None
@@ -216,7 +216,7 @@ class TestMath:
     def test_its_program_ends_with_it(self):
         algebra = computer_algebra.ComputerAlgebra()
         assert algebra.equal("1", "1")
-        process = algebra._process
+        process = algebra._program._process
         del algebra
         assert process.returncode is not None
 
@@ -288,8 +288,8 @@ class TestGsm8k:
         """Its generator (seed 1234) drew [6, 3], [0, 6], [0, 4] of seven examples; compared with it in test_harness."""
         task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 2})
         for item, (first, second) in zip(task.items(), [(6, 3), (0, 6), (0, 4)], strict=False):
-            told = [f"Question: What is {n}+1?\nAnswer: It is {n + 1}.\n#### {n + 1}" for n in (first, second)]
-            assert task.prompt(item, 2) == "\n\n".join([*told, f"Question: {item.record['question']}\nAnswer:"])
+            shots = [f"Question: What is {n}+1?\nAnswer: It is {n + 1}.\n#### {n + 1}" for n in (first, second)]
+            assert task.prompt(item, 2) == "\n\n".join([*shots, f"Question: {item.record['question']}\nAnswer:"])
 
     def test_as_a_chat_the_bare_question_is_asked(self, tmp_path):
         task = build("task", TASKS, {"name": "gsm8k", "data": gsm8k_folder(tmp_path), "few_shot": 0, "chat": True})

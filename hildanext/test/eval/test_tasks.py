@@ -19,7 +19,7 @@ from hildanext.eval.models import DiffusionEvalModel, GenerationParams, ModelPai
 from hildanext.eval.runner import QualityConfig, as_taught, run_tasks
 from hildanext.eval.summary import mask_tokens, summarise
 from hildanext.eval.task_session import print_tasks, run_session
-from hildanext.eval.task_tables import lines as told_lines
+from hildanext.eval.task_tables import lines as table_lines
 from hildanext.eval.tasks import TASKS, WritingTask
 from hildanext.models.start import start_conversion
 from hildanext.recipe import StageContext
@@ -188,11 +188,11 @@ def test_the_parent_writes_what_its_block_size_1_twin_writes(twins):
     reasons = set()
     for stops in ((), (" the",), (".", "!"), ("\n",)):
         ask = GenerationParams(max_new_tokens=24, stops=stops)
-        found: dict[str, dict[int, object]] = {"ours": {}, "theirs": {}}
-        ours.write(prompts, ask, [0] * 4, found["ours"].__setitem__)
-        theirs.write(prompts, ask, [0] * 4, found["theirs"].__setitem__)
+        results: dict[str, dict[int, object]] = {"ours": {}, "theirs": {}}
+        ours.write(prompts, ask, [0] * 4, results["ours"].__setitem__)
+        theirs.write(prompts, ask, [0] * 4, results["theirs"].__setitem__)
         for row in range(4):
-            a, b = found["ours"][row], found["theirs"][row]
+            a, b = results["ours"][row], results["theirs"][row]
             assert (a.text, a.tokens, a.finish_reason) == (b.text, b.tokens, b.finish_reason)
             reasons.add(a.finish_reason)
     assert {"stop", "length"} <= reasons
@@ -216,7 +216,7 @@ def test_wall_seconds_add_up_and_leave_out_what_is_done_with_an_answer(twins):
 
 
 def test_a_mask_token_in_an_answer_is_counted_and_fails_the_verb(sections, tmp_path, monkeypatch, capsys):
-    from hildanext.eval import models as ways
+    from hildanext.eval import models as eval_models
 
     mask_id = tiny_pair().model.card.mask_id
 
@@ -225,7 +225,7 @@ def test_a_mask_token_in_an_answer_is_counted_and_fails_the_verb(sections, tmp_p
         for row in range(len(prompts)):
             on_completion(row, GenerationResult([5, mask_id, 6], "x", "length", stats))
 
-    monkeypatch.setattr(ways, "generate", broken)
+    monkeypatch.setattr(eval_models, "generate", broken)
     settings = QualityConfig(tasks={"gsm8k": sections["gsm8k"]}, limit=2)
     result, _ = run_session(tiny_pair(), {}, settings, tmp_path / "out", quiet=True)
     assert mask_tokens(result) == 2
@@ -240,9 +240,9 @@ def test_a_mask_token_in_an_answer_is_counted_and_fails_the_verb(sections, tmp_p
 def test_the_table_holds_scores_intervals_and_differences(sections, tmp_path, capsys):
     settings = QualityConfig(tasks=sections, limit=3)
     result, files = run_session(tiny_pair(), {"model": "tiny"}, settings, tmp_path / "out", quiet=True)
-    told = json.loads(files["json"].read_text())
-    assert [task["key"] for task in told["tasks"]] == list(sections)
-    gsm8k, stories = told["tasks"][0], told["tasks"][2]
+    report = json.loads(files["json"].read_text())
+    assert [task["key"] for task in report["tasks"]] == list(sections)
+    gsm8k, stories = report["tasks"][0], report["tasks"][2]
     parent, ours = gsm8k["ways"]
     assert parent["name"] == "AR parent" and "over_parent" not in parent["scores"]["strict"]
     assert ours["scores"]["strict"]["over_parent"].keys() == {"value", "low", "high", "items", "p"}
@@ -289,11 +289,11 @@ def test_a_prompt_that_does_not_fit_is_refused_or_loses_examples_for_all_alike(s
     from hildanext.eval.runner import _prompts
 
     task = build("task", TASKS, {"name": "gsm8k", **long, "overlong": "fewer_shots"})
-    ways = tiny_pair().writing(MODES)
-    fitted = _prompts(task, task.items(), ways)
+    models = tiny_pair().writing(MODES)
+    fitted = _prompts(task, task.items(), models)
     assert all(0 < prompt.shots < 5 for prompt in fitted)
     for prompt in fitted:
-        assert len(ways[0].encode(prompt.text)) <= 1024 - 890 and prompt.text.endswith("\nAnswer:")
+        assert len(models[0].encode(prompt.text)) <= 1024 - 890 and prompt.text.endswith("\nAnswer:")
         assert prompt.text.count("Question: ") == prompt.shots + 1
 
 
@@ -346,8 +346,8 @@ class TestVerb:
         flags = ["--tasks", f"tinystories={sections['tinystories']['data']}", "--limit", "2", "--batch-size", "2"]
         places = ["--out", str(out), "--samples-out", str(samples), "--set", "eval.quality.tasks.tinystories.draws=2"]
         assert main(["eval", "--model", "tiny", *flags, *places, "--dtype", "fp32"]) == 0
-        told = json.loads((out / "quality.json").read_text())
-        assert told["model"] == "tiny" and told["settings"]["tasks"]["tinystories"]["draws"] == 2
+        report = json.loads((out / "quality.json").read_text())
+        assert report["model"] == "tiny" and report["settings"]["tasks"]["tinystories"]["draws"] == 2
         assert len(list(samples.glob("*.jsonl"))) == 3 and "tinystories (2)" in capsys.readouterr().out
 
 
@@ -360,9 +360,9 @@ def a_stage(section: dict, folder) -> dict:
 def test_a_recipe_s_stage_runs_tasks_without_held_out_data(sections, tmp_path):
     stories = {"tinystories": sections["tinystories"]}
     outcome = a_stage({"model": "tiny", "quality": {"tasks": stories, "limit": 1}}, tmp_path)
-    told = json.loads((tmp_path / "eval" / "quality.json").read_text())
+    report = json.loads((tmp_path / "eval" / "quality.json").read_text())
     assert outcome["tasks"] == str(tmp_path / "eval" / "quality.json") and "results" not in outcome
-    assert [way["name"] for way in told["tasks"][0]["ways"]][0] == "AR parent"
+    assert [way["name"] for way in report["tasks"][0]["ways"]][0] == "AR parent"
     assert outcome["pictures"] == [str(tmp_path / "eval" / "perplexity.png")]
     page = write_report(tmp_path, {"eval": outcome}, "a run").read_text(encoding="utf-8")
     assert "<h2>Tasks</h2>" in page and "tinystories (1)" in page and "diffusion, block 8, bound" in page
@@ -395,25 +395,27 @@ def test_a_checkpoint_of_fine_tuning_is_asked_in_its_template_unless_told_otherw
     pair = tiny_pair()
     before, pair.tokenizer.chat_template = pair.model.card, "{% for m in messages %}<{{ m.content }}>{% endfor %}"
     bare = {name: value for name, value in sections["gsm8k"].items() if name not in ("few_shot", "chat")}
-    tasks = {"bare": bare, "shown": {**bare, "few_shot": 2}, "told": {**bare, "few_shot": 0, "chat": False}}
+    tasks = {"bare": bare, "shown": {**bare, "few_shot": 2}, "plain": {**bare, "few_shot": 0, "chat": False}}
     tasks = {key: {**section, "name": "gsm8k", "max_new_tokens": 2} for key, section in tasks.items()}
     try:
         assert as_taught(QualityConfig(tasks=tasks), pair).tasks == tasks, "a converted model is asked as its parent is"
         pair.model.card = replace(before, chat=True)
-        found, _ = run_session(pair, {}, QualityConfig(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
+        result, _ = run_session(pair, {}, QualityConfig(tasks=tasks, limit=1), tmp_path / "out", quiet=True)
     finally:
         pair.model.card, pair.tokenizer.chat_template = before, None
-    knobs = {task["key"]: (task["knobs"]["chat"], task["knobs"]["few_shot"]) for task in found["tasks"]}
-    assert knobs == {"bare": (True, 0), "shown": (False, 2), "told": (False, 0)}
+    knobs = {task["key"]: (task["knobs"]["chat"], task["knobs"]["few_shot"]) for task in result["tasks"]}
+    assert knobs == {"bare": (True, 0), "shown": (False, 2), "plain": (False, 0)}
     asked = {
         key: {read_metrics(path)[-1]["prompt"] for path in (tmp_path / "out" / "samples").glob(f"{key}--*.jsonl")}
         for key in tasks
     }
     question = QUESTIONS[0][0]
     assert asked["bare"] == {f"<{question}>"}, "the parent is asked the same"
-    assert asked["told"] == {f"Question: {question}\nAnswer:"} and question in next(iter(asked["shown"]))
-    told = [line for line in told_lines(found) if line.startswith("bare, ")]
-    assert len(told) == 2 and all("chat True, few_shot 0" in line or "few_shot 0" in line for line in told)
+    assert asked["plain"] == {f"Question: {question}\nAnswer:"} and question in next(iter(asked["shown"]))
+    settings_lines = [line for line in table_lines(result) if line.startswith("bare, ")]
+    assert len(settings_lines) == 2 and all(
+        "chat True, few_shot 0" in line or "few_shot 0" in line for line in settings_lines
+    )
 
 
 def test_a_journal_keeps_its_sessions(tmp_path):

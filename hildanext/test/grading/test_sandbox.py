@@ -21,15 +21,15 @@ MARK = "hilda-hostile-" + os.urandom(8).hex()
 
 def ours() -> list[str]:
     """Command lines of processes that this file's programs left running, anywhere on the machine."""
-    found = []
+    commands = []
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         try:
             line = Path(path).read_bytes()
         except OSError:
             continue
         if MARK.encode() in line:
-            found.append(line.replace(b"\0", b" ").decode(errors="replace")[-200:])
-    return found
+            commands.append(line.replace(b"\0", b" ").decode(errors="replace")[-200:])
+    return commands
 
 
 def resident_bytes() -> int:

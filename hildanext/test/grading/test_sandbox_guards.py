@@ -188,8 +188,8 @@ def verdict_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
             act(judge)
         os.close(write_to)
         with os.fdopen(read_from, "rb") as file:
-            told = json.loads(file.read())
-        return Verdict(told["kind"], told["detail"])
+            record = json.loads(file.read())
+        return Verdict(record["kind"], record["detail"])
 
     return say
 

@@ -56,8 +56,8 @@ class TestCodec:
     @settings(max_examples=40)
     @given(values)
     def test_values_come_back_as_they_were(self, value):
-        told = decode(unpack(pack({"value": encode(value, 1 << 20)}))["value"])
-        assert type(told) is type(value) and (told == value or same(told, value))
+        decoded = decode(unpack(pack({"value": encode(value, 1 << 20)}))["value"])
+        assert type(decoded) is type(value) and (decoded == value or same(decoded, value))
 
     @settings(max_examples=40)
     @given(
@@ -84,15 +84,15 @@ class TestCodec:
 
     @pytest.mark.parametrize("value", [object(), (x for x in ()), 3j, range(3), print, type])
     def test_other_types_are_not_sent(self, value):
-        with pytest.raises(Unsendable) as told:
+        with pytest.raises(Unsendable) as caught:
             encode([value], 1 << 20)
-        assert not told.value.own
+        assert not caught.value.own
 
     def test_an_object_of_the_program_s_own_class_is_told_apart(self):
         own = type("Own", (), {"__module__": "program"})()
-        with pytest.raises(Unsendable) as told:
+        with pytest.raises(Unsendable) as caught:
             encode(own, 1 << 20, "program")
-        assert told.value.own
+        assert caught.value.own
 
     def test_the_budget_counts_what_is_written_not_what_is_held(self):
         shared = ["x" * 1000] * 10
@@ -101,8 +101,8 @@ class TestCodec:
             encode([shared] * 10, 20_000)
 
     def test_float_and_int_and_bool_stay_what_they_are(self):
-        told = decode(unpack(pack({"value": encode([1, 1.0, True, -0.0, math.nan], 99)}))["value"])
-        assert [type(x) for x in told] == [int, float, bool, float, float] and math.copysign(1, told[3]) == -1
+        decoded = decode(unpack(pack({"value": encode([1, 1.0, True, -0.0, math.nan], 99)}))["value"])
+        assert [type(x) for x in decoded] == [int, float, bool, float, float] and math.copysign(1, decoded[3]) == -1
 
 
 class TestChannel:
@@ -218,7 +218,7 @@ def test_no_table_is_a_reason_not_a_guess():
 
 class TestLevels:
     @pytest.mark.parametrize(
-        ("found", "used", "level"),
+        ("working", "used", "level"),
         [
             (("namespaces", "seccomp", "landlock"), ("namespaces", "seccomp"), 3),
             (("namespaces", "landlock"), ("namespaces",), 2),
@@ -227,8 +227,8 @@ class TestLevels:
             ((), (), 0),
         ],
     )
-    def test_what_is_used_of_what_works(self, found, used, level):
-        assert applicable(found) == used and Isolation(used).level == level
+    def test_what_is_used_of_what_works(self, working, used, level):
+        assert applicable(working) == used and Isolation(used).level == level
         assert f"level {level}" in Isolation(used).describe()
 
     def test_reasons_are_told_where_the_level_is_not_the_highest(self):
@@ -267,17 +267,17 @@ class TestLevels:
         monkeypatch.setattr(run, "_canary", lambda mechanisms: "make a socket")
         probe.cache_clear()
         try:
-            found = probe()
+            isolation = probe()
         finally:
             probe.cache_clear()
-        assert found.level == 0 and "does not hold" in found.why_not_higher()
+        assert isolation.level == 0 and "does not hold" in isolation.why_not_higher()
 
 
 class TestRefusal:
     def test_without_isolation_it_refuses(self):
-        with pytest.raises(SandboxError, match="left out on request") as told:
+        with pytest.raises(SandboxError, match="left out on request") as caught:
             Sandbox(without=levels.MECHANISMS)
-        assert "allow unsafe execution" in told.value.hint
+        assert "allow unsafe execution" in caught.value.hint
 
     def test_unless_that_is_allowed(self, caplog):
         probe.cache_clear()
@@ -320,9 +320,9 @@ class TestDoctor:
 
 class TestItself:
     def test_a_test_that_does_not_run_is_nobody_s_fault(self):
-        for test, told in (("def chek(c): pass", "defines no check"), ("def check(c:", "SyntaxError")):
+        for test, reason in (("def chek(c): pass", "defines no check"), ("def check(c:", "SyntaxError")):
             verdict = judge(Job(body("return a + b"), "add", test), Limits(), probe().mechanisms)
-            assert verdict.kind == "sandbox_error" and told in verdict.detail
+            assert verdict.kind == "sandbox_error" and reason in verdict.detail
 
     def test_an_argument_that_cannot_be_sent_is_nobody_s_fault(self):
         verdict = judge(Job(body("return a + b"), "add", "def check(c): c(print, 1)"), Limits(), probe().mechanisms)
@@ -389,10 +389,10 @@ class TestItself:
 
 def children(parent: int | None = None) -> set[int]:
     parent = os.getpid() if parent is None else parent
-    told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout
     return {
         int(line)
-        for line in told.split()
+        for line in listing.split()
         if Path(f"/proc/{line}/cmdline").exists() and b"hildanext" in Path(f"/proc/{line}/cmdline").read_bytes()
     }
 
@@ -407,10 +407,10 @@ def alive(process: int) -> bool:
 
 def wait_for(something, seconds: float = 15.0):
     deadline = time.monotonic() + seconds
-    while not (found := something()):
+    while not (value := something()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
-    return found
+    return value
 
 
 class TestFolder:

@@ -1,6 +1,7 @@
 """The jobs' room: states, workers and supervisors that are killed, events, artefacts. The command is a small script."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hildanext.core.errors import CheckpointError, ConfigError, HildaError, UnknownChoice
+from hildanext.core.errors import CheckpointError, ConfigError, HildaError, StorageError, UnknownChoice
 from hildanext.jobs import processes
 from hildanext.jobs.base import ArtefactError, JobConflict, JobsFull, UnknownJob
 from hildanext.jobs.progress import look, progress_mark
@@ -74,10 +75,10 @@ def service(tmp_path):
 
 def wait(service, job, *states, seconds=60.0):
     until = time.monotonic() + seconds
-    while (found := service.get(job.id)).state not in states:
-        assert time.monotonic() < until, f"{found} after {seconds} s, log: {service.log(job.id)}"
+    while (current := service.get(job.id)).state not in states:
+        assert time.monotonic() < until, f"{current} after {seconds} s, log: {service.log(job.id)}"
         time.sleep(0.05)
-    return found
+    return current
 
 
 def wait_until(holds, seconds=60.0):
@@ -295,6 +296,30 @@ def test_interruptions_that_come_to_nothing_end(tmp_path):
         assert done.attempts == 3 and "3 times" in done.error and "SIGKILL" in done.error
 
 
+@pytest.mark.parametrize("full", ["its folder", "the table"])
+def test_a_full_disk_at_submission_leaves_nothing_and_is_the_server_s_507(service, full, monkeypatch):
+    kept = service.submit("count", {})
+    before = sorted(path.name for path in service.folder.iterdir())
+    if full == "its folder":
+
+        def fsync(handle):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("hildanext.core.run_dir.os.fsync", fsync)
+    else:
+        pages = service.store._base.execute("PRAGMA page_count").fetchone()[0]
+        service.store._base.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageError) as caught:
+        service.submit("count", {"count": {"filler": "x" * 100_000}})
+    assert caught.value.status == 507
+    assert ("out of disk" if full == "its folder" else "full") in caught.value.message
+    assert sorted(path.name for path in service.folder.iterdir()) == before
+    assert [job.id for job in service.list()] == [kept.id]
+    monkeypatch.undo()
+    service.store._base.execute("PRAGMA max_page_count = 1000000")
+    assert service.submit("count", {}).id == "0002-count"
+
+
 def test_a_waiting_job_is_cancelled_at_once_and_once_more_is_no_error(service):
     job = service.submit("count", {})
     assert service.cancel(job.id).state == "cancelled" == service.cancel(job.id).state
@@ -374,7 +399,7 @@ def a_run(folder, *stages):
     return folder
 
 
-def told(events):
+def metrics_of(events):
     return [(data["kind"], data["step"]) for kind, data in events if kind == "metric"]
 
 
@@ -383,15 +408,15 @@ def test_metrics_are_told_once_also_where_a_resumed_run_writes_them_again(tmp_pa
     path = folder / "convert" / "metrics.jsonl"
     path.parent.mkdir()
     path.write_text(metrics(1, 2) + metrics(2, kind="eval") + metrics(3, 4) + '{"kind": "tr')
-    assert told(look(folder, cursors)[0]) == [("train", 2), ("eval", 2), ("train", 4)]
-    assert told(look(folder, cursors)[0]) == []
+    assert metrics_of(look(folder, cursors)[0]) == [("train", 2), ("eval", 2), ("train", 4)]
+    assert metrics_of(look(folder, cursors)[0]) == []
     fresh = path.with_suffix(".fresh")  # as MetricLog.truncate_after does
     fresh.write_text(metrics(1, 2) + metrics(2, kind="eval"))
     fresh.replace(path)
-    assert told(look(folder, json.loads(json.dumps(cursors)))[0]) == []
+    assert metrics_of(look(folder, json.loads(json.dumps(cursors)))[0]) == []
     with path.open("a") as file:
         file.write(metrics(3) + metrics(4) + metrics(4, kind="eval") + metrics(5))
-    assert told(look(folder, cursors)[0]) == [("eval", 4), ("train", 5)]
+    assert metrics_of(look(folder, cursors)[0]) == [("eval", 4), ("train", 5)]
 
 
 def test_numbers_that_json_does_not_know_are_left_open(tmp_path):
@@ -549,11 +574,11 @@ def folder_with_traps(service):
 
 
 def test_artefacts_are_listed_with_size_and_time_and_opened_by_name(service, folder_with_traps):
-    found = {one.path: one for one in service.artefacts(folder_with_traps.id)}
+    artefacts = {artefact.path: artefact for artefact in service.artefacts(folder_with_traps.id)}
     inner = {"inner.txt"} if sys.platform != "win32" else set()
-    assert set(found) == {"a/b.txt", "job.json"} | inner
-    assert found["a/b.txt"].size == 4 and abs(found["a/b.txt"].modified - time.time()) < 60
-    for name in found:
+    assert set(artefacts) == {"a/b.txt", "job.json"} | inner
+    assert artefacts["a/b.txt"].size == 4 and abs(artefacts["a/b.txt"].modified - time.time()) < 60
+    for name in artefacts:
         assert service.artefact(folder_with_traps.id, name).is_file()
     assert service.artefact(folder_with_traps.id, "a/b.txt").read_text() == "fine"
 

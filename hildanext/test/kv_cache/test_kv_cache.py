@@ -43,7 +43,7 @@ def readout(position, shift):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_noisy_half_of_training_equals_the_cached_forward(family, alignment):
-    """V6 and train/inference identity: to 1e-9 in fp64, whether a block is committed before or with the forward."""
+    """Training equals inference to 1e-9 in fp64, whether a block is committed before or with the forward."""
     for seed in range(9):
         model = random_model(family, alignment, BLOCK, seed=seed)
         clean = tokens_of(model, 4 * BLOCK, seed)
@@ -73,7 +73,7 @@ def test_noisy_half_of_training_equals_the_cached_forward(family, alignment):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_future_clean_and_other_noisy_blocks_do_not_matter(alignment):
-    """V6, second half: clean blocks from k on and noisy blocks other than k leave block k's logits alone."""
+    """Clean blocks from k on and noisy blocks other than k leave block k's logits alone."""
     model = random_model("llama", alignment, BLOCK)
     clean = tokens_of(model, 3 * BLOCK, 1)
     noisy = clean.clone()
@@ -96,16 +96,16 @@ def test_future_clean_and_other_noisy_blocks_do_not_matter(alignment):
 
 def differing(one, other):
     """For each layer the positions whose keys or values differ."""
-    found = []
+    changed = []
     for layer in range(len(one.keys)):
         gap = sum((a - b).abs().sum((0, 2)) for a, b in zip(one.view(layer), other.view(layer), strict=True))
-        found.append(set((gap > 1e-9).nonzero()[:, 0].tolist()))
-    return found
+        changed.append(set((gap > 1e-9).nonzero()[:, 0].tolist()))
+    return changed
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keys_of_the_revealing_forward_are_wrong(family):
-    """CV-06: one mask left in the input spoils every position of the block from layer 1 on."""
+    """One mask left in the input spoils every position of the block from layer 1 on."""
     for seed in range(17):
         model = random_model(family, "block", BLOCK, seed=seed)
         tokens = tokens_of(model, 2 * BLOCK, seed)
@@ -133,7 +133,7 @@ def test_a_clean_noisy_block_leaves_the_keys_of_a_commit(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_an_edit_in_a_finished_block_spoils(family):
-    """CV-07: of a change at position 6 in block 1 of 4, by layer. Token-causally it starts at the token itself."""
+    """Of a change at position 6 in block 1 of 4, by layer. Token-causally it starts at the token itself."""
     for seed in range(17):
         for alignment, first in (("block", 4), ("parent", 6)):
             model = random_model(family, alignment, BLOCK, seed=seed)
@@ -146,7 +146,7 @@ def test_what_an_edit_in_a_finished_block_spoils(family):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_truncating_and_running_again_is_exact_and_a_stale_cache_is_not(alignment):
-    """CV-08 and CV-09: to 1e-9 over 60 seeds; the stale cache changes the argmax in a clear fraction of them."""
+    """To 1e-9 over 60 seeds; the stale cache changes the argmax in a clear fraction of them."""
     changed = 0
     for seed in range(60):
         model = random_model(FAMILIES[seed % 3], alignment, BLOCK, seed=seed)
@@ -181,7 +181,7 @@ def _grown(model, cache, capacity):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_keys_of_later_blocks_do_not_reach_an_earlier_one(alignment):
-    """CV-10: whatever the slots beyond the active block hold, its logits stay (mixed batches: the next test)."""
+    """Whatever the slots beyond the active block hold, its logits stay (mixed batches: the next test)."""
     model = random_model("qwen3", alignment, BLOCK)
     tokens = tokens_of(model, 4 * BLOCK, 5)
     outputs = []
@@ -195,7 +195,7 @@ def test_keys_of_later_blocks_do_not_reach_an_earlier_one(alignment):
 
 
 def test_documents_of_different_lengths_share_a_forward():
-    """CV-10, CV-39: each document attends to its own prefix, whatever its neighbours feed and its other slots hold."""
+    """Each document attends to its own prefix, whatever its neighbours feed and its other slots hold."""
     for alignment in ALIGNMENTS:
         model = random_model("llama", alignment, BLOCK)
         rows = [tokens_of(model, 16, 1)[0], tokens_of(model, 16, 2)[0]]

@@ -73,23 +73,23 @@ def first_step(model, pair: Pair, masked: tuple[int, ...]) -> torch.Tensor:
 def test_the_bound_s_mean_is_the_average_over_all_masks_of_the_decode_loop_s_own_forward(alignment):
     model = random_model(alignment=alignment, block_size=4)
     pair = Pair((0, 5, 9, 33, 12), (21, 7, 40), seed=3)
-    (found,) = score_diffusion(model, [pair], draws=400, batch_size=100)
-    assert found.kind == "bound" and 0 < found.se < 0.2
-    assert found.nats == pytest.approx(mean_over_masks(model, pair), abs=4 * found.se)
+    (score,) = score_diffusion(model, [pair], draws=400, batch_size=100)
+    assert score.kind == "bound" and 0 < score.se < 0.2
+    assert score.nats == pytest.approx(mean_over_masks(model, pair), abs=4 * score.se)
 
 
 def test_the_error_is_that_of_each_block_on_its_own(monkeypatch):
     """Two draws of two blocks cost 1 + 3 and 3 + 1: their sums agree, but each block's mean has the variance 2 / 2."""
     losses = [(0, 0, 0, 1.0), (0, 0, 1, 3.0), (0, 1, 0, 3.0), (0, 1, 1, 1.0)]
     monkeypatch.setattr("hildanext.likelihood.conditional._losses", lambda *_: iter(losses))
-    (found,) = score_diffusion(random_model(block_size=4), [Pair((0, 5, 9, 3), (1,) * 8)], draws=2)
-    assert (found.nats, found.variance) == (4.0, 2.0)
+    (score,) = score_diffusion(random_model(block_size=4), [Pair((0, 5, 9, 3), (1,) * 8)], draws=2)
+    assert (score.nats, score.variance) == (4.0, 2.0)
     monkeypatch.undo()
     seen: set[int] = set()
     import hildanext.likelihood.conditional as module
 
     own = module._losses
-    monkeypatch.setattr(module, "_losses", lambda *given: [seen.add(told[2]) or told for told in own(*given)])
+    monkeypatch.setattr(module, "_losses", lambda *args: [seen.add(unit[2]) or unit for unit in own(*args)])
     score_diffusion(random_model(block_size=4), [Pair((0, 5), (1,) * 8)], draws=2)
     assert seen == {0, 1, 2}
 
@@ -98,9 +98,9 @@ def test_the_error_is_that_of_each_block_on_its_own(monkeypatch):
 def test_a_lone_token_in_its_block_is_exact(alignment):
     model = random_model(alignment=alignment, block_size=4)
     pair = Pair((0, 5, 9, 33, 12, 8), (21,))
-    (found,) = score_diffusion(model, [pair])
-    assert found.kind == "exact" and found.forwards == 1
-    assert found.nats == pytest.approx(-float(first_step(model, pair, (0,))[0].log_softmax(-1)[21]), abs=1e-9)
+    (score,) = score_diffusion(model, [pair])
+    assert score.kind == "exact" and score.forwards == 1
+    assert score.nats == pytest.approx(-float(first_step(model, pair, (0,))[0].log_softmax(-1)[21]), abs=1e-9)
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -108,9 +108,9 @@ def test_a_lone_token_in_its_block_is_exact(alignment):
 def test_a_pair_s_number_does_not_depend_on_its_batch(alignment, size):
     model = random_model(alignment=alignment, block_size=4)
     together = score_diffusion(model, PAIRS, size, draws=3, batch_size=5)
-    for pair, found in zip(PAIRS, together, strict=True):
+    for pair, score in zip(PAIRS, together, strict=True):
         (alone,) = score_diffusion(model, [pair], size, draws=3, batch_size=1)
-        assert found.nats == pytest.approx(alone.nats, abs=1e-9) and found.variance == pytest.approx(alone.variance)
+        assert score.nats == pytest.approx(alone.nats, abs=1e-9) and score.variance == pytest.approx(alone.variance)
 
 
 def test_only_the_continuation_counts_and_the_context_is_seen():
@@ -145,18 +145,18 @@ def test_one_token_options_of_a_question_are_read_from_one_forward(monkeypatch):
         return forward(self, embeddings, positions, attention)
 
     monkeypatch.setattr(type(model), "forward", counted)
-    together = [found.nats for found in score_diffusion(model, options)]
+    together = [score.nats for score in score_diffusion(model, options)]
     assert rows == [1] and together == pytest.approx(alone, abs=1e-9)
 
 
-def test_a_uniform_model_scores_the_logarithm_of_its_vocabulary_at_any_block_size():  # V23
+def test_a_uniform_model_scores_the_logarithm_of_its_vocabulary_at_any_block_size():
     model = random_model(alignment="block", block_size=8, vocab=61)
     with torch.no_grad():
         model.head.zero_()
     for size in (1, 4, 8):
-        for pair, found in zip(PAIRS, score_diffusion(model, PAIRS, size, draws=64), strict=True):
+        for pair, score in zip(PAIRS, score_diffusion(model, PAIRS, size, draws=64), strict=True):
             want = len(pair.continuation) * torch.tensor(61.0).log().item()
-            assert found.nats == pytest.approx(want, abs=max(1e-6, 4 * found.se))
+            assert score.nats == pytest.approx(want, abs=max(1e-6, 4 * score.se))
 
 
 def test_what_cannot_be_scored_is_refused():

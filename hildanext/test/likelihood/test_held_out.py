@@ -10,6 +10,7 @@ from torch import nn
 from hildanext import masks
 from hildanext.data.batch import Batch, padding_tokens
 from hildanext.diffusion import block_index, elbo_weight, mask_tokens
+from hildanext.eval.evaluation import likelihood_cells
 from hildanext.likelihood import LIKELIHOODS
 from hildanext.likelihood.base import scored_tokens
 from hildanext.likelihood.held_out import LikelihoodConfig, bound, exact, parent_likelihood
@@ -71,7 +72,7 @@ def log_p(model: DiffusionModel, document: list[int], shown: dict[int, bool], bl
 
 
 def average_over_orders(model: DiffusionModel, document: list[int], block_size: int) -> float:
-    """-log p of a document when each block is revealed in every possible order (V8)."""
+    """-log p of a document when each block is revealed in every possible order."""
     total = 0.0
     for start in range(0, len(document), block_size):
         places = [place for place in range(start, min(start + block_size, len(document))) if place > 0]
@@ -90,13 +91,13 @@ def average_over_orders(model: DiffusionModel, document: list[int], block_size: 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_block_size_one_is_the_token_by_token_probability(make_model, batch, family, alignment):
-    """V7: everything masked, weight 1, one forward; each token against its own forward."""
+    """Everything masked, weight 1, one forward; each token against its own forward."""
     model = make_model(family, alignment)
     documents = [text(8, 1), text(8, 2), text(12, 3)]
     wanted = -sum(log_p(model, ids, {}, 1, place) for ids in documents for place in range(1, len(ids)))
-    found = exact(model, [batch], EOS)
-    assert found.kind == "exact" and found.tokens == 25 and found.se == 0 and found.forwards == 1
-    assert found.real_nll == pytest.approx(wanted, abs=1e-9)
+    likelihood = exact(model, [batch], EOS)
+    assert likelihood.kind == "exact" and likelihood.tokens == 25 and likelihood.se == 0 and likelihood.forwards == 1
+    assert likelihood.real_nll == pytest.approx(wanted, abs=1e-9)
 
 
 def test_parent_alignment_at_block_size_one_is_the_parent(make_model, batch):
@@ -110,30 +111,37 @@ def test_parent_alignment_at_block_size_one_is_the_parent(make_model, batch):
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("estimator", ["count", "time", "coupled"])
 def test_the_bound_is_the_average_over_orders(make_model, alignment, estimator):
-    """V8, for three estimators; many copies of one row make many draws."""
+    """For three estimators; many copies of one row make many draws."""
     model = make_model("llama", alignment)
     documents = [text(4, 5), text(6, 6)]
     wanted = sum(average_over_orders(model, ids, 4) for ids in documents) / 8
     copies = batch_of([documents] * 48, 10)
-    found = bound(model, [copies], 4, EOS, LikelihoodConfig(estimator=estimator, draws=24, seed=1))
-    assert found.kind == "bound" and found.se > 0
-    assert abs(found.nats_per_token - wanted) < 4 * found.se
-    assert found.se < 0.06 * wanted
+    estimate = bound(model, [copies], 4, EOS, LikelihoodConfig(estimator=estimator, draws=24, seed=1))
+    assert estimate.kind == "bound" and estimate.se > 0
+    assert abs(estimate.nats_per_token - wanted) < 4 * estimate.se
+    assert estimate.se < 0.06 * wanted
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_the_standard_error_is_the_spread_of_repeated_estimates(make_model, batch, alignment):
     """Over sixty seeds; the formula takes stratified draws for independent ones."""
     model = make_model("llama", alignment, layers=1)
-    found = [bound(model, [batch], 4, EOS, LikelihoodConfig(draws=4, seed=seed)) for seed in range(60)]
-    nats = torch.tensor([one.nats_per_token for one in found])
-    claimed = sum(one.se for one in found) / len(found)
+    estimates = [bound(model, [batch], 4, EOS, LikelihoodConfig(draws=4, seed=seed)) for seed in range(60)]
+    nats = torch.tensor([estimate.nats_per_token for estimate in estimates])
+    claimed = sum(estimate.se for estimate in estimates) / len(estimates)
     assert 0.6 * claimed < float(nats.std()) < 1.15 * claimed
 
 
 def test_one_draw_has_a_standard_error_too(make_model, batch):
-    found = bound(make_model(), [batch], 4, EOS, LikelihoodConfig(draws=1))
-    assert found.se > 0
+    estimate = bound(make_model(), [batch], 4, EOS, LikelihoodConfig(draws=1))
+    assert estimate.se > 0
+
+
+def test_of_one_block_or_one_row_no_error_is_claimed(make_model):
+    row = batch_of([[text(4, 5)]], 4)
+    found = bound(make_model("llama", "parent"), [row], 4, EOS, LikelihoodConfig(draws=1))
+    assert math.isnan(found.se) and math.isnan(found.text_se) and found.nats_per_token > 0
+    assert "±" not in likelihood_cells({"name": "", **found.plain()})[2]
 
 
 def test_more_than_one_batch_is_one_text(make_model, batch):
@@ -151,8 +159,8 @@ def test_more_than_one_batch_is_one_text(make_model, batch):
 def test_every_model_is_asked_about_the_same_tokens(make_model, alignment, block_size):
     """Documents without a BOS: position 0 is given, never scored, in any alignment and at any block size."""
     without_bos = batch_of([[text(8, 1), text(6, 2)]], 16, bos=False)
-    found = bound(make_model("qwen3", alignment), [without_bos], block_size, EOS, LikelihoodConfig(draws=2))
-    assert found.tokens == 7 + 5
+    estimate = bound(make_model("qwen3", alignment), [without_bos], block_size, EOS, LikelihoodConfig(draws=2))
+    assert estimate.tokens == 7 + 5
 
 
 def test_padding_is_in_the_sum_of_a_bound_but_not_in_its_count(make_model):
@@ -192,7 +200,7 @@ def test_every_draw_masks_as_many_tokens_as_its_weight_says(batch):
     assert (torch.stack(levels).sort(0).values[:, full] == torch.arange(1, 5)[:, None]).all(), "not stratified"
 
 
-# --- the two-token toy of V9 and V10 -------------------------------------------------------------------------
+# --- a toy of two tokens, of known likelihood ------------------------------------------------------------------
 
 P = {(0, 0): 0.4, (0, 1): 0.1, (1, 0): 0.2, (1, 1): 0.3}
 MASK, BOS = 2, 3
@@ -241,21 +249,21 @@ def inconsistent(place: int, seen: int) -> list[float]:
     ("pair", "nll"), [((0, 0), 0.916291), ((0, 1), 2.302585), ((1, 0), 1.609438), ((1, 1), 1.203973)]
 )
 def test_with_exact_conditionals_the_bound_is_tight(pair, nll, estimator):
-    """V9 and V10: NELBO(x) = -log p(x); here per token, two tokens."""
+    """NELBO(x) = -log p(x); here per token, two tokens."""
     copies = batch_of([[[BOS, *pair]]] * 4000, 3)
-    found = bound(Toy(from_joint), [copies], 4, EOS + 9, LikelihoodConfig(estimator=estimator, draws=4, seed=3))
-    assert abs(2 * found.nats_per_token - nll) < 8 * found.se
-    assert found.se < 0.02
+    estimate = bound(Toy(from_joint), [copies], 4, EOS + 9, LikelihoodConfig(estimator=estimator, draws=4, seed=3))
+    assert abs(2 * estimate.nats_per_token - nll) < 8 * estimate.se
+    assert estimate.se < 0.02
 
 
 def test_an_inconsistent_model_gets_the_looser_bound():
     copies = batch_of([[[BOS, 0, 0]]] * 4000, 3)
-    found = bound(Toy(inconsistent), [copies], 4, EOS + 9, LikelihoodConfig(draws=4))
-    assert abs(2 * found.nats_per_token - 0.916291) < 8 * found.se
+    estimate = bound(Toy(inconsistent), [copies], 4, EOS + 9, LikelihoodConfig(draws=4))
+    assert abs(2 * estimate.nats_per_token - 0.916291) < 8 * estimate.se
 
 
 def test_a_coupled_draw_has_the_values_of_the_vector():
-    """V10: k = 0, 1, 2 give .75 * 1.609438, 1.5 * 2.995732, .75 * 1.609438; complements cover each token once."""
+    """k = 0, 1, 2 give .75 * 1.609438, 1.5 * 2.995732, .75 * 1.609438; complements cover each token once."""
     copies = batch_of([[[BOS, 0, 1]]] * 3000, 3)
     scored, blocks = scored_tokens(copies), block_index(copies.document, copies.position, 4)
     generator = torch.Generator().manual_seed(0)
@@ -274,7 +282,7 @@ def test_a_coupled_draw_has_the_values_of_the_vector():
 
 @pytest.mark.parametrize(("weighting", "wanted"), [("elbo", 2.233270), ("mean", 1.209303)])
 def test_a_clipped_noise_level_is_biased(weighting, wanted):
-    """V9: t in [.3, .8] with 1/t, and the unweighted mean over masked tokens given at least one mask."""
+    """t in [.3, .8] with 1/t, and the unweighted mean over masked tokens given at least one mask."""
     rows = 60_000
     copies = batch_of([[[BOS, 0, 1]]] * rows, 3)
     generator = torch.Generator().manual_seed(0)
@@ -291,5 +299,5 @@ def test_a_clipped_noise_level_is_biased(weighting, wanted):
 
 
 def test_perplexity_of_hopeless_text_is_finite(make_model, batch):
-    found = exact(make_model(), [batch], EOS)
-    assert math.isfinite(found.perplexity) and found.plain()["perplexity"] == found.perplexity
+    likelihood = exact(make_model(), [batch], EOS)
+    assert math.isfinite(likelihood.perplexity) and likelihood.plain()["perplexity"] == likelihood.perplexity

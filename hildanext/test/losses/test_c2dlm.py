@@ -59,22 +59,22 @@ def columns(rows: CausalRows, number: int = 0) -> tuple[int, list[int], list[int
     return int(rows.index[0, number]), causal.tolist(), others.tolist()
 
 
-def test_V19_a_cause_in_an_earlier_block_is_the_clean_copy():
+def test_a_cause_in_an_earlier_block_is_the_clean_copy():
     view = paired(make_view(length=8, batch=1), (6, 1), masked=[6])
     assert columns(rows_of(view)) == (6, [9], [4, 5, 7, 8, 10, 11])
 
 
-def test_V19_a_cause_in_the_same_block_is_the_noisy_copy():
+def test_a_cause_in_the_same_block_is_the_noisy_copy():
     view = paired(make_view(length=8, batch=1), (6, 5), masked=[6])
     assert columns(rows_of(view)) == (6, [5], [4, 7, 8, 9, 10, 11])
 
 
-def test_V19_a_cause_in_a_later_block_is_dropped():
+def test_a_cause_in_a_later_block_is_dropped():
     view = paired(make_view(length=8, batch=1), (1, 6), masked=[1])
     assert rows_of(view) is None
 
 
-def test_V19_one_block_over_the_whole_row_sees_every_cause():
+def test_one_block_over_the_whole_row_sees_every_cause():
     view = paired(make_view(length=8, batch=1, block=8), (1, 6), masked=[1])
     assert columns(rows_of(view)) == (1, [6], [0, 2, 3, 4, 5, 7])
 
@@ -143,19 +143,19 @@ WORKED = (torch.tensor([0.5, 0.3, 0.2]), torch.tensor([1.0, 2.0, 4.0]))
 
 def worked(norms: torch.Tensor | None) -> torch.Tensor:
     scores = WORKED[0].double().log().view(1, 1, 1, 1, 3)
-    given = None if norms is None else norms.double().view(1, 1, 1, 3)
-    return re_attention(scores, torch.zeros(1, 1, 1, 1, 3).double(), given).flatten()
+    value_norms = None if norms is None else norms.double().view(1, 1, 1, 3)
+    return re_attention(scores, torch.zeros(1, 1, 1, 1, 3).double(), value_norms).flatten()
 
 
-def test_V16_re_attention():
+def test_re_attention_as_computed_by_hand():
     assert worked(WORKED[1]).tolist() == pytest.approx([0.26316, 0.31579, 0.42105], abs=1e-5)
     assert worked(None).tolist() == pytest.approx(WORKED[0].tolist())
 
 
 @pytest.mark.parametrize("norms, ratio", [(WORKED[1], 0.92308), (None, 0.85714)])
-def test_V16_the_ratio_of_causes_to_the_rest(norms, ratio):
-    found = worked(norms)
-    assert float(found[1] / found[[0, 2]].mean()) == pytest.approx(ratio, abs=1e-5)
+def test_the_ratio_of_causes_to_the_rest(norms, ratio):
+    attention = worked(norms)
+    assert float(attention[1] / attention[[0, 2]].mean()) == pytest.approx(ratio, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_V16_the_ratio_of_causes_to_the_rest(norms, ratio):
     [("log_hinge", 0.77319), ("cat_hinge", 1.07692), ("cat_nll", -0.48), ("cat_div2", -0.21131), ("cat_div", -0.9327)]
     + [("mass", -math.log(0.315789474))],
 )
-def test_V16_the_losses(kind, value):
-    found = worked(WORKED[1])
-    causes, others = found[1:2], found[[0, 2]].mean()[None]
+def test_each_kind_of_loss_has_the_value_computed_by_hand(kind, value):
+    attention = worked(WORKED[1])
+    causes, others = attention[1:2], attention[[0, 2]].mean()[None]
     assert float(row_loss(causes, others, kind, 2.0, 1e-9)) == pytest.approx(value, abs=1e-5)
 
 
@@ -233,8 +233,8 @@ def test_the_rows_computed_apart_are_those_of_the_whole_map(family, reattention,
         ratio = float(re[row, causes].mean()) / float(re[row, rest].mean())
         expected.append(max(0.0, math.log(50.0) - math.log(ratio)))
     knobs = CausalAttention(reattention=reattention, layers=(layer,), lambda_c=1.0, alpha=50.0, eps=1e-12)
-    found = SupervisedStep(model, {"c2dlm": knobs}, special=NO_SPECIALS, layout="double")(view)
-    assert found.auxiliary.item() == pytest.approx(sum(expected) / 2, rel=1e-6)
+    outcome = SupervisedStep(model, {"c2dlm": knobs}, special=NO_SPECIALS, layout="double")(view)
+    assert outcome.auxiliary.item() == pytest.approx(sum(expected) / 2, rel=1e-6)
     assert sum(expected) > 0
 
 
@@ -265,7 +265,7 @@ def checkpointed(model) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("grad_through_v", [False, True])
-def test_V17_the_gradient_reaches_queries_and_keys_of_the_chosen_layer(checkpointing, grad_through_v):
+def test_the_gradient_reaches_queries_and_keys_of_the_chosen_layer(checkpointing, grad_through_v):
     """Nothing reaches later layers, nor the values of the layer itself unless asked for."""
     model = random_model()
     add_lora(model, LoraConfig(rank=2, alpha=4))
@@ -283,18 +283,18 @@ def test_V17_the_gradient_reaches_queries_and_keys_of_the_chosen_layer(checkpoin
 
     def reached(layer: int, projection: str) -> bool:
         part = f"layers.{layer}.self_attn.{projection}.lora_"
-        found = [p.grad for name, p in model.named_parameters() if part in name]
-        assert len(found) == 2
-        return any(grad is not None and float(grad.abs().max()) > 0 for grad in found)
+        gradients = [p.grad for name, p in model.named_parameters() if part in name]
+        assert len(gradients) == 2
+        return any(grad is not None and float(grad.abs().max()) > 0 for grad in gradients)
 
     assert reached(1, "q_proj") and reached(1, "k_proj") and reached(0, "q_proj")
     assert reached(1, "v_proj") == grad_through_v
     assert not any(reached(2, projection) for projection in ("q_proj", "k_proj", "v_proj"))
 
 
-def test_V17_gradients_under_checkpointing_are_the_same_and_nothing_is_collected_twice():
+def test_gradients_under_checkpointing_are_the_same_and_nothing_is_collected_twice():
     view = paired(make_view(length=16), (9, 2), (14, 4), replaced=[9, 14])
-    found = []
+    outcomes = []
     for checkpointing in (False, True):
         model = random_model()
         if checkpointing:
@@ -302,9 +302,9 @@ def test_V17_gradients_under_checkpointing_are_the_same_and_nothing_is_collected
         losses = {"t2t": TokenToToken(), "c2dlm": CausalAttention(layers="all", lambda_c=3.0)}
         outcome = SupervisedStep(model, losses)(view)
         (outcome.total + outcome.auxiliary).backward()
-        found.append((outcome.auxiliary.item(), [p.grad for p in model.parameters()]))
-    assert found[0][0] == found[1][0] and found[0][0] > 0
-    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found[0][1], found[1][1], strict=True))
+        outcomes.append((outcome.auxiliary.item(), [p.grad for p in model.parameters()]))
+    assert outcomes[0][0] == outcomes[1][0] and outcomes[0][0] > 0
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(outcomes[0][1], outcomes[1][1], strict=True))
 
 
 def test_a_recomputed_layer_does_not_replace_what_the_first_pass_found():
@@ -322,12 +322,12 @@ def test_a_recomputed_layer_does_not_replace_what_the_first_pass_found():
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
 @pytest.mark.parametrize("off", [{"lambda_c": 0.0}, {"apply": "off"}, {"decay_from": 0.0}, {}])
-def test_V20_without_weight_or_without_graphs_nothing_changes(alignment, off):
+def test_without_weight_or_without_graphs_nothing_changes(alignment, off):
     """Bit for bit, in loss, gradients and what is left in the generator."""
     view = paired(make_view(length=16), (9, 2), masked=[8], replaced=[9])
     if not off:
         view = replace(view, pairs=None)
-    found = []
+    results = []
     for losses in (
         {"t2t": TokenToToken()},
         {"t2t": TokenToToken(), "c2dlm": CausalAttention(**{"apply": "both"} | off)},
@@ -339,9 +339,9 @@ def test_V20_without_weight_or_without_graphs_nothing_changes(alignment, off):
         )
         outcome.total.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        found.append((outcome.total.detach(), outcome.draft, generator.get_state(), *gradients))
+        results.append((outcome.total.detach(), outcome.draft, generator.get_state(), *gradients))
         assert outcome.auxiliary is None
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_the_other_losses_do_not_notice_it():
@@ -367,12 +367,12 @@ def test_heads_and_layers_can_be_chosen():
     view = paired(make_view(length=16), (9, 2), replaced=[9])
     model = random_model()
 
-    def found(**knobs) -> float:
+    def auxiliary(**knobs) -> float:
         chosen = CausalAttention(lambda_c=1.0, loss="cat_hinge", alpha=1e6, eps=1e-12, **knobs)
         return 1e6 - SupervisedStep(model, {"c2dlm": chosen})(view).auxiliary.item()
 
-    assert found(layers=(0, 1, 2)) == found(layers="all") != found() == found(layers=(1,))
-    assert found(heads=(0, 1, 2, 3)) == found() != found(heads=(2,))
+    assert auxiliary(layers=(0, 1, 2)) == auxiliary(layers="all") != auxiliary() == auxiliary(layers=(1,))
+    assert auxiliary(heads=(0, 1, 2, 3)) == auxiliary() != auxiliary(heads=(2,))
 
 
 @pytest.mark.parametrize(
@@ -390,15 +390,15 @@ def test_the_norm_behind_the_output_projection_knows_adapters():
     view = paired(make_view(length=16), (9, 2), replaced=[9])
     knobs = CausalAttention(reattention="v_out_norm", layers=(1,))
 
-    def found() -> float:
+    def auxiliary() -> float:
         torch.manual_seed(0)
         return SupervisedStep(model, {"c2dlm": knobs})(view).auxiliary.item()
 
-    before = found()
+    before = auxiliary()
     assert model.causal_lm.model.layers[1].self_attn.o_proj.training
     with torch.no_grad():
         model.causal_lm.model.layers[1].self_attn.o_proj.lora_B["default"].weight.normal_()
-    assert found() != before
+    assert auxiliary() != before
     assert torch.equal(_gram(model, 1), _gram(model, 1))  # nothing is dropped in it
 
 
@@ -425,8 +425,8 @@ def test_effects_are_replaced_more_often_where_asked():
 
 def test_pairs_of_no_example_are_none():
     assert CausalPairs.collate([[], []]) is None
-    found = CausalPairs.collate([[], [(3, 1, 0.5)]])
-    assert (found.row.tolist(), found.effect.tolist(), found.cause.tolist(), found.weight.tolist()) == (
+    pairs = CausalPairs.collate([[], [(3, 1, 0.5)]])
+    assert (pairs.row.tolist(), pairs.effect.tolist(), pairs.cause.tolist(), pairs.weight.tolist()) == (
         [1],
         [3],
         [1],
@@ -455,7 +455,7 @@ def comparable(lines: list[dict]) -> list[tuple]:
     return [(line["loss"], line["gradient_norm"], line["losses"]["t2t"]) for line in lines]
 
 
-def test_V20_a_training_with_weight_zero_is_the_training_without_it(tmp_path: Path):
+def test_a_training_with_weight_zero_is_the_training_without_it(tmp_path: Path):
     without = trained(tmp_path / "a", {"t2t": TokenToToken()})
     zero = trained(tmp_path / "b", {"t2t": TokenToToken(), "c2dlm": CausalAttention(lambda_c=0.0)})
     some = trained(tmp_path / "c", {"t2t": TokenToToken(), "c2dlm": CausalAttention(lambda_c=0.5)})
@@ -483,10 +483,10 @@ def test_it_is_averaged_over_the_forwards_and_not_over_the_tokens(tmp_path: Path
         return of
 
     losses = {"t2t": TokenToToken(weight=0.0, keep=0.0), "c2dlm": CausalAttention(loss="mass", decay_from=1.0)}
-    one = trained(tmp_path / "one", losses, 1, views([True]))[0]
+    alone = trained(tmp_path / "one", losses, 1, views([True]))[0]
     two = trained(tmp_path / "two", losses, 2, views([True, False]))[0]
-    assert two["losses"]["c2dlm"] == pytest.approx(one["losses"]["c2dlm"] / 2)
-    assert two["gradient_norm"] == pytest.approx(one["gradient_norm"] / 2, rel=1e-5)
+    assert two["losses"]["c2dlm"] == pytest.approx(alone["losses"]["c2dlm"] / 2)
+    assert two["gradient_norm"] == pytest.approx(alone["gradient_norm"] / 2, rel=1e-5)
 
 
 def test_SAFE_refuses_it_by_name_before_anything_is_loaded(tmp_path: Path):
@@ -514,15 +514,15 @@ def test_where_answers_alone_are_doubled_the_same_rows_see_the_same(alignment):
     pairs = CausalPairs.collate([[(i, c, 1.0) for i in range(12, 24) for c in (2, 7, i - 2)]] * 2)
     view = replace(view, maskable=view.maskable & answer, masked=view.masked & answer, pairs=pairs)
     view = replace(view, noisy=torch.where(view.masked, MASK, view.clean))
-    found = {}
+    by_layout = {}
     for layout in ("double", "response"):
         losses = {"c2dlm": CausalAttention(apply="m2t", loss="mass", layers="all")}
         model.zero_grad()
         outcome = SupervisedStep(model, losses, layout=layout)(view)
         outcome.auxiliary.backward()
-        found[layout] = outcome.auxiliary.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    assert found["double"][0] == pytest.approx(found["response"][0], rel=1e-12)
-    for a, b in zip(found["double"][1], found["response"][1], strict=True):
+        by_layout[layout] = outcome.auxiliary.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    assert by_layout["double"][0] == pytest.approx(by_layout["response"][0], rel=1e-12)
+    for a, b in zip(by_layout["double"][1], by_layout["response"][1], strict=True):
         assert torch.allclose(a, b, atol=1e-12)
 
 

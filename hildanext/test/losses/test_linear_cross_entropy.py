@@ -69,11 +69,11 @@ def test_the_gradient_of_the_entropy_is_the_slope():
 def test_a_prediction_without_a_doubt_has_no_entropy_and_no_gradient():
     hidden = torch.tensor([[60.0]], requires_grad=True)
     head = torch.tensor([[10.0], [-10.0], [-11.0]])
-    found = linear_cross_entropy(
+    losses = linear_cross_entropy(
         hidden, head, torch.tensor([0]), torch.zeros(1), torch.zeros(3).bool(), entropy_weight=torch.ones(1)
     )
-    found.total.backward()
-    assert found.entropy.tolist() == [0.0] and hidden.grad.tolist() == [[0.0]]
+    losses.total.backward()
+    assert losses.entropy.tolist() == [0.0] and hidden.grad.tolist() == [[0.0]]
 
 
 def test_cap_is_the_entropy_of_right_predictions_over_the_masked_tokens():
@@ -95,9 +95,9 @@ def test_cap_leaves_alone_what_is_wrong_or_not_masked():
     best = noisy_logits(model, view).argmax(-1)
     last = view.position // view.block_size == 5
     wrong = replace(view, clean=torch.where(last & view.masked, (best + 1) % MASK, view.clean))
-    found = SupervisedStep(model, {"cap": ConfidenceAware()})(wrong)
+    outcome = SupervisedStep(model, {"cap": ConfidenceAware()})(wrong)
     known = (wrong.masked & (noisy_logits(model, wrong).argmax(-1) == wrong.clean)).sum()
-    assert int(known) == 0 and found.total.item() == 0.0
+    assert int(known) == 0 and outcome.total.item() == 0.0
 
 
 def test_cap_makes_the_model_surer_of_what_it_has_right():
@@ -165,7 +165,7 @@ class LivesOn(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.mm.default and (args[0].shape[0], args[1].shape[1]) == self.shape:
-            self.held.append(sum(one() is not None for one in self.made))
+            self.held.append(sum(reference() is not None for reference in self.made))
         out = function(*args, **(kwargs or {}))
         if (
             isinstance(out, torch.Tensor)

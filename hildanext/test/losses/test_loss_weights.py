@@ -40,9 +40,11 @@ def test_the_parent_has_no_say_about_a_document_s_first_token(loss):
 @pytest.mark.parametrize(("elbo", "weight"), [(True, 0.5 / 0.4), (False, 0.5)])
 def test_distillation_weighs_masks_as_the_elbo_does_or_all_alike(elbo, weight):
     view = make_view(t=0.4)
-    given = ParentDistillation(elbo=elbo).weights(view, view.maskable).divergence
-    assert given[view.masked & (view.position > 0)].tolist() == pytest.approx([weight] * int(given.count_nonzero()))
-    assert not bool(given[~view.masked].any())
+    divergence = ParentDistillation(elbo=elbo).weights(view, view.maskable).divergence
+    assert divergence[view.masked & (view.position > 0)].tolist() == pytest.approx(
+        [weight] * int(divergence.count_nonzero())
+    )
+    assert not bool(divergence[~view.masked].any())
 
 
 def test_a_mean_is_over_the_targets_among_the_chosen():

@@ -53,7 +53,7 @@ CASES = [  # every loss, once mild and once harsh
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_V2_parent_alignment_at_block_size_one_is_the_parent(family):
+def test_parent_alignment_at_block_size_one_is_the_parent(family):
     """Before training the diffusion loss equals the parent's next-token loss, to rounding."""
     model = random_model(family, "parent")
     view = make_view(length=13, block=1, t=1.0, documents=[0] * 6 + [1] * 5 + [-1] * 2)
@@ -63,7 +63,7 @@ def test_V2_parent_alignment_at_block_size_one_is_the_parent(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_V2_doubling_at_block_size_one_says_the_same(family):
+def test_doubling_at_block_size_one_says_the_same(family):
     """The shortcut that drops the noisy half changes nothing."""
     model = random_model(family, "parent")
     view = make_view(length=8, block=1, t=1.0)
@@ -77,7 +77,7 @@ def test_V2_doubling_at_block_size_one_says_the_same(family):
     assert torch.allclose(short[:, 1:, :MASK], long[:, 1:, :MASK], atol=1e-10)
 
 
-def test_V3_loss_scale():
+def test_a_weight_of_one_over_t_counts_masked_tokens_for_all():
     """t = 0.5, two of four tokens masked with CE 1.2 and 0.8: sum 4.0, per maskable token 1.0."""
     time = torch.full((1, 4), 0.5)
     masked = torch.tensor([[False, True, False, True]])
@@ -88,7 +88,7 @@ def test_V3_loss_scale():
     assert float(total) / 4 == pytest.approx(1.0)
 
 
-def test_V3_a_constant_cross_entropy_is_its_own_expectation():
+def test_a_constant_cross_entropy_is_its_own_expectation():
     totals = []
     for seed in range(400):
         view = make_view(length=32, block=8, seed=seed)
@@ -99,7 +99,7 @@ def test_V3_a_constant_cross_entropy_is_its_own_expectation():
     assert abs(mean - 1.0) < 4 * float(spread)
 
 
-def test_V5_full_sequence_rows_equal_the_single_copy():
+def test_full_sequence_rows_equal_the_single_copy():
     model = random_model()
     view = make_view(length=8, block=8)
     tokens, positions = model_input(view, build_layout(view, "double"))
@@ -108,7 +108,7 @@ def test_V5_full_sequence_rows_equal_the_single_copy():
     assert torch.allclose(both[:, :8], single, atol=1e-10)
 
 
-def test_V5_wrong_positions_change_later_blocks_and_not_the_first():
+def test_wrong_positions_change_later_blocks_and_not_the_first():
     model = random_model()
     view = make_view(length=8, block=4)
     tokens, positions = model_input(view, build_layout(view, "double"))
@@ -120,8 +120,8 @@ def test_V5_wrong_positions_change_later_blocks_and_not_the_first():
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
-def test_V6_bidirectional_inside_a_block_and_blind_outside(alignment):
-    """Brief 01 V6 as well: x_0 of this block or later, and x_t of other blocks, are not seen."""
+def test_bidirectional_inside_a_block_and_blind_outside(alignment):
+    """x_0 of this block or later, and x_t of other blocks, are not seen."""
     model = random_model(alignment=alignment)
     view = make_view(length=12, batch=1, t=0.5)
     base = noisy_logits(model, view)[:, :, :MASK]
@@ -135,7 +135,7 @@ def test_V6_bidirectional_inside_a_block_and_blind_outside(alignment):
     assert float(moved.detach()[:9].max()) == 0.0
 
 
-def test_V7_documents_do_not_leak():
+def test_documents_do_not_leak():
     """Changing any token of document 1 leaves every logit of document 0 bit-identical."""
     model = random_model()
     view = make_view(length=12, documents=[0] * 5 + [1] * 7)
@@ -147,7 +147,7 @@ def test_V7_documents_do_not_leak():
     assert torch.equal(noisy_logits(model, changed)[:, :5], base[:, :5])
 
 
-def test_V8_first_token_of_a_block_is_read_from_the_clean_half():
+def test_first_token_of_a_block_is_read_from_the_clean_half():
     model = random_model(alignment="parent")
     view = make_view(length=12, batch=1, t=0.5)
     base = noisy_logits(model, view)[0, 4]
@@ -161,14 +161,14 @@ def test_V8_first_token_of_a_block_is_read_from_the_clean_half():
     )
 
 
-def test_V10_an_autoregressive_loss_on_a_block_causal_half_is_refused():
+def test_an_autoregressive_loss_on_a_block_causal_half_is_refused():
     with pytest.raises(ConfigError, match="leaks its labels"):
         SupervisedStep(random_model(alignment="block"), {"ar": Autoregressive()})
     SupervisedStep(random_model(alignment="parent"), {"ar": Autoregressive()})
 
 
 @pytest.mark.parametrize("block", [16, 32], ids=["as long as the row", "longer than the row"])
-def test_V10_an_autoregressive_loss_does_not_see_its_labels_where_one_block_spans_the_row(block):
+def test_an_autoregressive_loss_does_not_see_its_labels_where_one_block_spans_the_row(block):
     """A single copy would be noisy and bidirectional; the loss is the parent's own, other losses stay as they are."""
     model = random_model(alignment="parent")
     view = make_view(length=16, block=block, t=0.3, documents=[0] * 9 + [1] * 7)
@@ -181,7 +181,7 @@ def test_V10_an_autoregressive_loss_does_not_see_its_labels_where_one_block_span
     assert torch.equal(silent.total, alone.total), "a loss of weight zero does not even change the layout"
 
 
-def test_V12_mask_delta_learns_through_masks_alone():
+def test_mask_delta_learns_through_masks_alone():
     plain = random_model()
     from hildanext.models import DiffusionModel
 
@@ -231,7 +231,7 @@ def test_mask_noise_is_drawn_where_its_generator_lives(monkeypatch):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])
-def test_V13_chunked_loss_and_gradients_equal_the_dense_ones(chunk):
+def test_chunked_loss_and_gradients_equal_the_dense_ones(chunk):
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(11, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     head = torch.randn(20, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -268,12 +268,12 @@ def test_a_loss_that_nobody_differentiates_forms_no_gradient(mode):
     labels, weight, banned = torch.zeros(8, dtype=torch.long), torch.ones(8), torch.arange(8) >= 7
     asked = linear_cross_entropy(hidden, head, labels, weight, banned, chunk=4).total
     with mode(), Products():
-        found = linear_cross_entropy(hidden, head, labels, weight, banned, chunk=4).total
-    assert Products.count == 2 and not found.requires_grad and asked.requires_grad
-    assert found.item() == asked.item()
+        loss = linear_cross_entropy(hidden, head, labels, weight, banned, chunk=4).total
+    assert Products.count == 2 and not loss.requires_grad and asked.requires_grad
+    assert loss.item() == asked.item()
 
 
-def test_V13_no_supervised_row_is_a_zero_loss_with_finite_gradients():
+def test_no_supervised_row_is_a_zero_loss_with_finite_gradients():
     model = random_model()
     view = replace(make_view(), masked=torch.zeros(2, 16, dtype=torch.bool))
     outcome = SupervisedStep(model, {"m2t": MaskToToken()})(view)
@@ -282,7 +282,7 @@ def test_V13_no_supervised_row_is_a_zero_loss_with_finite_gradients():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_V15_equal_parameters_and_equal_noise_give_a_ratio_of_one():
+def test_equal_parameters_and_equal_noise_give_a_ratio_of_one():
     model = random_model()
     step = SupervisedStep(model, {"m2t": MaskToToken()})
     first, second = step(make_view(seed=3)).total, step(make_view(seed=3)).total
@@ -291,11 +291,11 @@ def test_V15_equal_parameters_and_equal_noise_give_a_ratio_of_one():
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
-def test_V20_a_loss_of_weight_zero_changes_nothing(alignment):
+def test_a_loss_of_weight_zero_changes_nothing(alignment):
     """Bit for bit, in loss and gradients."""
     model = random_model(alignment=alignment)
     teacher = torch.randn(2, 16, 32, dtype=torch.float64)
-    found = []
+    results = []
     for losses in (
         {"m2t": MaskToToken()},
         {"m2t": MaskToToken(), "kl": ParentDistillation(weight=0.0), "ar": Autoregressive(weight=0.0)},
@@ -303,12 +303,12 @@ def test_V20_a_loss_of_weight_zero_changes_nothing(alignment):
         model.zero_grad()
         outcome = SupervisedStep(model, losses, model.head.detach())(make_view(t=0.5), teacher_hidden=teacher)
         outcome.total.backward()
-        found.append((outcome.total.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    assert torch.equal(found[0][0], found[1][0])
-    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+        results.append((outcome.total.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
-def test_V21_with_adapters_off_the_teacher_is_the_parent_and_kl_starts_at_zero():
+def test_with_adapters_off_the_teacher_is_the_parent_and_kl_starts_at_zero():
     model = random_model(alignment="parent")
     view = make_view(block=1, t=1.0)
     before = Parent(model.causal_lm, None).hidden(view.clean, view.document, view.position)
@@ -374,7 +374,7 @@ def test_alignment_is_one_minus_the_cosine_at_masked_tokens():
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
-def test_V24_padding_gives_no_nan(alignment):
+def test_padding_gives_no_nan(alignment):
     model = random_model(alignment=alignment)
     view = make_view(length=16, documents=[0] * 7 + [1] * 4 + [-1] * 5)
     outcome = SupervisedStep(model, {"m2t": MaskToToken(), "t2t": TokenToToken()})(view)
@@ -493,7 +493,7 @@ def test_t2t_means_are_over_the_wrong_and_over_the_kept_tokens():
     ("weighting", "band", "expected"),
     [("elbo", (0.0, 1.0), 2.302585), ("elbo", (0.3, 0.8), 2.233270), ("masked_mean", (0.3, 0.8), 1.209303)],
 )
-def test_V9_expected_losses_of_the_toy(weighting, band, expected):
+def test_expected_losses_of_the_toy(weighting, band, expected):
     """Two binary tokens, x = 01, exact conditionals; every mask at every t. A view without masks has no mean."""
     losses = {(0,): (1.386294, 0.0), (1,): (0.0, 1.609438), (0, 1): (0.693147, 0.916291)}
     clean, zeros = torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.long)

@@ -52,14 +52,14 @@ def odd_model(family: str, layers: int) -> DiffusionModel:
 def kept(model: DiffusionModel, batch: int, length: int, layout: str, narrow: int) -> int:
     """Bytes that autograd keeps of a forward, by storage, the parameters left out."""
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     alive = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             alive.append(tensor)
-            found[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     view = make_view(length=length, batch=batch, block=8 if layout == "double" else length, documents=[0] * length)
@@ -71,7 +71,7 @@ def kept(model: DiffusionModel, batch: int, length: int, layout: str, narrow: in
         embeddings = model.embed(fed.tokens(view), 0.0, None, fed.token, fed.seq)
         attention = attention_for(view, fed, "token_causal", embeddings)
         model.train()(embeddings, fed.rows(view).position, attention)
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 LEARNING = [(None, False), (4, False), (4, True)]
@@ -111,11 +111,11 @@ def live_peak(work: Any) -> int:
     """The most bytes of tensors that lived at once while `work` ran, as torch's profiler saw them come and go."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     moves = sorted(
         (event.start_ns(), event.nbytes())
-        for event in found.profiler.kineto_results.events()
+        for event in recorded.profiler.kineto_results.events()
         if event.name() == "[memory]"
     )
     live = peak = 0
@@ -199,6 +199,27 @@ class TestArchitecture:
         with pytest.raises(ModelError, match="num_attention_heads"):
             find_architecture(str(tmp_path))
 
+    def test_what_a_configuration_leaves_out_is_transformers_own(self):
+        """Qwen3 has heads of 128, whatever hidden / heads is."""
+        fields = read_json(Path(find_config("qwen3-0.6b")))
+        whole = read_architecture(fields, "x")
+        assert (whole.head_dim, whole.hidden // whole.heads) == (128, 64)
+        assert read_architecture({name: fields[name] for name in fields if name != "head_dim"}, "x") == whole
+        assert read_architecture(fields | {"head_dim": None}, "x") == whole
+        assert read_architecture(fields | {"num_key_value_heads": None}, "x").kv_heads == fields["num_attention_heads"]
+        assert not read_architecture(fields | {"tie_word_embeddings": None}, "x").tied
+        assert (
+            read_architecture(
+                fields | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": None}, "x"
+            ).head_dim
+            == 64
+        )
+
+    @pytest.mark.parametrize("changes", [{"num_attention_heads": 0}, {"num_hidden_layers": 10**6}, {"vocab_size": "9"}])
+    def test_sizes_that_cannot_be_are_one_line(self, changes: dict[str, Any]):
+        with pytest.raises(ModelError, match=next(iter(changes))):
+            read_architecture(read_json(Path(find_config("qwen3-0.6b"))) | changes, "x")
+
 
 def find_config(name: str) -> str:
     import hildanext
@@ -257,11 +278,11 @@ class TestFormulas:
         ]
         assert peaks[0] < peaks[1] < peaks[2]
 
-    def test_the_brief_s_table_for_8_gb(self):
-        """Brief 04 4.3 at 2,048 fed tokens with recomputation and fused attention (ours materialises its scores):
+    def test_what_fits_into_8_gb_comes_out_as_tabled(self):
+        """At 2,048 fed tokens with recomputation and fused attention (ours materialises its scores):
         what fits and what does not must come out the same."""
         rank16, framework, budget = LoraConfig(rank=16), PASCAL.framework, int(0.9 * 8 * 2**30)
-        told = {
+        cases = {
             ("qwen3-0.6b", "full"): step_of(recompute=True),
             ("qwen3-0.6b", "full 8-bit"): step_of(recompute=True, eight_bit=True),
             ("qwen3-0.6b", "lora"): step_of(lora=rank16, recompute=True),
@@ -270,7 +291,7 @@ class TestFormulas:
             ("qwen3-1.7b", "lora"): step_of("qwen3-1.7b", lora=rank16, recompute=True),
             ("qwen3-1.7b", "qlora"): step_of("qwen3-1.7b", lora=rank16, packed=True, recompute=True),
         }
-        fits = {name: training_peak(case, framework).total <= budget for name, case in told.items()}
+        fits = {name: training_peak(case, framework).total <= budget for name, case in cases.items()}
         assert fits == {
             ("qwen3-0.6b", "full"): False, ("qwen3-0.6b", "full 8-bit"): True, ("qwen3-0.6b", "lora"): True,
             ("qwen3-0.6b", "qlora"): True, ("qwen3-1.7b", "full 8-bit"): False, ("qwen3-1.7b", "lora"): False,
@@ -375,8 +396,8 @@ class TestSections:
         chat = {"train": {"name": "arithmetic"}}
         with pytest.raises(ConfigError, match="--model"):
             sft_question({"model": "runs/later/checkpoint"}, chat, PASCAL)
-        found = sft_question({"model": "runs/later/checkpoint"}, chat, PASCAL, "qwen3-0.6b")
-        assert found.cases[0].shape.layers == 28
+        parsed = sft_question({"model": "runs/later/checkpoint"}, chat, PASCAL, "qwen3-0.6b")
+        assert parsed.cases[0].shape.layers == 28
 
 
 class TestAdvice:
@@ -394,8 +415,8 @@ class TestAdvice:
         assert worst_peak(switched(asked, cheaper), PASCAL.framework).total > plan.budget if cheaper else True
 
     def test_a_smaller_card_asks_for_more(self):
-        found = [advice(question(), PASCAL.framework, size * 2**30) for size in (16, 4, 2)]
-        costs = [sum(switch.cost for switch in switches) for switches, _ in found]
+        advised = [advice(question(), PASCAL.framework, size * 2**30) for size in (16, 4, 2)]
+        costs = [sum(switch.cost for switch in switches) for switches, _ in advised]
         assert costs == sorted(costs) and costs[0] < costs[-1]
 
     def test_where_nothing_helps_that_is_said(self):
@@ -434,10 +455,10 @@ class TestVerb:
         code = main(
             ["plan", "--model", "tiny", "--out", str(tmp_path), "--json", "--machine", "cpu-bf16", "--vram", "2GiB"]
         )
-        told = json.loads(capsys.readouterr().out)
-        assert code == 0 and told == read_json(tmp_path / "plan.json")
-        assert [stage["stage"] for stage in told["stages"]] == ["convert", "generate"]
-        assert sum(told["stages"][0]["parts"].values()) == told["stages"][0]["peak"]
+        printed = json.loads(capsys.readouterr().out)
+        assert code == 0 and printed == read_json(tmp_path / "plan.json")
+        assert [stage["stage"] for stage in printed["stages"]] == ["convert", "generate"]
+        assert sum(printed["stages"][0]["parts"].values()) == printed["stages"][0]["peak"]
         assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
     def test_a_run_of_two_stages_plans_the_second_on_the_first_one_s_model(self, capsys):
@@ -458,8 +479,8 @@ class TestVerb:
     )
     def test_mistakes_are_one_line_and_exit_code_2(self, capsys, arguments: list[str], said: str):
         assert main(["plan", *arguments]) == 2
-        told = capsys.readouterr().err
-        assert said in told and "Traceback" not in told and told.count("\n") == 1
+        message = capsys.readouterr().err
+        assert said in message and "Traceback" not in message and message.count("\n") == 1
 
     @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.json")), ids=lambda path: path.stem)
     def test_every_configuration_of_the_repository_can_be_planned(self, capsys, path: Path):

@@ -1,4 +1,4 @@
-"""Diffusion checkpoints: round trip, adapters and the mask's vector merged on save, averaging (V20), atomicity."""
+"""Diffusion checkpoints: round trip, adapters and the mask's vector merged on save, averaging, atomicity."""
 
 import errno
 import json
@@ -105,14 +105,14 @@ def copies(folder, started, count: int):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
-def test_averaging_copies_returns_the_checkpoint_bit_for_bit(tmp_path, started, count):  # V20
+def test_averaging_copies_returns_the_checkpoint_bit_for_bit(tmp_path, started, count):
     merged = merge_checkpoints(copies(tmp_path, started, count))
     want = load_file(tmp_path / "0" / "model.safetensors")
     assert merged.keys() == want.keys()
     assert all(torch.equal(merged[name], want[name]) for name in want)
 
 
-def test_averaging_weights_and_their_negatives_gives_zeros(tmp_path, started):  # V20
+def test_averaging_weights_and_their_negatives_gives_zeros(tmp_path, started):
     first, second = copies(tmp_path, started, 2)
     state = load_file(second / "model.safetensors")
     negative = {name: -tensor for name, tensor in state.items()}
@@ -132,7 +132,7 @@ def test_half_precision_checkpoints_are_averaged_in_fp32(tmp_path, started):
 
 
 @pytest.mark.parametrize("wrong", ["names", "shapes", "card"])
-def test_checkpoints_that_differ_in_kind_are_not_averaged(tmp_path, started, wrong):  # V20
+def test_checkpoints_that_differ_in_kind_are_not_averaged(tmp_path, started, wrong):
     folders = copies(tmp_path, started, 2)
     path = folders[1] / "model.safetensors"
     state = load_file(path)

@@ -144,7 +144,7 @@ def breaks(folder: Path, how: str) -> str:
         return "cannot read the tokenizer"
     if how == "missing weight":
         edit_json(folder / "config.json", num_hidden_layers=3)
-        return "lacks"
+        return "says 3 layers, its weights hold 2"
     if how == "sliding window":
         edit_json(folder / "config.json", use_sliding_window=True)
         return "sliding-window"

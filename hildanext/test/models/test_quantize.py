@@ -40,10 +40,10 @@ def test_unpacked_weights_are_the_nearest_of_nf4(rows: int, columns: int):
     CPU kernel of bitsandbytes 0.50.2, called by rows of the matrix, returned wrong numbers for nine weights in ten."""
     torch.manual_seed(0)
     layer = nn.Linear(columns, rows)
-    found = Nf4Linear.of(layer, CPU).unpacked()
-    close = (found - nearest_nf4(layer.weight.detach())).abs() < 0.01 * layer.weight.detach().abs().max()
+    unpacked = Nf4Linear.of(layer, CPU).unpacked()
+    close = (unpacked - nearest_nf4(layer.weight.detach())).abs() < 0.01 * layer.weight.detach().abs().max()
     assert close.float().mean() > 0.999  # a value half-way between two may be rounded either way
-    assert found.shape == (rows, columns)
+    assert unpacked.shape == (rows, columns)
 
 
 @needs_bitsandbytes

@@ -30,11 +30,11 @@ def runs(tmp_path):
 
 
 def test_runs_are_found_at_any_depth_with_where_they_ended(runs):
-    found = {run.folder.name: run for run in find_runs([runs])}
-    assert set(found) == {"a", "b"}
-    assert (found["a"].step, found["a"].tokens, found["a"].loss, found["a"].bound) == (2, 200, 4.5, 4.0)
-    assert found["a"].checkpoint and not found["b"].checkpoint
-    assert found["b"].kind == "convert" and found["b"].bound == 3.5
+    by_name = {run.folder.name: run for run in find_runs([runs])}
+    assert set(by_name) == {"a", "b"}
+    assert (by_name["a"].step, by_name["a"].tokens, by_name["a"].loss, by_name["a"].bound) == (2, 200, 4.5, 4.0)
+    assert by_name["a"].checkpoint and not by_name["b"].checkpoint
+    assert by_name["b"].kind == "convert" and by_name["b"].bound == 3.5
 
 
 def test_a_run_named_twice_is_listed_once(runs):
@@ -48,8 +48,8 @@ def test_a_run_that_measured_nothing_yet_is_listed(tmp_path):
 
 
 def test_only_settings_that_differ_are_compared(runs):
-    found = sorted(find_runs([runs]), key=lambda run: run.folder.name)
-    assert differences(found) == {"convert.train.rate": [0.1, 0.2]}
+    summaries = sorted(find_runs([runs]), key=lambda run: run.folder.name)
+    assert differences(summaries) == {"convert.train.rate": [0.1, 0.2]}
 
 
 def test_the_verb_lists_compares_and_draws(runs, capsys, tmp_path):
@@ -64,9 +64,9 @@ def test_the_verb_lists_compares_and_draws(runs, capsys, tmp_path):
 
 def test_json_holds_what_the_table_shows(runs, capsys):
     assert main(["runs", str(runs), "--json", "--compare"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {run["held_out"]["bound"] for run in told["runs"]} == {4.0, 3.5}
-    assert set(told["differences"]) == {"convert.train.rate"}
+    printed = json.loads(capsys.readouterr().out)
+    assert {run["held_out"]["bound"] for run in printed["runs"]} == {4.0, 3.5}
+    assert set(printed["differences"]) == {"convert.train.rate"}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hildanext.core.run_dir import open_run
 from hildanext.datasets import PackedDataset, PrepareConfig, prepare
 from hildanext.eval.evaluation import EvalConfig, evaluate, print_result, save_result
 from hildanext.report import trace_html
-from hildanext.report.html import verdicts_of, write_report
+from hildanext.report.html import EDIT_STORM, edit_storm, verdicts_of, write_report
 from small_models import words_tokenizer
 from training_fixtures import metric_lines
 
@@ -93,7 +93,9 @@ def run(tmp_path, make_model) -> tuple[Path, dict]:
         "way": "S_MODE", "prompt": "Once", "prompt_cells": ["Once"], "text": "", "finish_reason": "eos", "tokens": 2,
         "forwards": 2, "tokens_per_forward": 1.0, "tokens_per_second": 7.0, "edits": 1, "trace": {"steps": STEPS},
     }  # fmt: skip
-    (folder / "samples.json").write_text(json.dumps({"samples": [sample]}), encoding="utf-8")
+    storm = {**sample, "way": "Q_MODE", "prompt": "Other", "tokens": 100, "edits": 312, "trace": {}, "text": " calm"}
+    parents = {**sample, "way": "AR parent", "edits": 0, "trace": {}, "text": " there <i>was"}
+    (folder / "samples.json").write_text(json.dumps({"samples": [sample, storm, parents]}), encoding="utf-8")
     outcomes = {
         "convert": {"run": str(folder / "convert")},
         "eval": {
@@ -128,6 +130,33 @@ def test_the_page_says_what_each_number_is(run):
         "Q_MODE (quality)", "exact entropy of the data", "seed 3, profile SAFE", "Step by step (2 forwards)", "float64",
     ):  # fmt: skip
         assert wanted in text, wanted
+
+
+def test_the_parent_s_text_stands_beside_the_model_s_of_the_same_prompt(run):
+    folder, outcomes = run
+    page = write_report(folder, outcomes, "demo").read_text(encoding="utf-8")
+    ours, other = page.split('<div class="beside">')[1:]
+    assert "S_MODE (speed)" in ours and "AR parent, greedy" in ours and " there &lt;i&gt;was" in ours
+    assert "Q_MODE (quality)" in other and "AR parent" not in other.split("<h2>")[0]
+    assert "1 edits" in ours and "0 edits" not in ours, "a parent edits nothing"
+    record = json.loads((folder / "samples.json").read_text()) | {"without_parent": "'<gone>' could not be had"}
+    (folder / "samples.json").write_text(json.dumps(record))
+    page = write_report(folder, outcomes, "demo").read_text(encoding="utf-8")
+    assert "not beside them: &#x27;&lt;gone&gt;&#x27; could not be had." in page
+
+
+def test_an_edit_storm_is_remarked_on_and_a_few_edits_are_not(run):
+    folder, outcomes = run
+    page = write_report(folder, outcomes, "demo").read_text(encoding="utf-8")
+    assert "An edit storm: 312 edits for 100 tokens, more than 1 a token" in page
+    assert page.split("<h2>Samples")[1].count("An edit storm") == 1
+    assert edit_storm(100, int(100 * EDIT_STORM)) == "" and edit_storm(100, int(100 * EDIT_STORM) + 1) != ""
+    assert edit_storm(0, 0) == ""
+    evaluation = json.loads(Path(outcomes["eval"]["results"]).read_text())
+    evaluation["generation"][0] |= {"tokens": 96, "edits": 401}
+    Path(outcomes["eval"]["results"]).write_text(json.dumps(evaluation))
+    page = write_report(folder, outcomes, "demo").read_text(encoding="utf-8")
+    assert "<li>S_MODE (speed): An edit storm: 401 edits for 96 tokens" in page
 
 
 def test_a_stage_that_did_not_run_is_left_out(run):

@@ -10,11 +10,14 @@ pytest.importorskip("fastapi")
 import openai
 
 from hildanext.api import create_app
+from hildanext.ar import Parent
 from hildanext.data.chat_template import Message, set_template
 from hildanext.engine.base import EngineFailed, Failed, Piece, Request, Started, Stepped, complete
 from hildanext.engine.local import LocalEngineConfig
+from hildanext.likelihood.conditional import Pair, score_parent
 from hildanext.serve.settings import ServeConfig
-from serving import ToldEngine, ask, at_once, events, live
+from hildanext.tokenization import encode_prompt
+from serving import ScriptedEngine, ask, at_once, events, live
 
 KEY = "test-key"
 MESSAGES = [{"role": "system", "content": "Tell stories."}, {"role": "user", "content": "Tell one about a cat."}]
@@ -50,16 +53,18 @@ def test_the_list_of_models_names_both(client):
 
 class TestChat:
     def test_an_answer_is_the_engine_s_own_with_its_usage(self, client, engine):
-        told = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=16)
-        messages = tuple(Message(one["role"], one["content"]) for one in MESSAGES)
+        completion = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=16)
+        messages = tuple(Message(message["role"], message["content"]) for message in MESSAGES)
         own = complete(engine, Request(messages=messages, max_new_tokens=16))
-        choice = told.choices[0]
+        choice = completion.choices[0]
         assert choice.message.content == own.text and choice.message.role == "assistant"
         assert choice.finish_reason == {"eos": "stop", "length": "length"}[own.finish_reason]
-        assert told.usage.prompt_tokens == own.prompt_tokens and told.usage.completion_tokens == len(own.tokens)
-        details = told.usage.completion_tokens_details
+        assert completion.usage.prompt_tokens == own.prompt_tokens and completion.usage.completion_tokens == len(
+            own.tokens
+        )
+        details = completion.usage.completion_tokens_details
         assert details.forward_passes >= details.denoising_steps > 0 and details.edited_tokens == own.stats.edits
-        assert told.usage.prompt_tokens_details.cached_tokens >= 0
+        assert completion.usage.prompt_tokens_details.cached_tokens >= 0
 
     def test_a_stream_is_the_same_text_and_ends_with_its_usage(self, client):
         asked = {"model": "tiny", "messages": MESSAGES, "max_completion_tokens": 24}
@@ -86,9 +91,9 @@ class TestChat:
         two = client.chat.completions.create(**asked, n=2, seed=5)
         alone = [client.chat.completions.create(**asked, seed=seed) for seed in (5, 6)]
         texts = [choice.message.content for choice in two.choices]
-        assert texts == [one.choices[0].message.content for one in alone] and texts[0] != texts[1]
+        assert texts == [single.choices[0].message.content for single in alone] and texts[0] != texts[1]
         assert two.usage.prompt_tokens == alone[0].usage.prompt_tokens
-        assert two.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+        assert two.usage.completion_tokens == sum(single.usage.completion_tokens for single in alone)
 
     def test_two_choices_stream_side_by_side(self, client):
         asked = {"model": "tiny", "messages": MESSAGES, "max_tokens": 16, "temperature": 1.0, "n": 2, "seed": 5}
@@ -98,11 +103,12 @@ class TestChat:
         assert texts == [choice.message.content for choice in client.chat.completions.create(**asked).choices]
 
     def test_log_probabilities_are_those_at_commit(self, client):
-        told = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12, logprobs=True)
-        content = told.choices[0].logprobs.content
-        assert len(content) == told.usage.completion_tokens and all(one.logprob <= 0 for one in content)
-        text = told.choices[0].message.content
-        assert "".join(one.token for one in content).startswith(text) and text
+        completion = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12, logprobs=True)
+        content = completion.choices[0].logprobs.content
+        assert len(content) == completion.usage.completion_tokens and all(token.logprob <= 0 for token in content)
+        text = completion.choices[0].message.content
+        assert "".join(token.token for token in content) == text and text
+        assert b"".join(bytes(token.bytes) for token in content) == text.encode()
 
     def test_content_may_come_in_parts_and_from_a_developer(self, client):
         parts = [
@@ -113,8 +119,8 @@ class TestChat:
             },
         ]
         texts = [
-            client.chat.completions.create(model="tiny", messages=one, max_tokens=8).choices[0].message.content
-            for one in (MESSAGES, parts)
+            client.chat.completions.create(model="tiny", messages=messages, max_tokens=8).choices[0].message.content
+            for messages in (MESSAGES, parts)
         ]
         assert texts[0] == texts[1]
 
@@ -151,15 +157,75 @@ class TestCompletions:
         assert two.choices[0].text == text and len(two.choices) == 2
 
     def test_the_parent_is_a_model_of_its_own(self, client, engine):
-        told = client.completions.create(model="tiny-parent", prompt="Once upon a time", max_tokens=8)
+        completion = client.completions.create(model="tiny-parent", prompt="Once upon a time", max_tokens=8)
         own = complete(engine, Request(prompt="Once upon a time", max_new_tokens=8, parent=True))
-        assert told.choices[0].text == own.text and told.usage.completion_tokens_details.denoising_steps == 0
+        assert (
+            completion.choices[0].text == own.text and completion.usage.completion_tokens_details.denoising_steps == 0
+        )
 
     def test_log_probabilities_have_the_old_form(self, client):
-        told = client.completions.create(model="tiny", prompt="Once upon", max_tokens=8, logprobs=0)
-        found = told.choices[0].logprobs
-        assert len(found.tokens) == len(found.token_logprobs) == len(found.text_offset) == told.usage.completion_tokens
-        assert found.text_offset[1] == len(found.tokens[0])
+        completion = client.completions.create(model="tiny", prompt="Once upon", max_tokens=8, logprobs=0)
+        logprobs = completion.choices[0].logprobs
+        assert (
+            len(logprobs.tokens)
+            == len(logprobs.token_logprobs)
+            == len(logprobs.text_offset)
+            == completion.usage.completion_tokens
+        )
+        assert logprobs.text_offset[1] == len(logprobs.tokens[0])
+        assert "".join(logprobs.tokens) == completion.choices[0].text
+
+    def test_one_alternative_is_the_greedy_token_itself_and_of_drawn_ones_it_is_not_known(self, client):
+        asked = {"model": "tiny", "prompt": "Once upon", "max_tokens": 8, "logprobs": 1}
+        logprobs = client.completions.create(**asked).choices[0].logprobs
+        pairs = zip(logprobs.tokens, logprobs.token_logprobs, strict=True)
+        assert logprobs.top_logprobs == [{token: logprob} for token, logprob in pairs]
+        with pytest.raises(openai.BadRequestError, match="temperature to 0"):
+            client.completions.create(**asked, temperature=1.0)
+        chat = {"model": "tiny", "messages": MESSAGES, "max_tokens": 4, "logprobs": True, "top_logprobs": 1}
+        for one in client.chat.completions.create(**chat).choices[0].logprobs.content:
+            assert [(top.token, top.logprob) for top in one.top_logprobs] == [(one.token, one.logprob)]
+        with pytest.raises(openai.BadRequestError, match="add logprobs: true"):
+            client.chat.completions.create(**{**chat, "logprobs": False})
+
+    @pytest.mark.parametrize("more", [{"model": "tiny-parent"}, {"model": "tiny", "extra_body": {"block_size": 1}}])
+    def test_echo_with_logprobs_is_the_exact_likelihood_that_harnesses_ask_for(self, client, engine, more):
+        context, continuation = "Once upon a time there", " was a little dog"
+        asked = {**more, "prompt": context + continuation, "echo": True, "logprobs": 1, "temperature": 0}
+        choice = client.completions.create(**asked, max_tokens=1).choices[0]
+        logprobs = choice.logprobs
+        ids = encode_prompt(engine.tokenizer, context + continuation)
+        own = engine.parent if "parent" in more["model"] else Parent(engine.model.causal_lm, None, engine.model.banned)
+        (scored,) = score_parent(own, [Pair(tuple(ids[:-4]), tuple(ids[-4:]))])
+        assert "".join(logprobs.tokens) == choice.text and choice.text.startswith(context + continuation)
+        assert logprobs.text_offset[-5] == len(context) and len(logprobs.tokens) == len(ids), "the BOS was not sent"
+        assert sum(logprobs.token_logprobs[-5:-1]) == pytest.approx(-scored.nats, abs=1e-4)
+        as_tokens = client.completions.create(**{**asked, "prompt": ids}, max_tokens=1).choices[0].logprobs
+        assert as_tokens.token_logprobs[0] is as_tokens.top_logprobs[0] is None
+        assert as_tokens.token_logprobs[1:] == pytest.approx(logprobs.token_logprobs)
+        alone = client.completions.create(**asked, max_tokens=0)
+        assert alone.choices[0].text == context + continuation and alone.usage.completion_tokens == 0
+        assert alone.choices[0].logprobs.token_logprobs == pytest.approx(logprobs.token_logprobs[:-1])
+        (last,) = logprobs.top_logprobs[-1]
+        assert last == logprobs.tokens[-1], "what was written is the most probable one"
+
+    def test_the_parent_has_log_probabilities_of_what_it_writes(self, client, engine):
+        asked = {"model": "tiny-parent", "prompt": "Once upon", "max_tokens": 6, "logprobs": 1}
+        choice = client.completions.create(**asked).choices[0]
+        logprobs = choice.logprobs
+        own = complete(engine, Request(prompt="Once upon", max_new_tokens=6, parent=True))
+        assert "".join(logprobs.tokens) == choice.text == own.text and len(logprobs.token_logprobs) == 6
+        chat = client.chat.completions.create(model="tiny-parent", messages=MESSAGES, max_tokens=4, logprobs=True)
+        assert len(chat.choices[0].logprobs.content) == chat.usage.completion_tokens
+
+    def test_an_echo_is_the_prompt_before_the_text_whole_or_streamed_as_text_or_tokens(self, client, engine):
+        asked = {"model": "tiny", "max_tokens": 8}
+        text = client.completions.create(**asked, prompt="Once upon a time").choices[0].text
+        for prompt in ("Once upon a time", encode_prompt(engine.tokenizer, "Once upon a time")):
+            echoed = client.completions.create(**asked, prompt=prompt, echo=True).choices[0].text
+            assert echoed == "Once upon a time" + text
+            chunks = client.completions.create(**asked, prompt=prompt, echo=True, stream=True)
+            assert "".join(chunk.choices[0].text for chunk in chunks) == echoed
 
     def test_a_stream_is_the_same_text(self, client):
         asked = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 20}
@@ -184,7 +250,7 @@ class TestDenoising:
         pictures = [chunk.diffusion for chunk in chunks if getattr(chunk, "diffusion", None)]
         assert len(pictures) == whole.usage.completion_tokens_details.denoising_steps
         assert sum(picture["n_edited"] for picture in pictures) == whole.usage.completion_tokens_details.edited_tokens
-        assert {one["state"] for picture in pictures for one in picture["tokens"]} >= {"mask", "draft", "committed"}
+        assert {token["state"] for picture in pictures for token in picture["tokens"]} >= {"mask", "draft", "committed"}
         assert pictures[-1]["final"] and pictures[-1]["n_masked"] == 0
 
     def test_the_end_of_text_is_in_the_cells_and_in_no_text(self):
@@ -197,14 +263,14 @@ class TestDenoising:
             sink(Stepped({**record, "final": True}))
             at_once(request, sink)
 
-        engine = ToldEngine(act)
-        engine.facts = replace(ToldEngine.facts, supports_steps=True, special_tokens=frozenset({9}))
+        engine = ScriptedEngine(act)
+        engine.facts = replace(ScriptedEngine.facts, supports_steps=True, special_tokens=frozenset({9}))
         app = create_app(ServeConfig(), engine)
-        body = {"model": "told", "prompt": "x", "max_tokens": 2, "stream": True}
-        found = ask(app, "POST", "/v1/completions", json={**body, "diffusing": True})
-        assert "well" in found.text and "endoftext" not in found.text
-        found = events(ask(app, "POST", "/v1/completions", json={**body, "stream_denoising": True}).text)
-        (picture,) = (data["diffusion"] for _, data in found if "diffusion" in data)
+        body = {"model": "scripted", "prompt": "x", "max_tokens": 2, "stream": True}
+        response = ask(app, "POST", "/v1/completions", json={**body, "diffusing": True})
+        assert "well" in response.text and "endoftext" not in response.text
+        received = events(ask(app, "POST", "/v1/completions", json={**body, "stream_denoising": True}).text)
+        (picture,) = (data["diffusion"] for _, data in received if "diffusion" in data)
         assert picture["text"] == "well" and [cell["text"] for cell in picture["tokens"]] == ["well", "<|endoftext|>"]
 
 
@@ -220,7 +286,7 @@ class TestErrors:
             ({"max_tokens": 1, "max_completion_tokens": 2}, "differ"),
             ({"top_logprobs": 3, "logprobs": True}, "top_logprobs"),
             ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-            ({"response_format": {"type": "json_object"}}, "response_format.type"),
+            ({"response_format": {"type": "json_object"}}, "ask for JSON in a message"),
             ({"presence_penalty": 1.0}, "presence_penalty"),
             ({"logit_bias": {"1": 5}}, "logit_bias"),
             ({"stream_options": {"include_usage": True}}, "stream: true"),
@@ -229,10 +295,8 @@ class TestErrors:
             ({"extra_body": {"diffusing": True}}, "stream: true"),
             ({"extra_body": {"diffusing": True, "stream_denoising": True}, "stream": True}, "give one"),
             ({"extra_body": {"max_tokes": 1}}, "did you mean max_tokens"),
-            ({"model": "tiny-parent", "logprobs": True}, "logprobs"),
             ({"model": "tiny-parent", "stream": True, "extra_body": {"diffusing": True}}, "has none"),
             ({"messages": []}, "messages"),
-            ({"messages": [{"role": "user", "content": "a <|mask|>"}]}, "mask token"),
         ],
     )
     def test_bad_requests_are_the_client_s_own_error(self, client, more, said):
@@ -241,11 +305,22 @@ class TestErrors:
         assert said in caught.value.message and caught.value.type == "invalid_request_error"
 
     @pytest.mark.parametrize(
-        "more",
-        [{"prompt": []}, {"prompt": ["a", 1]}, {"logprobs": 2}, {"echo": True}, {"best_of": 3}, {"suffix": "a"}],
+        ("more", "said"),
+        [
+            ({"prompt": []}, "prompt"),
+            ({"prompt": ["a", 1]}, "prompt"),
+            ({"prompt": "a <|mask|>"}, "mask token"),
+            ({"logprobs": 2}, "ask for 1 at most"),
+            ({"echo": True, "logprobs": 1}, "inside a block of 8 tokens.*ask 'tiny-parent', set block_size to 1"),
+            ({"echo": True, "stream": True, "extra_body": {"diffusing": True}}, "diffusing"),
+            ({"max_tokens": 0}, "0 new tokens"),
+            ({"max_tokens": 0, "echo": True}, "echo with logprobs"),
+            ({"best_of": 3}, "beyond n"),
+            ({"suffix": "a"}, "is not offered"),
+        ],
     )
-    def test_what_completions_cannot_do_is_told(self, client, more):
-        with pytest.raises(openai.BadRequestError):
+    def test_what_completions_cannot_do_is_told(self, client, more, said):
+        with pytest.raises(openai.BadRequestError, match=said):
             client.completions.create(**{"model": "tiny", "prompt": "a", **more})
 
     def test_a_wrong_key_and_a_wrong_model_are_their_own_errors(self, client, address):
@@ -262,9 +337,9 @@ class TestErrors:
             sink(Piece("well"))
             sink(Failed(EngineFailed("the engine broke", "report it")))
 
-        with live(ServeConfig(port=0), ToldEngine(act)) as address:
+        with live(ServeConfig(port=0), ScriptedEngine(act)) as address:
             with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
-                stream = client.completions.create(model="told", prompt="a", stream=True)
+                stream = client.completions.create(model="scripted", prompt="a", stream=True)
                 assert next(stream).choices[0].text == "well"
                 with pytest.raises(openai.APIError, match="the engine broke"):
                     list(stream)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hildanext.recipe import check
 from hildanext.stages import STAGES
+from hildanext.stages.submission import open_jobs
 
 STATIC = Path(str(files("hildanext"))) / "serve" / "static"
 BACKEND = Path(__file__).parents[2] / "backend"
@@ -115,16 +115,39 @@ def test_its_files_are_small_and_are_installed():
     assert "serve/static/**/*" in settings["tool"]["setuptools"]["package-data"]["hildanext"]
 
 
-def test_every_example_of_a_job_can_be_submitted():
-    from hildanext.stages.submission import check_submission
+EXAMPLES = json.loads(TEXTS["job_examples.json"])
 
-    examples = json.loads(TEXTS["job_examples.json"])
-    assert set(examples) == {"run", *STAGES}
-    for kind, example in examples.items():
-        stages = {} if kind == "run" else {"stages": [{"stage": kind}]}
-        recipe = {"name": kind, "folder": "anywhere", **example["config"], **stages}
-        check(recipe, STAGES)
-        check_submission(recipe)
+
+def submit(jobs, kind):
+    """As the page does it: what has stages of its own is a whole recipe."""
+    config = EXAMPLES[kind]["config"]
+    return jobs.submit("run" if "stages" in config else kind, config)
+
+
+def test_every_example_of_a_job_can_be_submitted_where_nothing_was_made_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert set(EXAMPLES) == {"run", *STAGES} and 'config?.stages !== undefined ? "run"' in SCRIPTS["jobs.js"]
+    with open_jobs(tmp_path / "jobs") as jobs:
+        for kind in EXAMPLES:
+            job = submit(jobs, kind)
+            recipe = json.loads((tmp_path / "jobs" / job.id / "job.json").read_text())
+            assert kind in ("run", *(step["stage"] for step in recipe["stages"]))
+    assert not re.search(r'"(?:train|valid|data|run|model)": "[^"]*/', TEXTS["job_examples.json"]), (
+        "another run's files"
+    )
+
+
+@pytest.mark.slow
+def test_every_example_of_a_job_succeeds_where_nothing_was_made_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_jobs(tmp_path / "jobs") as jobs:
+        submitted = [submit(jobs, kind) for kind in EXAMPLES]
+        jobs.start()
+        for job in submitted:
+            for _ in jobs.follow(job.id):
+                pass
+            ended = jobs.get(job.id)
+            assert ended.state == "succeeded", (job.kind, ended.error, jobs.log(job.id))
 
 
 def colours() -> dict[str, tuple[str, str]]:
@@ -143,12 +166,12 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_words_stand_out_from_what_is_behind_them(theme):
     """WCAG 2.2, 1.4.3 and 1.4.11: 4.5 to 1 for text, 3 to 1 for the edges of controls and the marks of states."""
-    found = colours()
+    palette = colours()
     text = [(ink, ground) for ink in ("ink", "soft", "faint") for ground in ("sheet", "paper", "well")]
     text += [("ink", "draft"), ("ink", "edit"), ("ink", "bad")]
     text += [("on-accent", "accent"), ("accent", "sheet"), ("paper", "ink")]
-    marks = [(one, "sheet") for one in ("mask", "draft-line", "edit-line", "bad-line", "good-line", "edge", "accent")]
+    marks = [(name, "sheet") for name in ("mask", "draft-line", "edit-line", "bad-line", "good-line", "edge", "accent")]
     for pairs, least in ((text, 4.5), (marks, 3.0)):
         for over, under in pairs:
-            one, other = sorted((luminance(found[over][theme]), luminance(found[under][theme])))
+            one, other = sorted((luminance(palette[over][theme]), luminance(palette[under][theme])))
             assert (other + 0.05) / (one + 0.05) >= least, (over, under)

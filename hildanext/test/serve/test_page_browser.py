@@ -13,6 +13,12 @@ from typing import Any
 
 import pytest
 
+from hildanext.decoding import DECODERS
+from hildanext.engine.local import LocalEngineConfig
+from hildanext.serve.settings import ServeConfig
+from serving import live
+from toy_decoder import Toy
+
 pytestmark = pytest.mark.slow
 
 CHROMIUM = os.environ.get("HILDA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -39,10 +45,10 @@ class Server:
                 command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **environment}
             )
         assert self.process.stdout is not None
-        told = self.process.stdout.readline()
-        found = re.match(r"(http://\S+) serves", told)
-        assert found, told + (folder / "serve.log").read_text()
-        self.url = found[1] + "/"
+        line = self.process.stdout.readline()
+        match = re.match(r"(http://\S+) serves", line)
+        assert match, line + (folder / "serve.log").read_text()
+        self.url = match[1] + "/"
 
     def stop(self) -> None:
         assert self.process.stdout is not None
@@ -75,7 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-class Watched:
+class PageSession:
     """A page, and what it should not do: complain, fail, or ask elsewhere. `refusals` are expected 4xx answers."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
@@ -87,10 +93,7 @@ class Watched:
         self.page.set_default_timeout(PATIENCE)
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on(
-            "request",
-            lambda request: None if request.url.startswith((url, "blob:")) else self.elsewhere.append(request.url),
-        )
+        self.page.on("request", self._asked)
 
     def _said(self, message: Any) -> None:
         if message.type in ("error", "warning"):
@@ -113,15 +116,15 @@ class Watched:
 
 
 @pytest.fixture
-def watched(browser: Browser, server: Server) -> Iterator[Watched]:
-    watched = Watched(browser, server.url)
-    yield watched
-    watched.close()
+def session(browser: Browser, server: Server) -> Iterator[PageSession]:
+    session = PageSession(browser, server.url)
+    yield session
+    session.close()
 
 
 @pytest.fixture
-def page(watched: Watched) -> Page:
-    return watched.open()
+def page(session: PageSession) -> Page:
+    return session.open()
 
 
 WATCH = """() => {
@@ -194,20 +197,20 @@ def test_a_text_is_written_while_one_watches(page: Page):
     assert "Done" in page.locator("#announce").inner_text()
 
 
-def test_the_canvas_holds_what_the_service_answers(watched: Watched, page: Page):
+def test_the_canvas_holds_what_the_service_answers(session: PageSession, page: Page):
     write(page)
     body = {"prompt": "Once upon a time", "max_new_tokens": 96, "mode": "S_MODE"}
-    answer = watched.context.request.post(watched.url + "generate", data=body).json()
+    answer = session.context.request.post(session.url + "generate", data=body).json()
     assert text_of(page).split() == answer["text"].split()
-    told = figures(page, "diffusion")
-    assert told["forwards"] == str(answer["usage"]["forward_passes"])
-    assert told["edits"] == str(answer["usage"]["edited_tokens"])
+    shown = figures(page, "diffusion")
+    assert shown["forwards"] == str(answer["usage"]["forward_passes"])
+    assert shown["edits"] == str(answer["usage"]["edited_tokens"])
 
 
 def test_one_scrubs_steps_and_plays_what_was_written(page: Page):
     write(page)
     last = int(page.get_attribute("#scrub", "max"))
-    whole = text_of(page)
+    whole, written = text_of(page), figures(page, "diffusion")
     scrub(page, 0)
     assert counts(page, "committed") == counts(page, "draft") == counts(page, "mask") == 0
     masks = []
@@ -217,10 +220,14 @@ def test_one_scrubs_steps_and_plays_what_was_written(page: Page):
         assert page.locator("#moment").inner_text().startswith(f"{index} of {last} ")
     assert masks[0] > masks[-1]
     before = counts(page, "draft") + counts(page, "committed")
+    told = figures(page, "diffusion")
+    assert (told["forwards"], told["tokens"]) == ("3", str(before + counts(page, "edited")))
+    assert told["tokens per forward"] == f"{int(told['tokens']) / 3:.2f}"
     page.click("#back")
+    assert figures(page, "diffusion")["forwards"] == "2"
     assert counts(page, "draft") + counts(page, "committed") <= before
     scrub(page, last)
-    assert text_of(page) == whole
+    assert text_of(page) == whole and figures(page, "diffusion") == written
     assert counts(page, "was-edited") > 0, "the finished text shows where it was edited"
     page.select_option("#speed", "2")
     page.click("#play")
@@ -252,13 +259,29 @@ SAME_PICTURES = """async ({ frames, prompt }) => {
 }"""
 
 
-def test_any_moment_looks_the_same_however_one_came_to_it(watched: Watched, page: Page):
+HALVES = """async () => {
+  const { Recording } = await import("/static/recording.js");
+  const made = new Recording();
+  made.setPrompt([{ position: 0, text: "p" }]);
+  const draft = (position, bytes) => ({ position, text: "\ufffd", bytes, probability: 0.5 });
+  const step = { forward: 1, kind: "denoise", block_start: 1, edits: [], final: false };
+  made.addStep({ ...step, masks: [1, 2, 3], drafts: [draft(1, [0xf0]), draft(3, [0xa6, 0x8a])] }, 1);
+  made.addStep({ ...step, masks: [2], drafts: [draft(2, [0x9f])] }, 2);
+  return made.at(2).map((one) => one.text);
+}"""
+
+
+def test_a_character_of_several_tokens_is_drawn_whole(session: PageSession, page: Page):
+    assert page.evaluate(HALVES) == ["p", "", "", "🦊"]
+
+
+def test_any_moment_looks_the_same_however_one_came_to_it(session: PageSession, page: Page):
     body = {"prompt": "Once upon a time", "max_new_tokens": 96, "window": 2, "frames": True}
-    answer = watched.context.request.post(watched.url + "generate", data=body).json()
-    found = page.evaluate(SAME_PICTURES, {"frames": answer["frames"], "prompt": answer["usage"]["prompt_tokens"]})
-    assert found["wrong"] == []
-    assert set(found["states"]) == {"prompt", "committed"}
-    assert found["revised"] == ["committed", "edited", "committed"], "an edit of a finished block shows for a moment"
+    answer = session.context.request.post(session.url + "generate", data=body).json()
+    compared = page.evaluate(SAME_PICTURES, {"frames": answer["frames"], "prompt": answer["usage"]["prompt_tokens"]})
+    assert compared["wrong"] == []
+    assert set(compared["states"]) == {"prompt", "committed"}
+    assert compared["revised"] == ["committed", "edited", "committed"], "an edit of a finished block shows for a moment"
 
 
 IN_WORDS = """async (texts) => {
@@ -315,9 +338,54 @@ def test_the_parent_runs_after_the_model_and_both_are_timed(page: Page):
     assert theirs["tokens per forward"] == "1.00" or float(theirs["tokens per forward"]) > 0.9
     assert "edits" in ours and "edits" not in theirs
     assert float(ours["tokens/s"]) > 0 and float(theirs["tokens/s"]) > 0
-    assert "times as fast as" in page.locator("#verdict").inner_text()
+    assert re.match("This once the .* times as fast as the", page.locator("#verdict").inner_text())
     scrub(page, int(page.get_attribute("#scrub", "max")) // 2)
-    assert 0 < counts(page, "committed", "parent") < int(theirs["tokens"])
+    drawn = counts(page, "committed", "parent")
+    assert 0 < drawn < int(theirs["tokens"]) and figures(page, "parent")["tokens"] == str(drawn)
+
+
+def test_a_comparison_is_repeated_in_turns_and_can_be_stopped(page: Page):
+    page.check("#compare")
+    page.fill("#max-tokens", "8")
+    write(page, "parent")
+    asked: list[Any] = []
+    page.on("request", lambda made: asked.append(made.post_data_json) if made.url.endswith("/generate") else None)
+    page.click("#repeat")
+    page.wait_for_selector("#verdict:has-text('In 5 runs each, in turns')")
+    turns = [body.get("parent", False) for body in asked]
+    assert turns == [False, True, True, False] * 2 + [False, True], "whoever came first comes second the next time"
+    assert re.search(r"in the median \(\d+\.\d\d to \d+\.\d\d\): ", page.locator("#verdict").inner_text())
+    page.fill("#max-tokens", "400")
+    write(page, "parent")
+    once = page.locator("#verdict").inner_text()
+    page.click("#repeat")
+    page.wait_for_selector("#verdict:has-text('Repeating, 1 of 5')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#repeat:visible")
+    assert page.locator("#verdict").inner_text() == once and page.locator("#problem").is_hidden()
+
+
+VERDICTS = """async (all) => {
+  const { verdictOf } = await import("/static/figures.js");
+  const side = (tokensPerSecond, cached) => ({ tokensPerSecond, tokensPerForward: 1, cached });
+  const pair = ([ours, theirs]) => ({ diffusion: side(ours, 8), parent: side(theirs, 0) });
+  return all.map((pairs) => verdictOf(pairs.map(pair)));
+}"""
+
+
+def test_repeats_are_told_by_their_median_and_range_whichever_way_they_fall(page: Page):
+    fast = [[30, 10], [20, 10], [90, 10]]
+    slow = [[10, 20], [10, 40], [10, 30], [10, 25]]
+    told = page.evaluate(VERDICTS, [fast, slow, [[30, 10], [8, 10], [12, 10]], [[0, 10]]])
+    why = ": 1.00 tokens per forward against 1.00. The diffusion model had 8 tokens of the prompt in its cache."
+    times = "times as fast as the"
+    assert told == [
+        f"In 3 runs each, in turns, the diffusion model was 3.00 {times} AR parent in the median (2.00 to 9.00){why}",
+        f"In 4 runs each, in turns, the AR parent was 2.73 {times} diffusion model in the median (2.00 to 4.00){why}",
+        "In 3 runs each, in turns, neither was faster every time; the diffusion model was "
+        f"1.20 {times} AR parent in the median (0.80 to 3.00){why}",
+        "",
+    ]
 
 
 def test_writing_can_be_stopped(page: Page):
@@ -345,23 +413,28 @@ def test_a_chat_keeps_its_turns(page: Page):
     assert "empty" in page.locator("#problem").inner_text()
     page.fill("#prompt", "Tell me of a cat.")
     write(page)
-    page.wait_for_selector("#turns li.assistant")
+    until(page, "document.querySelectorAll('#turns li').length === 1")
+    assert page.locator("#turns").inner_text().split("\n")[-1] == "Tell me of a cat."
+    answer = text_of(page)
+    assert answer.strip() and answer.strip() not in page.locator("#write .composer").inner_text(), "it stands once"
+    assert counts(page, "prompt") == 0, "and so does the conversation"
     asked = asked_by(page)
     page.fill("#prompt", "And then?")
     write(page)
-    until(page, "document.querySelectorAll('#turns li').length === 4")
+    until(page, "document.querySelectorAll('#turns li').length === 3")
+    assert answer.strip() in page.locator("#turns li.assistant").inner_text()
     assert [turn["role"] for turn in asked[0]["messages"]] == ["user", "assistant", "user"]
     page.click("#forget")
     assert page.locator("#turns li").count() == 0
 
 
-def test_a_threshold_out_of_range_is_an_error_in_words(watched: Watched, page: Page):
-    watched.refusals = 1
+def test_a_threshold_out_of_range_is_an_error_in_words(session: PageSession, page: Page):
+    session.refusals = 1
     page.fill("#tau-mask", "1.7")
     page.click("#start")
     page.wait_for_selector("#problem:visible")
     said = page.locator("#problem").inner_text()
-    assert "Fill a mask above" in said and "less than or equal to 1" in said
+    assert "Fill a mask above" in said and "above 1" in said
     assert page.get_attribute("#tau-mask", "aria-invalid") == "true"
     page.fill("#tau-mask", "0.6")
     page.fill("#max-tokens", "16")
@@ -389,13 +462,43 @@ def test_settings_reach_the_service(page: Page):
     assert asked[1] == {**{name: body[name] for name in shared}, "parent": True}
 
 
+def test_a_new_decoder_is_chosen_and_its_knobs_are_set(browser: Browser, monkeypatch: pytest.MonkeyPatch):
+    """What the page knows of it, the service has told: its name, its text, a field for each knob."""
+    monkeypatch.setitem(DECODERS, "toy", Toy)
+    engine = LocalEngineConfig(threads=1).open("tiny", "tiny", "for a test")
+    with live(ServeConfig(port=0), engine) as address:
+        session = PageSession(browser, f"{address}/")
+        page = session.open()
+        asked = asked_by(page)
+        page.wait_for_selector(".status.up")
+        page.select_option("#decoder", "toy")
+        assert page.locator("#decoder-note").inner_text() == Toy.__doc__
+        assert page.locator("#presets").is_hidden() and page.locator("#tau-mask").count() == 0
+        alpha = page.locator("#alpha")
+        assert (alpha.get_attribute("placeholder"), alpha.get_attribute("max")) == ("0.5", "1")
+        assert alpha.get_attribute("aria-description") == "How sure."
+        page.fill("#alpha", "1.5")
+        session.refusals = 1
+        page.click("#start")
+        page.wait_for_selector("#problem:has-text('is above 1')")
+        page.fill("#alpha", "0.3")
+        page.check("#eager")
+        page.fill("#max-tokens", "16")
+        write(page)
+        assert asked[-1] == {
+            "prompt": "Once upon a time", "max_new_tokens": 16, "decoder": {"name": "toy", "alpha": 0.3, "eager": True}
+        }  # fmt: skip
+        assert counts(page, "committed") == int(figures(page, "diffusion")["tokens"]) > 0 and text_of(page).strip()
+        session.close()
+
+
 def test_a_server_that_is_gone_is_told_and_comes_back(browser: Browser, tmp_path: Path):
     first = Server(tmp_path)
-    watched = Watched(browser, first.url)
-    page = watched.open()
+    session = PageSession(browser, first.url)
+    page = session.open()
     page.wait_for_selector(".status.up")
     first.stop()
-    watched.refusals = 100
+    session.refusals = 100
     page.click("#start")
     page.wait_for_selector("#problem:visible")
     assert "server does not answer" in page.locator("#problem").inner_text().lower()
@@ -407,15 +510,15 @@ def test_a_server_that_is_gone_is_told_and_comes_back(browser: Browser, tmp_path
         assert page.locator("#problem").is_hidden()
     finally:
         again.stop()
-    watched.close()
+    session.close()
 
 
 def test_a_wrong_key_is_told_and_the_right_one_kept_in_the_tab(browser: Browser, tmp_path: Path):
     server = Server(tmp_path, "--api-key-env", "PAGE_TEST_KEY", PAGE_TEST_KEY=KEY)
-    watched = Watched(browser, server.url)
+    session = PageSession(browser, server.url)
     try:
-        watched.refusals = 3
-        page = watched.open()
+        session.refusals = 3
+        page = session.open()
         page.wait_for_selector("#key-drop:visible")
         page.fill("#max-tokens", "16")
         page.click("#start")
@@ -439,11 +542,11 @@ def test_a_wrong_key_is_told_and_the_right_one_kept_in_the_tab(browser: Browser,
         write(page)
     finally:
         server.stop()
-    watched.close()
+    session.close()
 
 
-def test_a_job_is_submitted_watched_and_its_files_are_there(watched: Watched):
-    page = watched.open("#jobs")
+def test_a_job_is_submitted_watched_and_its_files_are_there(session: PageSession):
+    page = session.open("#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=sft]", state="attached")
     page.select_option("#job-kind", "sft")
@@ -465,8 +568,29 @@ def test_a_job_is_submitted_watched_and_its_files_are_there(watched: Watched):
     assert '"kind": "train"' in Path(download.value.path()).read_text()
 
 
-def test_a_job_is_cancelled(watched: Watched):
-    page = watched.open("#jobs")
+@pytest.mark.parametrize("file", [False, True], ids=["samples", "answers"])
+def test_a_finished_generate_job_opens_on_its_texts(session: PageSession, tmp_path: Path, file: bool):
+    section: dict[str, Any] = {"model": "tiny", "max_new_tokens": 8, "modes": ["S_MODE"]}
+    if file:
+        (tmp_path / "prompts.txt").write_text("Once <b>upon\nThe dog\n")
+        section["prompts_file"] = str(tmp_path / "prompts.txt")
+    else:
+        section["prompts"] = ["Once <b>upon", "The dog"]
+    body = {"kind": "generate", "config": {"generate": section}}
+    job = session.context.request.post(session.url + "jobs/submit", data=body).json()["id"]
+    page = session.open(f"#jobs/{job}")
+    page.wait_for_selector(".texts li", timeout=4 * PATIENCE)
+    page.goto("about:blank")
+    session.open(f"#jobs/{job}")
+    page.wait_for_selector(".texts li")
+    shown = page.locator(".texts li").all_inner_texts()
+    assert ["Once <b>upon" in text for text in shown] == ([True, False] if file else [True, True, False, False])
+    assert file or ["AR parent" in text for text in shown] == [False, True, False, True]
+    assert "8 tokens in" in shown[0] and page.locator("pre[aria-label=Log]").is_hidden()
+
+
+def test_a_job_is_cancelled(session: PageSession):
+    page = session.open("#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=run]", state="attached")
     page.select_option("#job-kind", "run")
@@ -477,9 +601,9 @@ def test_a_job_is_cancelled(watched: Watched):
     assert page.locator("#job button:has-text('Cancel')").is_hidden()
 
 
-def test_a_job_that_makes_no_sense_is_refused_in_words(watched: Watched):
-    watched.refusals = 2
-    page = watched.open("#jobs")
+def test_a_job_that_makes_no_sense_is_refused_in_words(session: PageSession):
+    session.refusals = 2
+    page = session.open("#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option[value=generate]", state="attached")
     page.fill("#job-config", "{")
@@ -489,15 +613,15 @@ def test_a_job_that_makes_no_sense_is_refused_in_words(watched: Watched):
     page.fill("#job-config", '{"generate": {"model": "tiny", "promts": []}}')
     page.click("#submit button[type=submit]")
     page.wait_for_selector("#job-problem:has-text('promts')")
-    page.goto(watched.url + "#jobs/9999-nothing")
+    page.goto(session.url + "#jobs/9999-nothing")
     page.wait_for_selector("#job-body .problem:has-text('9999-nothing')")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, server: Server, scheme: str):
     size = {"width": 360, "height": 740}
-    watched = Watched(browser, server.url, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)
-    page = watched.open()
+    session = PageSession(browser, server.url, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)
+    page = session.open()
     page.click("#settings summary")
     page.fill("#prompt", "Anextraordinarilylongwordwithoutanyspaces" * 4 + " once upon a time")
     page.check("#compare")
@@ -505,7 +629,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
     write(page, "parent")
     page.click(".keys summary")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    page.goto(watched.url + "#jobs")
+    page.goto(session.url + "#jobs")
     page.click("#submit-drop summary")
     page.wait_for_selector("#job-kind option", state="attached")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -516,22 +640,22 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
         }).map((one) => one.outerHTML)"""
     )
     assert small == [], "a finger needs 24 pixels"
-    watched.close()
+    session.close()
 
 
 def test_the_theme_follows_the_system_and_then_the_reader(browser: Browser, server: Server):
     ground = "getComputedStyle(document.body).backgroundColor"
-    watched = Watched(browser, server.url, color_scheme="dark")
-    page = watched.open()
+    session = PageSession(browser, server.url, color_scheme="dark")
+    page = session.open()
     dark = page.evaluate(ground)
     page.click("#theme")
     light = page.evaluate(ground)
     page.reload()
     assert page.evaluate(ground) == light != dark
-    watched.close()
-    watched = Watched(browser, server.url, color_scheme="light")
-    assert watched.open().evaluate(ground) == light
-    watched.close()
+    session.close()
+    session = PageSession(browser, server.url, color_scheme="light")
+    assert session.open().evaluate(ground) == light
+    session.close()
 
 
 def test_everything_can_be_done_with_keys_alone(page: Page):
@@ -571,11 +695,11 @@ def test_everything_can_be_done_with_keys_alone(page: Page):
 
 
 def test_nothing_moves_where_motion_is_unwanted(browser: Browser, server: Server):
-    watched = Watched(browser, server.url, reduced_motion="reduce")
-    page = watched.open()
+    session = PageSession(browser, server.url, reduced_motion="reduce")
+    page = session.open()
     write(page)
     moving = """[...document.querySelectorAll("*")]
       .filter((one) => getComputedStyle(one).animationName !== "none").length"""
     scrub(page, 1)
     assert page.evaluate(moving) == 0
-    watched.close()
+    session.close()

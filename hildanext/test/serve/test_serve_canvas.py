@@ -71,10 +71,25 @@ def test_blocks_of_unknown_size_are_committed_too():
     assert states(canvas) == ["committed"]
 
 
+def test_characters_of_several_tokens_are_shown_whole_and_their_bytes_are_each_token_s_own():
+    canvas, fox = Canvas(1, 8, {9}), "🦊".encode()
+    record = step(0, masks=range(1, 6), drafts=[(at, at) for at in range(1, 6)])
+    for cell, raw in zip(record["drafts"], [b" a", fox[:1], fox[1:3], fox[3:], fox[:2]], strict=True):
+        cell["text"] = raw.decode("utf-8", "replace")
+        cell |= {} if cell["text"].encode() == raw else {"bytes": list(raw)}
+    canvas.apply(record)
+    assert canvas.text() == " a🦊\ufffd"
+    kept = canvas.kept(5, canvas.text())
+    assert [glyph.text for glyph in kept] == [" a", "", "", "🦊", "\ufffd"]
+    assert b"".join(glyph.raw for glyph in kept[:4]) == " a🦊".encode() and kept[4].raw == fox[:2]
+    assert [(glyph.text, glyph.raw) for glyph in canvas.kept(5, " ")] == [(" ", b" "), *[("", b"")] * 4], "a stop cuts"
+    assert [cell["text"] for cell in canvas.picture(record, 0)["tokens"]] == [" a", "", "", "🦊", "\ufffd"]
+
+
 def test_the_end_of_text_is_a_token_and_no_text():
     canvas = Canvas(1, 4, {9})
     canvas.apply(step(0, masks=[1, 2, 3], drafts=[(1, 5), (2, 9)]))
     assert canvas.text() == f"t5 {MASK}"
     picture = canvas.picture(step(0), 0)
     assert [cell["text"] for cell in picture["tokens"]] == ["t5 ", "t9 ", MASK] and picture["text"] == f"t5 {MASK}"
-    assert [glyph.token for glyph in canvas.kept(2)] == [5, 9]
+    assert [(glyph.token, glyph.text) for glyph in canvas.kept(2, "t5 ")] == [(5, "t5 "), (9, "")]

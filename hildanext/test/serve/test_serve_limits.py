@@ -18,7 +18,7 @@ from hildanext.engine.local import LocalEngineConfig
 from hildanext.serve.server import AddressError, bind
 from hildanext.serve.settings import ServeConfig
 from hildanext.stages.submission import open_jobs
-from serving import ToldEngine, answer, at_once, events, live, never
+from serving import ScriptedEngine, answer, at_once, events, live, never
 
 QUICK = {"port": 0, "header_seconds": 0.6, "body_seconds": 0.6, "idle_seconds": 1.0, "shutdown_seconds": 1.0}
 HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -57,7 +57,7 @@ def until(condition, seconds: float = 5.0) -> bool:
 
 @pytest.fixture(scope="module")
 def quick():
-    with live(ServeConfig(**QUICK, max_body_bytes=4096, max_connections=40), ToldEngine()) as address:
+    with live(ServeConfig(**QUICK, max_body_bytes=4096, max_connections=40), ScriptedEngine()) as address:
         yield address
 
 
@@ -104,7 +104,7 @@ class TestSlowClients:
 
     def test_two_hundred_of_them_do_not_keep_others_waiting(self):
         settings = ServeConfig(**{**QUICK, "header_seconds": 4.0, "body_seconds": 4.0})
-        with live(settings, ToldEngine()) as address:
+        with live(settings, ScriptedEngine()) as address:
             slow = [connect(address) for _ in range(200)]
             stop = threading.Event()
             thread = threading.Thread(target=drip, args=(slow, stop), daemon=True)
@@ -118,14 +118,14 @@ class TestSlowClients:
                     waits.append(time.monotonic() - begun)
                 assert sorted(waits)[10] < 0.5
                 begun = time.monotonic()
-                said = [everything(one) for one in slow]
+                said = [everything(client) for client in slow]
                 assert time.monotonic() - begun < 10
-                assert {one[:12] for one in said} <= {b"HTTP/1.1 408", b""} and sum(map(bool, said)) >= 100
+                assert {client[:12] for client in said} <= {b"HTTP/1.1 408", b""} and sum(map(bool, said)) >= 100
             finally:
                 stop.set()
                 thread.join(5)
-                for one in slow:
-                    one.close()
+                for client in slow:
+                    client.close()
 
     def test_an_answer_that_nobody_reads_is_dropped_and_its_text_cancelled(self):
         def flood(request, sink):
@@ -133,7 +133,7 @@ class TestSlowClients:
             for _ in range(2000):
                 sink(Piece("x" * 10_000))
 
-        engine = ToldEngine(flood)
+        engine = ScriptedEngine(flood)
         with live(ServeConfig(**{**QUICK, "write_seconds": 0.5}), engine) as address:
             with connect(address) as connection:
                 body = b'{"prompt": "a"}'
@@ -199,14 +199,14 @@ class TestGreedyClients:
     def test_connections_have_a_number(self, quick):
         held = [connect(quick) for _ in range(40)]
         try:
-            for one in held:
-                one.sendall(b"GET")
+            for client in held:
+                client.sendall(b"GET")
             with connect(quick) as late:
                 said = everything(late)
             assert said.startswith(b"HTTP/1.1 503") and b"retry-after: 5" in said
         finally:
-            for one in held:
-                one.close()
+            for client in held:
+                client.close()
         assert until(lambda: alive(quick))
 
     @pytest.mark.parametrize("path", [b"/jobs/a/artefacts/../../x", b"/static/../server.py", b"/static/..%2fserver.py"])
@@ -225,9 +225,9 @@ def alive(address: str) -> bool:
 class TestClientsThatGo:
     @pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
     def test_their_text_is_cancelled(self, path):
-        engine = ToldEngine(never)
+        engine = ScriptedEngine(never)
         with live(ServeConfig(**QUICK), engine) as address:
-            body = json.dumps({"prompt": "a", **({"model": "told"} if "v1" in path else {})}).encode()
+            body = json.dumps({"prompt": "a", **({"model": "scripted"} if "v1" in path else {})}).encode()
             head = HEAD.replace(b"/generate", path.encode())
             with connect(address) as connection:
                 connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -236,7 +236,7 @@ class TestClientsThatGo:
             assert until(lambda: engine.cancelled == engine.requests) and alive(address)
 
     def test_all_choices_of_a_call_are_cancelled_and_so_are_those_beside_a_refused_one(self):
-        engine = ToldEngine(never)
+        engine = ScriptedEngine(never)
         submit = engine.submit
 
         def twice(request, sink):
@@ -246,7 +246,7 @@ class TestClientsThatGo:
 
         engine.submit = twice
         with live(ServeConfig(**QUICK), engine) as address:
-            body = {"model": "told", "prompt": "a", "n": 3}
+            body = {"model": "scripted", "prompt": "a", "n": 3}
             assert httpx.post(f"{address}/v1/completions", json=body).status_code == 503
             assert until(lambda: len(engine.cancelled) == 2)
 
@@ -255,7 +255,7 @@ class TestClientsThatGo:
             time.sleep(0.5)
             at_once(request, sink)
 
-        with live(ServeConfig(**QUICK, keep_alive_seconds=0.1), ToldEngine(late)) as address:
+        with live(ServeConfig(**QUICK, keep_alive_seconds=0.1), ScriptedEngine(late)) as address:
             text = httpx.post(f"{address}/generate/stream", json={"prompt": "a"}).text
             assert text.count(": keep-alive") >= 3 and events(text)[-1][0] == "done"
 
@@ -263,11 +263,57 @@ class TestClientsThatGo:
         with open_jobs(tmp_path) as service:
             job = service.submit("generate", {"generate": {"model": "tiny", "prompts": ["a"]}})
             service.start = lambda: None  # nobody takes the job: its events would never end
-            with live(ServeConfig(**QUICK), ToldEngine(), service) as address:
+            with live(ServeConfig(**QUICK), ScriptedEngine(), service) as address:
                 with httpx.stream("GET", f"{address}/jobs/{job.id}/events") as response:
                     lines = response.iter_lines()
                     assert next(lines).startswith("id: ")
             # leaving `live` asserts that the server has ended in time
+
+
+class TestBrokenBodies:
+    """Whatever a client does to its own body, it is never counted among our faults."""
+
+    CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+    @pytest.fixture
+    def served(self, caplog):
+        with caplog.at_level("INFO", "hildanext.access"), live(ServeConfig(**QUICK), ScriptedEngine()) as address:
+            yield address
+        assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+    def counted(self, address):
+        """Statuses of the answered requests, but for those of this very question."""
+        lines = httpx.get(f"{address}/metrics").text.splitlines()
+        counts = [line for line in lines if line.startswith("hilda_http_requests_total") and "/metrics" not in line]
+        return {line.split('status="')[1][:3]: float(line.split()[-1]) for line in counts}
+
+    @pytest.mark.parametrize("path", [b"/generate", b"/generate/stream", b"/v1/chat/completions", b"/nothing"])
+    def test_a_client_that_goes_in_the_middle_of_its_body_is_counted_as_gone(self, served, path):
+        with connect(served) as connection:
+            connection.sendall(HEAD.replace(b"/generate", path) + b'Content-Length: 100\r\n\r\n{"prom')
+        with connect(served) as connection:
+            connection.sendall(self.CHUNKED.replace(b"/generate", path) + b"5\r\n{")
+        assert until(lambda: self.counted(served) == {"499": 2.0}), self.counted(served)
+
+    @pytest.mark.parametrize(
+        "chunks",
+        [b"zz\r\n{}\r\n", b"2\r\n{}0\r\n\r\n", b"-2\r\n{}\r\n", b"f" * 30 + b"\r\n", b"2\r\n{}\r\n0\r\nbad\r\n\r\n"],
+    )
+    def test_chunks_that_are_none_are_a_400_in_the_one_shape(self, served, chunks):
+        head, _, body = raw(served, self.CHUNKED + chunks).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]["code"] == "invalid_http"
+        assert until(lambda: self.counted(served) == {"400": 1.0}), self.counted(served)
+
+    @pytest.mark.parametrize("method", [b"POST", b"GET"])
+    def test_two_lengths_of_one_body_are_refused_and_nothing_more_is_read(self, served, method):
+        smuggled = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        both = HEAD.replace(b"POST", method) + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+        said = raw(served, both + b"2\r\n{}\r\n0\r\n\r\n" + smuggled)
+        assert (
+            said.count(b"HTTP/1.1") == 1 and said.startswith(b"HTTP/1.1 400") and b"connection: close" in said.lower()
+        )
+        assert b"Content-Length and Transfer-Encoding: send one of them" in said
+        assert self.counted(served) == {"400": 1.0}
 
 
 class TestTheEnd:
@@ -277,7 +323,7 @@ class TestTheEnd:
             time.sleep(0.6)
             sink(Finished(answer("late")))
 
-        engine = ToldEngine(slow)
+        engine = ScriptedEngine(slow)
         got = []
         with live(ServeConfig(**QUICK), engine) as address:
             thread = threading.Thread(

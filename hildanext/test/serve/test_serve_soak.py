@@ -27,7 +27,7 @@ WAYS = [{"mode": "S_MODE"}, {"mode": "Q_MODE"}, {"mode": "S_MODE", "tau_edit": N
 
 def decoding_params(engine) -> dict[tuple[int, int, int], str]:
     """What the bare loop writes for each prompt, way and length."""
-    found = {}
+    texts = {}
     for p, prompt in enumerate(PROMPTS):
         ids = encode_prompt(engine.tokenizer, prompt)
         for w, way in enumerate(WAYS):
@@ -35,8 +35,8 @@ def decoding_params(engine) -> dict[tuple[int, int, int], str]:
             decoder = make_decoder(decoder_section(way["mode"], **changes))
             for new in (8, 24, 40):
                 done = generate(engine.model, engine.tokenizer, [ids], decoder, GenerationConfig(max_new_tokens=new))
-                found[p, w, new] = done[0].text
-    return found
+                texts[p, w, new] = done[0].text
+    return texts
 
 
 async def one(client: httpx.AsyncClient, number: int, right: dict[tuple[int, int, int], str]) -> str:

@@ -9,12 +9,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from hildanext.ar import Parent
 from hildanext.core.errors import ConfigError, DataError, HildaError
+from hildanext.core.runtime import RuntimeConfig
 from hildanext.data.packing import tokenizer_hash
 from hildanext.datasets import PackedDataset
 from hildanext.inference import eos_ids
 from hildanext.models.checkpoint import save_causal
 from hildanext.models.loading.load import load_diffusion
+from hildanext.models.loading.loaded_model import LoadedModel
+from hildanext.models.loading.names import locate_diffusion
 from hildanext.recipe import check, execute
 from hildanext.stages import STAGES
 from hildanext.tokenization import encode_prompt
@@ -97,8 +101,9 @@ def test_a_recipe_goes_from_the_parent_to_a_report_and_is_done_once(tmp_path, pa
     assert (Path(outcomes["convert"]["model"]) / "hilda.json").is_file()
     numbers = json.loads(Path(outcomes["eval"]["results"]).read_text())
     assert {row["kind"] for row in numbers["likelihood"]} == {"exact", "bound"}
-    samples = json.loads(Path(outcomes["generate"]["samples"]).read_text())["samples"]
-    assert [sample["way"] for sample in samples] == ["S_MODE", "Q_MODE"]
+    record = json.loads(Path(outcomes["generate"]["samples"]).read_text())
+    samples = record["samples"]
+    assert [sample["way"] for sample in samples] == ["S_MODE", "Q_MODE", "AR parent"] and not record["without_parent"]
     assert all(sample["forwards"] > 0 for sample in samples)
     page = Path(outcomes["report"]["report"]).read_text(encoding="utf-8")
     assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "") and "S_MODE" in page
@@ -237,3 +242,36 @@ def test_samples_of_one_parent_are_not_taken_for_those_of_another(tmp_path):
     a_parent(tmp_path / "parent", seed=1, bos_token="<start>", eos_token="<end>")
     with pytest.raises(DataError, match="other settings: source"):
         execute(run | {"folder": str(tmp_path / "third")}, STAGES)
+
+
+def samples_of(folder: Path, **section: object) -> dict:
+    """What the stage `generate` writes of six tokens after one prompt."""
+    section = {"model": "tiny", "modes": ["S_MODE"], "prompts": ["Once upon"], "max_new_tokens": 6, **section}
+    run = {"folder": str(folder), "device": "cpu", "dtype": "fp32", "threads": 1, "generate": section}
+    outcomes = execute({**run, "stages": [{"stage": "generate"}]}, STAGES)
+    return json.loads(Path(outcomes["generate"]["samples"]).read_text())
+
+
+def test_samples_have_the_parent_s_greedy_text_of_the_same_prompt_beside_them(tmp_path):
+    record = samples_of(tmp_path / "usual")
+    ours, theirs = record["samples"]
+    opened = LoadedModel.open("tiny", RuntimeConfig("cpu", "fp32", 1))
+    greedy = Parent(*opened.parent()).generate(encode_prompt(opened.tokenizer, "Once upon"), 6)
+    assert (theirs["way"], theirs["text"], theirs["tokens"]) == ("AR parent", greedy.text, 6)
+    assert theirs["prompt"] == ours["prompt"] and theirs["prompt_cells"] == ours["prompt_cells"]
+    stopped = samples_of(tmp_path / "stopped", stop=[greedy.text[2:4]])["samples"][1]
+    assert (stopped["text"], stopped["finish_reason"]) == (greedy.text[:2], "stop")
+    alone = samples_of(tmp_path / "alone", parent="")
+    assert [one["way"] for one in alone["samples"]] == ["S_MODE"] and alone["without_parent"] == "none was asked for"
+
+
+def test_samples_are_written_without_a_parent_that_is_gone_unless_it_was_named(tmp_path):
+    shutil.copytree(locate_diffusion("tiny"), tmp_path / "moved")
+    card = json.loads((tmp_path / "moved" / "hilda.json").read_text())
+    (tmp_path / "moved" / "hilda.json").write_text(json.dumps({**card, "parent": "gone"}))
+    record = samples_of(tmp_path / "run", model=str(tmp_path / "moved"))
+    assert len(record["samples"]) == 1 and "'gone' could not be had: no model 'gone'" in record["without_parent"]
+    with pytest.raises(HildaError, match="no model 'gone'"):
+        samples_of(tmp_path / "named", model=str(tmp_path / "moved"), parent="gone")
+    with pytest.raises(ConfigError, match="no file of prompts"):
+        samples_of(tmp_path / "file", parent="tiny", prompts=None, prompts_file="prompts.txt")

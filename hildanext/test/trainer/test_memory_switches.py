@@ -62,7 +62,7 @@ def test_recomputed_layers_give_identical_gradients_in_fp64(family: str, alignme
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_recomputed_adapters_draw_the_same_dropout(dropout: float):
-    found = []
+    per_pass = []
     for recompute in (False, True):
         model = random_model()
         torch.manual_seed(0)
@@ -70,20 +70,20 @@ def test_recomputed_adapters_draw_the_same_dropout(dropout: float):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter)
-        found.append(gradients(model, recompute))
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        per_pass.append(gradients(model, recompute))
+    assert all(torch.equal(per_pass[0][name], per_pass[1][name]) for name in per_pass[0])
 
 
 @needs_bitsandbytes
 def test_recomputed_4_bit_layers_give_identical_gradients():
-    found = []
+    per_pass = []
     for recompute in (False, True):
         model = random_model(dtype=torch.float32)
         place(model.causal_lm, torch.float64, CPU, "nf4")
         torch.manual_seed(0)
         add_lora(model, LoraConfig(rank=2))
-        found.append(gradients(model, recompute))
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        per_pass.append(gradients(model, recompute))
+    assert all(torch.equal(per_pass[0][name], per_pass[1][name]) for name in per_pass[0])
 
 
 def kept_bytes(model, recompute: bool) -> int:
@@ -91,20 +91,20 @@ def kept_bytes(model, recompute: bool) -> int:
     if recompute:
         model.recompute_layers()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     alive = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             alive.append(tensor)
-            found[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     step = SupervisedStep(model, {"m2t": MaskToToken()}).train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step(make_view(length=64, batch=4))
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def test_recomputing_keeps_a_fraction():
@@ -147,7 +147,7 @@ def test_8_bit_states_resume_exactly(sections, tmp_path: Path, changes: dict[str
 @needs_bitsandbytes
 def test_8_bit_states_take_a_quarter_and_train_like_the_others():
     torch.manual_seed(0)
-    target, found = torch.randn(64, 64), {}
+    target, results = torch.randn(64, 64), {}
     for name in ("adamw", "adamw8bit"):
         weight = nn.Parameter(torch.zeros(64, 64))
         optimizer = build_optimizer(name, {"weight": weight}, 0.05, (0.9, 0.95), 0.0)
@@ -157,9 +157,9 @@ def test_8_bit_states_take_a_quarter_and_train_like_the_others():
             optimizer.step()
         states = optimizer.state[weight].values()
         large = [value for value in states if isinstance(value, torch.Tensor) and value.numel() >= weight.numel()]
-        found[name] = (sum(value.nbytes for value in large), float((weight.detach() - target).abs().mean()))
-    assert found["adamw"][0] == 8 * 64 * 64 and found["adamw8bit"][0] == 2 * 64 * 64
-    assert found["adamw8bit"][1] < 0.1 and found["adamw"][1] < 0.1
+        results[name] = (sum(value.nbytes for value in large), float((weight.detach() - target).abs().mean()))
+    assert results["adamw"][0] == 8 * 64 * 64 and results["adamw8bit"][0] == 2 * 64 * 64
+    assert results["adamw8bit"][1] < 0.1 and results["adamw"][1] < 0.1
 
 
 def test_matrices_decay_and_the_rest_does_not():
@@ -186,7 +186,7 @@ class Pinned:
 
 
 def test_resting_states_change_no_number_and_are_pinned_once(monkeypatch: pytest.MonkeyPatch):
-    pinned, found = Pinned(monkeypatch), []
+    pinned, trained = Pinned(monkeypatch), []
     for rests in (False, True):
         torch.manual_seed(0)
         weight, small = nn.Parameter(torch.randn(64, 64)), nn.Parameter(torch.randn(8))
@@ -201,8 +201,8 @@ def test_resting_states_change_no_number_and_are_pinned_once(monkeypatch: pytest
                 assert working is None or optimizer.state[weight]["exp_avg"] is resting.beds[id(weight), "exp_avg"]
             else:
                 optimizer.step()
-        found.append((weight.detach().clone(), small.detach().clone()))
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+        trained.append((weight.detach().clone(), small.detach().clone()))
+    assert torch.equal(trained[0][0], trained[1][0]) and torch.equal(trained[0][1], trained[1][1])
     assert pinned.pins == 2 and pinned.waits == 3  # two moments of the one large parameter, three steps
 
 
@@ -269,7 +269,9 @@ def test_qlora_with_its_parent_as_teacher_leaves_a_plain_checkpoint(sections, tm
         change({**conversion, **QLORA, "losses": teacher}, **switches), data, tmp_path / "run", quiet=True
     )
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
-    found = [line["losses"]["kl"] for line in lines]
-    assert found[-1] > 0 and min(found) > -1e-6, "nothing but rounding at first: the student is its quantised teacher"
+    divergences = [line["losses"]["kl"] for line in lines]
+    assert divergences[-1] > 0 and min(divergences) > -1e-6, (
+        "nothing but rounding at first: the student is its quantised teacher"
+    )
     model, _ = load_diffusion(summary["checkpoint"])
     assert not any("scales" in name or p.dtype == torch.uint8 for name, p in model.named_parameters())

@@ -279,11 +279,11 @@ def test_pieces_go_with_every_switch_that_is_not_refused(sections, tmp_path: Pat
     adapted = {**conversion, "lora": {"rank": 2, "alpha": 4}, "losses": [{"name": "m2t"}]}
     narrow = change(conversion, precision="bf16", stop_after=3)
     runs = {"merged": merged, "adapted": adapted, "narrow": narrow}
-    for label, one in runs.items():
-        convert(change(one, accumulate=2), data, tmp_path / f"{label}-one", quiet=True)
+    for label, settings in runs.items():
+        convert(change(settings, accumulate=2), data, tmp_path / f"{label}-one", quiet=True)
     begun = change(conversion, accumulate=2, stop_after=3)
     convert(begun, data, tmp_path / "begun", quiet=True)
-    plan = [(one, data, tmp_path / f"{label}-two") for label, one in runs.items()]
+    plan = [(settings, data, tmp_path / f"{label}-two") for label, settings in runs.items()]
     converted("fsdp2", tmp_path / "plan", [*plan, (conversion, data, tmp_path / "begun")])
     for label, tolerance in (("merged", 1e-5), ("adapted", 1e-5), ("narrow", 2e-2)):
         one, two = tmp_path / f"{label}-one", tmp_path / f"{label}-two"

@@ -16,7 +16,7 @@ from hildanext.trainer.processes import any_process, on_main, open_accelerator
 from hildanext.trainer.state import STATE, gather_state, load_state, save_state
 
 
-def watched(losses: list[float], block_size: int = 4, **knobs: Any) -> Guard:
+def guard_after(losses: list[float], block_size: int = 4, **knobs: Any) -> Guard:
     guard = Guard(GuardConfig(**knobs))
     for step, loss in enumerate(losses):
         guard.check(step, block_size, loss, 1.0)
@@ -25,14 +25,14 @@ def watched(losses: list[float], block_size: int = 4, **knobs: Any) -> Guard:
 
 def test_spikes_do_not_become_the_usual_loss():
     """Six spikes among ten losses would raise the median above a quarter of a spike, and the count would restart."""
-    guard = watched([1.0] * 5, spike_factor=4.0, patience=10, window=10)
+    guard = guard_after([1.0] * 5, spike_factor=4.0, patience=10, window=10)
     with pytest.raises(TrainingStopped, match="for 10 steps"):
         for step in range(10):
             guard.check(step, 4, 9.0, 1.0)
 
 
 def test_a_guard_restored_at_a_rungs_end_forgets_the_smaller_blocks_losses():
-    old = watched([1.0] * 10, block_size=4)
+    old = guard_after([1.0] * 10, block_size=4)
     fresh = Guard(GuardConfig(patience=1))
     fresh.restore(json.loads(json.dumps(old.state())))
     fresh.check(10, 32, 9.0, 1.0)  # nine times the usual loss at block size 4, of which nothing is known at 32
@@ -41,7 +41,7 @@ def test_a_guard_restored_at_a_rungs_end_forgets_the_smaller_blocks_losses():
 
 def test_a_guard_restored_within_a_rung_remembers_it():
     fresh = Guard(GuardConfig(patience=1))
-    fresh.restore(json.loads(json.dumps(watched([1.0] * 10).state())))
+    fresh.restore(json.loads(json.dumps(guard_after([1.0] * 10).state())))
     with pytest.raises(TrainingStopped, match="median"):
         fresh.check(10, 4, 9.0, 1.0)
 
@@ -76,10 +76,10 @@ def test_every_slot_goes_where_the_optimizer_wants_it(tmp_path: Path, fused: boo
     again.state.clear()
     assert load_state(tmp_path, fresh, again) == {"step": 2}
     for parameter in fresh.parameters():
-        found = again.state[parameter]
-        assert found["step"].dtype == (torch.float32 if fused else torch.float64) and float(found["step"]) == 2
-        assert found["exp_avg"].dtype == found["exp_avg_sq"].dtype == parameter.dtype
-        assert {value.device for value in found.values()} == {parameter.device}
+        state = again.state[parameter]
+        assert state["step"].dtype == (torch.float32 if fused else torch.float64) and float(state["step"]) == 2
+        assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == parameter.dtype
+        assert {value.device for value in state.values()} == {parameter.device}
 
 
 def test_a_restored_optimizer_goes_on_as_the_one_that_was_saved(tmp_path: Path):

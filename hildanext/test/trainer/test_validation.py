@@ -58,12 +58,14 @@ def test_only_predictable_tokens_are_hidden(tmp_path: Path, scored: list[NoisedB
 def test_at_block_size_one_it_is_the_parent_s_own_likelihood_of_the_real_tokens(tmp_path: Path):
     dataset = rows_of([[5, 6, 7, EOS], [8, 9, 10, 11, EOS], [12, 13]] * 5, tmp_path, block=None)
     model = random_model(alignment="parent", block_size=1)
-    found = Validation(held_out(dataset), dataset.pad_id, model.card)(SupervisedStep(model, {"m2t": MaskToToken()}), 1)
+    metrics = Validation(held_out(dataset), dataset.pad_id, model.card)(
+        SupervisedStep(model, {"m2t": MaskToToken()}), 1
+    )
     parent, total, count = Parent(model.causal_lm, None, model.banned), 0.0, 0
     for batch in held_out(dataset):
         nll = parent.token_nll(batch.tokens, batch.document, batch.position)
         total, count = total + float(nll.sum()), count + int(((batch.position > 0) & (batch.document >= 0)).sum())
-    assert found["bound"] == pytest.approx(total / count, rel=1e-6)
+    assert metrics["bound"] == pytest.approx(total / count, rel=1e-6)
 
 
 def test_padding_is_summed_and_not_counted(tmp_path: Path, scored: list[NoisedBatch]):
@@ -89,10 +91,10 @@ def test_masked_accuracy_is_the_share_of_masks_filled_right(tmp_path: Path, scor
     dataset = rows_of([[5, 6, 7, 8, 9, EOS]] * 20, tmp_path)
     model = random_model()
     scorer = SupervisedStep(model, {"m2t": MaskToToken()})
-    found = Validation(held_out(dataset), dataset.pad_id, model.card)(scorer, 1)
+    metrics = Validation(held_out(dataset), dataset.pad_id, model.card)(scorer, 1)
     outcomes = [scorer(view) for view in scored]
     right, masked = (sum(int(getattr(o, name).sum()) for o in outcomes) for name in ("correct", "masked"))
-    assert masked and found["masked_accuracy"] == right / masked
+    assert masked and metrics["masked_accuracy"] == right / masked
 
 
 class Oracle(SupervisedStep):
@@ -115,10 +117,10 @@ def test_edits_are_counted_at_wrong_and_at_right_tokens(tmp_path: Path, monkeypa
     free = check(step, 1)
     assert free == check(step, 2) and 0 <= free["corrected"] <= 1 and 0 <= free["kept"] <= 1
     monkeypatch.setattr("hildanext.trainer.validation.SupervisedStep", Oracle)
-    found = check(step, 1)
+    metrics = check(step, 1)
     even = torch.arange(16) % 2 == 0
     wrong = sum(int(view.replaced.sum()) for view in check.views)
-    assert found["corrected"] == sum(int((view.replaced & even).sum()) for view in check.views) / wrong
+    assert metrics["corrected"] == sum(int((view.replaced & even).sum()) for view in check.views) / wrong
 
 
 @pytest.mark.parametrize("make", ["bound", "edits"])

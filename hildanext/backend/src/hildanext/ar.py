@@ -18,9 +18,11 @@ from hildanext import masks
 from hildanext.core.errors import PromptError
 from hildanext.core.runtime import send
 from hildanext.data.generation_result import FinishReason, GenerationResult, GenerationStats
+from hildanext.detokenization import Detokenizer
+from hildanext.models import HEAD_ROWS
 from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention, grouped_attention, no_mask
-from hildanext.models.sampling import sample
+from hildanext.models.sampling import next_tokens, read_tokens
 
 ArResult = GenerationResult
 """The name under which it was promised. Of its forwards each has drawn one token; the prefill's is the first."""
@@ -135,7 +137,7 @@ class Parent:
         tokens: Int[Tensor, "batch seq"],
         document: Int[Tensor, "batch seq"],
         position: Int[Tensor, "batch seq"],
-        chunk: int = 256,
+        chunk: int = HEAD_ROWS,
     ) -> Float[Tensor, "batch seq"]:
         """Exact -log p(token | earlier tokens of its document) in nats; 0 at position 0 and at padding.
 
@@ -209,9 +211,9 @@ class Parent:
             if not prefill_seconds:
                 prefill_seconds = time.perf_counter() - start
             uniform = draw([generators[i] for i in active]).to(logits.device, non_blocking=True)
-            choice = sample(logits, uniform, temperature, top_p, top_k)
+            choice = next_tokens(logits, uniform, temperature, top_p, top_k)
             going: list[int] = []
-            for row, (i, token) in enumerate(zip(active, choice.tolist(), strict=True)):
+            for row, (i, token) in enumerate(zip(active, read_tokens(choice, active), strict=True)):
                 tokens[i].append(token)
                 reason: FinishReason | None = "eos" if token in stops else None
                 if reason is None and len(tokens[i]) >= max_new_tokens:
@@ -220,7 +222,7 @@ class Parent:
                     reason = "stop"
                 if reason is not None:
                     seconds = time.perf_counter() - start
-                    results[i] = self._result(tokens[i], reason, prefills[i], seconds, prefill_seconds)
+                    results[i] = self._result(prompts[i], tokens[i], reason, prefills[i], seconds, prefill_seconds)
                     if on_result is not None:
                         on_result(i, results[i])
                 else:
@@ -233,10 +235,16 @@ class Parent:
         return [results[i] for i in range(len(prompts))]
 
     def _result(
-        self, tokens: list[int], reason: FinishReason, prefills: int, seconds: float, prefill_seconds: float
+        self,
+        prompt: Sequence[int],
+        tokens: list[int],
+        reason: FinishReason,
+        prefills: int,
+        seconds: float,
+        prefill_seconds: float,
     ) -> GenerationResult:
         shown = tokens[:-1] if reason == "eos" else tokens
-        text = "" if self.tokenizer is None else str(self.tokenizer.decode(shown, skip_special_tokens=True))
+        text = "" if self.tokenizer is None else Detokenizer(self.tokenizer, prompt).text(shown)
         # The prompt's last forward drew the first token: it counts as a decoding one, so that each token has one.
         stats = GenerationStats(
             prefill_forwards=prefills,
@@ -317,7 +325,7 @@ def sample_documents(
         raise PromptError("the tokenizer has neither BOS nor EOS", "documents cannot be sampled without a first token")
     parent.check_length(1, max_tokens)
     for number, begin in enumerate(range(0, n, batch_size)):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         yield from _sample_batch(
             parent, min(batch_size, n - begin), max_tokens, int(start_id), temperature, top_p, generator
         )
@@ -341,8 +349,9 @@ def _sample_batch(
     for _ in range(max_tokens):
         uniform = torch.rand(len(feed), dtype=torch.float64, generator=generator)
         uniform = uniform.to(feed.device, non_blocking=True)
-        choice = sample(parent._step(feed, cache), uniform, temperature, top_p)
+        choice = next_tokens(parent._step(feed, cache), uniform, temperature, top_p)
         drawn = choice.cpu()  # the one wait of a token
+        read_tokens(drawn)
         active &= ~torch.isin(drawn, stops)
         for row, token in zip(owner[active].tolist(), drawn[active].tolist(), strict=True):
             documents[row].append(token)

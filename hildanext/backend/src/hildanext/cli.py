@@ -15,6 +15,7 @@ from contextvars import copy_context
 from hildanext import __version__
 from hildanext.core.absent import ABSENT
 from hildanext.core.errors import HildaError
+from hildanext.core.json_text import has_half
 from hildanext.core.logging_setup import quieten_libraries
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -66,6 +67,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise HildaError(
             f"{verb!r} ({ABSENT[verb]}) is not in this version ({__version__})", "hildanext --help lists what is"
         )
+    _refuse_half_characters(arguments)
     parser = _parser(arguments)
     try:
         options = parser.parse_args(arguments)
@@ -78,8 +80,15 @@ def _dispatch(arguments: list[str]) -> int:
     return int(copy_context().run(module.run, options))  # a verb's profile ends with it
 
 
+def _refuse_half_characters(arguments: Sequence[str]) -> None:
+    """Bytes that are no UTF-8 come as halves of characters, which no tokenizer and no file of a run takes."""
+    for argument in arguments:
+        if has_half(argument):
+            raise HildaError(f"the argument {ascii(argument)} is no UTF-8", "give it as UTF-8 (see locale, iconv)")
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; only the verb that was asked for is imported, so that help is quick."""
+    """The parser; only the verb that was asked for is imported, and alone made where it comes first: help is quick."""
     absent = ", ".join(ABSENT)
     parser = argparse.ArgumentParser(
         prog="hildanext",
@@ -89,7 +98,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hildanext {__version__}")
     rows = parser.add_subparsers(dest="verb", metavar="verb", title="verbs")
     named = next((word for word in arguments if not word.startswith("-")), None)
-    for verb, (module, summary) in VERBS.items():
+    shown = [named] if named in VERBS and arguments[0] == named else VERBS
+    for verb in shown:
+        module, summary = VERBS[verb]
         row = rows.add_parser(verb, help=summary, description=summary)
         if verb == named:
             importlib.import_module(module).configure(row)

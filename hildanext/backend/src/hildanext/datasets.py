@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -285,6 +285,12 @@ class PackedDataset:
 
     def __len__(self) -> int:
         return len(self._layout)
+
+    def documents(self) -> Iterator[np.ndarray]:
+        """The tokens of each document, as they were prepared."""
+        for tokens, offsets in self._maps:
+            for begin, end in pairwise(offsets.tolist()):
+                yield tokens[begin:end]
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Row `index` as int64 arrays `tokens`, `document`, `position` and a bool array `maskable`, each [seq]."""

@@ -21,7 +21,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.config import config, validate
+from hildanext.core.config import AnySeed, config, validate
 from hildanext.core.errors import PromptError
 from hildanext.core.runtime import RuntimeConfig
 from hildanext.data.generation_result import GenerationResult, GenerationStats
@@ -44,7 +44,7 @@ class GenerationConfig:
 
     max_new_tokens: int | None = Field(default=None, ge=1)
     """None: 256, or what the context leaves."""
-    seed: int = 0
+    seed: AnySeed = 0
     """Row i of the prompts draws from seed + i, whatever batch it runs in."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
@@ -130,15 +130,19 @@ class _Batch:
     ) -> None:
         self.model, self.tokenizer, self.decoder, self.settings = model, tokenizer, decoder, settings
         self.on_event, self.batch, self.seeds, self.on_completion = on_event, batch, seeds, on_completion
-        eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
-        self.detokenizers = [IncrementalDetokenizer(tokenizer, eos, settings.stop, self._show(i)) for i in batch]
+        self.eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
+        self.detokenizers: list[IncrementalDetokenizer] = []
         self.done: dict[int, GenerationResult] = {}
         self.began = self.prefilled = 0.0
 
     @torch.inference_mode()
     def complete(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[GenerationResult]:
-        watching = self.settings.trace or self.on_event is not None
+        self.detokenizers = [
+            IncrementalDetokenizer(self.tokenizer, prompt, self.eos, self.settings.stop, self._show(i))
+            for i, prompt in zip(self.batch, prompts, strict=True)
+        ]
+        observing = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
         state = DecodeState(
             self.model,
@@ -148,7 +152,7 @@ class _Batch:
             seeds=self.seeds,
             commit=self.settings.commit,
             cached=self.settings.cached,
-            observe=self._observe if watching else None,
+            observe=self._observe if observing else None,
             debug=self.settings.debug,
         )
         state.prefill()
@@ -209,8 +213,9 @@ def eos_ids(model: DiffusionModel | Parent, tokenizer: PreTrainedTokenizerBase |
     return frozenset(ids)
 
 
-def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int]) -> list[int]:
-    """The prompt, or BOS (else EOS, which separates documents) in place of an empty one."""
+def checked_prompt(model: DiffusionModel | Parent, tokenizer: Any, prompt: Iterable[int]) -> list[int]:
+    """The prompt, or BOS (else EOS, which separates documents) in place of an empty one. Raises `PromptError` for an
+    id that `model` has no row for, and for a diffusion model's mask."""
     ids = list(prompt)
     if not ids:
         first = getattr(tokenizer, "bos_token_id", None)
@@ -218,8 +223,11 @@ def checked_prompt(model: DiffusionModel, tokenizer: Any, prompt: Iterable[int])
         if first is None:
             raise PromptError("the prompt is empty and the tokenizer has no BOS token", "give at least one token")
         ids = [first]
-    card = model.card
-    wrong = [token for token in ids if not 0 <= token < card.vocab_rows or token == card.mask_id]
+    if isinstance(model, DiffusionModel):
+        rows, mask = model.card.vocab_rows, model.card.mask_id
+    else:
+        rows, mask = len(model.head), -1
+    wrong = [token for token in ids if not 0 <= token < rows or token == mask]
     if wrong:
         raise PromptError(f"the prompt holds id {wrong[0]}, which is no token", "encode it with this model's tokenizer")
     return ids

@@ -11,14 +11,22 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from hildanext.core.config import config, merge, plain, validate
+from hildanext.core.config import Seed, config, merge, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase
-from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, chat_identity, open_sources, prepare_chat
+from hildanext.data.chat_dataset import (
+    ChatDataConfig,
+    ChatDataset,
+    chat_identity,
+    chat_rows,
+    open_sources,
+    prepare_chat,
+)
 from hildanext.data.chat_template import set_template
+from hildanext.data.overlap import count_overlap
 from hildanext.losses import SupervisedStep, make_losses
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
@@ -74,7 +82,7 @@ class SftConfig(NoiseConfig):
     """Stop after so many validations without a better one."""
     samples: SampleConfig = SampleConfig()
     device: str = "auto"
-    seed: int = 0
+    seed: Seed = 0
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
@@ -122,7 +130,8 @@ def sft(
     )
     run.check_resumes(record, _comparable)
     parts = run.on_main(lambda: prepare_chat(run.folder / DATA, data, tokenizer, model.card.block_size))["parts"]
-    run.write_record({**record, "data": {name: parts[name] for name in ("train", "valid")}})
+    overlap = run.on_main(lambda: count_overlap(*(chat_rows(run.folder / DATA, part) for part in ("train", "valid"))))
+    run.write_record({**record, "data": {name: parts[name] for name in ("train", "valid")}, "held_out": overlap})
     if not parts["train"]["graphs"]:
         hint = "write them with hildanext prepare --graphs, and train on the file it makes"
         refuse_graph_losses(losses, "sft.losses", ", and no example has one", hint)
@@ -130,10 +139,11 @@ def sft(
     parent_is_base_model = config.lora is not None and config.starts_at_teacher
     real = real_ids(model.card, tokenizer)
     name = config.teacher if config.teacher is not None else own
-    step, teacher = run.supervised(model, losses, name, parent_is_base_model, special=~real.to(model.device))
+    step, teacher = run.supervised(model, tokenizer, losses, name, parent_is_base_model, special=~real.to(model.device))
     best = BestCheckpoints(
         run.folder, model, tokenizer, int(config.keep == "best"), config.select, config.select != "bound"
     )
+    run.rehearse_save(model, best)
     task = _task(config, data, step, real.nonzero()[:, 0], best)
     task.teacher = teacher
     run.measure_start(task, step)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hildanext.core.errors import ModelError
+from hildanext.core.json_text import BadJson, check_prompt_text, parse
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,11 @@ def never_ids(tokenizer: PreTrainedTokenizerBase, causal_lm: PreTrainedModel) ->
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a document's beginning: BOS where the tokenizer has one, then the text."""
+    """Token ids of a document's beginning: BOS where the tokenizer has one, then the text.
+
+    Raises `PromptError` for half of a surrogate pair, which no tokenizer takes.
+    """
+    check_prompt_text(text)
     return begin_document(tokenizer, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
@@ -151,12 +156,12 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
         raise ModelError(f"{str(folder)!r} has no tokenizer", "add its tokenizer.json and tokenizer_config.json")
     _check_tokenizer_file(folder / "tokenizer.json")
     try:
-        named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        named = parse(settings.read_bytes(), allow_nan=True, allow_duplicates=True) if settings.is_file() else {}
         # Transformers 5 writes a class name that 4.x does not know; both are a plain tokenizer.json.
         if named.get("tokenizer_class", FAST_CLASS) in ("TokenizersBackend", FAST_CLASS):
             return PreTrainedTokenizerFast.from_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as problem:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError, RecursionError) as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise ModelError(f"cannot read the tokenizer in {str(folder)!r} ({reason})", "copy the model again") from None
 
@@ -166,11 +171,33 @@ def _check_tokenizer_file(path: Path) -> None:
     if not path.is_file():
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        content = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
+    except (OSError, BadJson) as problem:
         raise ModelError(f"cannot read the tokenizer {path} ({problem})", "copy the model again") from None
-    if not isinstance(content, dict) or "vocab" not in content.get("model", {}):
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or "vocab" not in model:
         raise ModelError(f"cannot read the tokenizer {path} (it has no vocabulary)", "copy the model again")
+
+
+def check_words(tokenizer: PreTrainedTokenizerBase, rows: int, source: object, added: bool = True) -> None:
+    """Raise `ModelError` for a tokenizer with words that the embedding has no row for; `added` ones may not count."""
+    beside = {} if added else tokenizer.added_tokens_decoder
+    words = ((word, index) for word, index in tokenizer.get_vocab().items() if index not in beside)
+    word, index = max(words, key=lambda item: item[1], default=("", -1))
+    if index >= rows:
+        raise ModelError(
+            f"the tokenizer of {str(source)!r} has a word {word[:40]!r} with the id {index}, the model {rows} rows",
+            "copy the tokenizer that belongs to these weights",
+        )
+
+
+def same_words(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers call the same words by the same ids. A mask, which a conversion adds, is no word."""
+    first, second = one.get_vocab(), other.get_vocab()
+    for tokenizer, words in ((one, first), (other, second)):
+        if tokenizer.mask_token is not None:
+            words.pop(str(tokenizer.mask_token), None)
+    return first == second
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
@@ -178,10 +205,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     folder = Path(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
     if (folder / "tokenizer.json").is_file():
         settings["tokenizer_class"] = FAST_CLASS
-    for key in ("backend", "is_local", "local_files_only", "name_or_path"):
+    for key in ("backend", "is_local", "local_files_only", "name_or_path", "auto_map"):
         settings.pop(key, None)
     if isinstance(settings.get("extra_special_tokens"), list):  # a list in 5.x, a mapping in 4.x
         extra = settings.pop("extra_special_tokens")

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.core.config import config, plain, validate
+from hildanext.core.config import Seed, config, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase, check_padding, check_phases, phase_at, total_tokens
+from hildanext.data.overlap import count_overlap
 from hildanext.datasets import PackedDataset, Packing
 from hildanext.losses import SupervisedStep, TokenLoss, make_losses
 from hildanext.models.bidirectional import DiffusionModel
@@ -68,7 +69,7 @@ class ConvertConfig(NoiseConfig):
     valid_rows: int = Field(default=32, ge=1)
     device: str = "auto"
     trust_remote_code: bool = False
-    seed: int = 0
+    seed: Seed = 0
     train: TrainConfig = TrainConfig()
 
 
@@ -97,11 +98,16 @@ def convert(
     if config.lora is not None:
         add_lora(model, config.lora)
     resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
-    record = run.record(resolved, full=sorted(full), data={"train": _shards(dataset), "valid": _shards(valid)})
+    overlap = run.on_main(lambda: count_overlap(dataset.documents(), valid.documents()))
+    shards = {"train": _shards(dataset), "valid": _shards(valid)}
+    record = run.record(resolved, full=sorted(full), data=shards, held_out=overlap)
     run.check_resumes(record, _comparable)
     run.write_record(record)
-    step, teacher = run.supervised(model, losses, config.parent, config.lora is not None, config.trust_remote_code)
+    step, teacher = run.supervised(
+        model, tokenizer, losses, config.parent, config.lora is not None, config.trust_remote_code
+    )
     best = BestCheckpoints(run.folder, model, tokenizer, config.merge_top_k if config.merge_top_k > 1 else 0)
+    run.rehearse_save(model, best)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
     held_out = first_batches(valid, config.valid_rows, config.train.batch_size)
     task = TrainingTask(

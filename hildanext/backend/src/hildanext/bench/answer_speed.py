@@ -19,7 +19,7 @@ from pydantic import Field
 from rich.table import Table
 
 from hildanext.bench.train_speed import Seconds, medians
-from hildanext.core.config import config, plain, validate
+from hildanext.core.config import Seed, config, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import accelerates_bf16, machine, make_generator
 from hildanext.corruption.input_layout import LayoutChoice, choose_layout
@@ -48,7 +48,7 @@ class AnswerSpeedConfig:
     accumulate: int = Field(default=2, ge=1)
     repeats: int = Field(default=3, ge=1)
     precision: str = "auto"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "bf16", "no"):
@@ -156,7 +156,7 @@ def _result(
     wide: bool,
 ) -> dict[str, Any]:
     tokens = statistics.mean(counts["tokens"])
-    ways: dict[str, dict[str, Any]] = {
+    layouts: dict[str, dict[str, Any]] = {
         layout: {
             "step_ms": 1000 * medians(steps).wall,
             "step_processor_ms": 1000 * medians(steps).processor,
@@ -175,8 +175,8 @@ def _result(
         "machine": machine(model.device, torch.float32 if wide else torch.bfloat16),
         "tokens_per_step": tokens,
         "share_of_answers": statistics.mean(counts["answers"]) / tokens,
-        "ways": ways,
-        "columns_ratio": ways["double"]["columns"] / ways["response"]["columns"],
+        "ways": layouts,
+        "columns_ratio": layouts["double"]["columns"] / layouts["response"]["columns"],
         "speedup": statistics.median(a.wall / b.wall for a, b in pairs),
         "speedup_processor": statistics.median(a.processor / b.processor for a, b in pairs),
     }

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hildanext.ar import Parent
-from hildanext.core.config import config, plain
+from hildanext.core.config import Seed, config, plain
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
 from hildanext.decoding.base import step
@@ -36,7 +36,7 @@ class DecodeSpeedConfig:
     prompt_tokens: int = Field(default=64, ge=1)
     new_tokens: int = Field(default=64, ge=1)
     repeats: int = Field(default=3, ge=1)
-    seed: int = 0
+    seed: Seed = 0
     decoders: dict[str, dict[str, Any]] = Field(default_factory=lambda: {name: dict(MODES[name]) for name in MODES})
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from hildanext.ar import Parent
 from hildanext.bench.decode_speed import BareForward, finish
-from hildanext.core.config import config, plain
+from hildanext.core.config import Seed, config, plain
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
 from hildanext.engine.base import EngineEvent, Failed, Finished, Request, RequestOutput
@@ -38,7 +38,7 @@ class EngineSpeedConfig:
     new_tokens: int = Field(default=64, ge=1)
     concurrency: int = Field(default=8, ge=1)
     repeats: int = Field(default=3, ge=1)
-    seed: int = 0
+    seed: Seed = 0
     decoder: dict[str, Any] = Field(default_factory=lambda: dict(MODES["S_MODE"]))
 
     def __post_init__(self) -> None:
@@ -244,8 +244,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     speed.add_row("engine", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in ("alone", "together")))
     speed.add_row("the network alone", "", f"{medians['together_network_tokens_per_second']:.1f}")
     if "parent_alone_tokens_per_second" in medians:
-        ways = ("parent_alone", "parent_together")
-        speed.add_row("AR parent", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in ways))
+        runs = ("parent_alone", "parent_together")
+        speed.add_row("AR parent", *(f"{medians[f'{key}_tokens_per_second']:.1f}" for key in runs))
     ratios = Table(title="Ratios", title_justify="left")
     ratios.add_column("", no_wrap=True)
     ratios.add_column("median", justify="right")

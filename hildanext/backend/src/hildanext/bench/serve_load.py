@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 from rich.table import Table
 
-from hildanext.core.config import config, plain
+from hildanext.core.config import Seed, config, plain
 from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.runtime import cpu_name, usable_cores
 from hildanext.data.chat_template import Message
@@ -78,7 +78,7 @@ class ServeLoadConfig:
     """A server that is silent for so long is given up."""
     fields: dict[str, Any] = Field(default_factory=dict)
     """More fields of every body, as {"mode": "Q_MODE"}."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         least, most = self.prompt_words

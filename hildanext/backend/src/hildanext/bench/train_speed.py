@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from hildanext import masks
 from hildanext.bench.decode_speed import finish
-from hildanext.core.config import config, plain
+from hildanext.core.config import Seed, config, plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import accelerates_bf16, machine
 from hildanext.corruption.input_layout import build_layout
@@ -47,7 +47,7 @@ class TrainSpeedConfig:
     """Also measure the plain implementation (it needs memory for the logits of all 2L positions)."""
     precision: str = "auto"
     """Autocast of the fast step: auto, bf16 or no. The plain one is fp32."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.sequence_length % self.block_size:
@@ -176,12 +176,12 @@ def measure(
         with autocast:
             return step(view).total
 
-    ways: dict[str, Callable[[], Tensor]] = {"fast": fast}
+    variants: dict[str, Callable[[], Tensor]] = {"fast": fast}
     if settings.plain:
-        ways["plain"] = lambda: plain_loss(model, view)
+        variants["plain"] = lambda: plain_loss(model, view)
     model.train()
     for repeat in range(settings.repeats + 1):
-        for name, loss in ways.items():
+        for name, loss in variants.items():
             seconds = _timed_step(loss, optimizer, device)
             if repeat > 0:  # the first of each pays for allocations
                 times[name].append(seconds)
@@ -201,11 +201,11 @@ def _result(
 ) -> dict[str, Any]:
     flop = model_flop(model, view)
     total = sum(flop.values())
-    ways = {}
+    measured = {}
     for name, seconds in times.items():
         if seconds:
             median = medians(seconds)
-            ways[name] = {
+            measured[name] = {
                 "step_ms": 1000 * median.wall,
                 "step_processor_ms": 1000 * median.processor,
                 "tokens_per_second": view.clean.numel() / median.wall,
@@ -221,14 +221,14 @@ def _result(
         "flop_per_step": flop,
         "supervised_rows": int(view.masked.sum()),
         "product_flop_per_second": rate.wall,
-        "ways": ways,
-        "speedup": _ratio(ways, "step_ms"),
-        "speedup_processor": _ratio(ways, "step_processor_ms"),
+        "ways": measured,
+        "speedup": _ratio(measured, "step_ms"),
+        "speedup_processor": _ratio(measured, "step_processor_ms"),
     }
 
 
-def _ratio(ways: dict[str, dict[str, float]], key: str) -> float | None:
-    return ways["plain"][key] / ways["fast"][key] if "plain" in ways else None
+def _ratio(measured: dict[str, dict[str, float]], key: str) -> float | None:
+    return measured["plain"][key] / measured["fast"][key] if "plain" in measured else None
 
 
 def _view(model: DiffusionModel, settings: TrainSpeedConfig, seed: int) -> NoisedBatch:

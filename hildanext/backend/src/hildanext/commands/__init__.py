@@ -5,12 +5,21 @@ To add one: write the file, add its row in `cli.py`, add its test.
 """
 
 import argparse
-import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import to_json
+from hildanext.stages import STAGES
+
+if TYPE_CHECKING:
+    from hildanext.recipe import Fold, StageContext
+
+
+RUNTIME_FLAGS = ("device", "dtype", "threads")
+"""Flags that are keys of the run."""
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +41,13 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
 
 
+def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of verbs that load a model: what it runs on."""
+    parser.add_argument("--device", help="auto (default), cpu, cuda, ...")
+    parser.add_argument("--dtype", help="auto (default), fp32, bf16, fp16 or fp64")
+    parser.add_argument("--threads", type=int)
+
+
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of verbs that train in a folder of their own."""
     add_run_flags(parser)
@@ -39,17 +55,36 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress display")
 
 
-def report_training(
-    options: argparse.Namespace, run: Mapping[str, Any], outcome: Mapping[str, Any], summary: Mapping[str, Any]
-) -> int:
-    """Write the page of a verb that trained and print its summary, in the main process; the exit code."""
+def open_stage(
+    options: argparse.Namespace, fold: "Fold | None" = None, defaults: Mapping[str, Any] | None = None
+) -> "tuple[dict[str, Any], StageContext]":
+    """The stage of the verb's name as the run and the flags have it, checked; see `recipe.open_stage`."""
+    from hildanext.recipe import open_stage as open_resolved
+
+    run, out = load_run(options, defaults), getattr(options, "out", None) or ""
+    return open_resolved(run, options.verb, STAGES, fold, out, getattr(options, "quiet", False))
+
+
+def run_training(options: argparse.Namespace, section: dict[str, Any], context: "StageContext") -> int:
+    """Do a stage that trains, write its page and print its summary, in the main process; the exit code."""
     from hildanext.core.runtime import is_main_process
+    from hildanext.recipe import run_stage
     from hildanext.report.html import write_report
 
+    outcome = run_stage(section, context, STAGES)
     if is_main_process():
-        report = write_report(options.out, {options.verb: outcome}, run.get("name", "") or Path(options.out).name)
-        print(json.dumps({**summary, "report": str(report)}))
+        report = write_report(options.out, {options.verb: outcome}, context.name or Path(options.out).name)
+        if not outcome["whole"]:
+            print(f"stopped by {options.verb}.train.stop_after: the same command without it goes on", file=sys.stderr)
+        summary = outcome.get("sft", {key: value for key, value in outcome.items() if key not in ("model", "run")})
+        print_json({**summary, "report": str(report)})
     return 0
+
+
+def print_json(value: Any) -> None:
+    """A line for scripts; numbers that JSON does not know are null."""
+
+    print(to_json(value))
 
 
 def load_run(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -66,6 +101,7 @@ def load_run(options: argparse.Namespace, defaults: Mapping[str, Any] | None = N
     if getattr(options, "config", None):
         run = merge(run, read_json(options.config))
     run = override(run, getattr(options, "assignments", None) or [])
+    run |= {name: value for name in RUNTIME_FLAGS if (value := getattr(options, name, None)) is not None}
     choose_profile(run)  # of the whole verb: what it builds later is built under it
     return run
 

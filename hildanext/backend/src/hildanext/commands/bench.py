@@ -8,15 +8,20 @@ hildanext bench serve --url http://127.0.0.1:8000 --clients 8
 """
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import add_run_flags, load_run
+from hildanext.bench import serve_figure
+from hildanext.commands import add_run_flags, add_runtime_flags, load_run, open_stage
+from hildanext.commands.serve import chosen_section
 from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import to_json
+from hildanext.core.run_dir import write_atomically
+from hildanext.data.prompts import read_prompts
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.bench.serve_load import ServeLoadConfig
@@ -51,12 +56,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--parent",
         help="the autoregressive model beside it (decode, engine: default the card's; serve --url: a name, or auto)",
     )
-    parser.add_argument("--alignment", choices=("block", "parent"), default="parent", help="of an untrained conversion")
+    parser.add_argument("--alignment", choices=("block", "parent"), help="of an untrained conversion (default parent)")
     parser.add_argument("--block-size", type=int, help="of an untrained conversion, and of training (default 32)")
     parser.add_argument("--chat", metavar="FILE", help="train: steps of fine-tuning on these conversations")
-    parser.add_argument("--dtype", default="auto", help="weights while decoding: fp32, bf16, fp64 or auto (default)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
+    add_runtime_flags(parser)
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
     load = parser.add_argument_group(
         "serve", "a load on a service of its own, or on a running one, ours or another that streams /v1/completions"
@@ -92,28 +95,42 @@ def run(options: argparse.Namespace) -> int:
     if options.what == "decode" and options.chat is not None:
         raise ConfigError("--chat is about steps of fine-tuning", "use it with bench train")
 
-    from hildanext.core.config import merge, validate
     from hildanext.core.console import machine_line
-    from hildanext.recipe import StageContext
-    from hildanext.stages.bench import BenchConfig, measure
+    from hildanext.stages.bench import measure
 
-    knobs: dict[str, Any] = dict(load_run(options).get("bench", {}))
-    what, block_size = options.what, {} if options.block_size is None else {"block_size": options.block_size}
-    if what == "train" and options.chat is not None:
-        what, knobs = "answers", merge({"data": {"train": {"name": "files", "path": options.chat}}}, knobs)
-    elif what == "train":
-        knobs |= block_size
-    section = {"what": what, "parent": options.parent, "alignment": options.alignment, **block_size, what: knobs}
-    section["model"] = options.model if options.model is not None else "tiny"
-    context = StageContext(Path(), "bench", device=options.device, dtype=options.dtype, threads=options.threads)
-    result, tables = measure(validate(BenchConfig, section, where="bench"), context, "bench", _tell)
+    opened = open_stage(options, lambda section: _folded(section, options), {"bench": {"model": "tiny"}})
+    result, tables = measure(*opened, _tell)
     _show(options, result, tables, machine_line(result))
     return 0
 
 
+def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The section `bench` with the flags in it: what is no key of the stage's is a knob of the measurement."""
+    from hildanext.core.config import merge
+
+    own, knobs = _parted(section)
+    flags = {name: getattr(options, name) for name in ("model", "parent", "alignment", "block_size")}
+    own |= {name: value for name, value in flags.items() if value is not None}
+    what = "answers" if options.chat is not None else options.what
+    if what == "train" and "block_size" in own:
+        knobs["block_size"] = own["block_size"]
+    if what == "answers":
+        knobs = merge({"data": {"train": {"name": "files", "path": options.chat}}}, knobs)
+    return {**own, "what": what, what: merge(own.get(what, {}), knobs)}
+
+
+def _parted(section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the section `bench` what is about the stage, and the knobs of a measurement."""
+    from dataclasses import fields
+
+    from hildanext.stages.bench import BenchConfig
+
+    names = {field.name for field in fields(BenchConfig)}
+    return {k: v for k, v in section.items() if k in names}, {k: v for k, v in section.items() if k not in names}
+
+
 def _load(options: argparse.Namespace) -> int:
     """`bench serve`: 1 where not one request of a load was answered."""
-    from hildanext.bench import serve_figure as serve_picture
     from hildanext.bench import serve_load
     from hildanext.bench.own_server import own_server
 
@@ -131,7 +148,7 @@ def _load(options: argparse.Namespace) -> int:
     client = result["client"]
     _show(options, result, serve_load.tables(result), f"client: {client['cpu']}, {client['cores']} cores; {engine}")
     if options.out is not None:
-        picture = serve_picture.draw(result, Path(options.out).with_suffix(".png"))
+        picture = serve_figure.draw(result, Path(options.out).with_suffix(".png"))
         _tell(f"picture: {picture}" if picture is not None else "no picture: nothing was answered")
     return 0 if all(done["answered"] for load in result["loads"] for done in load["results"].values()) else 1
 
@@ -143,9 +160,9 @@ def _loads(options: argparse.Namespace, run: dict[str, Any]) -> "list[ServeLoadC
     """
     from hildanext.bench.serve_load import ServeLoadConfig
     from hildanext.core.config import validate
-    from hildanext.data.prompts import read_prompts
+    from hildanext.recipe import read_shared, section_of
 
-    section: dict[str, Any] = dict(run.get("bench", {}))
+    section = {"seed": read_shared(run, STAGES).seed, **_parted(dict(section_of(run, "bench")))[1]}
     section |= {knob: getattr(options, flag) for flag, knob in LOAD_FLAGS.items() if getattr(options, flag) is not None}
     named: list[dict[str, Any]] = [
         {**({"rate": None} if flag == "clients" else {}), flag: number}
@@ -176,31 +193,21 @@ def _section_of_server(options: argparse.Namespace, run: dict[str, Any]) -> dict
         raise ConfigError("--api-key-env is about a running service", "give its --url, too")
     if options.parent == "auto":
         raise ConfigError("--parent auto is what a running service tells", "name the parent, or give --url")
-    section = run.get("serve", {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"section 'serve' holds {type(section).__name__}", "a section is a JSON object")
-    named = options.model is not None or "model" in section
-    chosen: dict[str, Any] = {**({} if named else {"model": "tiny", "chat_template": "plain"}), **section}
-    if options.model is not None and options.model != section.get("model"):
-        chosen |= {"model": options.model, "parent": None}  # the section's parent is another model's
+    chosen = chosen_section(run, options, {"model": "tiny", "chat_template": "plain"})
     if options.parent is not None:
         chosen["parent"] = None if options.parent == "none" else options.parent
-    engine = {"name": "auto", **chosen.get("engine", {})}
-    wanted = {"device": options.device, "dtype": options.dtype, "threads": options.threads}
-    engine |= {name: value for name, value in wanted.items() if value not in (None, "auto")}
-    return {"profile": run.get("profile", "SAFE"), **chosen, "engine": engine}
+    return chosen
 
 
 def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any], footer: str) -> None:
     """Tables for people, a line for scripts."""
     from hildanext.core.console import wide_console
-    from hildanext.core.run_dir import write_atomically
 
     console = wide_console()
     for table in tables:
         console.print(table)
     console.print(f"[dim]{footer}[/dim]", highlight=False)
-    line = json.dumps(result)
+    line = to_json(result)
     print(line)
     if options.out is not None:
         write_atomically(Path(options.out), line + "\n")

@@ -16,9 +16,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.recipe import check
+    from hildanext.core.config import validate
+    from hildanext.recipe import check, section_of
+    from hildanext.serve.settings import ServeConfig
 
-    steps = check(as_recipe(read_recipe(options)), STAGES)
+    recipe = read_recipe(options)
+    steps = check(as_recipe(recipe), STAGES)
+    validate(ServeConfig, section_of(recipe, "serve"), where="section serve")
     print(f"{Path(options.config).name} holds: {', '.join(step.key for step in steps)}")
     return 0
 

@@ -6,7 +6,7 @@ accelerate launch --config_file hildanext/runs/accelerate/ddp.json -m hildanext.
 
 import argparse
 
-from hildanext.commands import add_training_flags, load_run, report_training
+from hildanext.commands import add_training_flags, open_stage, run_training
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +14,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.wsd_stage0 import convert
-
-    config = load_run(options)
-    sections = config.get("convert", {}), config.get("data", {})
-    summary = convert(*sections, options.out, config.get("profile", "SAFE"), options.quiet)
-    return report_training(options, config, {"run": options.out}, summary)
+    return run_training(options, *open_stage(options))

@@ -6,10 +6,12 @@ hildanext doctor --json
 
 import argparse
 import importlib
-import json
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
+
+from hildanext import __version__
+from hildanext.commands import print_json
+from hildanext.core.errors import ConfigError
 
 MINIMUM = {"python": (3, 11), "torch": (2, 4), "transformers": (4, 51), "numpy": (1, 26), "pydantic": (2, 0)}
 
@@ -39,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """0 when everything that is needed is there, 1 when not."""
     findings = examine()
     if options.json:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings], "machine": _machine()}))
+        print_json({"findings": [asdict(finding) for finding in findings], "machine": _machine()})
     else:
         marks = {"ok": "ok  ", "note": "note", "bad": "BAD "}
         for finding in findings:
@@ -70,7 +72,6 @@ def examine() -> list[Finding]:
 
 
 def examine_versions() -> list[Finding]:
-    from hildanext import __version__
     from hildanext.core.runtime import versions
 
     findings = [Finding("ok", "hildanext", __version__)]
@@ -98,9 +99,9 @@ def release(text: str) -> tuple[int, ...]:
 
 
 def examine_cpu() -> list[Finding]:
-    from hildanext.core.runtime import TOLD_FLAGS, cpu_flags, cpu_name, usable_cores
+    from hildanext.core.runtime import REPORTED_FLAGS, cpu_flags, cpu_name, usable_cores
 
-    flags = " ".join(flag for flag in TOLD_FLAGS if flag in cpu_flags())
+    flags = " ".join(flag for flag in REPORTED_FLAGS if flag in cpu_flags())
     return [
         Finding("ok", "cpu", f"{cpu_name()}, {usable_cores()} cores usable"),
         Finding("ok" if flags else "note", "cpu instructions", flags or "none that we look for"),
@@ -176,6 +177,8 @@ def examine_sandbox() -> list[Finding]:
 
 def probe_optional(name: str) -> Finding:
     """Look for an attribute only the real package has: an index may hold an empty placeholder of that name."""
+    from importlib.metadata import PackageNotFoundError, version  # 17 ms, which --help need not take
+
     attribute, submodule, purpose = OPTIONAL[name]
     try:
         installed = version(name)
@@ -198,7 +201,7 @@ def examine_engines() -> list[Finding]:
     from hildanext.engine.dinfer.config import PINNED
 
     findings = [
-        Finding("ok", "engine transformers", "runs converted models here; auto takes it unless another fits"),
+        Finding("ok", "engine local", "runs converted models here; auto takes it unless another fits"),
         Finding("ok", "engine openai", "asks any OpenAI-compatible server: engine.base_url names it"),
     ]
     advice = OPTIONAL["dinfer"][2]
@@ -212,7 +215,6 @@ def examine_engines() -> list[Finding]:
 
 def examine_bitsandbytes() -> Finding:
     """Installed, and able to pack and unpack on the device that would be chosen here?"""
-    from hildanext.core.errors import ConfigError
     from hildanext.core.runtime import choose_device
     from hildanext.models.quantize import bitsandbytes_on
 

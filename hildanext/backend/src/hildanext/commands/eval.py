@@ -7,18 +7,17 @@ hildanext eval --model tiny --harness gsm8k --harness-data data/gsm8k --limit 8
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import add_run_flags, load_run
+from hildanext.commands import add_run_flags, add_runtime_flags, open_stage
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hildanext.eval.evaluation import EvalConfig
     from hildanext.eval.models import ModelPair
     from hildanext.eval.runner import QualityConfig
+    from hildanext.stages.eval import Evaluation
 
 EPILOG = """commands to paste:
   hildanext eval --model runs/demo/convert/checkpoint --data runs/demo/prepare/valid --out runs/demo/eval
@@ -59,64 +58,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", help="where JSON and pictures go (tasks: runs/eval/MODEL; else nowhere)"
     )
-    parser.add_argument("--dtype", help="fp32, bf16, fp64 or auto (default)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
+    add_runtime_flags(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress lines")
     add_run_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.config import validate
-    from hildanext.eval.evaluation import EvalConfig
-    from hildanext.recipe import StageContext
-    from hildanext.stages.eval import open_pair
+    from hildanext.stages.eval import resolve
 
-    section = _section(options)
-    dtype = section.pop("dtype", "auto")
-    text = options.text if options.text is not None else section.pop("text", None)
-    quality = _quality(section.pop("quality", None), options)
-    reads = text is not None or "data" in section
-    if not reads and quality is None and options.harness is None:
-        raise ConfigError("nothing to evaluate", "give --data FOLDER (prepared shards), --text FILE or --tasks NAMES")
-    if reads and not section["model"]:
-        raise ConfigError(
-            "--data and --text are about a diffusion model", "name one with --model, or give --tasks alone"
-        )
-    with tempfile.TemporaryDirectory(prefix="hildanext-eval-") as scratch:
-        if text is not None:
-            section["data"] = _prepared(text, section["model"], scratch)
-        settings = validate(EvalConfig, section, where="eval") if reads else None
-        context = StageContext(Path(), "eval", device=options.device, dtype=dtype, threads=options.threads)
-        pair, names = open_pair(section["model"], section.get("parent"), context)
-        if settings is not None:
-            _held_out(settings, pair, options)
-    failed = quality is not None and _tasks(quality, pair, names, options)
-    if options.harness is not None:
-        _harness(pair, names, options)
+    asked = resolve(*open_stage(options, lambda section: _folded(section, options), {"eval": {"model": "tiny"}}))
+    pair, names = asked.open()
+    if asked.held_out is not None:
+        _held_out(asked, pair, options)
+    failed = asked.quality is not None and _tasks(asked.quality, pair, names, options)
+    if asked.harness is not None:
+        from hildanext.eval.lm_harness_run import print_harness, run_harness
+
+        print_harness(run_harness(pair, asked.harness, _out(names, options)))
     return 1 if failed else 0
 
 
-def _section(options: argparse.Namespace) -> dict[str, Any]:
-    """The run's `eval` section with the flags over it; "none" is no model."""
-    section: dict[str, Any] = {"model": "tiny", **load_run(options).get("eval", {})}
-    for name in ("model", "parent", "data", "rows", "dtype"):
-        value = getattr(options, name)
-        if value is not None:
-            section[name] = value
-    for name in ("model", "parent"):
-        if section.get(name) == "none":
-            section[name] = ""
-    return section
+def _folded(section: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The section `eval` with the flags in it; "none" is no model."""
+    flags = {name: getattr(options, name) for name in ("model", "parent", "data", "text", "rows")}
+    folded = {**section, **{name: value for name, value in flags.items() if value is not None}}
+    folded |= {name: "" for name in ("model", "parent") if folded.get(name) == "none"}
+    counts = {name: getattr(options, name) for name in ("limit", "batch_size") if getattr(options, name) is not None}
+    if options.harness is not None:
+        folded["harness"] = _harness(options, counts) | dict(section.get("harness", {}))
+    quality = _quality(dict(section.get("quality", {})), options, counts)
+    if quality.get("tasks"):
+        folded["quality"] = quality
+    elif "harness" not in folded and (counts or options.mode is not None):
+        flag = "mode" if options.mode is not None else next(iter(counts)).replace("_", "-")
+        raise ConfigError(f"--{flag} is about benchmark tasks, and none are named", "add --tasks or --harness")
+    if options.dtype is not None:
+        folded["dtype"] = options.dtype
+    return folded
 
 
-def _quality(section: Mapping[str, Any] | None, options: argparse.Namespace) -> "QualityConfig | None":
-    """The section with the flags over it; `--tasks` chooses among its tasks and adds to them."""
-    from hildanext.core.config import validate
+def _quality(knobs: dict[str, Any], options: argparse.Namespace, counts: Mapping[str, int]) -> dict[str, Any]:
+    """The section `quality` with the flags in it; `--tasks` chooses among its tasks and adds to them."""
     from hildanext.decoding import decoder_section, mode_name
-    from hildanext.eval.runner import QualityConfig
 
-    knobs: dict[str, Any] = dict(section) if section is not None else {}
     known = dict(knobs.get("tasks", {}))
     if options.tasks is not None:
         chosen = [part.strip().partition("=") for part in options.tasks.split(",") if part.strip()]
@@ -130,34 +114,22 @@ def _quality(section: Mapping[str, Any] | None, options: argparse.Namespace) -> 
     if options.mode is not None:
         modes = [mode_name(mode.strip()) for mode in options.mode.split(",")]
         knobs["decoders"] = {mode: decoder_section(mode) for mode in modes}
-    for name in ("limit", "batch_size"):
-        if getattr(options, name) is not None:
-            knobs[name] = getattr(options, name)
-    if "tasks" not in knobs:
-        return None
-    return validate(QualityConfig, knobs, where="eval.quality")
+    return {**knobs, **counts}
 
 
-def _prepared(text: str, model: str, scratch: str) -> str:
-    """A text file as shards in a scratch folder, cut by the checkpoint's own tokenizer."""
-    from hildanext.core.config import validate
-    from hildanext.datasets import PrepareConfig, prepare
-    from hildanext.models.loading.names import locate_diffusion
-    from hildanext.tokenization import load_tokenizer
+def _harness(options: argparse.Namespace, counts: Mapping[str, int]) -> dict[str, Any]:
+    """What the flags say of lm-evaluation-harness, under the section `harness`."""
+    from hildanext.decoding import decoder_section
 
-    out = str(Path(scratch) / "shards")
-    tokenizer = load_tokenizer(locate_diffusion(model))
-    has_bos = tokenizer.bos_token is not None
-    source = {"name": "tinystories", "path": text}
-    prepare(validate(PrepareConfig, {"source": source, "out": out, "add_bos": has_bos}, where="eval"), tokenizer)
-    return out
+    tasks = [name.strip() for name in options.harness.split(",") if name.strip()]
+    decoder = decoder_section((options.mode or "S_MODE").split(",")[0])
+    return {"tasks": tasks, "data": options.harness_data, "decoder": decoder, **counts}
 
 
-def _held_out(settings: "EvalConfig", pair: "ModelPair", options: argparse.Namespace) -> None:
+def _held_out(asked: "Evaluation", pair: "ModelPair", options: argparse.Namespace) -> None:
     from hildanext.eval.evaluation import print_result
-    from hildanext.stages.eval import held_out_numbers
 
-    result, files = held_out_numbers(pair, settings, options.out, None if options.quiet else _tell)
+    result, files = asked.held_out_numbers(pair, options.out, None if options.quiet else _tell)
     if files:
         _written(files)
     print_result(result)
@@ -173,24 +145,6 @@ def _tasks(quality: "QualityConfig", pair: "ModelPair", names: Mapping[str, Any]
     print_tasks(result)
     _written({**files, "samples": Path(result["samples"])})
     return mask_tokens(result) > 0
-
-
-def _harness(pair: "ModelPair", names: Mapping[str, Any], options: argparse.Namespace) -> None:
-    from hildanext.core.config import validate
-    from hildanext.decoding import decoder_section
-    from hildanext.eval.lm_harness_run import HarnessConfig, print_harness, run_harness
-
-    mode = (options.mode or "S_MODE").split(",")[0]
-    section = {
-        "tasks": [name.strip() for name in options.harness.split(",") if name.strip()],
-        "data": options.harness_data,
-        "limit": options.limit,
-        "batch_size": options.batch_size if options.batch_size is not None else 8,
-        "decoder": decoder_section(mode),
-        **load_run(options).get("eval", {}).get("harness", {}),
-    }
-    result = run_harness(pair, validate(HarnessConfig, section, where="eval.harness"), _out(names, options))
-    print_harness(result)
 
 
 def _out(names: Mapping[str, Any], options: argparse.Namespace) -> str:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from hildanext.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from hildanext.data.causal_graphs.corpus import GraphExample
     from hildanext.data.causal_graphs.explain import Piece
@@ -27,7 +29,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.errors import ConfigError
     from hildanext.data.causal_graphs.corpus import find_example
     from hildanext.data.causal_graphs.explain import field_tokens, marked, node_lines, token_lines
 

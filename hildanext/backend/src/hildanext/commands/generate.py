@@ -8,33 +8,33 @@ hildanext generate --model runs/sft-tiny/checkpoint --chat --prompt "Lily has 5 
 """
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import add_run_flags, load_run
-from hildanext.commands.generation_flags import (
-    add_decoder_flags,
-    build_generation,
-    decoder_section_of,
-    mode_line,
-    read_prompts,
-)
-from hildanext.commands.generation_records import save_trace, stats_line
+from hildanext.commands import add_run_flags, add_runtime_flags, print_json
+from hildanext.commands.generation_flags import Generation, add_decoder_flags, mode_line, read_generation
+from hildanext.detokenization import TokenCells
 
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
+    from hildanext.data.prompts import Prompt
     from hildanext.inference import Event
+    from hildanext.models.loading.loaded_model import LoadedModel
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="text to continue")
-    source.add_argument("--batch", metavar="FILE", help="one prompt per line, decoded as one batch")
+    source.add_argument("--batch", metavar="FILE", help="one prompt per line (or a .jsonl file), decoded as one batch")
     parser.add_argument(
         "--chat", action="store_true", help="a prompt is a question, put into the model's chat template"
     )
     parser.add_argument("--system", help="with --chat: what the model is told before the question")
+    parser.add_argument(
+        "--special-tokens-in-text",
+        action="store_true",
+        help="with --chat: parse control tokens that a message spells (usually they are text)",
+    )
     parser.add_argument("--model", help="diffusion checkpoint: a folder, or tiny (default)")
     parser.add_argument(
         "--server", metavar="URL", help="ask a running service (its key: environment variable HILDA_API_KEY)"
@@ -50,9 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="show the denoising; keep it in FILE (trace.json)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt and nothing else")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16 or fp64")
-    parser.add_argument("--threads", type=int)
+    add_runtime_flags(parser)
     add_decoder_flags(parser)
 
 
@@ -61,47 +59,56 @@ def run(options: argparse.Namespace) -> int:
         from hildanext.commands.remote import ask
 
         return ask(options)
-    from hildanext.core.runtime import RuntimeConfig
-    from hildanext.decoding.trace import trace_record
-    from hildanext.inference import generate
     from hildanext.models.loading.loaded_model import LoadedModel
 
-    config = load_run(options)
-    texts = read_prompts(options)
-    section = decoder_section_of(options, config.get("decoder", {}))
-    decoder, settings = build_generation(options, section, config.get("generation", {}))
-    name = options.model if options.model is not None else config.get("model", "tiny")
-    opened = LoadedModel.open(str(name), RuntimeConfig(options.device, options.dtype, options.threads))
-    model, tokenizer = opened.model, opened.tokenizer
-    prompts = [_encoded(options, tokenizer, text) for text in texts]
-    watcher = _Watcher(options, [f"{text}\n" for text in texts] if options.chat else texts, prompts, tokenizer)
-    with watcher:
-        results = generate(model, tokenizer, prompts, decoder, settings, watcher.on_event)
-    machine = {**opened.summary(), "mode": mode_line(options, section), "decoder": section}
-    watcher.finish(results)
-    rows = [{"prompt": text, **result.to_record()} for text, result in zip(texts, results, strict=True)]
-    if options.trace:
-        traces = [trace_record(result.trace, tokenizer) for result in results]
-        save_trace(options.trace, machine, [{**row, **trace} for row, trace in zip(rows, traces, strict=True)])
-    if options.json:
-        for row in rows:
-            print(json.dumps({**row, **machine}))
-    else:
-        print(stats_line(results, machine, settings.batch_size))
+    asked = read_generation(options, {"generate": {"model": "tiny"}})
+    opened = LoadedModel.open(str(asked.model), asked.runtime)
+    prompts = [_encoded(asked, opened.tokenizer, prompt) for prompt in asked.prompts]
+    for mode, section in asked.modes.items():
+        if len(asked.modes) > 1 and not options.json:
+            print(f"{mode}:")
+        _write(options, opened, asked, prompts, {**opened.summary(), "mode": mode_line(mode), "decoder": section})
     return 0
 
 
-def _encoded(options: argparse.Namespace, tokenizer: Any, text: str) -> list[int]:
-    from hildanext.core.errors import ConfigError
-    from hildanext.data.chat_template import Message, encode_chat
+def _write(
+    options: argparse.Namespace,
+    opened: "LoadedModel",
+    asked: Generation,
+    prompts: list[list[int]],
+    machine: dict[str, Any],
+) -> None:
+    """Answer all prompts in one mode, shown as it happens and as it ends."""
+    from hildanext.commands.generation_records import save_trace, stats_line
+    from hildanext.decoding import make_decoder
+    from hildanext.decoding.trace import trace_record
+    from hildanext.inference import generate
+
+    model, tokenizer, decoder = opened.model, opened.tokenizer, make_decoder(machine["decoder"])
+    watcher = _Watcher(options, [asked.shown(prompt) for prompt in asked.prompts], prompts, tokenizer)
+    with watcher:
+        results = generate(model, tokenizer, prompts, decoder, asked.config, watcher.on_event)
+    watcher.finish(results)
+    rows = [{**prompt.said(), **result.to_record()} for prompt, result in zip(asked.prompts, results, strict=True)]
+    if options.trace:
+        texts_of = [TokenCells(tokenizer, prompt) for prompt in prompts]
+        traces = [trace_record(result.trace, cells) for result, cells in zip(results, texts_of, strict=True)]
+        save_trace(options.trace, machine, [{**row, **trace} for row, trace in zip(rows, traces, strict=True)])
+    if options.json:
+        for row in rows:
+            print_json({**row, **machine})
+    else:
+        print(stats_line(results, machine, asked.config.batch_size))
+
+
+def _encoded(asked: Generation, tokenizer: Any, prompt: "Prompt") -> list[int]:
+    from hildanext.data.chat_template import encode_chat
     from hildanext.tokenization import encode_prompt
 
-    if options.chat:
-        before = [Message("system", options.system)] if options.system is not None else []
-        return encode_chat(tokenizer, [*before, Message("user", text)])
-    if options.system is not None:
-        raise ConfigError("--system is for conversations", "add --chat")
-    return encode_prompt(tokenizer, text)
+    turns = asked.turns(prompt)
+    if turns:
+        return encode_chat(tokenizer, turns, asked.special_tokens_in_text)
+    return encode_prompt(tokenizer, str(prompt.text))
 
 
 class _Watcher:
@@ -113,8 +120,9 @@ class _Watcher:
         self.view = None
         if options.trace is not None and not self.quiet:
             from hildanext.decoding.trace import TerminalView
-
-            self.view = TerminalView(prompts[0], tokenizer)
+        
+            self.cells = TokenCells(tokenizer, prompts[0])
+            self.view = TerminalView(self.cells.prompt())
         self.streams = not self.quiet and self.view is None and len(texts) == 1
 
     def __enter__(self) -> None:
@@ -131,7 +139,9 @@ class _Watcher:
         if self.streams and event.kind == "text":
             print(event.text, end="", flush=True)
         elif self.view is not None and event.step is not None and event.row == 0:
-            self.view.show(event.step)
+            from hildanext.decoding.trace import step_record
+
+            self.view.show(step_record(event.step, self.cells))
 
     def finish(self, results: "list[GenerationResult]") -> None:
         """End the stream, or print what was not streamed."""

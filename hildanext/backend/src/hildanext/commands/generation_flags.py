@@ -4,22 +4,27 @@ Every knob of a decoder is a flag: they are made from the source of the decoders
 """
 
 import argparse
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hildanext.commands import open_stage
+from hildanext.core.errors import ConfigError
+from hildanext.core.knobs import Knob, knobs_in
 
 if TYPE_CHECKING:
-    from hildanext.core.knobs import Knob
-    from hildanext.decoding import Decoder
+    from hildanext.core.runtime import RuntimeConfig
+    from hildanext.data.chat_template import Message
+    from hildanext.data.prompts import Prompt
     from hildanext.inference import GenerationConfig
+    from hildanext.stages.generate import SampleConfig
 
 DECODING = Path(__file__).parents[1] / "decoding"
 
 
 def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
     """--decoder, its presets, and a flag for each knob of each decoder; all are also --set decoder.KNOB=VALUE."""
-    from hildanext.core.knobs import knobs_in
-
     family = knobs_in(DECODING, "DECODERS")
     parser.add_argument("--decoder", metavar="NAME", help=f"{', '.join(family)}; any of its knobs: --set decoder.X=Y")
     parser.add_argument("--mode", help="S_MODE (default; alias speed) or Q_MODE (alias quality)")
@@ -32,7 +37,7 @@ def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
                 _add_flag(group, knob)
 
 
-def _add_flag(group: argparse._ArgumentGroup, knob: "Knob") -> None:
+def _add_flag(group: argparse._ArgumentGroup, knob: Knob) -> None:
     """A flag that gives a pair to `options.knobs`; a switch needs no value."""
 
     def read(text: str) -> tuple[str, Any]:
@@ -47,49 +52,92 @@ def _add_flag(group: argparse._ArgumentGroup, knob: "Knob") -> None:
     )
 
 
-def read_prompts(options: argparse.Namespace) -> list[str]:
-    from hildanext.core.errors import DataError
+class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
+    """What is asked of a model, here or elsewhere."""
 
-    if options.batch is None:
-        return [options.prompt if options.prompt is not None else ""]
-    try:
-        lines = Path(options.batch).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise DataError(f"cannot read {options.batch!r} ({problem})", "give a text file, one prompt per line") from None
-    if not lines:
-        raise DataError(f"{options.batch!r} is empty", "write one prompt per line")
-    return lines
+    prompts: "list[Prompt]"
+    modes: dict[str, dict[str, Any]]
+    """A decoder's section by the mode's name."""
+    config: "GenerationConfig"
+    model: str | None
+    chat: bool
+    system: str | None
+    """Of conversations: what the model is told before them."""
+    special_tokens_in_text: bool
+    runtime: "RuntimeConfig"
+
+    def turns(self, prompt: "Prompt") -> "tuple[Message, ...]":
+        """The conversation that a prompt is; none for a text to go on with."""
+        from hildanext.data.chat_template import Message
+
+        if prompt.text is not None and not self.chat:
+            return ()
+        before = (Message("system", self.system),) if self.system is not None else ()
+        turns = prompt.messages if prompt.text is None else (("user", prompt.text),)
+        return (*before, *(Message(role, content) for role, content in turns))
+
+    def shown(self, prompt: "Prompt") -> str:
+        """What stands on the screen before the answer."""
+        text = prompt.messages[-1][1] if prompt.text is None else prompt.text
+        return text if prompt.text is not None and not self.chat else f"{text}\n"
 
 
-def decoder_section_of(options: argparse.Namespace, run_section: dict[str, Any]) -> dict[str, Any]:
-    """Mode, effort, the run's section and single flags, each laid over the one before."""
-    from hildanext.core.config import merge
-    from hildanext.decoding import decoder_section
-
-    named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
-    section = merge({"decoder": run_section}, named)["decoder"]
-    return decoder_section(options.mode, options.effort, section, **dict(options.knobs))
-
-
-def build_generation(
-    options: argparse.Namespace, section: dict[str, Any], run_section: dict[str, Any]
-) -> "tuple[Decoder, GenerationConfig]":
+def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Generation:
+    """The section `generate` of the run with the flags in it, checked. Raises `ConfigError` and its like."""
     from hildanext.core.config import validate
-    from hildanext.decoding import make_decoder
-    from hildanext.inference import GenerationConfig
+    from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config
 
-    flags = {"seed": options.seed, "max_new_tokens": options.max_new_tokens, "stop": options.stop}
-    given = {name: value for name, value in flags.items() if value is not None}
-    settings = validate(
-        GenerationConfig, {**run_section, **given, "trace": options.trace is not None}, where="section generation"
-    )
-    return make_decoder(section), settings
+    section, context = open_stage(options, lambda section: _folded(section, options), defaults)
+    settings = validate(SampleConfig, section, "generate")
+    prompts, modes = _prompts(options, settings), decoder_sections(settings, context)
+    if len(modes) > 1 and (options.trace is not None or options.server is not None):
+        flag = "--trace" if options.trace is not None else "--server"
+        raise ConfigError(f"{flag} is about one mode, and the run names {', '.join(modes)}", "choose one with --mode")
+    config = generation_config(settings, context, trace=options.trace is not None)
+    return Generation(
+        prompts, modes, config, settings.model, settings.chat, options.system,
+        settings.special_tokens_in_text, context.runtime,
+    )  # fmt: skip
 
 
-def mode_line(options: argparse.Namespace, section: dict[str, Any]) -> str:
-    from hildanext.decoding import MODE_MEANS, MODES, mode_name
+def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The section with the flags in it; --prompt and --batch stand in place of its prompts."""
+    from hildanext.core.config import merge
 
-    name = mode_name(options.mode if options.mode is not None else "S_MODE")
-    if section["name"] != MODES[name]["name"]:
-        return str(section["name"])
-    return f"{name} (published as {MODE_MEANS[name]})"
+    if options.prompt is not None or options.batch is not None:
+        section = {key: value for key, value in section.items() if key not in ("prompts", "prompts_file")}
+    flags = {name: getattr(options, name) for name in ("seed", "max_new_tokens", "stop", "effort", "model")}
+    flags |= {"special_tokens_in_text": options.special_tokens_in_text or None}
+    flags |= {"chat": options.chat or None, "modes": [options.mode] if options.mode is not None else None}
+    named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
+    decoder = {**merge({"decoder": section.get("decoder", {})}, named)["decoder"], **dict(options.knobs)}
+    return {**section, **{name: value for name, value in flags.items() if value is not None}, "decoder": decoder}
+
+
+def _prompts(options: argparse.Namespace, settings: "SampleConfig") -> "list[Prompt]":
+    """Of --prompt or --batch, else of the section. Raises `DataError`, `ConfigError` where --system has no place."""
+    from hildanext.data.prompts import Prompt, read_prompts
+
+    file = options.batch if options.batch is not None else settings.prompts_file
+    if options.prompt is not None or file is None:
+        texts = [options.prompt] if options.prompt is not None else settings.prompts or [""]
+        prompts = [Prompt(number, text=text) for number, text in enumerate(texts, 1)]
+    else:
+        prompts = read_prompts(file)
+    conversations = settings.chat or any(prompt.messages for prompt in prompts)
+    if settings.special_tokens_in_text and not conversations:
+        raise ConfigError("--special-tokens-in-text is for conversations", "add --chat")
+    if options.system is None:
+        return prompts
+    if not settings.chat:
+        raise ConfigError("--system is for conversations", "add --chat")
+    for prompt in prompts:
+        if any(role == "system" for role, _ in prompt.messages):
+            raise ConfigError(f"line {prompt.line} has a system's turn of its own", "leave --system out")
+    return prompts
+
+
+def mode_line(name: str) -> str:
+    from hildanext.decoding import MODE_MEANS
+
+    return f"{name} (published as {MODE_MEANS[name]})" if name in MODE_MEANS else name

@@ -1,12 +1,12 @@
 """What `generate` leaves behind: the trace's file, and one line about speed and cost."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def save_trace(path: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the rows, each with its steps, beside what they were made on."""
-    write_atomically(Path(path), json.dumps({**machine, "rows": rows}, indent=1) + "\n")
+    write_atomically(Path(path), to_json({**machine, "rows": rows}, indent=1) + "\n")
     print(f"trace: {path}", file=sys.stderr)
 
 

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import add_run_flags, load_run
+from hildanext.commands import add_run_flags, load_run, print_json
+from hildanext.core.errors import ConfigError
+from hildanext.core.logging_setup import configure_logging
 
 if TYPE_CHECKING:
     from hildanext.jobs.base import Job, JobEvent
@@ -61,7 +63,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.errors import ConfigError
     from hildanext.stages.submission import open_jobs
 
     limit = options.limit if options.action == "work" else 1
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 def _submit(service: "JobService", options: argparse.Namespace) -> None:
     job = service.submit(options.kind, load_run(options))
     if options.json:
-        print(json.dumps(job.as_json()))
+        print_json(job.as_json())
         return
     print(f"queued {job.id} in {job.folder}")
     if not service.supervised():
@@ -95,7 +96,7 @@ def _submit(service: "JobService", options: argparse.Namespace) -> None:
 def _list(service: "JobService", options: argparse.Namespace) -> None:
     jobs = service.list(options.limit, options.before, options.state)
     if options.json:
-        print(json.dumps([job.as_json() for job in jobs]))
+        print_json([job.as_json() for job in jobs])
         return
     from rich.console import Console
     from rich.table import Table
@@ -112,7 +113,7 @@ def _show(service: "JobService", options: argparse.Namespace) -> None:
     job = service.get(options.id)
     outcomes = service.outcomes(options.id)
     if options.json:
-        print(json.dumps({**job.as_json(), "outcomes": outcomes}, default=str))
+        print_json({**job.as_json(), "outcomes": outcomes})
         return
     rows: dict[str, Any] = {
         "job": job.id,
@@ -163,15 +164,13 @@ def _log(service: "JobService", options: argparse.Namespace) -> None:
 def _artefacts(service: "JobService", options: argparse.Namespace) -> None:
     artefacts = service.artefacts(options.id)
     if options.json:
-        print(json.dumps([artefact.as_json() for artefact in artefacts]))
+        print_json([artefact.as_json() for artefact in artefacts])
         return
     for artefact in artefacts:
         print(f"{artefact.size:>14,}  {_time(artefact.modified)}  {artefact.path}")
 
 
 def _work(service: "JobService", options: argparse.Namespace) -> None:
-    from hildanext.core.logging_setup import configure_logging
-
     configure_logging("info")
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has Ctrl-C ignored
         signal.signal(number, signal.default_int_handler)

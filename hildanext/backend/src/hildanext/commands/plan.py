@@ -6,12 +6,16 @@ hildanext plan --config my-run.json --vram 8GiB --machine ampere --out plans/my-
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import add_recipe_flags, load_run
+from hildanext.commands import add_recipe_flags, load_run, print_json
+from hildanext.commands.check import as_recipe
 from hildanext.core.errors import ConfigError
+from hildanext.core.metrics_log import to_json
+from hildanext.core.plots import save
+from hildanext.core.run_dir import write_atomically
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.memory_plan.machine import Machine
@@ -49,8 +53,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0 when every stage fits, 1 when one does not."""
-    from hildanext.core.plots import save
-    from hildanext.core.run_dir import write_atomically
     from hildanext.memory_plan.machine import find_machine, read_bytes
     from hildanext.memory_plan.picture import plan_figure
     from hildanext.memory_plan.plan import bars, make_plan, record
@@ -61,12 +63,12 @@ def run(options: argparse.Namespace) -> int:
     plans = [make_plan(question, machine, memory) for question in _questions(options, machine)]
     plan_record = record(plans, machine, memory)
     if options.json:
-        print(json.dumps(plan_record))
+        print_json(plan_record)
     else:
         _print_plans(plans, machine)
     if options.out is not None:
         folder = Path(options.out)
-        write_atomically(folder / "plan.json", json.dumps(plan_record, indent=2) + "\n")
+        write_atomically(folder / "plan.json", to_json(plan_record, indent=2) + "\n")
         shown = {name: parts for plan in plans for name, parts in bars(plan).items()}
         save(plan_figure(shown, memory, plans[0].budget), folder / "plan.png")
     return 0 if all(plan.fits for plan in plans) else 1
@@ -74,25 +76,23 @@ def run(options: argparse.Namespace) -> int:
 
 def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Question]":
     """The stages of the run that train, in order, and decoding what they make."""
-    from hildanext.commands.check import as_recipe
     from hildanext.memory_plan.architecture import find_architecture
     from hildanext.memory_plan.sections import DEFAULT_BLOCK, convert_question, serving_question, sft_question
-    from hildanext.recipe import read_run
-    from hildanext.stages import STAGES
+    from hildanext.recipe import read_recipe
 
     if options.recipe is not None:
         options.config = options.recipe
     if options.config is None and options.model is None:
         raise ConfigError("nothing to plan", "hildanext plan --config FILE, or --model qwen3-0.6b")
     start = {"parent": options.model, **NEUTRAL} if options.config is None else {}
-    shared, steps = read_run(as_recipe(load_run(options, start)), STAGES)
+    shared, steps = read_recipe(as_recipe(load_run(options, start)), STAGES)
     questions: list[Question] = []
     made, block = options.model, None
     shape = find_architecture(made) if made is not None else None
     for step in steps:
         section = dict(step.section)
         if step.stage == "convert":
-            section = {"parent": shared.parent, **section}
+            section = {"parent": shared.start, **section}
             questions.append(convert_question(section, section.pop("data", {}), machine))
             made, block = section["parent"], questions[-1].block_size
         elif step.stage == "sft":

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import add_run_flags, load_run
+from hildanext.commands import add_run_flags, load_run, open_stage
 from hildanext.core.errors import ConfigError
 from hildanext.core.knobs import names_in
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.datasets import OnProgress
@@ -58,44 +59,47 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
 
 
-def _names(room: str, table: str) -> str:
+def _names(family: str, table: str) -> str:
     """Read from the source: importing the table loads pydantic, three times what the rest of --help takes."""
-    *most, last = names_in(DATA / room, table)
+    *most, last = names_in(DATA / family, table)
     return f"{', '.join(most)} or {last}"
 
 
 def run(options: argparse.Namespace) -> int:
     if options.graphs is not None:
         return _graphs(options)
-    section = _section(options)
-    part = _shard(options.shard)
-    tokenizer_name = section.pop("tokenizer", "tiny")
+    from hildanext.stages.prepare import prepare_parts
 
-    from hildanext.datasets import prepare
-    from hildanext.recipe import StageContext
-    from hildanext.stages.prepare import open_part
-
-    settings, tokenizer, documents = open_part(section, tokenizer_name, StageContext(Path(), "prepare"))
+    shard = _shard(options.shard)
+    section, context = open_stage(options, lambda section: _folded(section, options))
+    if not options.out and "out" not in section:
+        raise ConfigError("no output folder", "give --out FOLDER")
     started = time.perf_counter()
     with _display(options.quiet) as (progress, seen):
-        manifest = prepare(settings, tokenizer, part, documents=documents, progress=progress)
-    seconds = time.perf_counter() - started
-    print(f"{settings.out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, ", end="")
-    print(f"{len(manifest['shards'])} shards; ", end="")
-    if seen["tokens"]:
-        print(f"{seen['tokens']:,} tokens now, in {seconds:.1f} s ({seen['tokens'] / seconds:,.0f} tokens/s)")
-    else:
-        print("it was whole already")
+        for _, out, manifest in prepare_parts(section, context, shard, progress):
+            _print_part(out, manifest, seen["tokens"], time.perf_counter() - started)
+            seen["tokens"], started = 0, time.perf_counter()
+    return 0
+
+
+def _print_part(out: str, manifest: dict[str, Any], tokens: int, seconds: float) -> None:
+    """What there is, and how much of it was done now."""
+    done = f"{tokens:,} tokens now, in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s)"
+    print(f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, ", end="")
+    print(f"{len(manifest['shards'])} shards; {done if tokens else 'it was whole already'}")
     for kind, count in manifest["refused"]["counts"].items():
         print(f"  left out: {count:,} {kind}")
     for example in manifest["refused"]["examples"]:
         print(f"    {example}")
-    return 0
 
 
 def _graphs(options: argparse.Namespace) -> int:
     """Write graphs and print what was met. Raises `ConfigError` for what is missing or does not go together."""
-    section = {**load_run(options).get("graphs", {}), "name": options.graphs}
+    from hildanext.recipe import read_shared, section_of
+
+    run = load_run(options)
+    read_shared(run, STAGES)
+    section = {**section_of(run, "graphs"), "name": options.graphs}
     if options.source or options.tokenizer or options.shard != "0/1":
         raise ConfigError(
             "--graphs with --source, --tokenizer or --shard", "graphs are characters of the examples' text"
@@ -119,23 +123,24 @@ def _graphs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _section(options: argparse.Namespace) -> dict[str, Any]:
-    """The run's `prepare` section with the flags over it. Raises `ConfigError` for what is missing."""
-    section: dict[str, Any] = dict(load_run(options).get("prepare", {}))
-    source = dict(section.get("source", {}))
-    if options.source:
-        source["name"] = options.source
+def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The section `prepare` with the flags in it. Raises `ConfigError` where they would be about several parts."""
+    source: dict[str, Any] = {"name": options.source} if options.source else {}
     if options.path:
         source["path"] = options.path[0] if len(options.path) == 1 else options.path
-    if options.out:
+    parts = [name for name in ("train", "valid") if name in section]
+    if source and parts:
+        raise ConfigError(
+            f"--source and --path are one source, and the run's section 'prepare' has {' and '.join(parts)}",
+            f"leave them out, or write --set prepare.{parts[0]}.source.path=FILE",
+        )
+    if source or "source" in section:
+        section["source"] = {**section.get("source", {}), **source}
+    if options.out and not parts:
         section["out"] = options.out
     if options.tokenizer:
         section["tokenizer"] = options.tokenizer
-    if "name" not in source:
-        raise ConfigError("no source", "give --source tinystories --path FILE (hildanext prepare --help shows more)")
-    if "out" not in section:
-        raise ConfigError("no output folder", "give --out FOLDER")
-    return {**section, "source": source}
+    return section
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -4,26 +4,22 @@ Any OpenAI-compatible server will do for plain text; thresholds, seeds of our ki
 """
 
 import argparse
-import json
 import os
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import load_run
-from hildanext.commands.generation_flags import build_generation, decoder_section_of, mode_line, read_prompts
+from hildanext.commands import RUNTIME_FLAGS, print_json
+from hildanext.commands.generation_flags import Generation, mode_line, read_generation
 from hildanext.commands.generation_records import remote_stats_line, save_trace
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hildanext.decoding.state import Step
     from hildanext.engine.base import EngineEvent, Request, RequestOutput, Started
     from hildanext.engine.remote.openai import OpenAIEngine
 
 KEY = "HILDA_API_KEY"
-LOCAL = {"device": "auto", "dtype": "auto", "threads": None}
-"""Flags about a model in this process, and what they are where they were not given."""
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -31,59 +27,52 @@ def ask(options: argparse.Namespace) -> int:
     from hildanext.decoding.trace import TRACE_FORMAT
     from hildanext.engine.remote.openai import OpenAIConfig
 
-    given = [name for name, unset in LOCAL.items() if getattr(options, name) != unset]
-    if given:
-        raise ConfigError(f"--{given[0]} is about a model here, but --server asks one elsewhere", "leave it out")
-    if options.system is not None and not options.chat:
-        raise ConfigError("--system is for conversations", "add --chat")
-    texts = read_prompts(options)
-    requests, section = _requests(options, texts)
+    misplaced = [name for name in RUNTIME_FLAGS if getattr(options, name) is not None]
+    misplaced += ["special-tokens-in-text"] if options.special_tokens_in_text else []
+    if misplaced:
+        raise ConfigError(f"--{misplaced[0]} is about a model here, but --server asks one elsewhere", "leave it out")
+    asked = read_generation(options)
+    requests, prompts = _requests(options, asked), asked.prompts
     key = KEY if os.environ.get(KEY) else None
-    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(texts)).connect(options.model)
+    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(prompts)).connect(options.model)
     try:
-        answers, records = _answers(engine, requests, options, texts)
+        answers, records = _answers(engine, requests, options, asked)
     finally:
         engine.close()
-    server = _server(engine, options, section)
-    rows = [{"prompt": text, **answer.to_record()} for text, answer in zip(texts, answers, strict=True)]
+    server = _server(engine, asked)
+    rows = [{**prompt.said(), **answer.to_record()} for prompt, answer in zip(prompts, answers, strict=True)]
     if options.trace:
         traced = [{**row, "format": TRACE_FORMAT, "steps": steps} for row, steps in zip(rows, records, strict=True)]
         save_trace(options.trace, server, traced)
     if options.json:
         for row in rows:
-            print(json.dumps({**row, **server}))
+            print_json({**row, **server})
     else:
         print(remote_stats_line(answers, server))
     return 0
 
 
-def _requests(options: argparse.Namespace, texts: list[str]) -> "tuple[list[Request], dict[str, Any]]":
-    from hildanext.data.chat_template import Message
+def _requests(options: argparse.Namespace, asked: Generation) -> "list[Request]":
     from hildanext.engine.base import Request
 
-    config = load_run(options)
-    section = decoder_section_of(options, config.get("decoder", {}))
-    _, settings = build_generation(options, section, config.get("generation", {}))
-    requests = []
-    for number, text in enumerate(texts):
-        before = (Message("system", options.system),) if options.system is not None else ()
-        requests.append(
-            Request(
-                prompt=None if options.chat else text,
-                messages=(*before, Message("user", text)) if options.chat else (),
-                decoder=section,
-                max_new_tokens=settings.max_new_tokens,
-                seed=settings.seed + number,
-                stop=settings.stop,
-                ignore_eos=settings.ignore_eos,
-                steps=options.trace is not None,
-            )
+    (section,), settings = asked.modes.values(), asked.config
+    return [
+        Request(
+            prompt=None if asked.turns(prompt) else prompt.text,
+            messages=asked.turns(prompt),
+            decoder=section,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed + number,
+            stop=settings.stop,
+            ignore_eos=settings.ignore_eos,
+            steps=options.trace is not None,
         )
-    return requests, section
+        for number, prompt in enumerate(asked.prompts)
+    ]
 
 
 def _answers(
-    engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, texts: list[str]
+    engine: "OpenAIEngine", requests: "list[Request]", options: argparse.Namespace, asked: Generation
 ) -> "tuple[list[RequestOutput], list[list[Mapping[str, Any]]]]":
     """All at once on the way out, in order on the way in; beside the answers their steps."""
     from hildanext.engine.base import Failed, Finished, Piece, Started, Stepped
@@ -94,22 +83,22 @@ def _answers(
     answers: list[RequestOutput] = []
     records: list[list[Mapping[str, Any]]] = [[] for _ in requests]
     for number, events in enumerate(queues):
-        shown = _Shown(options, texts[number], alone=len(texts) == 1, first=number == 0)
-        with shown:
+        screen = _Shown(options, asked.shown(asked.prompts[number]), alone=len(queues) == 1, first=number == 0)
+        with screen:
             while len(answers) == number:
                 match events.get():
                     case Started() as started:
-                        shown.start(started)
+                        screen.start(started)
                     case Stepped(record):
                         records[number].append(record)
-                        shown.step(record)
+                        screen.step(record)
                     case Piece(text):
-                        shown.piece(text)
+                        screen.piece(text)
                     case Finished(answer):
                         answers.append(answer)
                     case Failed(error):
                         raise error
-        shown.end(answers[number])
+        screen.end(answers[number])
     return answers, records
 
 
@@ -117,12 +106,11 @@ class _Shown:
     """One text on the screen: as it arrives where it is the only one, as its denoising with --trace, or when whole."""
 
     def __init__(self, options: argparse.Namespace, text: str, alone: bool, first: bool) -> None:
-        self.text = f"{text}\n" if options.chat else text
+        self.text = text
         self.quiet = options.json
         self.watches = options.trace is not None and first and not self.quiet
         self.streams = alone and options.trace is None and not self.quiet
         self.view: Any = None
-        self.names: Any = None
 
     def __enter__(self) -> None:
         if self.streams:
@@ -138,19 +126,13 @@ class _Shown:
         if not self.watches:
             return
         from hildanext.decoding.trace import TerminalView
-        from hildanext.engine.remote.server_tokenizer import ServerTokenizer
 
-        self.names = ServerTokenizer()
-        self.names.learn((cell.token, cell.text) for cell in started.prompt)
-        self.view = TerminalView([cell.token for cell in started.prompt], self.names)
+        self.view = TerminalView([vars(cell) for cell in started.prompt])
         self.view.__enter__()
 
     def step(self, record: "Mapping[str, Any]") -> None:
         if self.view is not None:
-            self.names.learn([(cell["token"], cell["text"]) for cell in record["drafts"]])
-            for cell in record["edits"]:
-                self.names.learn([(cell["old"], cell["old_text"]), (cell["new"], cell["new_text"])])
-            self.view.show(_step(record))
+            self.view.show(record)
 
     def piece(self, text: str) -> None:
         if self.streams:
@@ -163,24 +145,10 @@ class _Shown:
             print(f"{self.text}{answer.text}\n")
 
 
-def _step(record: "Mapping[str, Any]") -> "Step":
-    from hildanext.decoding.state import Step
-
-    return Step(
-        row=0,
-        forward=record["forward"],
-        start=record["block_start"],
-        kind=record["kind"],
-        masks=list(record["masks"]),
-        drafts=[(cell["position"], cell["token"], cell["probability"]) for cell in record["drafts"]],
-        edits=[(cell["position"], cell["old"], cell["new"], cell["probability"]) for cell in record["edits"]],
-        final=record["final"],
-    )
-
-
-def _server(engine: "OpenAIEngine", options: argparse.Namespace, section: dict[str, Any]) -> dict[str, Any]:
+def _server(engine: "OpenAIEngine", asked: Generation) -> dict[str, Any]:
     """Who answered; of the decoder only what the server was told."""
     facts, hilda = engine.facts, bool(engine.server.hilda)
+    ((mode, section),) = asked.modes.items()
     return {
         "model": facts.model,
         "server": engine.address,
@@ -188,6 +156,6 @@ def _server(engine: "OpenAIEngine", options: argparse.Namespace, section: dict[s
         "dtype": facts.dtype,
         "device": facts.device,
         "block_size": facts.block_size,
-        "mode": mode_line(options, section) if hilda else None,
+        "mode": mode_line(mode) if hilda else None,
         "decoder": section if hilda else {key: section[key] for key in ("temperature", "top_p") if key in section},
     }

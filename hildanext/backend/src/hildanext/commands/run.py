@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hildanext.commands import add_recipe_flags, read_recipe
+from hildanext.core.logging_setup import configure_logging
 from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.logging_setup import configure_logging
     from hildanext.core.runtime import is_main_process
     from hildanext.recipe import execute
 

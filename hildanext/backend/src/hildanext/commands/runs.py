@@ -6,10 +6,13 @@ hildanext runs --compare runs/first runs/second --plot comparison.png
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hildanext.commands import print_json
+from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,9 +30,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from hildanext.core.errors import ConfigError
     from hildanext.report.compare_runs import differences, draw_comparison, find_runs
 
     if options.plot and not options.compare:
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("one run cannot be compared", "name at least two run folders")
     different = differences(runs) if options.compare else {}
     if options.json:
-        print(json.dumps({"runs": [run.as_json() for run in runs], "differences": different}, default=str))
+        print_json({"runs": [run.as_json() for run in runs], "differences": different})
     elif options.compare:
         _print_comparison(runs, different)
     else:

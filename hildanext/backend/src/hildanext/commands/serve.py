@@ -9,11 +9,14 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import add_run_flags, load_run
+from hildanext.commands import RUNTIME_FLAGS, add_run_flags, add_runtime_flags, load_run
 from hildanext.core.errors import ConfigError
+from hildanext.core.logging_setup import configure_logging
+from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
     from hildanext.engine.base import Engine
+    from hildanext.recipe import RunConfig
     from hildanext.serve.service import Service
     from hildanext.serve.settings import ServeConfig
 
@@ -21,7 +24,6 @@ EMBEDDED: Mapping[str, Any] = {"model": "tiny", "parent": "tiny", "chat_template
 """What is served where nothing is named: the embedded pair."""
 
 FLAGS = ("host", "port", "model", "parent", "api_key_env", "jobs_folder")
-ENGINE_FLAGS = ("device", "dtype", "threads")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,14 +37,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--api-key-env", metavar="NAME", help="environment variable that holds the key clients must send"
     )
     parser.add_argument("--jobs-folder", metavar="FOLDER", help="where jobs live (default runs/jobs); none for no jobs")
-    parser.add_argument("--device", help="auto, cpu, cuda, ...")
-    parser.add_argument("--dtype", help="auto, fp32, bf16, fp16 or fp64")
-    parser.add_argument("--threads", type=int)
+    add_runtime_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from hildanext.api import create_app, read_key
-    from hildanext.core.logging_setup import configure_logging
     from hildanext.serve.server import address_of, bind, configure_access_log, serve
     from hildanext.stages.submission import open_jobs
 
@@ -72,23 +71,40 @@ def settings_of(options: argparse.Namespace) -> "ServeConfig":
     run = load_run(options)
     if options.config is not None and "serve" not in run:
         raise ConfigError(f"{options.config!r} has no section 'serve'", 'give it one: {"serve": {"model": ...}}')
-    section = run.get("serve", {})
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"section 'serve' holds {type(section).__name__}", "a section is a JSON object")
-    named = options.model is not None or options.parent is not None or {"model", "parent"} & set(section)
-    chosen = {**({} if named else EMBEDDED), **section}
-    if options.model is not None and options.model != section.get("model"):
-        chosen.pop("parent", None)  # the section's parent is another model's
+    chosen = chosen_section(run, options, EMBEDDED)
     chosen |= {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
     for name in ("parent", "jobs_folder"):
         if chosen.get(name) == "none":
             chosen[name] = None
-    chosen.setdefault("profile", run.get("profile", "SAFE"))
+    return validate(ServeConfig, chosen, where="section serve")
+
+
+def chosen_section(run: Mapping[str, Any], options: argparse.Namespace, embedded: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `serve` over the run's own keys, with the flags of model and engine in it; `embedded` where nobody
+    names a model. Raises `ConfigError`."""
+    from hildanext.recipe import read_shared, section_of
+
+    shared, section = read_shared(run, STAGES), section_of(run, "serve")
+    named = options.model is not None or options.parent is not None or {"model", "parent"} & set(section)
+    beside = {"parent": shared.parent} if shared.parent is not None else {}
+    chosen = {"profile": shared.profile, **(beside if named else embedded), **section}
+    if options.model is not None and options.model != section.get("model"):
+        chosen |= {"model": options.model, "parent": None}  # what the file names as its parent is another model's
     engine = dict(chosen.get("engine", {"name": "auto"}))
-    if options.engine is not None and options.engine != engine.get("name"):
+    if getattr(options, "engine", None) is not None and options.engine != engine.get("name"):
         engine = {"name": options.engine}
-    engine |= {name: getattr(options, name) for name in ENGINE_FLAGS if getattr(options, name) is not None}
-    return validate(ServeConfig, {**chosen, "engine": engine}, where="section serve")
+    given = {name: getattr(options, name) for name in RUNTIME_FLAGS if getattr(options, name) is not None}
+    return {**chosen, "engine": {**_runtime(shared, engine), **engine, **given}}
+
+
+def _runtime(shared: "RunConfig", engine: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run says that an engine is to run on, as far as it is one's own machine."""
+    from hildanext.engine import engine_class
+
+    name = engine.get("name", "auto")
+    knobs = vars(engine_class("local" if name == "auto" else name)).get("__dataclass_fields__", {})
+    named = {name: getattr(shared, name) for name in RUNTIME_FLAGS if "base_url" not in engine and name in knobs}
+    return {name: value for name, value in named.items() if value not in (None, "auto")}
 
 
 def _open_engine(settings: "ServeConfig") -> "Engine":

@@ -5,9 +5,8 @@ hildanext sft --config hildanext/runs/configs/sft-tiny.json --out runs/sft-tiny 
 """
 
 import argparse
-import json
 
-from hildanext.commands import add_training_flags, load_run, report_training
+from hildanext.commands import add_training_flags, open_stage, print_json, run_training
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +19,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.sft_stage1 import prepare_data, sft
+    section, context = open_stage(options)
+    if not options.data_only:
+        return run_training(options, section, context)
+    from hildanext.stages.sft import render
 
-    config = load_run(options)
-    sections = config.get("sft", {}), config.get("chat", {})
-    if options.data_only:
-        print(json.dumps(prepare_data(*sections, options.out)))
-        return 0
-    summary = sft(*sections, options.out, config.get("profile", "SAFE"), options.quiet)
-    return report_training(options, config, {"sft_run": options.out, "sft": summary}, summary)
+    print_json(render(section, context))
+    return 0

@@ -1,19 +1,24 @@
 """A run, read and validated. Sections are read as plain mappings; the room that owns a section builds it."""
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, dataclass_transform, get_args
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from hildanext.core.complaints import complaints
 from hildanext.core.errors import ConfigError
+from hildanext.core.json_text import BROKEN, DEEPEST, BadJson, as_read_back, parse
 
 Built = TypeVar("Built")
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What every generator takes."""
+AnySeed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What torch's generators take; those of numpy want it 0 or more."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
@@ -23,32 +28,24 @@ def config(cls: type[Built]) -> type[Built]:
     return strict(cls)  # type: ignore[return-value]
 
 
-def validate(cls: type[Built], section: Mapping[str, Any], where: str, strict: bool = False) -> Built:
-    """Validate `section` into `cls`; unknown keys and wrong types are one `ConfigError` naming all of them.
+def validate(
+    cls: type[Built], section: Mapping[str, Any], where: str, strict: bool = False, besides: Collection[str] = ()
+) -> Built:
+    """Validate `section` into `cls`; unknown keys and wrong values are one `ConfigError` naming all of them.
 
-    `strict` takes types as JSON has them, without conversion.
+    `strict` takes types as JSON has them, without conversion. `besides` are names that stand beside the fields in the
+    file and that an unknown key may have been meant for.
     """
-    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     try:
         if strict:  # as JSON: Python's strictness would want an instance of `cls`
             return TypeAdapter(cls).validate_json(json.dumps(dict(section)), strict=True)
         return TypeAdapter(cls).validate_python(dict(section))
     except ValidationError as problem:
-        raise ConfigError(f"{where}: " + "; ".join(_say(error, fields) for error in problem.errors())) from None
-
-
-def _say(error: Any, fields: Sequence[str]) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        close = get_close_matches(place.rsplit(".", 1)[-1], fields, n=1)
-        guess = f", did you mean {close[0]!r}?" if close else f", known keys: {', '.join(fields)}"
-        return f"unknown key {place!r}{guess}"
-    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{place!r} is missing and has no default"
-    value = error.get("input")
-    shown = repr(value) if len(repr(value)) < 80 else type(value).__name__
-    text = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {text}, got {shown}" if place else text
+        schema = TypeAdapter(cls).json_schema()
+        schema["properties"] = {**schema.get("properties", {}), **{name: {} for name in sorted(besides)}}
+        said = complaints(problem.errors(), schema)
+        text = "; ".join(f"{place}: {words}" if place else words for place, words in said)
+        raise ConfigError(f"{where}: {text}") from None
 
 
 def may_be_none(cls: type[Any]) -> frozenset[str]:
@@ -63,35 +60,43 @@ def plain(section_object: Any) -> dict[str, Any]:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `ConfigError` with the line and column of a syntax error."""
+    """A JSON object from a file. Raises `ConfigError`, with the line and column of a syntax error."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        value = parse(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"no such file {str(path)!r}", "check the path given to --config") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"cannot read {str(path)!r} ({problem})", "give a readable JSON file") from None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as problem:
-        where = f"{path} line {problem.lineno} column {problem.colno}"
-        raise ConfigError(f"{where}: {problem.msg}", "mend the JSON") from None
+    except OSError as problem:
+        raise ConfigError(f"cannot read {str(path)!r} ({problem.strerror})", "give a readable JSON file") from None
+    except BadJson as problem:
+        raise ConfigError(f"cannot read {str(path)!r} ({problem})", "mend the JSON") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds {type(value).__name__}", "a run is a JSON object of sections")
     return value
 
 
 def read_value(text: str) -> Any:
-    """A value written on the command line: JSON where it parses, else the text itself."""
+    """A value written on the command line: JSON where it is JSON, else the text itself.
+
+    Raises `ConfigError` for JSON that is not taken (NaN, a number of thousands of digits, a key twice).
+    """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        return parse(text)
+    except BadJson as problem:
+        if problem.kind == BROKEN:
+            return text
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise ConfigError(
+            f"the value {shown} cannot be taken: {problem}", "mend it, or quote a text: '\"...\"'"
+        ) from None
 
 
 def override(run: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Apply `section.field=value` overrides; values are JSON where they parse, else text. Returns a new mapping."""
-    result: dict[str, Any] = json.loads(json.dumps(run))
+    """Apply `section.field=value` overrides; values are JSON where they parse, else text. Returns a new mapping.
+
+    Raises `ConfigError` for what is no assignment, and for a nest without end.
+    """
+    result: dict[str, Any] = as_read_back(run)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
@@ -104,12 +109,22 @@ def override(run: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
             if not isinstance(place, dict):
                 raise ConfigError(f"--set {assignment!r}", f"{name!r} is not a section")
         place[last] = value
+    _refuse_nests(result)
     return result
+
+
+def _refuse_nests(run: Mapping[str, Any]) -> None:
+    level: list[Any] = [run]
+    for _ in range(DEEPEST):
+        values = [list(value.values()) if isinstance(value, Mapping) else value for value in level]
+        level = [inner for held in values for inner in held if isinstance(inner, Mapping | list)]
+    if level:
+        raise ConfigError(f"the configuration is nested more than {DEEPEST} deep", "no section is")
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` over `below`, mappings merged key by key; a mapping with another `name` is taken whole. A new mapping."""
-    result: dict[str, Any] = json.loads(json.dumps(dict(below)))
+    result: dict[str, Any] = as_read_back(dict(below))
     for key, value in above.items():
         base = result.get(key)
         if isinstance(base, dict) and isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 
 class HildaError(Exception):
@@ -52,12 +53,31 @@ class CheckpointError(HildaError):
     """A checkpoint that could not be written, or does not fit the run that asks for it."""
 
 
+class StorageError(CheckpointError):
+    """Something could not be written: the disk is full, read-only or gone."""
+
+    status = 507
+
+
 class TrainingStopped(HildaError):
     """A guard stopped the run; the last good checkpoint is kept."""
 
 
 class NumericsError(HildaError):
     """A forward outside our attention seam, or a result that is not a number."""
+
+
+class LogitsNotFinite(NumericsError):
+    """A model whose next token cannot be told. `rows` are those of a batch that it concerns."""
+
+    status = 500
+
+    def __init__(self, who: Literal["diffusion model", "autoregressive parent"], rows: Iterable[int] = ()) -> None:
+        super().__init__(
+            f"the logits of the {who} are NaN or infinite",
+            "its weights are broken, or too large for this dtype: copy the model again, or try fp32",
+        )
+        self.rows = frozenset(rows)
 
 
 class SandboxError(HildaError):

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from hildanext.core.errors import CheckpointError
+from hildanext.core.json_text import BadJson, parse
 
 METRICS = "metrics.jsonl"
 """The file in a training run's or a stage's folder that holds what was measured, a line at a time."""
@@ -32,7 +33,7 @@ class MetricLog:
     def write(self, **fields: Any) -> None:
         """Write one line, NaN and infinity as null. Raises `CheckpointError` when the disk does not take it."""
         try:
-            self._file.write(json.dumps(finite(fields), allow_nan=False) + "\n")
+            self._file.write(to_json(fields) + "\n")
             self._file.flush()
         except OSError as problem:
             what = f"cannot write {self.path} ({problem.strerror})"
@@ -43,10 +44,10 @@ class MetricLog:
     def truncate_after(self, step: int) -> None:
         """Drop every line whose `step` is greater than the given one; a resumed run writes them again."""
         self._file.flush()
-        kept = [line for line in _lines(self.path) if json.loads(line).get("step", step) <= step]
+        kept = [line for line in _lines(self.path) if _parsed(self.path, line).get("step", step) <= step]
         fresh = self.path.with_name(self.path.name + ".tmp")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in kept)
+        with fresh.open("wb") as file:
+            file.writelines(line + b"\n" for line in kept)
             file.flush()
             os.fsync(file.fileno())
         self._file.close()
@@ -78,8 +79,11 @@ class MetricLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Every whole line of a metrics file, oldest first. A missing file is an empty list."""
-    return [json.loads(line) for line in _lines(Path(path))]
+    """Every whole line of a metrics file, oldest first. A missing file is an empty list.
+
+    Raises `CheckpointError` for a line that is no JSON object.
+    """
+    return [_parsed(Path(path), line) for line in _lines(Path(path))]
 
 
 def run_metrics(folder: str | Path) -> list[dict[str, Any]]:
@@ -87,12 +91,27 @@ def run_metrics(folder: str | Path) -> list[dict[str, Any]]:
     return read_metrics(Path(folder) / METRICS)
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> list[bytes]:
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]  # a line still being written has no newline yet
-    return [line for line in whole.splitlines() if line.strip()]
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]  # a line still being written has no newline yet
+    return [line for line in whole.split(b"\n") if line.strip()]
+
+
+def _parsed(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        value = parse(line, allow_nan=True, allow_duplicates=True)
+    except BadJson as problem:
+        raise CheckpointError(f"a line of {str(path)!r} is damaged ({problem})", "remove that line") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"a line of {str(path)!r} holds {type(value).__name__}", "remove that line")
+    return value
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The value as JSON that every reader takes: see `finite`."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def finite(value: Any) -> Any:

@@ -227,7 +227,7 @@ def bars_figure(
     """Horizontal bars with their values written beside them."""
     figure, axes = new_figure(height=0.9 + 0.42 * max(len(groups), 2))
     names, values = list(groups), list(groups.values())
-    spread = [float((errors or {}).get(name, 0.0)) for name in names]
+    spread = [error if (error := float((errors or {}).get(name) or 0.0)) > 0 else 0.0 for name in names]  # NaN: none
     colours = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
     whiskers = {"ecolor": INK, "capsize": 3}
     shown = [error if error > 0 else float("nan") for error in spread]

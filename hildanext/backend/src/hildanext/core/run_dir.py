@@ -2,32 +2,34 @@
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hildanext.core.errors import CheckpointError
+from hildanext import __version__
+from hildanext.core.errors import CheckpointError, StorageError
+from hildanext.core.json_text import BadJson, parse
+from hildanext.core.metrics_log import to_json
 
 RUN_FILE = "run.json"
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a disk that is full, read-only or gone into a `CheckpointError` that says what to do."""
+    """Turn a disk that is full, read-only or gone into a `StorageError` that says what to do."""
     try:
         yield
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             need = f"free {needed} bytes" if needed else "free some space"
-            raise CheckpointError(
+            raise StorageError(
                 f"out of disk while writing {str(path)!r}", f"{need} and run again; what was there before is untouched"
             ) from None
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            raise CheckpointError(f"cannot write {str(path)!r} ({problem.strerror})", "give another folder") from None
-        raise CheckpointError(
+            raise StorageError(f"cannot write {str(path)!r} ({problem.strerror})", "give another folder") from None
+        raise StorageError(
             f"cannot write {str(path)!r} ({problem.strerror or problem})", "see that its folder is there, and run again"
         ) from None
 
@@ -99,8 +101,6 @@ def open_run(folder: str | Path, config: Mapping[str, Any], seed: int, extra: Ma
     `extra` adds to the record, for instance `versions`, `data` (hashes) and `full` (names of the FULL
     methods that are on). The record always has `config`, `profile`, `seed`, `hildanext`, `full` and `data`.
     """
-    from hildanext import __version__
-
     folder = Path(folder)
     record: dict[str, Any] = {
         "hildanext": __version__,
@@ -111,7 +111,7 @@ def open_run(folder: str | Path, config: Mapping[str, Any], seed: int, extra: Ma
         **(extra or {}),
         "config": dict(config),
     }
-    write_atomically(folder / RUN_FILE, json.dumps(record, indent=2, default=str) + "\n")
+    write_atomically(folder / RUN_FILE, to_json(record, indent=2) + "\n")
     return folder
 
 
@@ -121,8 +121,8 @@ def read_run(folder: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as problem:
+        record: dict[str, Any] = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
+    except (OSError, BadJson) as problem:
         raise CheckpointError(f"cannot read {path} ({problem})", "delete it; the next run writes it anew") from None
     return record
 

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "safetensors", "gguf", "pydantic")
-TOLD_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
+REPORTED_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
 
+
+THREADS_PER_CORE = 64
+"""More is a slip of the pen: the system may refuse to start so many, and torch then ends the program."""
 
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Where launchers say which of several processes this is."""
@@ -148,8 +151,9 @@ def set_threads(count: int | None = None) -> int:
     if count is None:
         limit = os.environ.get("OMP_NUM_THREADS", "")
         count = int(limit) if limit.isdigit() and int(limit) > 0 else usable_cores()
-    if count < 1:
-        raise ConfigError(f"threads = {count}", "give 1 or more")
+    most = THREADS_PER_CORE * usable_cores()
+    if not 1 <= count <= most:
+        raise ConfigError(f"threads = {count}", f"give 1 to {most} on this machine")
     torch.set_num_threads(count)
     return count
 
@@ -265,7 +269,7 @@ def machine(device: "torch.device | None" = None, dtype: "torch.dtype | None" = 
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "cores": usable_cores(),
-        "cpu_flags": [flag for flag in TOLD_FLAGS if flag in cpu_flags()],
+        "cpu_flags": [flag for flag in REPORTED_FLAGS if flag in cpu_flags()],
     }
 
 

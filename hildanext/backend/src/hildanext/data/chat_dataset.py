@@ -18,6 +18,7 @@ from pydantic import Field
 
 from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, DataError
+from hildanext.core.json_text import BadJson, as_read_back, parse
 from hildanext.core.registry import build
 from hildanext.core.run_dir import save_folder_atomically
 from hildanext.data.batch import Batch
@@ -34,7 +35,7 @@ from hildanext.diffusion import CausalPairs
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "hildanext-chat-1"
+FORMAT = "hildanext-chat-2"
 MANIFEST = "manifest.json"
 PARTS = ("train", "valid")
 ARRAYS = {"tokens": "<u4", "answers": "<u4", "pairs": "<u4", "weights": "<f4", "ids": "|u1"}
@@ -56,6 +57,8 @@ class ChatDataConfig:
     template: TemplateChoice = "auto"
     template_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Settings of the template, such as Qwen3's `enable_thinking`; the checkpoint's template keeps them."""
+    special_tokens_in_text: bool = False
+    """Parse control tokens that a turn spells. Usually they are text."""
     too_long: Literal["cut", "skip", "refuse"] = "cut"
     """An answer that does not fit: cut where the row ends (without an end of text), left out, or an error. A prompt
     that fills the row leaves nothing to learn: it is left out, or an error."""
@@ -104,7 +107,7 @@ def prepare_chat(folder: Path, data: ChatDataConfig, tokenizer: Any, block_size:
             f"block size {block_size} does not divide the sequence length {data.sequence_length}",
             "choose a chat.sequence_length that it divides",
         )
-    identity = json.loads(json.dumps(chat_identity(data, tokenizer, block_size)))
+    identity = as_read_back(chat_identity(data, tokenizer, block_size))
     stored = _read_manifest(folder)
     if stored is not None and stored["identity"] == identity:
         return stored
@@ -118,10 +121,16 @@ def prepare_chat(folder: Path, data: ChatDataConfig, tokenizer: Any, block_size:
     return manifest
 
 
+def chat_rows(folder: Path, part: str) -> Iterator[np.ndarray]:
+    """The tokens of each conversation of a part, as they were rendered."""
+    arrays = Ragged(folder / part, "tokens", ARRAYS["tokens"])
+    return (arrays[number] for number in range(len(arrays)))
+
+
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        manifest = parse((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, BadJson):
         return None  # made anew from the source
     return manifest if isinstance(manifest, dict) else None
 
@@ -174,7 +183,8 @@ def _write_parts(fresh: Path, data: ChatDataConfig, tokenizer: Any, block_size: 
             for example, where in source.examples(report):
                 part = chosen["valid" if held_out(example.id, share) else "train"]
                 try:
-                    part.add(example, _fitting(render(tokenizer, example, block_size), data, where, cuts))
+                    rows = render(tokenizer, example, block_size, data.special_tokens_in_text)
+                    part.add(example, _fitting(rows, data, where, cuts))
                 except BadExample as problem:
                     refuse(report, problem, where)
                 else:

@@ -7,16 +7,18 @@ A training row is what inference feeds: the prompt is the chat template's own te
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
-
-from jinja2 import TemplateError
+from weakref import WeakKeyDictionary
 
 from hildanext.core.errors import ConfigError, DataError
-from hildanext.data.prompts import ROLES
+from hildanext.core.json_text import check_prompt_text
+from hildanext.data.control_tokens import Encoded, Marks, Unspeakable, encode_marked, find_marks
+from hildanext.data.template_rendering import TemplateRefused, render_template
+from hildanext.data.turns import ROLES
 from hildanext.tokenization import begin_document
 
 PLAIN_TEMPLATE = (
@@ -29,6 +31,11 @@ PLAIN_TEMPLATE = (
 """For base models, whose tokenizers have no template: `User:`, a line, the text, an empty line; `Assistant:` alike."""
 
 TemplateChoice = Literal["auto", "own", "plain"]
+
+logger = logging.getLogger(__name__)
+
+_looked_at: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()
+"""Of each tokenizer the template whose generation prompt was looked for."""
 
 
 class BadExample(DataError):
@@ -48,7 +55,7 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation that ends with an answer.
+    """A conversation that ends with an answer which is learnt.
 
     `prompt` and `response` are the last user turn and the last answer, as trained; a causal graph's spans count their
     characters. `raw` is the answer as the data has it (GSM8K's with its calculator annotations).
@@ -60,6 +67,8 @@ class Example:
     id: str
     messages: tuple[Message, ...]
     raw: str = ""
+    unlearnt: frozenset[int] = frozenset()
+    """Answers among the messages, by their number from 0, that are read and not learnt."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +97,18 @@ class Rendering:
 
 
 def make_example(
-    messages: Sequence[Message], id: str | None = None, graph: Any = None, raw: str | None = None
+    messages: Sequence[Message],
+    id: str | None = None,
+    graph: Any = None,
+    raw: str | None = None,
+    unlearnt: Collection[int] = (),
 ) -> Example:
-    """Check the turns and make an example of them; turns after the last answer teach nothing and are dropped.
+    """Check the turns and make an example of them; turns after the last learnt answer teach nothing and are dropped.
+    `unlearnt` are numbers of answers, from 0, that are read and not learnt.
 
     Without an `id` the example is named by a hash of its turns, so that a duplicate has the same name. Raises
-    `BadExample` for an unknown role, an empty turn, a conversation without an answer, or with one before any question.
+    `BadExample` for an unknown role, an empty turn, a conversation without an answer (that is learnt), or with one
+    before any question.
     """
     for number, (role, content) in enumerate(messages, start=1):
         if role not in ROLES:
@@ -103,7 +118,12 @@ def make_example(
     answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
     if not answers:
         raise BadExample("no assistant turn")
-    kept = tuple(messages[: answers[-1] + 1])
+    learnt = [number for number in answers if number not in unlearnt]
+    if not learnt:
+        raise BadExample("no answer is learnt", f"each of {len(answers)} has weight 0")
+    if graph is not None and learnt[-1] != answers[-1]:
+        raise BadExample("causal_graph of an answer of weight 0")
+    kept = tuple(messages[: learnt[-1] + 1])
     questions = [number for number, message in enumerate(kept) if message.role == "user"]
     if not questions or questions[0] > answers[0]:
         raise BadExample("an answer before any user turn")
@@ -111,7 +131,9 @@ def make_example(
         raise BadExample("causal_graph is no object")
     response = kept[-1].content
     name = id if id is not None else hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
-    return Example(kept[questions[-1]].content, response, graph, name, kept, response if raw is None else raw)
+    raw = response if raw is None else raw
+    skipped = frozenset(number for number in answers if number < len(kept) and number in unlearnt)
+    return Example(kept[questions[-1]].content, response, graph, name, kept, raw, skipped)
 
 
 def set_template(tokenizer: Any, choice: TemplateChoice = "auto", options: Mapping[str, Any] | None = None) -> str:
@@ -136,41 +158,93 @@ def set_template(tokenizer: Any, choice: TemplateChoice = "auto", options: Mappi
         earlier = r"\{%- set " + name + r' = (?:true|false|"[^"]*"|[-\d.e]+) %\}'
         text = "{%- set " + f"{name} = {json.dumps(value)}" + " %}" + re.sub(earlier, "", text)
     tokenizer.chat_template = text
+    warn_without_header(tokenizer)
     return kind
 
 
 def chat_text(tokenizer: Any, messages: Sequence[Message], answer: bool = True) -> str:
     """The template's text of a conversation; with `answer` it opens the assistant's next turn.
 
-    Raises `BadExample` where the template refuses the conversation, `ConfigError` where there is no template.
+    Raises `BadExample` where the template refuses the conversation, `ConfigError` where there is no template,
+    `ModelError` for one that takes too long or too much memory.
     """
-    if tokenizer.chat_template is None:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
+    if template is None:
         raise ConfigError("the tokenizer has no chat template", "fine-tune the model first, or give a plain prompt")
     turns = [{"role": role, "content": content} for role, content in messages]
+    fields = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": answer}
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
-    except TemplateError as problem:
-        raise BadExample("the chat template refuses it", " ".join(str(problem).split())[:120]) from None
+        return render_template(template, {**tokenizer.special_tokens_map, **fields})
+    except TemplateRefused as problem:
+        raise BadExample("the chat template refuses it", str(problem)[:120]) from None
 
 
-def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The prompt that inference feeds: the conversation so far and the header of the answer to come."""
-    return _encode(tokenizer, chat_text(tokenizer, messages), opens=True)[0]
+def opens_answers(tokenizer: Any) -> bool:
+    """Whether the template writes the header of an answer to come (`add_generation_prompt`)."""
+    question = [Message("user", "?")]
+    try:
+        return chat_text(tokenizer, question) != chat_text(tokenizer, question, answer=False)
+    except BadExample:  # it wants another conversation than this one
+        return True
 
 
-def render(tokenizer: Any, example: Example, block_size: int = 1) -> list[Rendering]:
-    """The training rows of a conversation; each answer is supervised in exactly one.
+def warn_without_header(tokenizer: Any) -> None:
+    """Say once of a tokenizer that its template leaves the header of an answer to the model."""
+    template = tokenizer.chat_template
+    if template is None or _looked_at.get(tokenizer) == template:
+        return
+    _looked_at[tokenizer] = template
+    if not opens_answers(tokenizer):
+        logger.warning(
+            "the chat template has no generation prompt: the model must write the header of its role itself, "
+            "and its answers begin with it"
+        )
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Message], special_tokens_in_text: bool = False) -> list[int]:
+    """The prompt that inference feeds: the conversation so far and the header of the answer to come.
+
+    Control tokens that a message spells are encoded as text; with `special_tokens_in_text` they are parsed. Raises
+    `BadExample` where they cannot be told from the template's own, and what `chat_text` raises.
+    """
+    warn_without_header(tokenizer)
+    marks = None if special_tokens_in_text else find_marks(tokenizer, messages)
+    return _encode(tokenizer, _marked_text(tokenizer, messages, marks), marks, opens=True)[0]
+
+
+def _marked_text(tokenizer: Any, messages: Sequence[Message], marks: Marks | None, answer: bool = True) -> str:
+    """`chat_text` with marks for the control tokens that messages spell."""
+    text = chat_text(tokenizer, messages, answer)
+    if marks is None:
+        return text
+    marked = chat_text(tokenizer, [Message(role, marks.put(role, content)) for role, content in messages], answer)
+    if marks.lift(marked) != text:
+        spelled = ", ".join(marks.letters)
+        raise BadExample("a special token in a turn that the chat template alters", spelled)
+    return marked
+
+
+def render(
+    tokenizer: Any, example: Example, block_size: int = 1, special_tokens_in_text: bool = False
+) -> list[Rendering]:
+    """The training rows of a conversation; each answer that is learnt is supervised in exactly one.
 
     An answer joins the row of an earlier one where the template and the tokens of the longer conversation begin with
     those of the shorter, and where the two have no block in common: the tail of a block would else show the next
-    question, which inference never shows. Raises `BadExample`.
+    question, which inference never shows. Control tokens that a turn spells are text, unless
+    `special_tokens_in_text` has them parsed. Raises `BadExample`.
     """
-    _refuse_special_tokens(tokenizer, example.messages)
+    marks = find_marks(tokenizer, example.messages)
+    if special_tokens_in_text and marks is not None:
+        _refuse_ends(tokenizer, marks)
+        marks = None
     rows: list[Rendering] = []
     for turn, message in enumerate(example.messages):
-        if message.role != "assistant":
+        if message.role != "assistant" or turn in example.unlearnt:
             continue
-        rendering = _answer(tokenizer, example, turn)
+        rendering = _answer(tokenizer, example, turn, marks)
         for number, row in enumerate(rows):
             if _goes_on(row, rendering, block_size):
                 rows[number] = Rendering(
@@ -182,21 +256,21 @@ def render(tokenizer: Any, example: Example, block_size: int = 1) -> list[Render
     return rows
 
 
-def _answer(tokenizer: Any, example: Example, turn: int) -> Rendering:
+def _answer(tokenizer: Any, example: Example, turn: int, marks: Marks | None) -> Rendering:
     """The conversation up to one answer, and that answer."""
     messages = example.messages
-    prompt = chat_text(tokenizer, messages[:turn])
-    whole = chat_text(tokenizer, messages[: turn + 1], answer=False)
+    prompt = _marked_text(tokenizer, messages[:turn], marks)
+    whole = _marked_text(tokenizer, messages[: turn + 1], marks, answer=False)
     if not whole.startswith(prompt):
         raise BadExample("the chat template changes the prompt once there is an answer", "template 'plain' does not")
     answer = whole[len(prompt) :]
     end = answer.find(tokenizer.eos_token)
     answer = answer.rstrip() + tokenizer.eos_token if end < 0 else answer[: end + len(tokenizer.eos_token)]
-    ids, offsets = _encode(tokenizer, prompt, opens=True)
+    ids, offsets = _encode(tokenizer, prompt, marks, opens=True)
     begin = len(ids)
-    more, places = _encode(tokenizer, answer)
+    more, places = _encode(tokenizer, answer, marks)
     offsets += [(start + len(prompt), stop + len(prompt)) for start, stop in places]
-    text = prompt + answer
+    text = prompt + answer if marks is None else marks.lift(prompt + answer)
     fields: dict[str, tuple[int, int]] = {}
     if turn == len(messages) - 1:
         fields = _fields(text, len(prompt), example)
@@ -210,12 +284,19 @@ def _goes_on(row: Rendering, longer: Rendering, block_size: int) -> bool:
     return apart and longer.ids[:end] == row.ids
 
 
-def _encode(tokenizer: Any, text: str, opens: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+def _encode(tokenizer: Any, text: str, marks: Marks | None, opens: bool = False) -> Encoded:
     """Tokens and their characters; a text that opens a document gets the beginning-of-text token."""
     if not tokenizer.is_fast:
         raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer", "give one that has a tokenizer.json")
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    plain, offsets = list(encoding["input_ids"]), [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
+    check_prompt_text(text)
+    if marks is None:
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        plain, offsets = list(encoding["input_ids"]), [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
+    else:
+        try:
+            plain, offsets = encode_marked(tokenizer, text, marks)
+        except Unspeakable as problem:
+            raise BadExample("a special token in a turn", problem.message) from None
     ids = begin_document(tokenizer, plain) if opens else plain
     return ids, [(0, 0)] * (len(ids) - len(plain)) + offsets
 
@@ -242,20 +323,8 @@ def _place(text: str, content: str, last: bool) -> tuple[int, int] | None:
     return None
 
 
-def _refuse_special_tokens(tokenizer: Any, messages: Sequence[Message]) -> None:
-    """A turn that spells a special token would end itself, open another, or hold a mask."""
-    pattern = _special_tokens(tuple(sorted(_special_names(tokenizer))))
-    for message in messages:
-        match = pattern.search(message.content)
-        if match is not None:
-            raise BadExample("a special token in a turn", match.group())
-
-
-def _special_names(tokenizer: Any) -> set[str]:
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return added | {str(token) for token in tokenizer.all_special_tokens}
-
-
-@lru_cache(maxsize=8)
-def _special_tokens(names: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(name) for name in names if name) or "(?!)")
+def _refuse_ends(tokenizer: Any, marks: Marks) -> None:
+    """A turn whose tokens are parsed must not end itself, or hold a mask."""
+    for name in (tokenizer.eos_token, tokenizer.mask_token):
+        if name is not None and str(name) in marks.letters:
+            raise BadExample("a special token in a turn", str(name))

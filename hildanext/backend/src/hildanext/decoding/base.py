@@ -65,7 +65,8 @@ class Edit:
     write: Bool[Tensor, "batch block"]
     tokens: Int[Tensor, "batch block"]
     confidence: Float[Tensor, "batch block"]
-    """Probability of each token in the model's own distribution (0 where no logits were asked for)."""
+    """Probability of each token in the model's own distribution (0 where no logits were asked for; no number where
+    these are none, for which the step is refused)."""
     final: Bool[Tensor, " batch"]
     """True for a row whose block is finished once this edit is applied."""
 
@@ -88,7 +89,8 @@ class Denoiser(Protocol):
         """One forward of the active blocks; the logits that predict the chosen positions, in row-major order."""
 
     def write(self, edit: Edit) -> list[int]:
-        """Apply an edit; rows whose block is final move on. Returns those."""
+        """Apply an edit; rows whose block is final move on. Returns those. Raises `LogitsNotFinite`, and then nothing
+        was written."""
 
     def revise(self, window: int, edit: EditRule, rows: Sequence[int]) -> None:
         """Of rows whose block has just become final: offer the `window` finished blocks before it to `edit`."""

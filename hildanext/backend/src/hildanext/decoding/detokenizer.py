@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.data.generation_result import FinishReason
+from hildanext.detokenization import Detokenizer
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,20 @@ class Stop:
 class IncrementalDetokenizer:
     """Turns the final tokens of one row into pieces of text, each shown once and never taken back.
 
-    Without a tokenizer there is no text. Half a character and what may become a stop string are held back.
+    The text goes on from `prompt`, the row's ids before it. Without a tokenizer there is no text. Half a character and
+    what may become a stop string are held back.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None,
+        prompt: Sequence[int],
         eos: frozenset[int],
         stop: Sequence[str] = (),
         show: Callable[[str], None] | None = None,
     ) -> None:
-        self.tokenizer, self.eos, self.stop, self.show = tokenizer, eos, tuple(stop), show
+        self.eos, self.stop, self.show = eos, tuple(stop), show
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, prompt)
         self._shown = ""
 
     def add(self, tokens: list[int], full: bool, held: int = 0) -> Stop | None:
@@ -40,7 +45,7 @@ class IncrementalDetokenizer:
         """
         ending = self._ending(tokens, full)
         if ending is None:
-            self._say(self._text(tokens[: max(len(tokens) - held, 0)]), final=False)
+            self._say(self._text(tokens[: max(len(tokens) - held, 0)], whole=False), final=False)
         else:
             self._say(ending.text, final=True)
         return ending
@@ -48,7 +53,7 @@ class IncrementalDetokenizer:
     def _ending(self, tokens: list[int], full: bool) -> Stop | None:
         end = next((i for i, token in enumerate(tokens) if token in self.eos), None)
         kept = tokens if end is None else tokens[: end + 1]
-        text = self._text(kept if end is None else kept[:-1])
+        text = self._text(kept if end is None else kept[:-1], whole=full or end is not None)
         stop = min((at for at in (text.find(word) for word in self.stop) if at >= 0), default=None)
         if stop is not None:
             return Stop(self._cut(kept, text, stop), text[:stop], "stop")
@@ -59,20 +64,17 @@ class IncrementalDetokenizer:
     def _cut(self, tokens: list[int], text: str, stop: int) -> list[int]:
         """The shortest beginning of `tokens` whose text holds the stop string whole."""
         length = stop + max(len(word) for word in self.stop if text.startswith(word, stop))
-        low, high = 0, len(tokens)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if len(self._text(tokens[:middle])) >= length else (middle + 1, high)
-        return tokens[:low]
+        assert self._detokenizer is not None
+        ends = accumulate(len(piece) for piece in self._detokenizer.pieces(tokens))
+        return tokens[: next(count for count, end in enumerate(ends, 1) if end >= length)]
 
-    def _text(self, tokens: list[int]) -> str:
-        return "" if self.tokenizer is None else str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+    def _text(self, tokens: list[int], whole: bool) -> str:
+        return "" if self._detokenizer is None else self._detokenizer.text(tokens, whole)
 
     def _say(self, text: str, final: bool) -> None:
         if self.show is None:
             return
         if not final:
-            text = text.rstrip("\ufffd")
             text = text[: len(text) - max((_overlap(text, word) for word in self.stop), default=0)]
         if text.startswith(self._shown) and len(text) > len(self._shown):
             piece, self._shown = text[len(self._shown) :], text

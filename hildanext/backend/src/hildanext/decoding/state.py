@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hildanext import masks
+from hildanext.core.errors import LogitsNotFinite
 from hildanext.core.runtime import send
 from hildanext.decoding.base import Canvas, Edit, EditRule
 from hildanext.decoding.commit import Commit, CommitPolicy
@@ -146,12 +147,16 @@ class DecodeState:
         canvas = self._canvas
         written = canvas.apply(edit)
         edits = (edit.write & ~canvas.masked).sum(-1)
-        flags = torch.stack([edit.final, canvas.masked.any(-1), edit.write.any(-1), edits], -1).tolist()
+        told = edit.confidence.isfinite().all(-1)
+        flags = torch.stack([edit.final, canvas.masked.any(-1), edit.write.any(-1), edits, told], -1).tolist()
+        untold = [row.index for row, flag in zip(self.rows, flags, strict=True) if not flag[-1]]
+        if untold:
+            raise LogitsNotFinite("diffusion model", untold)
         if self.observe is not None:
             for taken in steps(self.rows, canvas, edit, self._places, "denoise"):
                 self.observe(taken)
         finished = []
-        for number, (row, tokens, (final, had_masks, wrote, edited)) in enumerate(
+        for number, (row, tokens, (final, had_masks, wrote, edited, _)) in enumerate(
             zip(self.rows, written, flags, strict=True)
         ):
             row.tokens[row.start : row.start + self.block] = tokens

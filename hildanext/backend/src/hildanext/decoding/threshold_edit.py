@@ -32,15 +32,15 @@ class ThresholdEdit(Decoder):
     """Probability above which a mask is filled; 1 fills one position per forward."""
     tau_edit: float | None = Field(title="Edit a word above", default=0.5, ge=0, le=1, allow_inf_nan=False)
     """Probability above which a written token is replaced; off (None) edits nothing, 0 on any disagreement."""
-    max_post: int = Field(title="Forwards once filled", default=16, ge=0, le=1024)
+    max_post: int = Field(title="Forwards once filled", default=16, ge=0, json_schema_extra={"request_maximum": 1024})
     """Forwards a block may have after its last mask was filled."""
     tau_cautious: float | None = Field(title="Where unsure, above", default=None, ge=0, le=1, allow_inf_nan=False)
     """Where the masks' mean confidence m is low, fill above tau_cautious + m (tau_mask - tau_cautious); off is None."""
     kv_safe: bool = Field(title="End only when settled", default=False)
     """End a block only with a forward that changed nothing: at most one forward more, never another token."""
-    window: int = Field(title="Blocks still edited", default=0, ge=0, le=1024)
+    window: int = Field(title="Blocks still edited", default=0, ge=0, json_schema_extra={"request_maximum": 1024})
     """Finished blocks that are offered for editing again after each block; their text is held back until then."""
-    temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, json_schema_extra={"request_maximum": 100})
     """0 is greedy."""
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     """Draw from the likeliest tokens that hold this probability together; None is all of them."""

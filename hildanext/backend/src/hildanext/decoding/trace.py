@@ -1,29 +1,32 @@
 """What decoding did, step by step: as JSON to keep, and live in a terminal to watch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from hildanext.decoding.sequence import Step
+from hildanext.detokenization import TokenCells, cell_bytes, pieces_of
 
 TRACE_FORMAT = 1
 STYLES = {"prompt": "dim", "kept": "", "draft": "bold green", "edit": "bold black on yellow", "mask": "dim blue"}
 MASK = "░"
 
 
-def step_record(step: Step, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Any]:
-    """A step in JSON types; token texts beside the ids where there is a tokenizer."""
+def step_record(step: Step, texts: TokenCells | None = None) -> dict[str, Any]:
+    """A step in JSON types; beside the ids what their texts are, where there are any (`TokenCells.cell`)."""
+    drafts: list[dict[str, Any]]
+    edits: list[dict[str, Any]]
     drafts = [{"position": at, "token": new, "probability": round(p, 6)} for at, new, p in step.drafts]
     edits = [{"position": at, "old": old, "new": new, "probability": round(p, 6)} for at, old, new, p in step.edits]
-    if tokenizer is not None:
+    if texts is not None:
         for cell in drafts:
-            cell["text"] = tokenizer.decode([cell["token"]])
+            cell |= texts.cell(cell["position"], cell["token"])
         for cell in edits:
-            cell["old_text"], cell["new_text"] = tokenizer.decode([cell["old"]]), tokenizer.decode([cell["new"]])
+            for which in ("old", "new"):
+                cell |= texts.cell(cell["position"], cell[which], f"{which}_")
     return {
         "row": step.row,
         "forward": step.forward,
@@ -36,26 +39,21 @@ def step_record(step: Step, tokenizer: PreTrainedTokenizerBase | None = None) ->
     }
 
 
-def trace_record(steps: Sequence[Step], tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Any]:
+def trace_record(steps: Sequence[Step], texts: TokenCells | None = None) -> dict[str, Any]:
     """A whole trace; `final` marks the step that committed its block."""
-    return {"format": TRACE_FORMAT, "steps": [step_record(step, tokenizer) for step in steps]}
+    return {"format": TRACE_FORMAT, "steps": [step_record(step, texts) for step in steps]}
 
 
 class TerminalView:
     """One row's document as it is being denoised: masks, this step's drafts and edits in colour.
 
-    On a terminal the picture is redrawn in place; elsewhere every step is one line.
+    `prompt` are its cells (`TokenCells.prompt`). On a terminal the picture is redrawn in place; elsewhere every step is
+    one line.
     """
 
-    def __init__(
-        self, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase, console: Console | None = None
-    ) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, prompt: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
         self.console = console if console is not None else Console()
-        self.prompt = len(prompt)
-        self.cells: dict[int, tuple[str, str]] = {
-            at: (tokenizer.decode([token]), "prompt") for at, token in enumerate(prompt)
-        }
+        self.cells: dict[int, tuple[bytes, str]] = {cell["position"]: (cell_bytes(cell), "prompt") for cell in prompt}
         self.forwards = 0
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
 
@@ -68,13 +66,13 @@ class TerminalView:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, step: Step) -> None:
-        """Draw the canvas after a step."""
+    def show(self, step: Mapping[str, Any]) -> None:
+        """Draw the canvas after a step, told by its record."""
         self.forwards += 1
-        self.cells = {at: (text, "kept" if how in ("draft", "edit") else how) for at, (text, how) in self.cells.items()}
-        self.cells |= {at: (MASK, "mask") for at in step.masks}
-        self.cells |= {at: (self.tokenizer.decode([new]), "draft") for at, new, _ in step.drafts}
-        self.cells |= {at: (self.tokenizer.decode([new]), "edit") for at, _, new, _ in step.edits}
+        self.cells = {at: (raw, "kept" if how in ("draft", "edit") else how) for at, (raw, how) in self.cells.items()}
+        self.cells |= {at: (MASK.encode(), "mask") for at in step["masks"]}
+        self.cells |= {cell["position"]: (cell_bytes(cell), "draft") for cell in step["drafts"]}
+        self.cells |= {cell["position"]: (cell_bytes(cell, "new_"), "edit") for cell in step["edits"]}
         if self._live is not None:
             self._live.update(self.render(), refresh=True)
         else:
@@ -86,28 +84,31 @@ class TerminalView:
         for name in ("mask", "draft", "edit"):
             picture.append(f" {name} ", style=STYLES[name])
         picture.append("\n")
-        for at in self._visible():
-            text, how = self.cells[at]
+        for text, how in self._visible():
             picture.append(text, style=STYLES[how])
         return picture
 
-    def _visible(self) -> list[int]:
-        """The last positions, as many as the screen surely holds (a line break may cost a whole line)."""
+    def _texts(self, start: int = 0) -> list[tuple[str, str]]:
+        """Text and look of each position from `start` on, in order."""
+        cells = [self.cells[at] for at in sorted(at for at in self.cells if at >= start)]
+        return list(zip(pieces_of(raw for raw, _ in cells), (how for _, how in cells), strict=True))
+
+    def _visible(self) -> list[tuple[str, str]]:
+        """The last of them, as many as the screen surely holds (a line break may cost a whole line)."""
         cells_left = self.console.width * max(self.console.height - 4, 1)
-        shown: list[int] = []
-        for at in sorted(self.cells, reverse=True):
-            text = self.cells[at][0]
+        shown: list[tuple[str, str]] = []
+        for text, how in reversed(self._texts()):
             cells_left -= len(text) + self.console.width * text.count("\n")
             if cells_left < 0:
                 break
-            shown.append(at)
+            shown.append((text, how))
         return shown[::-1]
 
-    def line(self, step: Step) -> Text:
+    def line(self, step: Mapping[str, Any]) -> Text:
         """One step as one line: counts, then the active block with masks, drafts and edits marked."""
-        head = f"{self.forwards:4d} {step.kind} block at {step.start}: {len(step.masks)} masks, "
-        line = Text(f"{head}+{len(step.drafts)} drafts, {len(step.edits)} edits{', final' if step.final else ''} | ")
-        for at in sorted(at for at in self.cells if at >= step.start):
-            text, how = self.cells[at]
+        start, final = step["block_start"], ", final" if step["final"] else ""
+        head = f"{self.forwards:4d} {step['kind']} block at {start}: {len(step['masks'])} masks, "
+        line = Text(f"{head}+{len(step['drafts'])} drafts, {len(step['edits'])} edits{final} | ")
+        for text, how in self._texts(start):
             line.append(text.replace("\n", "⏎"), style=STYLES[how])
         return line

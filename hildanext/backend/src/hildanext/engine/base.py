@@ -66,6 +66,24 @@ class Request:
     """Send a `Stepped` for every forward."""
     parent: bool = False
     """The autoregressive parent answers, not the diffusion model."""
+    scores: bool = False
+    """Tell log p of every token given those before it (`RequestOutput.scores`): of the parent, or of a diffusion model
+    of the `parent` alignment, which then writes one token at a time. `max_new_tokens` may be 0."""
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token of a document and what the model says of its place, given the tokens before it. Natural logarithms."""
+
+    text: str
+    logprob: float | None
+    """None for the first token, which nothing comes before."""
+    raw: bytes = b""
+    """The token's own bytes. Texts join to that of the document: of half a character the text is empty."""
+    best: str | None = None
+    """The most probable token in its place."""
+    best_logprob: float | None = None
+    best_raw: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,8 @@ class Cell:
     token: int
     text: str
     probability: float | None = None
+    bytes: list[int] | None = None
+    """Where the token is no whole characters: what it is."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,8 @@ class RequestOutput(GenerationResult):
     seconds: float
     """From submission to the end."""
     edits_supported: bool = True
+    scores: tuple[TokenScore, ...] | None = None
+    """Of the prompt's tokens and the answer's, where they were asked for."""
 
     def to_record(self) -> dict[str, Any]:
         record = super().to_record()
@@ -159,9 +181,12 @@ class EngineFacts:
     """Requests that may wait beyond those."""
     supports_editing: bool
     supports_steps: bool
+    supports_scores: bool = False
     ready: bool = True
     chat_template: bool | None = None
     """Whether the model came with a chat template of its own; None: not known here."""
+    generation_prompt: bool | None = None
+    """Whether that template writes the header of the answer; without one the model must write it itself."""
     special_tokens: frozenset[int] = frozenset()
     """Ids that no text shows, as the end of text; empty where they are not known."""
 

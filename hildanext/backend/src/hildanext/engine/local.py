@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from pydantic import Field
 
 from hildanext.ar import Parent
 from hildanext.core.config import config
-from hildanext.core.errors import ConfigError, HildaError, PromptError
+from hildanext.core.errors import ConfigError, HildaError, LogitsNotFinite, PromptError
+from hildanext.core.json_text import check_prompt_text
 from hildanext.core.runtime import RuntimeConfig, available_memory
-from hildanext.data.chat_template import encode_chat
+from hildanext.data.chat_template import encode_chat, opens_answers
 from hildanext.decoding import decoder_section, make_decoder
+from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces, special_ids
 from hildanext.engine.base import (
     Cancelled,
     Cell,
@@ -38,6 +40,7 @@ from hildanext.engine.base import (
     RequestOutput,
     Sink,
     Started,
+    TokenScore,
 )
 from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Totals, step_all
 from hildanext.engine.scheduler import Admission, Scheduler
@@ -47,7 +50,7 @@ from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
-from hildanext.tokenization import encode_prompt
+from hildanext.tokenization import encode_prompt, same_words
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class LocalEngineConfig:
     """Keys and values of all requests and kept prefixes; None: a quarter of the memory that is free at the start."""
     keep_prefixes: bool = True
     """Keep the blocks of ended requests for those that begin with the same ones, in what the running ones leave."""
+    special_tokens_in_text: bool = False
+    """Parse control tokens that a message spells (`<|im_end|>`), as those of the template. Usually they are text."""
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)
@@ -99,15 +104,18 @@ class LocalEngine(Engine):
     ) -> None:
         self.model, self.tokenizer, self.parent = model, tokenizer, parent
         self.settings = settings = settings if settings is not None else LocalEngineConfig()
+        own = parent.tokenizer if parent is not None else None
+        self.parent_tokenizer = tokenizer if own is None or own is tokenizer or same_words(own, tokenizer) else own
+        """The model's where they have the same words, so that both are asked with the same template."""
         self.token_bytes = bytes_per_token(model.causal_lm)
         self.limit_bytes = _cache_limit(settings, model.device)
         self.totals = Totals()
         kept = self.limit_bytes if settings.keep_prefixes else 0
         self.prefixes = PrefixCache(model.card.block_size, kept)
         self.diffusion = DiffusionRunner(model, tokenizer, self.prefixes, settings.prefill_tokens, self.totals)
-        self.autoregressive = (
-            None if parent is None else ARRunner(parent, model.card.block_size, settings.prefill_tokens, self.totals)
-        )
+        self.autoregressive = self._ar_runner(parent)
+        own = Parent(model.causal_lm, tokenizer, model.banned) if model.card.alignment == "parent" else None
+        self.one_by_one = self._ar_runner(own)
         self._facts = EngineFacts(
             engine="transformers",
             reason=reason,
@@ -122,8 +130,10 @@ class LocalEngine(Engine):
             queue=settings.queue,
             supports_editing=True,
             supports_steps=True,
+            supports_scores=True,
             chat_template=tokenizer.chat_template is not None,
-            special_tokens=frozenset(tokenizer.all_special_ids),
+            generation_prompt=None if tokenizer.chat_template is None else opens_answers(tokenizer),
+            special_tokens=special_ids(tokenizer),
         )
         self._scheduler: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)
         self._ids = itertools.count()
@@ -137,6 +147,11 @@ class LocalEngine(Engine):
         self._thread = threading.Thread(target=self._run, name="hilda-model", daemon=True)
         self._thread.start()
         _open.add(self)
+
+    def _ar_runner(self, parent: Parent | None) -> ARRunner | None:
+        if parent is None:
+            return None
+        return ARRunner(parent, self.model.card.block_size, self.settings.prefill_tokens, self.totals)
 
     @property
     def facts(self) -> EngineFacts:
@@ -162,6 +177,8 @@ class LocalEngine(Engine):
 
     def submit(self, request: Request, sink: Sink) -> "EngineTicket":
         prompt = self._encode(request)
+        if request.max_new_tokens == 0 and not request.scores:
+            raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
         limit = length_limit(self.model, len(prompt), request.max_new_tokens)
         if request.parent and self.parent is not None:
             self.parent.check_length(len(prompt), limit - len(prompt))
@@ -207,6 +224,8 @@ class LocalEngine(Engine):
         """Keys and values of `limit` tokens: of the diffusion model in whole blocks."""
         if request.parent and self.autoregressive is not None:
             return limit * self.autoregressive.token_bytes
+        if request.scores:
+            return limit * self.token_bytes
         block = self.model.card.block_size
         return -(-limit // block) * block * self.token_bytes
 
@@ -216,19 +235,31 @@ class LocalEngine(Engine):
             raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(kinds)}")
         if request.parent and self.parent is None:
             raise ConfigError("this server has no autoregressive parent", "start it with --parent")
+        if request.scores and not request.parent and self.one_by_one is None:
+            raise ConfigError(
+                "this model has no likelihood of single tokens: its alignment is 'block', and predicts them in blocks",
+                "ask the autoregressive parent, or measure a bound with hildanext eval",
+            )
         texts = [request.prompt or "", *(message.content for message in request.messages), *request.stop]
         for text in texts:
-            _check_text(text)
+            check_prompt_text(text)
+        model, tokenizer = self._asked(request)
         with self._encoding:  # the tokenizers library borrows a tokenizer exclusively while it is set up
             if request.tokens is not None:
                 ids = list(request.tokens)
             elif request.messages:
-                ids = encode_chat(self.tokenizer, request.messages)
+                ids = encode_chat(tokenizer, request.messages, self.settings.special_tokens_in_text)
             else:
-                ids = encode_prompt(self.tokenizer, request.prompt or "")
-        if self.model.card.mask_id in ids:
+                ids = encode_prompt(tokenizer, request.prompt or "")
+        if tokenizer is self.tokenizer and self.model.card.mask_id in ids:
             raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
-        return checked_prompt(self.model, self.tokenizer, ids)
+        return checked_prompt(model, tokenizer, ids)
+
+    def _asked(self, request: Request) -> tuple[DiffusionModel | Parent, Any]:
+        """Who answers, and the tokenizer of its ids."""
+        if request.parent and self.parent is not None:
+            return self.parent, self.parent_tokenizer
+        return self.model, self.tokenizer
 
     def _run(self) -> None:
         """The model thread. Whatever ends it, nobody is left waiting."""
@@ -269,11 +300,14 @@ class LocalEngine(Engine):
             self._runner(state).pause(state)
         while (started := self._admit()) is not None:
             self._start(started)
-        runners: list[DiffusionRunner | ARRunner] = [self.diffusion]
-        if self.autoregressive is not None:
-            runners.append(self.autoregressive)
+        runners = [runner for runner in (self.diffusion, self.autoregressive, self.one_by_one) if runner is not None]
         try:
             ended = step_all(runners)
+        except LogitsNotFinite as problem:
+            logger.error("%s, with %d requests", problem, len(self._scheduler.running))
+            for state in [state for state in self._scheduler.running if state.id in problem.rows]:
+                self._fail(state, problem)
+            return
         except torch.cuda.OutOfMemoryError as problem:
             logger.error("out of memory with %d requests: %s", len(self._scheduler.running), problem)
             for state in list(self._scheduler.running):
@@ -291,7 +325,7 @@ class LocalEngine(Engine):
         taken = self._taken()
         if taken + state.bytes > self.limit_bytes:
             return Admission.STOP
-        if not state.request.parent and self.diffusion.feeds_the_same(state.prompt):
+        if self._runner(state) is self.diffusion and self.diffusion.feeds_the_same(state.prompt):
             return Admission.LATER
         self.prefixes.shrink(self.limit_bytes - taken - state.bytes)
         return Admission.GO
@@ -303,6 +337,9 @@ class LocalEngine(Engine):
         if state.request.parent:
             assert self.autoregressive is not None
             return self.autoregressive
+        if state.request.scores:
+            assert self.one_by_one is not None
+            return self.one_by_one
         return self.diffusion
 
     def _start(self, state: RequestState) -> None:
@@ -315,8 +352,9 @@ class LocalEngine(Engine):
         with self._changed:
             self._tokens["prompt"] += len(state.prompt)
             self._tokens["cached"] += state.cached
-        shown = state.prompt if state.request.steps else []
-        cells = [Cell(at, token, self.tokenizer.decode([token])) for at, token in enumerate(shown)]
+        tokenizer = self._asked(state.request)[1]
+        state.cells = TokenCells(tokenizer, state.prompt) if state.request.steps else None
+        cells = [Cell(**cell) for cell in state.cells.prompt()] if state.cells is not None else []
         state.sink(Started(len(state.prompt), state.cached, state.started - state.submitted, cells))
 
     def _finish(self, state: RequestState) -> None:
@@ -332,12 +370,28 @@ class LocalEngine(Engine):
             queue_seconds=state.started - state.submitted,
             first_piece_seconds=(state.first_piece or now) - state.submitted,
             seconds=now - state.submitted,
+            scores=self._scores(state, state.ending.tokens) if state.request.scores else None,
         )
         self._let_go(state, state.ending.reason)
         with self._changed:
             self._tokens["generated"] += len(answer.tokens)
             self._tokens["edits"] += answer.stats.edits
         state.sink(Finished(answer))
+
+    def _scores(self, state: RequestState, answer: Sequence[int]) -> tuple[TokenScore, ...]:
+        """Of the prompt's tokens and the answer's, as text."""
+        assert state.ending is not None
+        tokenizer = self._asked(state.request)[1]
+        of_prompt, of_answer = Detokenizer(tokenizer), Detokenizer(tokenizer, state.prompt)
+        texts = cut_pieces(of_prompt.raws(state.prompt), of_prompt.text(state.prompt))
+        texts += cut_pieces(of_answer.raws(answer), state.ending.text)
+        tokens, cells = [*state.prompt, *answer], TokenCells(tokenizer, state.prompt)
+        told = [TokenScore(texts[0][0], None, texts[0][1])]
+        # What was drawn behind a stop is not told.
+        for at, (score, own) in enumerate(zip(state.scores, texts[1:], strict=False), start=1):
+            best = own if score.best == tokens[at] else cells.shown(at, score.best)
+            told.append(TokenScore(own[0], score.logprob, own[1], best[0], score.best_logprob, best[1]))
+        return tuple(told)
 
     def _fail(self, state: RequestState, error: HildaError) -> None:
         kinds: Mapping[type, str] = {Cancelled: "cancelled", DeadlineExceeded: "deadline"}
@@ -370,15 +424,6 @@ def _close_all() -> None:
 
 def _died() -> EngineFailed:
     return EngineFailed("the model thread has ended", "see the server's log and start it again")
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as problem:
-        raise PromptError(
-            f"the text holds half a character (a lone surrogate at {problem.start})", "send whole characters"
-        ) from None
 
 
 def _cache_limit(settings: LocalEngineConfig, device: torch.device) -> int:

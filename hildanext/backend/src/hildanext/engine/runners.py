@@ -19,13 +19,15 @@ from hildanext.decoding.per_row import PerRow
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
 from hildanext.decoding.trace import step_record
+from hildanext.detokenization import TokenCells
 from hildanext.engine.base import Piece, Request, Sink, Stepped
 from hildanext.engine.scheduler import Schedulable
 from hildanext.inference import eos_ids, stats_of
 from hildanext.kv_cache import BlockCache, CachedAttention, Segment, bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
+from hildanext.likelihood.next_token import NextToken, score_tokens
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.models.sampling import sample
+from hildanext.models.sampling import next_tokens, read_tokens
 
 
 @dataclass(eq=False, kw_only=True)
@@ -55,9 +57,13 @@ class RequestState(Schedulable):
     generator: torch.Generator | None = None
     drawn: list[int] = field(default_factory=list)
     """The parent's answer so far."""
+    scores: list[NextToken] = field(default_factory=list)
+    """Of the document's tokens from the second on, where they are asked for."""
     prompt_forwards: int = 0
     """Forwards of the parent that were fed a piece of the prompt and drew nothing."""
     detokenizer: IncrementalDetokenizer | None = None
+    cells: TokenCells | None = None
+    """Texts of its tokens, where steps are told."""
     ending: Stop | None = None
 
     @property
@@ -99,7 +105,7 @@ class DiffusionRunner:
     """Rows of the diffusion model: one forward moves all of them, whatever block, decoder and length each has."""
 
     def __init__(
-        self, model: DiffusionModel, tokenizer: object, prefixes: PrefixCache, prefill_budget: int, totals: Totals
+        self, model: DiffusionModel, tokenizer: Any, prefixes: PrefixCache, prefill_budget: int, totals: Totals
     ) -> None:
         self.model, self.tokenizer, self.prefixes, self.totals = model, tokenizer, prefixes, totals
         self.state = DecodeState(model, [], [], self._ended)
@@ -111,8 +117,8 @@ class DiffusionRunner:
         if request.row is None:
             spec = request.request
             request.row = self.state.row(request.prompt, request.limit, spec.seed, request.id)
-            eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)  # type: ignore[arg-type]
-            request.detokenizer = IncrementalDetokenizer(self.tokenizer, eos, spec.stop, request.show)  # type: ignore[arg-type]
+            eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)
+            request.detokenizer = IncrementalDetokenizer(self.tokenizer, request.prompt, eos, spec.stop, request.show)
             self._adopt(request, request.row)
         self._requests[request.id] = request
         self.state.add(request.row)
@@ -160,12 +166,15 @@ class DiffusionRunner:
         elif joining:
             state.prefill_step(self.prefill_budget)
         else:
-            return []
+            return self._whole()
         self.totals.forwards += 1
         state.retire_finished()
         for row_state in joining:
             if row_state not in state.joining:
                 self._fed(self._requests[row_state.index], row_state)
+        return self._whole()
+
+    def _whole(self) -> list[RequestState]:
         return [request for request in self._requests.values() if request.ending is not None]
 
     def _adopt(self, request: RequestState, row: SequenceState) -> None:
@@ -195,13 +204,13 @@ class DiffusionRunner:
         return request.ending is not None
 
     def _watch(self) -> None:
-        watched = any(request.request.steps for request in self._requests.values())
-        self.state.observe = self._observe if watched else None
+        observing = any(request.request.steps for request in self._requests.values())
+        self.state.observe = self._observe if observing else None
 
     def _observe(self, taken: Step) -> None:
         request = self._requests[taken.row]
         if request.request.steps:
-            request.sink(Stepped({**step_record(taken, self.tokenizer), "row": 0}))  # type: ignore[arg-type]
+            request.sink(Stepped({**step_record(taken, request.cells), "row": 0}))
 
 
 class ARRunner:
@@ -221,7 +230,9 @@ class ARRunner:
             request.cache = BlockCache.of_parent(self.parent, request.limit)
             request.generator = torch.Generator().manual_seed(spec.seed)
             eos = frozenset() if spec.ignore_eos else eos_ids(self.parent, self.parent.tokenizer)
-            request.detokenizer = IncrementalDetokenizer(self.parent.tokenizer, eos, spec.stop, request.show)
+            request.detokenizer = IncrementalDetokenizer(
+                self.parent.tokenizer, request.prompt, eos, spec.stop, request.show
+            )
         self._requests[request.id] = request
 
     def pause(self, request: RequestState) -> None:
@@ -244,12 +255,16 @@ class ARRunner:
             assert request.cache is not None
             if request.cache.length < len(request.prompt):
                 request.prompt_forwards += 1
+            elif request.limit == len(request.prompt):  # nothing is to be written
+                request.prompt_forwards += 1
+                self._end(request)
             else:
                 ready.append(request)
                 last.append(end - 1)
         if ready:
             for request, token in zip(ready, self._draw(ready, hidden[send(last, hidden.device)]), strict=True):
                 self._take(request, token)
+        self._score(feeds, hidden)
         return [request for request in self._requests.values() if request.ending is not None]
 
     def _plan(self) -> list[tuple[RequestState, list[int]]]:
@@ -285,17 +300,30 @@ class ARRunner:
         for sampling, rows in groups.items():
             uniform = draw([generator for row in rows if (generator := requests[row].generator) is not None])
             there = send(rows, logits.device)
-            drawn[there] = sample(logits[there], uniform.to(logits.device, non_blocking=True), *sampling)
-        return drawn.tolist()
+            drawn[there] = next_tokens(logits[there], uniform.to(logits.device, non_blocking=True), *sampling)
+        return read_tokens(drawn, [request.id for request in requests])
 
     def _take(self, request: RequestState, token: int) -> None:
-        assert request.detokenizer is not None
         request.drawn.append(token)
-        request.prefilled = request.prefilled or time.perf_counter()
-        request.ending = request.detokenizer.add(
-            request.drawn, len(request.prompt) + len(request.drawn) >= request.limit
-        )
+        self._end(request)
         request.blocks += len(request.drawn) % self.block_size == 0
+
+    def _end(self, request: RequestState) -> None:
+        """Note where its text ends, if it does."""
+        assert request.detokenizer is not None
+        request.prefilled = request.prefilled or time.perf_counter()
+        full = len(request.prompt) + len(request.drawn) >= request.limit
+        request.ending = request.detokenizer.add(request.drawn, full)
+
+    def _score(self, feeds: Sequence[tuple[RequestState, list[int]]], hidden: torch.Tensor) -> None:
+        """What was just fed says how likely the tokens behind it are, where that is asked for."""
+        end = 0
+        for request, fed in feeds:
+            begin, end = end, end + len(fed)
+            if request.request.scores:
+                known = 1 + len(request.scores)
+                tokens = (request.prompt + request.drawn)[known : known + len(fed)]
+                request.scores += score_tokens(self.parent, hidden[begin : begin + len(tokens)], tokens)
 
 
 def _sampling(decoder: Mapping[str, Any]) -> tuple[float, float | None, int | None]:
@@ -305,5 +333,6 @@ def _sampling(decoder: Mapping[str, Any]) -> tuple[float, float | None, int | No
 
 @torch.inference_mode()
 def step_all(runners: Sequence[DiffusionRunner | ARRunner]) -> list[RequestState]:
-    """One step of every runner; the requests that have ended with it."""
+    """One step of every runner; the requests that have ended with it. After `LogitsNotFinite` the requests that it
+    does not name go on; what had ended is told by the next step."""
     return [request for runner in runners for request in runner.step()]

@@ -1,6 +1,5 @@
 """A checkpoint beside its parent: likelihoods, quality and speed, as tables, JSON and pictures."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,11 +16,12 @@ from hildanext.core import plots
 from hildanext.core.config import config, plain
 from hildanext.core.console import machine_line, wide_console
 from hildanext.core.errors import ConfigError, DataError
-from hildanext.core.metrics_log import finite
+from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
 from hildanext.data.batch import Batch
 from hildanext.datasets import PackedDataset
+from hildanext.detokenization import Detokenizer
 from hildanext.eval.generation import PARENT, GenerationBenchConfig, compare, held_out_prompts, label
 from hildanext.likelihood.held_out import LikelihoodConfig, TextLikelihood, bound, parent_likelihood
 from hildanext.models import DiffusionModel
@@ -113,7 +113,7 @@ def evaluate(
 
         written = compare(model, tokenizer, parent, prompts, settings.generation, each)
         result["generation"] = [method.to_record() for method in written]
-        result["prompts"] = [str(tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in prompts]
+        result["prompts"] = [Detokenizer(tokenizer).text(prompt) for prompt in prompts]
     return result
 
 
@@ -175,7 +175,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def likelihood_cells(row: Mapping[str, Any]) -> list[str]:
-    spread = f" ± {row['se']:.3f}" if row["kind"] == "bound" else ""
+    spread = f" ± {row['se']:.3f}" if row["kind"] == "bound" and row["se"] == row["se"] else ""
     over = row.get("percent_over_parent")
     return [
         row["name"],
@@ -216,7 +216,7 @@ def save_result(result: Mapping[str, Any], folder: str | Path) -> dict[str, Path
     """Write `eval.json` and the pictures; returns them by name."""
     folder = Path(folder)
     files = {"json": folder / EVALUATION}
-    write_atomically(files["json"], json.dumps(finite(result), indent=2) + "\n")
+    write_atomically(files["json"], to_json(result, indent=2) + "\n")
     bars = {row["name"]: row["nats_per_token"] for row in result["likelihood"]}
     errors = {row["name"]: row["se"] for row in result["likelihood"]}
     figure = plots.bars_figure(bars, "nats per token (lower is better)", "Held-out likelihood", errors)

@@ -16,11 +16,12 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.config import config
+from hildanext.core.config import Seed, config
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.datasets import PackedDataset
 from hildanext.decoding import MODE_MEANS, MODES, make_decoder
 from hildanext.inference import GenerationConfig, eos_ids, generate
+from hildanext.likelihood.base import number
 from hildanext.models import DiffusionModel
 
 ONE_PER_STEP: dict[str, Any] = {"name": "threshold_edit", "tau_mask": 1.0, "tau_edit": None, "max_post": 0}
@@ -40,7 +41,7 @@ class GenerationBenchConfig:
     """Beginning of a held-out document, BOS included."""
     new_tokens: int = Field(default=96, ge=1)
     temperature: float = Field(default=0.0, ge=0)
-    seed: int = 0
+    seed: Seed = 0
     decoders: dict[str, dict[str, Any]] = Field(
         default_factory=lambda: {**{name: dict(MODES[name]) for name in MODES}, "one per step": dict(ONE_PER_STEP)}
     )
@@ -112,7 +113,7 @@ def generative_nats(parent: Parent, prompts: Sequence[Sequence[int]], completion
         tokens = torch.tensor([[*prompt, *completion]])
         position = torch.arange(tokens.shape[1])[None]
         nll = parent.token_nll(tokens, torch.zeros_like(tokens), position)
-        total += float(nll[0, len(prompt) :].sum())
+        total += number(float(nll[0, len(prompt) :].sum()), "autoregressive parent")
         count += len(completion)
     return total / count if count else math.nan
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from hildanext.core.errors import ConfigError
+from hildanext.core.json_text import BadJson, as_read_back, parse
 from hildanext.core.metrics_log import MetricLog, read_metrics
 from hildanext.core.run_dir import write_atomically
 
@@ -30,9 +31,9 @@ class Journal:
     ) -> None:
         stem = f"{_slug(task)}--{_slug(model)}"
         self.path, head = folder / f"{stem}.jsonl", folder / f"{stem}.json"
-        identity = json.loads(json.dumps(identity, sort_keys=True, default=str))
+        identity = as_read_back(identity, default=str)
         if head.is_file():
-            record = json.loads(head.read_text(encoding="utf-8"))
+            record = _read(head)
             _refuse_other(record["identity"], identity, str(self.path))
         else:
             record = {"task": task, "way": model, "identity": identity, "sessions": []}
@@ -57,6 +58,16 @@ class Journal:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._log.close()
+
+
+def _read(head: Path) -> dict[str, Any]:
+    try:
+        record = parse(head.read_bytes(), allow_nan=True)
+    except BadJson as problem:
+        record = problem
+    if not isinstance(record, dict) or not {"identity", "sessions"} <= set(record):
+        raise ConfigError(f"{str(head)!r} is damaged", "remove it and the samples beside it, or give another --out")
+    return record
 
 
 def _refuse_other(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:

@@ -21,6 +21,8 @@ import torch
 from hildanext.core.errors import ConfigError, HildaError, UnknownChoice
 from hildanext.core.registry import choose_profile
 from hildanext.core.runtime import RuntimeConfig
+from hildanext.data.chat_template import Message, chat_text, warn_without_header
+from hildanext.data.control_tokens import find_marks
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.eval.models import EvalAnswer, EvalModel, GenerationParams, ModelPair
 from hildanext.eval.tasks.base import split_at
@@ -125,16 +127,21 @@ class HarnessAdapter:
         return template if chat_template and isinstance(template, str) else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as text; without a generation prompt the last turn stays open, to be continued."""
-        if self.tokenizer.chat_template is None:
-            raise ConfigError("the tokenizer has no chat template", "run the task without --apply_chat_template")
-        text = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return str(text)
+        """A conversation as text; without a generation prompt the last turn stays open, to be continued.
+
+        The harness hands the text back, and then control tokens that a message spells cannot be told from the
+        template's: they are parsed, which is said.
+        """
+        messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
+        text = chat_text(self.tokenizer, messages, answer=add_generation_prompt)
+        warn_without_header(self.tokenizer)
+        marks = find_marks(self.tokenizer, messages)
+        if marks is not None:
+            logger.warning("a message spells %s, which is parsed as such here", ", ".join(marks.letters))
+        if add_generation_prompt:
+            return text
+        last = messages[-1].content.strip()
+        return text[: text.rindex(last) + len(last)]
 
     # ------------------------------------------------------------------ processes
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from hildanext.core.config import config, plain
 from hildanext.core.console import wide_console
 from hildanext.core.errors import ConfigError, DataError
-from hildanext.core.metrics_log import finite
+from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
@@ -84,7 +84,7 @@ def run_harness(pair: ModelPair, settings: HarnessConfig, out: str | Path) -> di
             continue
         rows += _rows(name, evaluated)
         for task, samples in evaluated["samples"].items():
-            lines = "".join(json.dumps(sample, default=str) + "\n" for sample in samples)
+            lines = "".join(to_json(sample) + "\n" for sample in samples)
             write_atomically(Path(out) / "harness" / f"{task}--{name}.jsonl", lines)
     methods = {
         name: {"writes": writer.settings, "scores": scorer.settings} for name, (writer, scorer) in models.items()
@@ -99,7 +99,7 @@ def run_harness(pair: ModelPair, settings: HarnessConfig, out: str | Path) -> di
         "results": rows,
     }
     if rows:
-        write_atomically(Path(out) / HARNESS, json.dumps(finite(result), indent=2, default=str) + "\n")
+        write_atomically(Path(out) / HARNESS, to_json(result, indent=2) + "\n")
     return result
 
 

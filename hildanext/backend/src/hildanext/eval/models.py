@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hildanext.ar import Parent
 from hildanext.data.generation_result import GenerationResult
 from hildanext.decoding import make_decoder
+from hildanext.decoding.detokenizer import IncrementalDetokenizer
 from hildanext.eval.generation import PARENT, label
 from hildanext.inference import GenerationConfig, context_length, eos_ids, generate
 from hildanext.likelihood.conditional import Pair, Scored, score_diffusion, score_parent
@@ -171,17 +172,19 @@ class ParentEvalModel(EvalModel):
     def write(
         self, prompts: Sequence[Sequence[int]], params: GenerationParams, seeds: Sequence[int], on_answer: OnAnswer
     ) -> None:
-        clock = _Clock()
-        longest = max((len(stop.encode()) for stop in params.stops), default=0)
+        clock, eos = _Clock(), frozenset(self.stop_ids)
+        rows = [IncrementalDetokenizer(self.tokenizer, prompt, eos, params.stops) for prompt in prompts]
 
         def over(index: int, tokens: list[int]) -> bool:
-            # A token is a byte or more, so a stop string that ends here begins in these.
-            text = self._text(tokens[-longest - 4 :]) if longest else ""
-            return any(stop in text for stop in params.stops) and _first(self._text(tokens), params.stops) is not None
+            return bool(params.stops) and rows[index].add(tokens, full=False) is not None
 
         def on_result(index: int, result: GenerationResult) -> None:
             times = clock.lap()
-            on_answer(index, _answer(self._cut(result, params.stops), self.parent.banned, *times))
+            # A stop string counts even where the end of text came with it.
+            ending = rows[index].add(result.tokens, full=True)
+            assert ending is not None
+            whole = replace(result, text=ending.text, finish_reason=ending.reason)
+            on_answer(index, _answer(whole, self.parent.banned, *times))
             clock.resume()
 
         self.parent.generate_batch(
@@ -198,15 +201,6 @@ class ParentEvalModel(EvalModel):
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> list[Scored]:
         return score_parent(self.parent, pairs, batch_size)
-
-    def _cut(self, result: GenerationResult, stops: Sequence[str]) -> GenerationResult:
-        """The result with its text before the first stop: a stop counts even where the end of text came with it."""
-        text = self._text(result.tokens[:-1] if result.finish_reason == "eos" else result.tokens)
-        stop = _first(text, stops)
-        return replace(result, text=text) if stop is None else replace(result, text=text[:stop], finish_reason="stop")
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 @dataclass(frozen=True)
@@ -247,7 +241,3 @@ class ModelPair:
 def _answer(result: GenerationResult, banned: Tensor | None, seconds: float, wall_seconds: float) -> EvalAnswer:
     emitted = 0 if banned is None else sum(bool(banned[token]) for token in result.tokens)
     return EvalAnswer(**vars(result), seconds=seconds, wall_seconds=wall_seconds, mask_tokens=emitted)
-
-
-def _first(text: str, stops: Sequence[str]) -> int | None:
-    return min((at for at in (text.find(stop) for stop in stops) if at >= 0), default=None)

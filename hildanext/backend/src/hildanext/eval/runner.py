@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import Field
 
-from hildanext.core.config import config
+from hildanext.core.config import Seed, config
 from hildanext.core.errors import ConfigError, PromptError
 from hildanext.core.progress import ProgressLine
 from hildanext.core.registry import build
-from hildanext.data.chat_template import Message, chat_text
+from hildanext.data.chat_template import Message, chat_text, encode_chat
 from hildanext.decoding import MODES, make_decoder
+from hildanext.detokenization import Detokenizer
 from hildanext.eval.identity import sample_identity, session_facts, weights_hash
 from hildanext.eval.journal import Journal, Sample
 from hildanext.eval.models import EvalAnswer, EvalModel, GenerationParams, ModelPair
@@ -32,7 +33,7 @@ class QualityConfig:
     limit: int | None = Field(default=None, ge=1)
     """Items of each task, from the first one on; a later run with more goes on where this one ended."""
     batch_size: int = Field(default=8, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -109,6 +110,11 @@ class _Prompt:
     item: Item
     text: str
     shots: int
+    messages: tuple[Message, ...] = ()
+    """Of a task that asks in the chat template, which `text` shows."""
+
+    def encode(self, model: EvalModel) -> list[int]:
+        return encode_chat(model.tokenizer, self.messages) if self.messages else model.encode(self.text)
 
 
 def _models(pair: ModelPair, task: Task, settings: QualityConfig) -> list[EvalModel]:
@@ -130,25 +136,25 @@ def _prompts(task: Task, items: Sequence[Item], models: Sequence[EvalModel]) -> 
     longest = narrowest.context - task.max_new_tokens
     fitting = []
     for item in items:
-        shots = task.few_shot
-        text = _dressed(task, task.prompt(item, shots), narrowest)
-        while (length := len(narrowest.encode(text))) > longest:
-            if task.overlong == "refuse" or shots == 0:
+        prompt = _dressed(task, item, task.few_shot, narrowest)
+        while (length := len(prompt.encode(narrowest))) > longest:
+            if task.overlong == "refuse" or prompt.shots == 0:
                 raise PromptError(
                     f"{item.id}: a prompt of {length} tokens and {task.max_new_tokens} new ones exceed the context of "
                     f"{narrowest.context} ({narrowest.name})",
                     "lower the task's few_shot or max_new_tokens, or set its overlong to 'fewer_shots'",
                 )
-            shots -= 1
-            text = _dressed(task, task.prompt(item, shots), narrowest)
-        fitting.append(_Prompt(item, text, shots))
+            prompt = _dressed(task, item, prompt.shots - 1, narrowest)
+        fitting.append(prompt)
     return fitting
 
 
-def _dressed(task: WritingTask, text: str, model: EvalModel) -> str:
+def _dressed(task: WritingTask, item: Item, shots: int, model: EvalModel) -> _Prompt:
+    text = task.prompt(item, shots)
     if not task.chat:
-        return text
-    return chat_text(model.tokenizer, [Message("user", text)])
+        return _Prompt(item, text, shots)
+    messages = (Message("user", text),)
+    return _Prompt(item, chat_text(model.tokenizer, messages), shots, messages)
 
 
 def _answer(
@@ -196,7 +202,7 @@ def _write(
         journal.add({**head, **texts, "scores": dict(judged.scores), "extraction": dict(judged.extraction), **cost})
         progress.advance(answer.stats.tokens)
 
-    model.write([model.encode(prompt.text) for prompt, _ in batch], params, seeds, keep)
+    model.write([prompt.encode(model) for prompt, _ in batch], params, seeds, keep)
 
 
 def _score(
@@ -224,11 +230,11 @@ def _score(
             "seconds": seconds,
             "wall_seconds": seconds / len(batch),
         }
-        texts = {"scored": [model.tokenizer.decode(list(pair.continuation)) for pair in pairs]}
+        texts = {"scored": [Detokenizer(model.tokenizer, pair.context).text(pair.continuation) for pair in pairs]}
         journal.add({**head, **texts, "scores": dict(judged.scores), "extraction": dict(judged.extraction), **cost})
         progress.advance(tokens)
 
 
 def _seed(seed: int, index: int, repeat: int) -> int:
     """A sample's own seed: the same whatever batch or session it is made in."""
-    return (seed * 1_000_003 + index) * 1009 + repeat
+    return ((seed * 1_000_003 + index) * 1009 + repeat) % 2**63

@@ -1,6 +1,5 @@
 """From samples to numbers: each score with its interval, the difference to the parent, and what it cost."""
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from hildanext.core.config import plain
-from hildanext.core.metrics_log import finite
+from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import versions
 from hildanext.eval import figures
-from hildanext.eval import statistics as intervals
 from hildanext.eval.generation import PARENT
 from hildanext.eval.journal import Sample
 from hildanext.eval.runner import Outcome, TaskRun
-from hildanext.eval.statistics import Values
+from hildanext.eval.statistics import Values, interval, mcnemar, paired_interval
 from hildanext.eval.tasks.base import Metric, Task, WritingTask
 
 QUALITY = "quality.json"
@@ -48,7 +46,7 @@ def _task(run: TaskRun) -> dict[str, Any]:
     return {
         "key": run.key,
         "knobs": plain(run.task),
-        "facts": run.task.facts(),
+        "facts": {**run.task.facts(), **({"rows left out": run.task.left_out()} if run.task.left_out() else {})},
         "ways": [
             _method(run.task, outcome, items, None if items is base else base)
             for outcome, items in zip(run.outcomes, columns, strict=True)
@@ -85,7 +83,7 @@ def _method(task: Task, outcome: Outcome, items: Items, base: Items | None) -> d
 def _score(metric: Metric, items: Items, base: Items | None) -> dict[str, Any]:
     own = items.get(metric.name, {})
     values = _values(own, sorted(own))
-    low, high = intervals.interval(values)
+    low, high = interval(values)
     shape = math.exp if metric.exp else float
     score: dict[str, Any] = {
         "value": shape(values.mean),
@@ -111,10 +109,10 @@ def _note(task: Task, metric: Metric, items: Items) -> dict[str, str]:
 
 
 def _difference(ours: Values, theirs: Values) -> dict[str, Any]:
-    low, high = intervals.paired_interval(ours, theirs)
+    low, high = paired_interval(ours, theirs)
     difference = {"value": ours.mean - theirs.mean, "low": low, "high": high, "items": len(ours.values)}
     if ours.is_proportion and theirs.is_proportion:
-        difference["p"] = intervals.mcnemar(ours.values.tolist(), theirs.values.tolist())
+        difference["p"] = mcnemar(ours.values.tolist(), theirs.values.tolist())
     return difference
 
 
@@ -156,5 +154,5 @@ def mask_tokens(result: Mapping[str, Any]) -> int:
 def save(result: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
     """Write `quality.json` and the pictures; returns them by name."""
     path = Path(folder) / QUALITY
-    write_atomically(path, json.dumps(finite(result), indent=2) + "\n")
+    write_atomically(path, to_json(result, indent=2) + "\n")
     return {"json": path, **figures.draw(result, folder)}

@@ -5,13 +5,14 @@ so that another process goes on there.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hildanext.core.json_text import BadJson, parse
 from hildanext.core.metrics_log import METRICS
+from hildanext.jobs.artifacts import tail
 from hildanext.jobs.base import JOB_FILE, LOG_FILE, Progress
 
 MOST_BYTES = 1 << 22
@@ -56,8 +57,6 @@ def progress_mark(folder: Path) -> str:
 
 def last_words(folder: Path) -> str:
     """The line in which a failed run said why, or its last one."""
-    from hildanext.jobs.artifacts import tail
-
     lines = [line.strip() for line in tail(folder / LOG_FILE, 1 << 16).splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it printed nothing"])[-1][:LONGEST_LINE]
@@ -127,7 +126,7 @@ def _progress(folder: Path, cursors: Cursors) -> Progress:
 def stage_keys(folder: Path) -> list[str]:
     """Keys of the job's stages, in order."""
     try:
-        stages = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))["stages"]
+        stages = parse((folder / JOB_FILE).read_bytes())["stages"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [str(stage.get("as", stage.get("stage"))) for stage in stages]
@@ -138,7 +137,7 @@ def outcomes(folder: Path) -> dict[str, Any]:
     outcomes: dict[str, Any] = {}
     for key in stage_keys(folder):
         try:
-            record = json.loads((folder / "stages" / f"{key}.done.json").read_text(encoding="utf-8"))
+            record = parse((folder / "stages" / f"{key}.done.json").read_bytes(), allow_nan=True, allow_duplicates=True)
         except (OSError, ValueError):
             continue
         outcomes[key] = record.get("outcome")
@@ -166,7 +165,7 @@ def _new_lines(path: Path, cursor: dict[str, Any]) -> Iterator[str]:
 def _metric(text: str) -> dict[str, Any]:
     """A line's object, numbers that JSON does not know as None; {} for what is none."""
     try:
-        line = json.loads(text, parse_constant=lambda name: None)
-    except ValueError:
+        line = parse(text, allow_nan=True, allow_duplicates=True)
+    except BadJson:
         return {}
     return line if isinstance(line, dict) else {}

@@ -6,16 +6,17 @@ that want the same change one finds nothing to change. Readers and writers do no
 
 import json
 import re
+import shutil
 import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hildanext.core.errors import CheckpointError
+from hildanext.core.errors import CheckpointError, StorageError
 from hildanext.core.run_dir import disk_errors
 from hildanext.jobs.base import STATES, Job, JobEvent, JobsFull, Progress, State, UnknownJob
 
@@ -85,23 +86,27 @@ class JobStore:
     ) -> Job:
         """A new queued job. `write` puts its files where its id says, before anyone can see it.
 
-        Raises `JobsFull` where `waiting` jobs are queued already.
+        Raises `JobsFull` where `waiting` jobs are queued already, `StorageError` where it cannot be written; then
+        nothing of it is left.
         """
-        with self.writing() as base:
-            queued = base.execute("SELECT count(*) FROM jobs WHERE state = 'queued'").fetchone()[0]
-            if queued >= waiting:
-                raise JobsFull(f"{queued} jobs wait already", "try again later, or cancel some")
-            number = base.execute("SELECT coalesce(max(number), 0) FROM jobs").fetchone()[0] + 1
-            while any(self.folder.glob(f"{number:04d}-*")):  # folders that a lost table or a killed submission left
-                number += 1
-            name = f"{number:04d}-{kind}"
-            write(name)
-            base.execute(
-                "INSERT INTO jobs (number, id, kind, state, config, directory, created) "
-                "VALUES (?, ?, ?, 'queued', ?, ?, ?)",
-                (number, name, kind, json.dumps(config), str(directory), time.time()),
-            )
-            _note(base, name, "state", {"state": "queued", "attempt": 0})
+        with ExitStack() as undo:
+            with self.writing() as base:
+                queued = base.execute("SELECT count(*) FROM jobs WHERE state = 'queued'").fetchone()[0]
+                if queued >= waiting:
+                    raise JobsFull(f"{queued} jobs wait already", "try again later, or cancel some")
+                number = base.execute("SELECT coalesce(max(number), 0) FROM jobs").fetchone()[0] + 1
+                while any(self.folder.glob(f"{number:04d}-*")):  # folders that a lost table or a killed submission left
+                    number += 1
+                name = f"{number:04d}-{kind}"
+                undo.callback(shutil.rmtree, self.folder / name, ignore_errors=True)
+                write(name)
+                base.execute(
+                    "INSERT INTO jobs (number, id, kind, state, config, directory, created) "
+                    "VALUES (?, ?, ?, 'queued', ?, ?, ?)",
+                    (number, name, kind, json.dumps(config), str(directory), time.time()),
+                )
+                _note(base, name, "state", {"state": "queued", "attempt": 0})
+            undo.pop_all()
         return self.get(name)
 
     def get(self, name: str) -> Job:
@@ -219,7 +224,7 @@ class JobStore:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that no other writer shares. Raises `CheckpointError` where the disk is full or read-only."""
+        """A transaction that no other writer shares. Raises `StorageError` where the disk is full or read-only."""
         with self._lock:
             try:
                 self._base.execute("BEGIN IMMEDIATE")
@@ -231,7 +236,7 @@ class JobStore:
                         self._base.execute("ROLLBACK")
             except sqlite3.DatabaseError as problem:
                 what = f"cannot write {str(self.path)!r} ({problem})"
-                raise CheckpointError(what, "free some space, or use another --folder") from None
+                raise StorageError(what, "free some space, or use another --folder") from None
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> Rows:
         with self._lock:
@@ -239,7 +244,7 @@ class JobStore:
                 return self._base.execute(query, values).fetchall()
             except sqlite3.DatabaseError as problem:
                 what = f"cannot read {str(self.path)!r} ({problem})"
-                raise CheckpointError(what, "try again, or use another --folder") from None
+                raise StorageError(what, "try again, or use another --folder") from None
 
     def _job(self, row: sqlite3.Row) -> Job:
         """The part of a row that others see."""

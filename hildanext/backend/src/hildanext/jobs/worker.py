@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from hildanext.core.errors import CheckpointError
+from hildanext.core.json_text import as_read_back
 from hildanext.jobs import processes
 from hildanext.jobs.base import JOB_FILE, LOG_FILE, State
 from hildanext.jobs.progress import last_words, look
@@ -43,7 +44,7 @@ class Worker:
         self.cursors: dict[str, dict[str, Any]] = {}
         self.progress = ""
         self.child: dict[str, Any] = {}
-        self.told = -HEARTBEAT_SECONDS
+        self.last_heartbeat = -HEARTBEAT_SECONDS
         self.stopping: float | None = None
         self.asked = 0
 
@@ -86,16 +87,16 @@ class Worker:
 
     def _tell(self) -> bool:
         """Bring events, progress and heartbeat up to date. False where the attempt is over in the table."""
-        cursors = json.loads(json.dumps(self.cursors))
+        cursors = as_read_back(self.cursors)
         events, progress_now = look(self.folder, cursors)
         progress = json.dumps(progress_now.as_json())
         if progress != self.progress:
             events.append(("progress", progress_now.as_json()))
-        elif not events and time.monotonic() - self.told < HEARTBEAT_SECONDS:
+        elif not events and time.monotonic() - self.last_heartbeat < HEARTBEAT_SECONDS:
             return True
         fields = {"heartbeat": time.time(), "progress": progress, "cursors": json.dumps(cursors), **self.child}
         ours = self.store.update(self.name, self.attempt, events, **fields)
-        self.cursors, self.progress, self.told = cursors, progress, time.monotonic()
+        self.cursors, self.progress, self.last_heartbeat = cursors, progress, time.monotonic()
         return ours
 
     def _stop(self, child: "subprocess.Popen[bytes]") -> None:

@@ -1,5 +1,6 @@
 """What a likelihood of a text is: masks drawn in such a way that weighted losses at them estimate -log p."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
@@ -9,10 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.core.config import config
+from hildanext.core.errors import LogitsNotFinite
 from hildanext.data.batch import Batch
 from hildanext.diffusion import NoisedBatch, block_index
 from hildanext.likelihood.masked_losses import masked_losses
 from hildanext.models import DiffusionModel
+
+Model = Literal["diffusion model", "autoregressive parent"]
 
 Noising = Sequence[tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]]
 """Masks with the weight of their losses, to be averaged: one, or a complementary pair."""
@@ -83,6 +87,13 @@ def scored_tokens(batch: Batch) -> Bool[Tensor, "batch seq"]:
     A run's validation asks `diffusion.targets` instead, which leaves out the first under `parent` alignment alone.
     """
     return batch.maskable & (batch.position > 0)
+
+
+def number(nats: float, who: Model) -> float:
+    """The same, which may be infinite (a token that may never be written). Raises `LogitsNotFinite` where it is NaN."""
+    if math.isnan(nats):
+        raise LogitsNotFinite(who)
+    return nats
 
 
 class DrawLosses(NamedTuple):

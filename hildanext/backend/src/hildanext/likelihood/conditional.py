@@ -24,9 +24,10 @@ from hildanext.core.errors import PromptError
 from hildanext.core.runtime import send
 from hildanext.diffusion import NoisedBatch
 from hildanext.inference import context_length
+from hildanext.likelihood.base import number
 from hildanext.likelihood.masked_losses import hidden_states
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
-from hildanext.models import DiffusionModel
+from hildanext.models import HEAD_ROWS, DiffusionModel
 
 Ids = tuple[int, ...]
 
@@ -107,7 +108,7 @@ def score_diffusion(
 
 
 @torch.no_grad()
-def score_parent(parent: Parent, pairs: Sequence[Pair], batch_size: int = 8, chunk: int = 256) -> list[Scored]:
+def score_parent(parent: Parent, pairs: Sequence[Pair], batch_size: int = 8, chunk: int = HEAD_ROWS) -> list[Scored]:
     """The autoregressive parent's exact numbers on the same pairs. Raises `PromptError` as above."""
     limit = int(parent.causal_lm.config.max_position_embeddings)
     for pair in pairs:
@@ -133,7 +134,10 @@ def score_parent(parent: Parent, pairs: Sequence[Pair], batch_size: int = 8, chu
             losses = cross_entropy(logits, part[:, 2], reduction="none")
             for (_, _, _, owner), loss in zip(reads[first : first + chunk], losses.tolist(), strict=True):
                 nats[owner] += loss
-    return [Scored(total, 0.0, len(pair.continuation), "exact", 1) for total, pair in zip(nats, pairs, strict=True)]
+    return [
+        Scored(number(total, "autoregressive parent"), 0.0, len(pair.continuation), "exact", 1)
+        for total, pair in zip(nats, pairs, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,7 @@ def _scored(pair: Pair, plan: _Plan, total: Tensor) -> Scored:
     """`total` has shape [draws blocks]. Draws are stratified; treating them as independent errs on the safe side."""
     draws = len(plan.masks)
     variance = float(total.var(0).sum()) / draws if draws > 1 else 0.0
-    nats = float(total.mean(0).sum())
+    nats = number(float(total.mean(0).sum()), "diffusion model")
     return Scored(nats, variance, len(pair.continuation), "exact" if plan.exact else "bound", draws)
 
 

@@ -24,12 +24,12 @@ from pydantic import Field
 from torch import Tensor
 
 from hildanext.ar import Parent
-from hildanext.core.config import config
+from hildanext.core.config import Seed, config
 from hildanext.core.errors import UnknownChoice
 from hildanext.data.batch import Batch, padding_tokens
 from hildanext.diffusion import block_index
 from hildanext.likelihood import LIKELIHOODS, Likelihood, Noising
-from hildanext.likelihood.base import scored_tokens, weighted_losses
+from hildanext.likelihood.base import Model, number, scored_tokens, weighted_losses
 from hildanext.likelihood.exact import ExactLikelihood
 from hildanext.models import DiffusionModel
 
@@ -43,7 +43,7 @@ class LikelihoodConfig:
     draws: int = Field(default=4, ge=1)
     """Draws per block, stratified over the noise level."""
     block_sizes: tuple[int, ...] = (1, 4, 32)
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         bounds = [name for name, member in LIKELIHOODS.items() if member.kind == "bound"]
@@ -140,7 +140,7 @@ def text_likelihood(
             blocks = block_index(batch.document, batch.position, block_size)
             padding = padding_tokens(batch.tokens, batch.document, pad_id)
             sums.add(flat[: -len(draws)].view_as(nll), scored, padding, blocks)
-    return sums.likelihood(kind, block_size)
+    return sums.likelihood(kind, block_size, "diffusion model")
 
 
 def bound(
@@ -178,7 +178,7 @@ def parent_likelihood(parent: Parent, batches: Iterable[Batch], pad_id: int) -> 
         nll = parent.token_nll(batch.tokens, batch.document, batch.position).double()
         sums.add((nll * scored)[None], scored, padding, block_index(batch.document, batch.position, 1))
         sums.forwards += 1
-    return sums.likelihood("exact", 1)
+    return sums.likelihood("exact", 1, "autoregressive parent")
 
 
 class _Sums:
@@ -211,17 +211,17 @@ class _Sums:
         else:
             self.single.append(per_block[0])
 
-    def likelihood(self, kind: Literal["exact", "bound"], block_size: int) -> TextLikelihood:
+    def likelihood(self, kind: Literal["exact", "bound"], block_size: int, who: Model) -> TextLikelihood:
         if kind == "bound" and self.single:
             # One draw a block: the spread between blocks holds the texts' own spread too, so this is too large.
             sums = torch.cat(self.single)
-            self.variance += float(sums.var()) * len(sums) if len(sums) > 1 else 0.0
+            self.variance += float(sums.var()) * len(sums) if len(sums) > 1 else math.nan
         sampling_se = math.sqrt(self.variance) if kind == "bound" else 0.0
         return TextLikelihood(
             kind=kind,
             block_size=block_size,
             tokens=self.tokens,
-            real_nll=self.real,
+            real_nll=number(self.real, who),
             padding_nll=self.padding,
             sampling_se=sampling_se,
             text_se=_ratio_error(self.rows),
@@ -232,11 +232,11 @@ class _Sums:
 
 
 def _ratio_error(rows: Sequence[tuple[float, int]]) -> float:
-    """Standard error of sum(a) / sum(n) over rows (a, n)."""
+    """Standard error of sum(a) / sum(n) over rows (a, n); NaN of a single row."""
     used = [(total, count) for total, count in rows if count > 0]
     tokens = sum(count for _, count in used)
     if len(used) < 2:
-        return 0.0
+        return math.nan
     mean = sum(total for total, _ in used) / tokens
     squares = sum((total - mean * count) ** 2 for total, count in used)
     return math.sqrt(squares * len(used) / (len(used) - 1)) / tokens

@@ -3,7 +3,6 @@
 The known models' descriptions are part of the package, so that a plan needs neither weights nor a network.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hildanext.core.errors import ModelError
+from hildanext.core.json_text import parse
 from hildanext.models.loading import tiny
-from hildanext.models.loading.files import check_architecture, read_model_json
+from hildanext.models.loading.files import read_model_json
+from hildanext.models.loading.model_config import head_dim, read_config
 from hildanext.models.loading.names import KNOWN, NAMES, is_hub_id, pulled_folder
 
 CONFIG = "config.json"
@@ -93,27 +94,22 @@ class Architecture:
 
 
 def read_architecture(config: Mapping[str, Any], name: str) -> Architecture:
-    """Raises `ModelError` for an architecture that is not supported, or a field that is missing."""
-    check_architecture(dict(config), name)
-    try:
-        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-        head_dim = config.get("head_dim")
-        family = str(config["model_type"])
-        return Architecture(
-            name=name,
-            family=family,
-            layers=int(config["num_hidden_layers"]),
-            hidden=hidden,
-            inner=int(config["intermediate_size"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads", heads)),
-            head_dim=int(head_dim) if head_dim is not None else hidden // heads,
-            vocab=int(config["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            biased=family == "qwen2" or bool(config.get("attention_bias", False)),
-        )
-    except KeyError as missing:
-        raise ModelError(f"the configuration of {name!r} has no {missing}", "give a model's own config.json") from None
+    """Sizes that the configuration leaves out are Transformers' own. Raises `ModelError` as `read_config` does."""
+    filled = read_config(config, name)
+    family = str(filled.model_type)
+    return Architecture(
+        name=name,
+        family=family,
+        layers=filled.num_hidden_layers,
+        hidden=filled.hidden_size,
+        inner=filled.intermediate_size,
+        heads=filled.num_attention_heads,
+        kv_heads=filled.num_key_value_heads,
+        head_dim=head_dim(filled),
+        vocab=filled.vocab_size,
+        tied=bool(filled.tie_word_embeddings),
+        biased=family == "qwen2" or bool(getattr(filled, "attention_bias", False)),
+    )
 
 
 def find_architecture(name: str) -> Architecture:
@@ -138,8 +134,8 @@ def describe(name: str) -> dict[str, Any]:
         if pulled.is_dir():
             return read_model_json(pulled / CONFIG)
         if name in KNOWN:
-            text = (files("hildanext") / "assets" / "architectures" / f"{name}.json").read_text(encoding="utf-8")
-            config: dict[str, Any] = json.loads(text)
+            asset = files("hildanext") / "assets" / "architectures" / f"{name}.json"
+            config: dict[str, Any] = parse(asset.read_bytes())
             return config
         raise ModelError(f"{name!r} has not been pulled", f"run: hildanext pull {name}, or give its config.json")
     if path.is_file() or path.is_dir():

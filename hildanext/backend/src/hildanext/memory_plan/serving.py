@@ -27,8 +27,12 @@ def serving_peak(case: Serving, framework: int) -> Peak:
     """The peak in bytes, at the longest prompt or in the last block, whichever is larger."""
     shape = case.shape
     cache = 2 * shape.layers * case.batch * (case.capacity + 1) * shape.key * case.width
-    boundary = case.batch * (case.capacity // case.block + 1) * shape.hidden * case.width
-    standing = {"weights": weights_bytes(shape, False, case.width), "cache": cache + boundary, "framework": framework}
+    hidden = case.batch * (case.capacity // case.block + 1) * shape.hidden * case.width
+    standing = {
+        "weights": weights_bytes(shape, False, case.width),
+        "cache": cache + hidden,
+        "framework": framework,
+    }
     moments = {
         "prefill": _forward(case, min(PREFILL_TOKENS, case.capacity), with_logits=False),
         "block": _forward(case, 2 * case.block, with_logits=True),  # the finished block is fed with the next one

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import CheckpointError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.masks import CleanMask
 
 CARD = "hilda.json"
@@ -56,20 +57,25 @@ def read_card(folder: str | Path) -> Card:
     """Read `hilda.json`. Raises `CheckpointError` where it is missing, broken or of another format."""
     path = Path(folder) / CARD
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"{str(folder)!r} has no {CARD}",
             "a diffusion checkpoint carries one; an autoregressive model is converted first: hildanext convert",
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (OSError, BadJson) as problem:
         raise CheckpointError(f"{path} is broken ({problem})", "copy the checkpoint again") from None
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} is of another format",
             f"this version reads format {FORMAT_VERSION}; install the hildanext that wrote it",
         )
-    return validate(Card, fields, where=str(path))
+    card = validate(Card, fields, where=str(path), strict=True)
+    outside = [index for index in (card.mask_id, *card.never) if not 0 <= index < card.vocab_rows]
+    if outside or card.vocab_real > card.vocab_rows:
+        wrong = f"id {outside[0]}" if outside else f"vocab_real {card.vocab_real}"
+        raise CheckpointError(f"{path} has {wrong} and {card.vocab_rows} rows", "copy the checkpoint again")
+    return card
 
 
 def card_text(card: Card) -> str:

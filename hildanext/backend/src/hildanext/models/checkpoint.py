@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,18 +19,25 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext.core.errors import CheckpointError
-from hildanext.core.run_dir import save_folder_atomically
+from hildanext.core.run_dir import disk_errors, save_folder_atomically
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import CARD, card_text, read_card
 from hildanext.models.loading.files import WEIGHTS, check_safetensors, weight_files
 from hildanext.models.loading.load import load_diffusion
+from hildanext.models.loading.weights_check import EMBEDDING, HEAD
 from hildanext.models.quantize import Nf4Linear
 from hildanext.tokenization import is_tied, save_tokenizer
 
-__all__ = ["load_diffusion", "load_weights", "merge_checkpoints", "plain_state", "save_causal", "save_diffusion"]
+__all__ = [
+    "load_diffusion",
+    "load_weights",
+    "merge_checkpoints",
+    "plain_state",
+    "rehearse_save",
+    "save_causal",
+    "save_diffusion",
+]
 
-TIED_HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
 ONE_RUN = "merge checkpoints of one run"
 ADAPTER_PARTS = (".lora_", "lora_")
 
@@ -81,7 +89,7 @@ def plain_state(causal_lm: PreTrainedModel, dtype: torch.dtype | None = None) ->
     packed = {f"{name}.weight": part for name, part in causal_lm.named_modules() if isinstance(part, Nf4Linear)}
     state: dict[str, Tensor] = {}
     for name, tensor in causal_lm.state_dict().items():
-        if any(part in name for part in ADAPTER_PARTS) or (name == TIED_HEAD and is_tied(causal_lm)):
+        if any(part in name for part in ADAPTER_PARTS) or (name == HEAD and is_tied(causal_lm)):
             continue
         plain = packed[name].unpacked() if name in packed else tensor.detach()
         delta = _delta(adapters[name]) if name in adapters else None
@@ -104,13 +112,47 @@ def _delta(adapter: Any) -> Tensor | None:
     return torch.stack(parts).sum(0) if parts else None
 
 
-def _write(
-    folder: Path, causal_lm: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase
+def rehearse_save(
+    folder: str | Path, model: DiffusionModel, tokenizer: PreTrainedTokenizerBase, copies: int = 1
 ) -> None:
+    """Try before a training what could fail after it: write a checkpoint without its weights into `folder`, take it
+    away again, and see that there is room for `copies` whole ones in fp32.
+
+    Raises `CheckpointError`.
+    """
+    folder = Path(folder)
+    embedding = model.causal_lm.get_input_embeddings().weight
+    needed = copies * 4 * sum(part.numel() for part in model.causal_lm.parameters())
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="trying-to-save-", dir=folder) as fresh:
+            _write(Path(fresh), model.causal_lm, {EMBEDDING: embedding.detach()[:0]}, tokenizer, len(embedding))
+            (Path(fresh) / CARD).write_text(card_text(model.card), encoding="utf-8")
+            read_card(fresh)
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{str(folder)!r} has room for {free >> 20} MiB, the checkpoints take {needed >> 20}",
+            "free some space, or give another folder",
+        )
+
+
+def _write(
+    folder: Path,
+    causal_lm: PreTrainedModel,
+    state: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: int | None = None,
+) -> None:
+    """`rows` are the embedding's, where `state` is not all there is."""
     save_tensors(state, folder / WEIGHTS)
-    (folder / "config.json").write_text(_config_text(causal_lm, state), encoding="utf-8")
+    rows = rows if rows is not None else len(state[EMBEDDING])
+    config = _config_text(causal_lm, rows, state[EMBEDDING].dtype)
+    (folder / "config.json").write_text(config, encoding="utf-8")
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors writes for the owner alone
-    causal_lm.generation_config.save_pretrained(folder)
+    # As it was: `save_pretrained` refuses settings that contradict each other, as Llama 2's do.
+    generation = causal_lm.generation_config.to_json_string()
+    (folder / "generation_config.json").write_text(generation, encoding="utf-8")
     save_tokenizer(tokenizer, folder)
 
 
@@ -123,18 +165,25 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         raise OSError(errno.ENOSPC if full else errno.EIO, str(problem)) from None
 
 
-def _config_text(causal_lm: PreTrainedModel, state: Mapping[str, Tensor]) -> str:
+def _config_text(causal_lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> str:
     """`config.json` with the field names of both supported major versions of Transformers."""
     fields: dict[str, Any] = json.loads(causal_lm.config.to_json_string(use_diff=False))
     fields["architectures"] = [type(causal_lm).__name__]
-    fields["dtype"] = fields["torch_dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
-    fields["vocab_size"] = state[EMBEDDING].shape[0]
+    fields["dtype"] = fields["torch_dtype"] = str(dtype).removeprefix("torch.")
+    fields["vocab_size"] = rows
+    fields["tie_word_embeddings"] = is_tied(causal_lm)  # what the weights are, whatever the parent's file said
     rope = fields.get("rope_parameters")
     if isinstance(rope, dict):
         fields["rope_theta"] = rope.get("rope_theta", 10000.0)
         plain = rope.get("rope_type", "default") == "default"
         fields["rope_scaling"] = None if plain else {key: value for key, value in rope.items() if key != "rope_theta"}
-    for key in ("_name_or_path", "_attn_implementation", "_attn_implementation_internal", "quantization_config"):
+    for key in (
+        "_name_or_path",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "quantization_config",
+        "auto_map",
+    ):
         fields.pop(key, None)
     return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
@@ -179,7 +228,7 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def load_weights(model: DiffusionModel, state: Mapping[str, Tensor]) -> None:
     """Copy a state from `merge_checkpoints` or `read_state` into a model. Raises `CheckpointError` on other names."""
     report = model.causal_lm.load_state_dict(dict(state), strict=False)
-    tied = {TIED_HEAD} if is_tied(model.causal_lm) else set()
+    tied = {HEAD} if is_tied(model.causal_lm) else set()
     missing = sorted(set(report.missing_keys) - tied)
     if missing or report.unexpected_keys:
         wrong = [*missing, *report.unexpected_keys][0]

@@ -6,9 +6,13 @@ while its distribution changes little, and a sampled block can become stable. Th
 ids keep their probability.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from hildanext.core.errors import LogitsNotFinite
 
 
 def uniforms(seed: int, count: int) -> Float[Tensor, " count"]:
@@ -34,6 +38,31 @@ def candidates(
         tokens = sample(logits, uniform, temperature, top_p, top_k)
         best = logits.gather(-1, tokens[:, None])[:, 0]
     return tokens, (best - logits.logsumexp(-1)).exp()
+
+
+NO_TOKEN = -1
+"""In the place of a token: the row's logits are NaN or infinite."""
+
+
+def next_tokens(
+    logits: Float[Tensor, "rows vocab"],
+    uniform: Float[Tensor, " rows"],
+    temperature: float,
+    top_p: float | None = None,
+    top_k: int | None = None,
+) -> Int[Tensor, " rows"]:
+    """As `sample`, and `NO_TOKEN` in a row that has no token: the host learns of it with the tokens it waits for."""
+    tokens = sample(logits, uniform, temperature, top_p, top_k)
+    return torch.where(logits.amax(-1).isfinite(), tokens, NO_TOKEN)
+
+
+def read_tokens(tokens: Int[Tensor, " rows"], rows: Sequence[int] | None = None) -> list[int]:
+    """The parent's next tokens, on the host. Raises `LogitsNotFinite` naming the `rows` that have none."""
+    drawn = tokens.tolist()
+    without = [row for row, token in zip(rows or range(len(drawn)), drawn, strict=True) if token == NO_TOKEN]
+    if without:
+        raise LogitsNotFinite("autoregressive parent", without)
+    return drawn
 
 
 def sample(

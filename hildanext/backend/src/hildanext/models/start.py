@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hildanext.core.errors import ModelError
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment, Card, alignment_fields
 from hildanext.models.loading.load import load_parent
 from hildanext.models.quantize import Quantize, place
-from hildanext.tokenization import never_ids, resolve_mask_id
+from hildanext.tokenization import never_ids, resolve_mask_id, same_words
 
 
 def start_conversion(
@@ -41,6 +42,30 @@ def start_conversion(
         **alignment_fields(alignment),  # type: ignore[arg-type]
     )
     return DiffusionModel(causal_lm, card, mask_delta).to(device), tokenizer
+
+
+def open_beside(
+    parent_name: str | Path,
+    model: DiffusionModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+) -> tuple[DiffusionModel, PreTrainedTokenizerBase]:
+    """A parent under `model`'s card, on its device, to be compared with it token by token.
+
+    Raises `ModelError` for one with other rows or other words: the same ids would be another text to it.
+    """
+    card = model.card
+    frozen, words = start_conversion(
+        parent_name, card.alignment, card.block_size, dtype, model.device, trust_remote_code=trust_remote_code
+    )
+    rows = frozen.card.vocab_rows
+    if rows != card.vocab_rows or not same_words(words, tokenizer):
+        what = f"has {rows} rows, the checkpoint {card.vocab_rows}" if rows != card.vocab_rows else "has other tokens"
+        raise ModelError(
+            f"the parent {str(parent_name)!r} {what}", "name the parent that this checkpoint was converted from"
+        )
+    return frozen, words
 
 
 def public_name(parent_name: str | Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hildanext.core import plots
 from hildanext.core.errors import DataError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.core.metrics_log import run_metrics
 from hildanext.core.run_dir import RUN_FILE, write_atomically
 from hildanext.eval import task_tables
@@ -19,6 +20,9 @@ from hildanext.eval.generation import PARENT, label
 from hildanext.report import trace_html
 
 REPORT = "report.html"
+
+EDIT_STORM = 1.0
+"""Edits for each token written; above it the page remarks on them, for then a token was rewritten more than once."""
 
 CSS = """
 :root{--ink:#1f2328;--dim:#636c76;--line:#d8dee4;--ground:#ffffff;--card:#f6f8fa;--link:#0969da;LIGHT}
@@ -39,6 +43,8 @@ figure{margin:1rem 0} img{max-width:100%;height:auto;background:#fff;border-radi
 .facts b{display:block;font-size:1.35rem} .facts span{color:var(--dim);font-size:.82rem}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem;overflow-x:auto;font-size:.8rem}
 details{margin:.5rem 0} summary{cursor:pointer;color:var(--link)}
+.beside{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:0 .8rem}
+.beside .sample{min-width:0} .sample h3{margin-top:0} .remark{border-left:4px solid var(--edit);padding-left:.6rem}
 .sample p{white-space:pre-wrap}
 .sample{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem;margin:.7rem 0}
 """
@@ -75,7 +81,7 @@ def write_report(
         results.update(outcome)
     record = _json(folder / RUN_FILE) if (folder / RUN_FILE).exists() else {}
     evaluation = _json(results["results"]) if "results" in results else {}
-    samples = _json(results["samples"]).get("samples", []) if "samples" in results else []
+    samples = _json(results["samples"]) if "samples" in results else {}
     metrics = run_metrics(results["run"]) if "run" in results else []
     parts = [
         _head(title, record, evaluation),
@@ -85,7 +91,7 @@ def write_report(
         _likelihood(results, evaluation, record),
         _writing(results, evaluation),
         _tasks(results),
-        _samples(samples, evaluation),
+        _samples(samples),
         _how(record, evaluation),
     ]
     page = _page(title, "\n".join(part for part in parts if part))
@@ -216,7 +222,9 @@ def _writing(results: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     table = _table(GENERATION_COLUMNS, [generation_cells(_with_nan(row)) for row in rows])
-    verdicts = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdicts_of(rows))
+    storms = [(row["name"], edit_storm(int(row["tokens"]), int(row["edits"]))) for row in rows]
+    sentences = [*verdicts_of(rows), *(f"{label(name)}: {storm}" for name, storm in storms if storm)]
+    verdicts = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     pictures = _named_picture(results, "speed") + _named_picture(results, "quality")
     count = len(evaluation.get("prompts", []))
     return (
@@ -256,37 +264,48 @@ def verdicts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return verdicts
 
 
-def _samples(samples: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> str:
+def _samples(record: Mapping[str, Any]) -> str:
+    """The texts of each prompt side by side: the model's in every mode, and the parent's."""
+    samples: Sequence[Mapping[str, Any]] = record.get("samples", [])
     if not samples:
         return ""
-    shown = []
+    groups: dict[str, list[str]] = {}
     for sample in samples:
-        steps, prompt = sample.get("trace", {}).get("steps", []), sample.get("prompt_cells", [sample["prompt"]])
-        numbers = (
-            f"{sample['tokens']} tokens in {sample['forwards']} forwards ({sample['tokens_per_forward']:.2f} each), "
-            f"{sample['tokens_per_second']:.0f} tokens/s, {sample['edits']} edits, ended by {sample['finish_reason']}"
-        )
-        if steps:
-            text = trace_html.final_text(steps, prompt, sample["tokens"])
-            more = f"<details><summary>Step by step ({len(steps)} forwards)</summary>"
-            text += f"{more}{trace_html.step_by_step(steps, prompt)}</details>"
-        else:
-            text = f'<p><span class="dim">{escape(sample["prompt"])}</span>{escape(sample["text"])}</p>'
-        head = f"<h3>{escape(label(sample['way']))}</h3>"
-        shown.append(f'<div class="sample">{head}{text}<p class="dim">{escape(numbers)}</p></div>')
-    return f"<h2>Samples</h2>{''.join(shown)}{_parents_samples(evaluation)}"
+        groups.setdefault(sample["prompt"], []).append(_sample(sample))
+    missing = record.get("without_parent")
+    without = f'<p class="dim">The AR parent is not beside them: {escape(missing)}.</p>' if missing else ""
+    shown = "".join(f'<div class="beside">{"".join(cards)}</div>' for cards in groups.values())
+    return f"<h2>Samples</h2>{without}{shown}"
 
 
-def _parents_samples(evaluation: Mapping[str, Any]) -> str:
-    """The parent's own continuations of the evaluation's prompts."""
-    row = next((row for row in evaluation.get("generation", []) if row["name"] == PARENT), None)
-    if row is None or not any(row["samples"]):
-        return ""
-    shown = "".join(
-        f'<div class="sample"><span class="dim">{escape(prompt)}</span>{escape(text)}</div>'
-        for prompt, text in zip(evaluation["prompts"], row["samples"], strict=False)
+def _sample(sample: Mapping[str, Any]) -> str:
+    steps, prompt = sample.get("trace", {}).get("steps", []), sample.get("prompt_cells", [sample["prompt"]])
+    is_parent = sample["way"] == PARENT
+    edits = "" if is_parent else f"{sample['edits']} edits, "
+    numbers = (
+        f"{sample['tokens']} tokens in {sample['forwards']} forwards ({sample['tokens_per_forward']:.2f} each), "
+        f"{sample['tokens_per_second']:.0f} tokens/s, {edits}ended by {sample['finish_reason']}"
     )
-    return f"<details><summary>What the AR parent writes (greedy, other prompts)</summary>{shown}</details>"
+    if steps:
+        text = trace_html.final_text(steps, prompt, sample["tokens"])
+        more = f"<details><summary>Step by step ({len(steps)} forwards)</summary>"
+        text += f"{more}{trace_html.step_by_step(steps, prompt)}</details>"
+    else:
+        text = f'<div class="trace"><span class="p">{escape(sample["prompt"])}</span>{escape(sample["text"])}</div>'
+    head = f"<h3>{escape(label(sample['way']))}{', greedy' if is_parent else ''}</h3>"
+    storm = edit_storm(int(sample["tokens"]), int(sample["edits"]))
+    remark = f'<p class="remark">{escape(storm)}</p>' if storm else ""
+    return f'<div class="sample">{head}{text}<p class="dim">{escape(numbers)}</p>{remark}</div>'
+
+
+def edit_storm(tokens: int, edits: int) -> str:
+    """A remark on a text, or on several, whose tokens were rewritten over and over; "" where they were not."""
+    if edits <= EDIT_STORM * max(tokens, 1):
+        return ""
+    return (
+        f"An edit storm: {edits:,} edits for {tokens:,} tokens, more than {EDIT_STORM:g} a token. The model does not "
+        "settle. A higher tau_edit edits only where it is surer, a lower max_post ends a block sooner."
+    )
 
 
 def _how(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -341,8 +360,8 @@ def _duration(seconds: float) -> str:
 
 def _json(path: str | Path) -> dict[str, Any]:
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as problem:
+        value = parse(Path(path).read_bytes(), allow_nan=True, allow_duplicates=True)
+    except (OSError, BadJson) as problem:
         raise DataError(f"cannot read {str(path)!r} ({problem})", "run the stage that writes it again") from None
     if not isinstance(value, dict):
         raise DataError(f"{str(path)!r} holds {type(value).__name__}", "run the stage that writes it again")

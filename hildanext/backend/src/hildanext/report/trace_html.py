@@ -1,8 +1,10 @@
 """A denoising trace as static HTML: no script, readable on a phone, coloured in light and dark."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from hildanext.detokenization import cell_bytes, pieces_of
 
 MASK = "░"
 MAX_STEPS = 240
@@ -33,20 +35,20 @@ def final_text(steps: Steps, prompt: Sequence[str], kept: int) -> str:
 
     `kept` tokens were handed out; what the last block holds beyond them is left away.
     """
-    written: dict[int, tuple[str, int, bool]] = {}
+    written: dict[int, tuple[bytes, int, bool]] = {}
     first: dict[int, int] = {}
     for step in steps:
         begun = first.setdefault(int(step["block_start"]), int(step["forward"]))
         since = int(step["forward"]) - begun
         for cell in step["drafts"]:
-            written[int(cell["position"])] = (_text(cell, "text"), since, False)
+            written[int(cell["position"])] = (_bytes(cell), since, False)
         for cell in step["edits"]:
-            written[int(cell["position"])] = (_text(cell, "new_text"), since, True)
+            written[int(cell["position"])] = (_bytes(cell, "new_"), since, True)
     written = {at: cell for at, cell in written.items() if at < len(prompt) + kept}
     latest = max((since for _, since, _ in written.values()), default=0)
     parts = [f'<span class="p">{escape("".join(prompt))}</span>']
-    for at in sorted(written):
-        text, since, edited = written[at]
+    cells = [cell for _, cell in sorted(written.items())]
+    for text, (_, since, edited) in zip(pieces_of(raw for raw, _, _ in cells), cells, strict=True):
         shade = "e" if edited else f"w w{min(4, 5 * since // (latest + 1))}"
         parts.append(f'<span class="{shade}">{escape(text)}</span>')
     return f'<div class="trace">{"".join(parts)}</div>{_legend(latest)}'
@@ -54,16 +56,18 @@ def final_text(steps: Steps, prompt: Sequence[str], kept: int) -> str:
 
 def step_by_step(steps: Steps, prompt: Sequence[str]) -> str:
     """One line a forward: the active block with its masks, what the forward drafted and what it edited."""
-    cells: dict[int, str] = dict(enumerate(prompt))
+    cells = {at: text.encode() for at, text in enumerate(prompt)}
     lines = []
     for step in steps[:MAX_STEPS]:
-        drafts = {int(cell["position"]): _text(cell, "text") for cell in step["drafts"]}
-        edits = {int(cell["position"]): _text(cell, "new_text") for cell in step["edits"]}
+        drafts = {int(cell["position"]): _bytes(cell) for cell in step["drafts"]}
+        edits = {int(cell["position"]): _bytes(cell, "new_") for cell in step["edits"]}
         masked = {int(at) for at in step["masks"]} - set(drafts)
         cells |= drafts | edits
         start = int(step["block_start"])
         here = sorted({at for at in cells if at >= start} | masked)
-        body = "".join(_cell(at, cells, len(prompt), drafts, edits, masked) for at in here)
+        texts = pieces_of(MASK.encode() if at in masked else cells[at] for at in here)
+        looks = ("m" if at in masked else _look(at, len(prompt), drafts, edits) for at in here)
+        body = "".join(_cell(text, look) for text, look in zip(texts, looks, strict=True))
         lines.append(f'<span class="step"><span class="n">{int(step["forward"])}</span>{body}</span>')
     if len(steps) > MAX_STEPS:
         lines.append(f'<span class="step">and {len(steps) - MAX_STEPS} forwards more</span>')
@@ -72,18 +76,12 @@ def step_by_step(steps: Steps, prompt: Sequence[str]) -> str:
     return f'{legend}<div class="trace">{"".join(lines)}</div>'
 
 
-def _cell(
-    at: int,
-    cells: Mapping[int, str],
-    prompt: int,
-    drafts: Mapping[int, str],
-    edits: Mapping[int, str],
-    masked: set[int],
-) -> str:
-    if at in masked:
-        return f'<span class="m">{MASK}</span>'
-    how = "e" if at in edits else "d" if at in drafts else "p" if at < prompt else "k"
-    return f'<span class="{how}">{escape(cells[at].replace(chr(10), "⏎"))}</span>'
+def _look(at: int, prompt: int, drafts: Container[int], edits: Container[int]) -> str:
+    return "e" if at in edits else "d" if at in drafts else "p" if at < prompt else "k"
+
+
+def _cell(text: str, look: str) -> str:
+    return f'<span class="{look}">{escape(text.replace(chr(10), "⏎"))}</span>'
 
 
 def _legend(latest: int) -> str:
@@ -94,6 +92,6 @@ def _legend(latest: int) -> str:
     )
 
 
-def _text(cell: Mapping[str, Any], key: str) -> str:
-    fallback = cell.get("token", cell.get("new"))
-    return str(cell.get(key, f"[{fallback}]"))
+def _bytes(cell: Mapping[str, Any], prefix: str = "") -> bytes:
+    known = f"{prefix}text" in cell
+    return cell_bytes(cell, prefix) if known else f"[{cell.get('token', cell.get('new'))}]".encode()

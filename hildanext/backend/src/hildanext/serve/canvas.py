@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hildanext.decoding.trace import MASK
+from hildanext.detokenization import cell_bytes, cut_pieces, pieces_of
 
 State = Literal["mask", "draft", "edited", "committed"]
 
@@ -21,6 +22,8 @@ class Glyph:
     token: int | None = None
     text: str = MASK
     probability: float | None = None
+    raw: bytes = MASK.encode()
+    """The token's own bytes; `text` shows half a character as one that is not."""
 
     @property
     def logprob(self) -> float:
@@ -46,9 +49,13 @@ class Canvas:
             self.glyphs[at] = Glyph()
             self._open.add(at)
         for cell in record["drafts"]:
-            self.glyphs[cell["position"]] = Glyph("draft", cell["token"], cell["text"], cell["probability"])
+            self.glyphs[cell["position"]] = Glyph(
+                "draft", cell["token"], cell["text"], cell["probability"], cell_bytes(cell)
+            )
         for cell in record["edits"]:
-            self.glyphs[cell["position"]] = Glyph("edited", cell["new"], cell["new_text"], cell["probability"])
+            self.glyphs[cell["position"]] = Glyph(
+                "edited", cell["new"], cell["new_text"], cell["probability"], cell_bytes(cell, "new_")
+            )
             self.edits += 1
         if record["final"] and record["kind"] == "denoise":
             for at in self._open:
@@ -59,11 +66,14 @@ class Canvas:
     def text(self) -> str:
         """Everything behind the prompt, masks as a sign, the end of text as nothing; half a character shows as one
         that is not."""
-        return "".join(glyph.text for _, glyph in sorted(self.glyphs.items()) if glyph.token not in self.hidden)
+        shown = (glyph.raw for _, glyph in sorted(self.glyphs.items()) if glyph.token not in self.hidden)
+        return b"".join(shown).decode("utf-8", "replace")
 
     def picture(self, record: Mapping[str, Any], committed: int) -> dict[str, Any]:
         """A frame for clients that draw it; `committed` counts the characters that are final."""
         start = record["block_start"]
+        places = sorted(self.glyphs)
+        texts = dict(zip(places, pieces_of(self.glyphs[at].raw for at in places), strict=True))
         block = start // self.block_size if self.block_size else 0
         return {
             "type": "frame",
@@ -76,12 +86,18 @@ class Canvas:
             "text": self.text(),
             "committed_chars": committed,
             "tokens": [
-                {"pos": at, "id": glyph.token, "text": glyph.text, "state": glyph.state, "p": glyph.probability}
+                {"pos": at, "id": glyph.token, "text": texts[at], "state": glyph.state, "p": glyph.probability}
                 for at, glyph in sorted(self.glyphs.items())
                 if at >= start
             ],
         }
 
-    def kept(self, count: int) -> list[Glyph]:
-        """The first `count` positions behind the prompt: the answer's tokens."""
-        return [self.glyphs.get(at, Glyph()) for at in range(self.prompt, self.prompt + count)]
+    def kept(self, count: int, text: str) -> list[Glyph]:
+        """The first `count` positions behind the prompt, the tokens of an answer that says `text`.
+
+        Their texts join to it: a token of a character's beginning has none, nor has what ended the text.
+        """
+        glyphs = [self.glyphs.get(at, Glyph()) for at in range(self.prompt, self.prompt + count)]
+        raws = [b"" if glyph.token in self.hidden else glyph.raw for glyph in glyphs]
+        cut = cut_pieces(raws, text)
+        return [replace(glyph, text=shown, raw=raw) for glyph, (shown, raw) in zip(glyphs, cut, strict=True)]

@@ -12,6 +12,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hildanext.serve.errors import shape
+from hildanext.serve.middleware import BROKEN_BODY
 from hildanext.serve.settings import ServeConfig
 
 LINGER_SECONDS = 1.0
@@ -72,6 +73,11 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state is h11.IDLE:
             self._say(400, shape("this is no HTTP request: send one", 400, "invalid_http"))
+        elif self.cycle is not None and not self.cycle.response_started:
+            self.scope.setdefault("state", {})[BROKEN_BODY] = True
+            self._say(400, shape("the body is no HTTP: mend its chunks", 400, "invalid_http"))
+            self.cycle.disconnected = True  # whoever reads the body, or would answer, is told that nobody is there
+            self.cycle.message_event.set()
         else:  # an answer has begun: all that is left is to hang up
             self.transport.close()
 

@@ -25,12 +25,24 @@ class DecoderSection:
         return {"anyOf": [*decoder_schemas().values(), {"type": "null"}]}
 
 
+def request_maxima(cls: type[Any]) -> dict[str, int | float]:
+    """The knobs that end sooner in a request than anywhere else (`request_maximum` on the field), and where."""
+    extras = {name: field.json_schema_extra for name, field in cls.__pydantic_fields__.items()}
+    return {
+        name: extra["request_maximum"]
+        for name, extra in extras.items()
+        if isinstance(extra, dict) and "request_maximum" in extra
+    }
+
+
 @cache
 def _schema(name: str, cls: type[Any]) -> dict[str, Any]:
     schema = TypeAdapter(cls).json_schema()
     knobs = schema.get("properties", {})
     for knob in knobs_of(cls):
         knobs[knob.name]["description"] = knob.help
+        if "request_maximum" in knobs[knob.name]:
+            knobs[knob.name]["maximum"] = knobs[knob.name].pop("request_maximum")
     summary = (cls.__doc__ or name).strip().partition("\n\n")[0]
     return {
         **schema,

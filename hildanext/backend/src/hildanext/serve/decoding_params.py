@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hildanext.data.chat_template import Message
-from hildanext.decoding import decoder_section, make_decoder
+from hildanext.decoding import DECODERS, decoder_section, make_decoder
 from hildanext.engine.base import EngineFacts, Request
 from hildanext.inference import DEFAULT_NEW_TOKENS
+from hildanext.serve.decoders import request_maxima
 from hildanext.serve.errors import Refused
 from hildanext.serve.requests import KNOBS, OPTIONAL, ChatMessage, Decoding, GenerateBody
 from hildanext.serve.settings import ServeConfig
@@ -65,7 +66,7 @@ def decoding_params(
         max_new_tokens=tokens if tokens is not None else _unasked(settings),
         seed=body.seed if body.seed is not None else 0,
         stop=_stop(body.stop),
-        ignore_eos=body.ignore_eos,
+        ignore_eos=bool(body.ignore_eos),
         deadline_seconds=seconds,
     )
 
@@ -112,11 +113,16 @@ def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str
         )
     section = decoder_section(body.mode, effort if effort is not None else body.effort, body.decoder, **knobs)
     make_decoder(section, strict=True)
+    for knob, most in request_maxima(DECODERS[section["name"]]).items():
+        if (section.get(knob) or 0) > most:
+            raise Refused(
+                f"{knob}: {section[knob]} is above {most}", f"this service takes {most} at most", param="decoder"
+            )
     return section
 
 
 def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
-    words = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    words = () if not stop else (stop,) if isinstance(stop, str) else tuple(stop)
     if len(words) > MOST_STOPS:
         raise Refused(f"{len(words)} stop texts are too many", f"give {MOST_STOPS} at most", param="stop")
     if any(not word or len(word) > LONGEST_STOP for word in words):

@@ -70,7 +70,7 @@ class EngineCall:
         self.close()
 
     def _give(self, index: int, request: Request) -> None:
-        """In a thread: tokenising takes its time, and the engine's door a lock."""
+        """In a thread: tokenising takes its time, and submitting waits for the engine's lock."""
         ticket = self.engine.submit(request, partial(self._hear, index))
         with self._lock:
             self._tickets[index] = ticket

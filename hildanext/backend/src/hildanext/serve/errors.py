@@ -3,15 +3,18 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, TypeAdapter
 from starlette.exceptions import HTTPException
 
+from hildanext.core.complaints import complaints
 from hildanext.core.errors import HildaError
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,19 @@ MEANINGS = {
     502: "the engine failed",
     503: "too much to do, or closing: Retry-After says when to come again",
     504: "no whole answer within the deadline",
+    507: "the service's disk is full, or cannot be written",
 }
+
+MOST_READ = 100
+"""How many of a body's faults are looked into: a list of a million wrong items has as many."""
+
+OWN_CODES = {
+    "unknown_field": "unknown_field",
+    "given_twice": "invalid_value",
+    "not_offered": "unsupported_value",
+    "no_content": "invalid_value",
+}
+"""Our own complaints about a body, by their type: their words are said whole, under these codes."""
 
 CONTENT: dict[str, Any] = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
 """Of an error's response in the OpenAPI document, whatever the route's own answer is."""
@@ -103,7 +118,7 @@ async def _known(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    message, param, code = describe(error.errors())
+    message, param, code = describe(error.errors(), _schema(request.scope["endpoint"], error.errors()))
     return JSONResponse(shape(message, 400, code, param), 400)
 
 
@@ -130,38 +145,35 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     return JSONResponse(shape(message, 500, "internal_error"), 500, {"X-Request-ID": name})
 
 
-def describe(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, str]:
-    """Message, field and code of what a body's types do not allow; several complaints of one field are one."""
-    complaints: dict[str, list[str]] = {}
-    for problem in problems:
-        texts = complaints.setdefault(_place(problem["loc"]), [])
-        text = _said(problem)
-        if text not in texts:
-            texts.append(text)
-    parts = [f"{place}: {' or '.join(texts)}" if place else " or ".join(texts) for place, texts in complaints.items()]
-    more = f" (and {len(parts) - 3} more)" if len(parts) > 3 else ""
-    code = "unknown_field" if problems[0]["type"] == "unknown_field" else "invalid_value"
-    return "; ".join(parts[:3]) + more, next(iter(complaints)) or None, code
+def describe(problems: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> tuple[str, str | None, str]:
+    """Message, field and code of what a request's types do not allow, as `_schema` has them."""
+    first = problems[0]
+    if first["loc"] == ("body",) and first["type"] == "missing":
+        return "the body is missing: send a JSON object", None, "invalid_value"
+    if first["loc"] == ("body",) and first["type"].endswith("_type"):
+        return "give a JSON object", None, "invalid_value"
+    problems = [each for each in problems if each["type"] == "not_offered"] or problems  # not that it is no text, too
+    read = problems[:MOST_READ]
+    said = complaints([{**problem, "loc": problem["loc"][1:]} for problem in read], schema, OWN_CODES)
+    parts = [f"{place}: {text}" if place else text for place, text in said]
+    more = f" (and {len(parts) - 3 + len(problems) - len(read)} more)" if len(parts) > 3 else ""
+    code = OWN_CODES.get(problems[0]["type"], "invalid_value")
+    return "; ".join(parts[:3]) + more, said[0][0] or None, code
 
 
-def _said(problem: Mapping[str, Any]) -> str:
-    if problem["type"] == "missing":
-        return "it is missing" if len(problem["loc"]) > 1 else "the body is missing: send a JSON object"
-    if problem["type"] == "model_type" or problem["type"].endswith("attributes_type"):
-        return "give a JSON object"
-    text = str(problem["msg"]).removeprefix("Input ").replace("List should", "should")
-    return text if problem["type"] in ("unknown_field", "given_twice") else text[:300]
+def _schema(endpoint: Callable[..., Any], problems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """JSON Schema of an endpoint's body, or of an object of those of its other parameters that are wrong."""
+    kinds = get_type_hints(endpoint, include_extras=True)
+    kinds.pop("return", None)
+    if problems[0]["loc"][0] == "body":
+        return _body_schema(next(kind for kind in kinds.values() if isinstance(kind, type(BaseModel))))
+    names = dict.fromkeys(problem["loc"][1] for problem in problems)
+    return {"properties": {name: TypeAdapter(kinds[name]).json_schema() for name in names if name in kinds}}
 
 
-def _place(location: Sequence[str | int]) -> str:
-    """The field's name as one writes it; names that pydantic gives to the branches of a union are left out."""
-    place = ""
-    for part in location[1:]:
-        if isinstance(part, int):
-            place += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "float", "int", "bool"):
-            place += f".{part}" if place else part
-    return place
+@cache
+def _body_schema(body: type[BaseModel]) -> dict[str, Any]:
+    return body.model_json_schema()
 
 
 def _clean(text: str | None) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hildanext.core.errors import HildaError
+from hildanext.core.json_text import BROKEN, HALF, NAN, TOO_LONG, TWICE, BadJson, parse
 from hildanext.core.registry import under_profile
 from hildanext.serve.errors import Refused, answer
 from hildanext.serve.metrics import Metrics
@@ -28,6 +29,8 @@ OPEN = ("/health", "/health/live", "/health/ready", "/", "/docs", "/openapi.json
 """Routes that never ask for a key; so do the page's files, below `/static/`."""
 WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 FINISH_SECONDS = 2.0
+BROKEN_BODY = "broken"
+"""Set in a request's state where its body was no HTTP, which the connection has answered itself."""
 ENDLESS = "/events"
 """The end of paths whose answer has no end: they have no HEAD."""
 
@@ -73,10 +76,12 @@ class RequestId:
             scope["method"] = "GET"
         begun = time.perf_counter()
         answered: dict[str, Any] = {"status": 500, "bytes": 0}
+        begins = False
 
         async def send_marked(message: Message) -> None:
+            nonlocal begins
             if message["type"] == "http.response.start":
-                answered["status"] = message["status"]
+                answered["status"], begins = message["status"], True
                 there = {key for key, _ in message["headers"]}
                 more = [pair for pair in HEADERS if pair[0] not in there]
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode()), *more]
@@ -87,7 +92,12 @@ class RequestId:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_marked)
+            if _header(scope, b"content-length") and _header(scope, b"transfer-encoding"):
+                await _refuse_framing(scope, receive, send_marked)
+            else:
+                await self.app(scope, receive, send_marked)
+            if not begins:  # the client went, or broke its own body: no fault of ours
+                answered["status"] = 400 if scope["state"].get(BROKEN_BODY) else 499
         finally:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", "unknown")
@@ -199,6 +209,15 @@ class BodyLimit:
         raise Refused(f"the body is larger than {self.limit} bytes", "send less", 413, "body_too_large")
 
 
+async def _refuse_framing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Of two lengths a proxy may believe the other one, and take what follows for another request."""
+    await _let_finish(receive)
+    message = "the request has both Content-Length and Transfer-Encoding"
+    response = answer(Refused(message, "send one of them", 400, "invalid_http"))
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send)
+
+
 async def _let_finish(receive: Receive) -> None:
     """Throw away what a client still sends, for a while: many read no answer before they have said all."""
     try:
@@ -210,41 +229,27 @@ async def _let_finish(receive: Receive) -> None:
 
 
 def check_json(body: bytes) -> None:
-    """Raise `Refused` for what is no JSON text: bad UTF-8, NaN, half characters, and nesting without end."""
+    """Raise `Refused` for what is no JSON text: `core.json_text` says what that is. A mark of byte order is none."""
     try:
-        text = body.decode("utf-8")
+        parse(body.decode("utf-8"))
     except UnicodeDecodeError as problem:
         raise Refused(
             f"the body is no UTF-8 (at byte {problem.start})", "send JSON in UTF-8", code="invalid_json"
         ) from None
-    try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
-    except json.JSONDecodeError as problem:
-        where = f"line {problem.lineno} column {problem.colno}"
-        raise Refused(f"the body is no JSON ({problem.msg}, {where})", "mend it", code="invalid_json") from None
-    except RecursionError:
-        raise Refused("the body is nested too deeply", "send flatter JSON", code="invalid_json") from None
-    except ValueError as problem:
-        raise Refused(f"the body holds a number beyond reason ({problem})", "mend it", code="invalid_json") from None
-    if "\\u" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            message = "a text in the body holds half a character (a lone surrogate)"
-            raise Refused(message, "send whole characters", code="invalid_text") from None
-        except RecursionError:
-            raise Refused("the body is nested too deeply", "send flatter JSON", code="invalid_json") from None
+    except BadJson as problem:
+        message, hint = SAID[problem.kind]
+        code = "invalid_text" if problem.kind == HALF else "invalid_json"
+        raise Refused(message.format(problem.detail), hint, code=code) from None
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise Refused(f"the body holds {name}, which is no number", "send finite numbers", code="invalid_json")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise Refused(f"the body holds {text[:40]}, which is no finite number", "mend it", code="invalid_json")
-    return number
+SAID = {
+    BROKEN: ("the body is no JSON ({})", "mend it"),
+    HALF: ("a text in the body holds half a character (a lone surrogate)", "send whole characters"),
+    NAN: ("the body holds {}", "send finite numbers"),
+    TOO_LONG: ("the body holds a number beyond reason (thousands of digits)", "mend it"),
+    TWICE: ("the body holds a key twice in one object ({})", "send it once"),
+}
+"""What a client is told, and what to do, by the kind of what is wrong."""
 
 
 def _check_kind(scope: Scope) -> None:

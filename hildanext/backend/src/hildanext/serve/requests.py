@@ -6,15 +6,25 @@ Requests are strict: no unknown fields, no text for a number. A field of a reque
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from hildanext.core.config import may_be_none
+from hildanext.core.config import AnySeed, may_be_none
 from hildanext.core.knobs import knobs_of
 from hildanext.decoding import DECODERS, MODES
-from hildanext.serve.decoders import DecoderSection
+from hildanext.serve.decoders import DecoderSection, request_maxima
+from hildanext.serve.openai_fields import CHAT, COMPLETIONS, MESSAGE, Role, Top, known_part, known_role
 
 DECODING_ALIASES = {
     "threshold": "tau_mask",
@@ -27,7 +37,7 @@ DECODING_ALIASES = {
 }
 """Names that other engines have for the same knob."""
 
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+TOP = "1: also the most probable token in its place, which is the token itself where none is drawn"
 Text = Annotated[str, Field(description="Unicode text; half a character (a lone surrogate) is refused")]
 
 
@@ -74,21 +84,31 @@ class ChatMessagePart(Strict):
     text: Text
 
 
-class ChatMessage(Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[ChatMessagePart]
-    name: Text | None = None
-    """Accepted and not used."""
+class SaidMessage(Strict):
+    role: Annotated[Role, BeforeValidator(known_role)]
+    content: Text | list[Annotated[ChatMessagePart, BeforeValidator(known_part)]] | None = Field(
+        None, validate_default=True, description="null of an assistant alone, which then said nothing"
+    )
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_there(cls, content: Any, info: Any) -> Any:
+        role = info.data.get("role", "assistant")
+        if content is None and role != "assistant":
+            raise PydanticCustomError("no_content", "of a {role} message it is missing: give its text", {"role": role})
+        return content
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        said = self.content if self.content is not None else ""
+        return said if isinstance(said, str) else "".join(part.text for part in said)
 
 
 def _knob(name: str, knob: FieldInfo, text: str) -> Any:
     """A knob as a field of a body, which may be left out; "off" is null for those that may be null."""
     annotation: Any = knob.annotation
-    kind = Annotated[annotation, *knob.metadata] if knob.metadata else annotation
+    bounds = [*knob.metadata, *([Field(le=MAXIMA[name])] if name in MAXIMA else [])]
+    kind = Annotated[annotation, *bounds] if bounds else annotation
     if name in OPTIONAL:
         return kind | Literal["off"], Field(None, description=f"{text} Null is off.")
     return kind | None, Field(None, description=text)
@@ -97,6 +117,7 @@ def _knob(name: str, knob: FieldInfo, text: str) -> Any:
 PRESET: type[Any] = DECODERS[MODES["S_MODE"]["name"]]
 """The decoder that modes are presets of: its knobs are fields of a body."""
 OPTIONAL = may_be_none(PRESET)
+MAXIMA = request_maxima(PRESET)
 KNOBS = {knob.name: _knob(knob.name, PRESET.__pydantic_fields__[knob.name], knob.help) for knob in knobs_of(PRESET)}
 
 
@@ -113,16 +134,18 @@ class DecodingFields(Strict):
     steps: int | None = Field(
         None, ge=1, description="most forwards that fill masks of a block; fewer than its size cannot be promised"
     )
-    seed: Seed | None = Field(None, description="0 where it is left out; choice i draws from seed + i")
+    seed: AnySeed | None = Field(None, description="0 where it is left out; choice i draws from seed + i")
     stop: Text | list[Text] | None = Field(None, description="the text ends before the first of these, at most 4")
-    ignore_eos: bool = Field(False, description="go on after an end of text, up to the length")
+    ignore_eos: bool | None = Field(False, description="go on after an end of text, up to the length")
     deadline_seconds: float | None = Field(None, gt=0, description="at most the server's own limit")
 
 
 if TYPE_CHECKING:
     Decoding = DecodingFields
+    ChatMessage = SaidMessage
 else:
     Decoding = create_model("Decoding", __base__=DecodingFields, __module__=__name__, **KNOBS)
+    ChatMessage = create_model("ChatMessage", __base__=SaidMessage, __module__=__name__, **MESSAGE)
 
 
 class GenerateBody(Decoding):
@@ -138,9 +161,8 @@ class GenerateBody(Decoding):
 
 
 class StreamOptions(Strict):
-    include_usage: bool = False
-    include_obfuscation: bool = False
-    """Accepted and not used."""
+    include_usage: bool | None = False
+    include_obfuscation: bool | None = Field(False, description="accepted and not used")
 
 
 class OpenAIBody(Decoding):
@@ -150,36 +172,22 @@ class OpenAIBody(Decoding):
     n: int | None = Field(None, ge=1, le=128)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    presence_penalty: float | None = Field(None, ge=0, le=0, description="not supported: 0")
-    frequency_penalty: float | None = Field(None, ge=0, le=0, description="not supported: 0")
-    logit_bias: dict[str, float] | None = Field(None, max_length=0, description="not supported: empty")
-    user: Text | None = Field(None, description="accepted and not used")
-    diffusing: bool = Field(False, description="stream whole frames: each delta replaces the text so far")
-    stream_denoising: bool = Field(False, description="between deltas, chunks with a `diffusion` object")
+    diffusing: bool | None = Field(False, description="stream whole frames: each delta replaces the text so far")
+    stream_denoising: bool | None = Field(False, description="between deltas, chunks with a `diffusion` object")
 
 
-class ResponseFormat(Strict):
-    type: Literal["text"]
-
-
-class ChatBody(OpenAIBody):
+class ChatFields(OpenAIBody):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = Field(False, description="probability of each token when it was committed")
-    top_logprobs: int | None = Field(None, ge=0, le=0, description="not supported: 0")
+    top_logprobs: Top = Field(None, description=TOP)
     reasoning_effort: Text | None = Field(None, description="none, minimal, low, medium, high, xhigh: an effort")
-    response_format: ResponseFormat | None = None
-    tools: list[Any] | None = Field(None, max_length=0, description="not supported: empty")
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = Field(None, description="accepted and not used")
-    store: bool | None = Field(None, description="accepted and not used: nothing is stored")
-    metadata: dict[str, str] | None = Field(None, description="accepted and not used")
 
 
-class CompletionBody(OpenAIBody):
+class CompletionFields(OpenAIBody):
     """POST /v1/completions."""
 
     prompt: (
@@ -187,12 +195,22 @@ class CompletionBody(OpenAIBody):
         | Annotated[list[Text], Field(min_length=1)]
         | Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
         | Annotated[list[list[Annotated[int, Field(ge=0, lt=2**31)]]], Field(min_length=1)]
+        | None
+    ) = Field(description="null begins a new document")
+    max_tokens: int | None = Field(None, ge=0, description="0 with echo alone: only the prompt is looked at")
+    logprobs: Top = Field(None, description=f"probability of each token; {TOP}")
+    echo: bool | None = Field(
+        False, description="the prompt comes before the text; with logprobs the exact likelihood of both"
     )
-    max_tokens: int | None = Field(None, ge=1)
-    logprobs: int | None = Field(None, ge=0, le=0, description="0: probability of each token when it was committed")
-    echo: Literal[False] | None = Field(False, description="not supported: false")
-    suffix: Literal[""] | None = Field(None, description="not supported: empty")
     best_of: int | None = Field(None, ge=1, le=128, description="not supported beyond n")
+
+
+if TYPE_CHECKING:
+    ChatBody = ChatFields
+    CompletionBody = CompletionFields
+else:
+    ChatBody = create_model("ChatBody", __base__=ChatFields, __module__=__name__, **CHAT)
+    CompletionBody = create_model("CompletionBody", __base__=CompletionFields, __module__=__name__, **COMPLETIONS)
 
 
 class JobBody(Strict):

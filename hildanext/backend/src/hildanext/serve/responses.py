@@ -23,6 +23,7 @@ class Cell(BaseModel):
     token: int
     text: str
     probability: float | None = None
+    bytes: list[int] | None = Field(None, description="of a token that is no whole characters, its UTF-8 bytes")
 
 
 class FrameEdit(BaseModel):
@@ -31,6 +32,8 @@ class FrameEdit(BaseModel):
     new: int
     old_text: str
     new_text: str
+    old_bytes: list[int] | None = Field(None, description="as of a cell")
+    new_bytes: list[int] | None = None
     probability: float
 
 
@@ -137,11 +140,14 @@ class ChatLogprob(BaseModel):
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[Any] = []
+
+
+class ChatTokenLogprob(ChatLogprob):
+    top_logprobs: list[ChatLogprob] = []
 
 
 class ChatLogprobs(BaseModel):
-    content: list[ChatLogprob]
+    content: list[ChatTokenLogprob]
 
 
 class AnswerMessage(BaseModel):
@@ -168,8 +174,8 @@ class ChatAnswer(BaseModel):
 
 class CompletionLogprobs(BaseModel):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: None = None
+    token_logprobs: list[float | None] = Field(description="null where nothing comes before it")
+    top_logprobs: list[dict[str, float] | None] | None = None
     text_offset: list[int]
 
 
@@ -219,6 +225,10 @@ class EngineAnswer(BaseModel):
     chat_template: bool | None = Field(
         description="whether the model came with a chat template of its own: without one it was not taught to chat, "
         "and the service writes User: and Assistant:, or refuses conversations; null where it is not known"
+    )
+    generation_prompt: bool | None = Field(
+        description="whether that template writes the header of the answer: without one the model must write it, "
+        "and answers begin with it; null where it is not known"
     )
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hildanext.core.errors import DataError
+from hildanext.core.config import read_json
+from hildanext.core.errors import DataError, PromptError
 from hildanext.core.metrics_log import METRICS, MetricLog, read_metrics
 from hildanext.core.run_dir import write_atomically
 from hildanext.data.prompts import Prompt, read_prompts
@@ -33,6 +34,7 @@ def answer_file(
     decoders: Mapping[str, "Decoder"],
     settings: "GenerationConfig",
     chat: bool = False,
+    special_tokens_in_text: bool = False,
 ) -> Path:
     """Answer every prompt of `source` by every decoder, into `answers.jsonl` in `folder`; returns its path.
 
@@ -41,7 +43,7 @@ def answer_file(
     """
     prompts = read_prompts(source)
     _remember(folder, source, list(decoders), prompts)
-    encoded = [_encoded(tokenizer, prompt, chat) for prompt in prompts]
+    encoded = [_encoded(tokenizer, prompt, chat, special_tokens_in_text) for prompt in prompts]
     path = folder / ANSWERS
     total = len(decoders) * len(prompts)
     with MetricLog(path) as answers, MetricLog(folder / METRICS) as metrics:
@@ -72,7 +74,6 @@ def _answer(
     batch: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
     """What is written of each prompt of a batch. Where one of them does not do, each is decoded alone."""
-    from hildanext.core.errors import PromptError
     from hildanext.inference import generate
 
     def complete(indices: Sequence[int]) -> "list[GenerationResult]":
@@ -93,7 +94,7 @@ def _answer(
     return (record for index in batch for record in _answer(model, tokenizer, decoder, settings, encoded, [index]))
 
 
-def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataError:
+def _encoded(tokenizer: Any, prompt: Prompt, chat: bool, special_tokens_in_text: bool) -> list[int] | DataError:
     """Token ids, or why a conversation has none."""
     from hildanext.data.chat_template import BadExample, Message, encode_chat
     from hildanext.tokenization import encode_prompt
@@ -102,7 +103,7 @@ def _encoded(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int] | DataErro
         return encode_prompt(tokenizer, prompt.text)
     messages = prompt.messages if prompt.text is None else (("user", prompt.text),)
     try:
-        return encode_chat(tokenizer, [Message(role, content) for role, content in messages])
+        return encode_chat(tokenizer, [Message(role, content) for role, content in messages], special_tokens_in_text)
     except BadExample as problem:
         return problem
 
@@ -112,7 +113,7 @@ def _remember(folder: Path, source: str | Path, decoders: list[str], prompts: Se
     text = json.dumps([prompt.as_json() for prompt in prompts], sort_keys=True)
     record = {"prompts": len(prompts), "ways": decoders, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     path = folder / "answers.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != record:
+    if path.is_file() and read_json(path) != record:
         raise DataError(
             f"{str(source)!r} is not what it was when {str(folder / ANSWERS)!r} was begun",
             "put the prompts back, or answer the new ones in another run",

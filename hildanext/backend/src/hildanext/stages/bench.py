@@ -3,7 +3,6 @@
 A model that is no diffusion checkpoint is measured untrained, under a new card.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from hildanext.core.config import config, validate
+from hildanext.core.metrics_log import to_json
+from hildanext.core.run_dir import write_atomically
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class BenchConfig:
     model: str | None = None
     """A diffusion checkpoint, or an autoregressive model; None is the one an earlier stage made."""
     parent: str | None = None
-    """The autoregressive model beside it while decoding; None is the run's, of a named model its card's."""
+    """The autoregressive model beside it while decoding, "" for none; None is the run's, else the card's."""
     alignment: Literal["block", "parent"] = "parent"
     """Of an untrained conversion."""
     block_size: int = Field(default=32, ge=1)
@@ -44,29 +45,28 @@ class BenchConfig:
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys and sizes that do not divide, `UnknownChoice` for an unknown decoder."""
     settings = validate(BenchConfig, section, where=context.key)
-    for what in ("train", "decode", settings.what):
-        _knobs(what, getattr(settings, what), f"{context.key}.{what}")
+    for what in {"train", "decode"} - {settings.what}:
+        _knobs(what, getattr(settings, what), replace(context, dtype="auto"))  # a training has no fp64
+    _knobs(settings.what, getattr(settings, settings.what), context)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Measure, and write the numbers."""
-    from hildanext.core.run_dir import write_atomically
-
-    settings = validate(BenchConfig, section, where=context.key)
-    result, _ = measure(settings, context, f"{context.key}.{settings.what}", logger.info)
+    result, _ = measure(section, context, logger.info)
     path = context.stage_dir / "bench.json"
-    write_atomically(path, json.dumps(result, indent=2) + "\n")
+    write_atomically(path, to_json(result, indent=2) + "\n")
     return {"bench": str(path)}
 
 
 def measure(
-    settings: BenchConfig, context: StageContext, where: str, say: Callable[[str], None]
+    section: Mapping[str, Any], context: StageContext, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The numbers, and tables of them. `where` names the knobs of the measurement in an error."""
+    """The numbers, and tables of them."""
     from hildanext.ar import Parent
 
+    settings = validate(BenchConfig, section, where=context.key)
     what = settings.what
-    speed, knobs = _knobs(what, getattr(settings, what), where)
+    speed, knobs = _knobs(what, getattr(settings, what), context)
     runtime = context.runtime
     if what in ("train", "answers"):
         runtime = replace(runtime, dtype="fp32")  # as in training, whose steps autocast
@@ -76,14 +76,13 @@ def measure(
     if what in ("answers", "engine"):
         measured.append(opened.tokenizer)
     if what in ("decode", "engine"):
-        usual = context.parent if settings.model is None else opened.parent_name
-        beside = settings.parent if settings.parent is not None else usual
-        measured.append(Parent(*opened.parent(beside)) if beside else None)
+        named = [parent for parent in (settings.parent, context.parent, opened.parent_name) if parent is not None]
+        measured.append(Parent(*opened.parent(named[0])) if named[0] else None)
     result = speed.measure(*measured, knobs, say)
     return {"model": name, **result}, speed.tables(result)
 
 
-def _knobs(what: str, section: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+def _knobs(what: str, section: Mapping[str, Any], context: StageContext) -> tuple[Any, Any]:
     """The module that measures it, and its knobs. Raises `ConfigError`."""
     from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
 
@@ -94,7 +93,10 @@ def _knobs(what: str, section: Mapping[str, Any], where: str) -> tuple[Any, Any]
         "answers": (answer_speed, answer_speed.AnswerSpeedConfig),
     }
     module, kind = modules[what]
-    return module, validate(kind, section, where=where)
+    usual: dict[str, Any] = {"seed": context.seed}
+    if what in ("train", "answers"):
+        usual["precision"] = context.precision
+    return module, validate(kind, {**usual, **section}, where=f"{context.key}.{what}")
 
 
 def open_model(

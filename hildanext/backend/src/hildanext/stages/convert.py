@@ -1,13 +1,14 @@
-"""Stage 0 in a recipe: the parent becomes a diffusion model on the prepared data."""
+"""Stage 0: the parent becomes a diffusion model on the prepared data."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from hildanext.core.errors import TrainingStopped
+from hildanext.core.runtime import set_threads
 from hildanext.recipe import StageContext
 
 TOGETHER = True
 READS = ("data",)
+PARTS = ("train", "valid")
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
@@ -15,25 +16,26 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     from hildanext.wsd_stage0 import check as check_conversion
 
     convert, data = _sections(section, context)
-    check_conversion(convert, {"train": "", "valid": "", **data})
+    check_conversion(convert, {**dict.fromkeys(PARTS, ""), **data})
+    if context.alone:
+        _with_parts(data, context)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
-    """Convert, or go on converting. Raises `TrainingStopped` where the configuration stops it early."""
-    from hildanext.core.runtime import set_threads
+    """Convert, or go on converting."""
     from hildanext.wsd_stage0 import convert
 
     set_threads(context.threads)
     settings, data = _sections(section, context)
-    for part in ("train", "valid"):
-        if part not in data:
-            data[part] = context.outcome(part)
-    summary = convert(settings, data, context.stage_dir, context.profile)
-    if not summary["whole"]:
-        raise TrainingStopped("the conversion stopped before its last phase", "run again without train.stop_after")
-    return {**summary, "model": summary["checkpoint"], "run": str(context.stage_dir)}
+    summary = convert(settings, _with_parts(data, context), context.stage_dir, context.profile, context.quiet)
+    return {**summary, "model": summary.get("checkpoint"), "run": str(context.stage_dir)}
 
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:
-    settings = {"parent": context.parent, "seed": context.seed, "device": context.device, **section}
+    settings = {"parent": context.start, **context.training(section)}
     return settings, dict(settings.pop("data", {}))
+
+
+def _with_parts(data: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
+    """The section `data` with the folders that an earlier stage prepared."""
+    return {**{part: context.outcome(part) for part in PARTS if part not in data}, **data}

@@ -3,24 +3,34 @@
 With `prompts_file` every prompt of a file is answered instead, line by line into `answers.jsonl`.
 """
 
-import json
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.core.config import config, validate
-from hildanext.core.errors import ConfigError
+from hildanext.core.config import Seed, config, validate
+from hildanext.core.errors import ConfigError, ModelError
+from hildanext.core.metrics_log import to_json
+from hildanext.core.run_dir import write_atomically
+from hildanext.data.prompts import read_prompts
+from hildanext.detokenization import TokenCells, cell_bytes, pieces_of
 from hildanext.recipe import StageContext
+from hildanext.stages.answer_file import answer_file
 
 if TYPE_CHECKING:
+    from hildanext.ar import Parent
     from hildanext.decoding import Decoder
     from hildanext.inference import GenerationConfig
     from hildanext.models.loading.loaded_model import LoadedModel
 
+logger = logging.getLogger(__name__)
 
+READS = ("decoder", "generation")
 COUNTS = ("tokens", "forwards", "tokens_per_forward", "tokens_per_second", "edits")
 """Of every sample."""
+NEW_TOKENS = 96
+"""Of a sample, where nothing else is said."""
 
 
 @config
@@ -32,89 +42,139 @@ class SampleConfig:
     prompts_file: str | None = None
     """One prompt per line, or JSON lines (`.jsonl`): strings, or objects with `prompt` or `messages`."""
     modes: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """None: S_MODE and Q_MODE, of a file S_MODE alone."""
+    """None: S_MODE and Q_MODE; of a file, and of the verb, S_MODE alone."""
     effort: str | None = None
     decoder: dict[str, Any] = Field(default_factory=dict)
-    """Knobs laid over each mode."""
+    """Knobs laid over each mode; over the run's section `decoder`."""
+    generation: dict[str, Any] = Field(default_factory=dict)
+    """Of `GenerationConfig`: what the fields below do not say."""
     chat: bool = False
-    """Of a file: prompts are questions, put into the model's chat template."""
-    stop: tuple[str, ...] = ()
-    batch_size: int = Field(default=8, ge=1)
-    """Of a file: prompts that are decoded together."""
-    max_new_tokens: int = Field(default=96, ge=1)
-    seed: int = Field(default=0, ge=0)
+    """Prompts are questions, put into the model's chat template."""
+    special_tokens_in_text: bool = False
+    """In a conversation, parse control tokens that a message spells. Usually they are text."""
+    stop: tuple[str, ...] | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    """Of a file, and of the verb: prompts that are decoded together (8)."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """None: 96; of the verb 256, or what the context leaves."""
+    seed: Seed | None = None
+    """None is the run's."""
     model: str | None = None
     """A diffusion checkpoint; None is the one an earlier stage made."""
+    parent: str | None = None
+    """The autoregressive model that continues the same `prompts`, greedily; "" is none. None is the run's, of a
+    named model its card's; where that cannot be had it is left out, and log and samples say so."""
 
     def __post_init__(self) -> None:
         if self.prompts is not None and self.prompts_file is not None:
             raise ConfigError("prompts and prompts_file are both given", "choose one")
-        if self.chat and self.prompts_file is None:
-            raise ConfigError("chat is about a file of prompts", "give prompts_file")
+        if self.parent and self.prompts_file is not None:
+            raise ConfigError("the parent answers no file of prompts", "give prompts, or leave parent out")
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for an unknown key, `UnknownChoice` for a mode that does not exist, `DataError` for a
     file of prompts that cannot be read."""
-    from hildanext.data.prompts import read_prompts
-
     settings = validate(SampleConfig, section, where=context.key)
-    _decoders(settings)
+    if settings.chat and settings.prompts_file is None and not context.alone:
+        raise ConfigError("chat is about a file of prompts", "give prompts_file")
+    _decoders(settings, context)
+    generation_config(settings, context)
     if settings.prompts_file is not None:
         read_prompts(settings.prompts_file)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
-    from hildanext.inference import GenerationConfig
     from hildanext.models.loading.loaded_model import LoadedModel
-    from hildanext.stages.answer_file import answer_file
 
     settings = validate(SampleConfig, section, where=context.key)
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     opened = LoadedModel.open(name, context.runtime)
-    how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "stop": settings.stop}
     if settings.prompts_file is None:
-        return _samples(settings, context, opened, GenerationConfig(**how, batch_size=1, trace=True))
-    together = GenerationConfig(**how, batch_size=settings.batch_size)
-    decoders = _decoders(settings)
+        return _samples(settings, context, opened, generation_config(settings, context, batch_size=1, trace=True))
+    together, decoders = generation_config(settings, context), _decoders(settings, context)
     prompts, model, tokenizer = settings.prompts_file, opened.model, opened.tokenizer
-    path = answer_file(prompts, context.stage_dir, model, tokenizer, decoders, together, settings.chat)
+    asked = (settings.chat, settings.special_tokens_in_text)
+    path = answer_file(prompts, context.stage_dir, model, tokenizer, decoders, together, *asked)
     return {"answers": str(path)}
 
 
-def _decoders(settings: SampleConfig) -> "dict[str, Decoder]":
-    """A decoder for each mode, by the mode's name."""
-    from hildanext.decoding import MODES, decoder_section, make_decoder, mode_name
+def decoder_sections(settings: SampleConfig, context: StageContext) -> dict[str, dict[str, Any]]:
+    """The section of a decoder for each mode, by the mode's name; of another decoder by its own."""
+    from hildanext.decoding import MODES, decoder_section, mode_name
 
-    usual = ("S_MODE", "Q_MODE") if settings.prompts_file is None else ("S_MODE",)
-    modes = settings.modes if settings.modes is not None else usual
+    one = context.alone or settings.prompts_file is not None
+    modes = settings.modes if settings.modes is not None else ("S_MODE",) if one else ("S_MODE", "Q_MODE")
     name = settings.decoder.get("name", MODES["S_MODE"]["name"])
     if settings.modes is None and name != MODES["S_MODE"]["name"]:
-        return {name: make_decoder(decoder_section(None, settings.effort, settings.decoder))}
-    return {mode_name(mode): make_decoder(decoder_section(mode, settings.effort, settings.decoder)) for mode in modes}
+        return {str(name): decoder_section(None, settings.effort, settings.decoder)}
+    return {mode_name(mode): decoder_section(mode, settings.effort, settings.decoder) for mode in modes}
+
+
+def generation_config(settings: SampleConfig, context: StageContext, **fixed: Any) -> "GenerationConfig":
+    """What does not depend on the decoder; `fixed` is laid over it. Raises `ConfigError`."""
+    from hildanext.inference import GenerationConfig
+
+    usual = {"seed": context.seed, **({} if context.alone else {"max_new_tokens": NEW_TOKENS})}
+    own = {name: getattr(settings, name) for name in ("max_new_tokens", "seed", "stop", "batch_size")}
+    named = {name: value for name, value in own.items() if value is not None}
+    return validate(GenerationConfig, {**usual, **settings.generation, **named, **fixed}, "section generation")
+
+
+def _decoders(settings: SampleConfig, context: StageContext) -> "dict[str, Decoder]":
+    from hildanext.decoding import make_decoder
+
+    return {name: make_decoder(section) for name, section in decoder_sections(settings, context).items()}
 
 
 def _samples(
     settings: SampleConfig, context: StageContext, opened: "LoadedModel", generation: "GenerationConfig"
 ) -> dict[str, Any]:
-    from hildanext.core.run_dir import write_atomically
     from hildanext.decoding.trace import trace_record
+    from hildanext.eval.models import EvalAnswer, GenerationParams, ModelPair
     from hildanext.inference import generate
     from hildanext.tokenization import encode_prompt
 
     texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
     model, tokenizer = opened.model, opened.tokenizer
     prompts = [encode_prompt(tokenizer, text) for text in texts]
+    cells = [TokenCells(tokenizer, ids) for ids in prompts]
+    shown_prompts = [pieces_of(cell_bytes(cell) for cell in texts_of.prompt()) for texts_of in cells]
+    parent, missing = _parent(settings, context, opened)
     samples: list[dict[str, Any]] = []
-    for mode, decoder in _decoders(settings).items():
+    for mode, decoder in _decoders(settings, context).items():
         results = generate(model, tokenizer, prompts, decoder, generation)
-        for prompt, ids, result in zip(texts, prompts, results, strict=True):
-            cells = [tokenizer.decode([token]) for token in ids]
-            trace = trace_record(result.trace, tokenizer)
+        for prompt, texts_of, shown, result in zip(texts, cells, shown_prompts, results, strict=True):
+            trace = trace_record(result.trace, texts_of)
             head = {"way": mode, "prompt": prompt, **result.flat_record(*COUNTS)}
-            samples.append({**head, "prompt_cells": cells, "trace": trace})
+            samples.append({**head, "prompt_cells": shown, "trace": trace})
+    params = GenerationParams(generation.max_new_tokens or NEW_TOKENS, generation.stop)
+    for writer in ModelPair(model, tokenizer, parent).parent_models():
+        for prompt, shown, ids in zip(texts, shown_prompts, prompts, strict=True):
+            answers: dict[int, EvalAnswer] = {}
+            # One at a time, as the model's own are, so that their seconds can be set beside each other.
+            writer.write([ids], params, [0], answers.__setitem__)
+            counts = answers[0].flat_record(*COUNTS)
+            samples.append({"way": writer.name, "prompt": prompt, **counts, "prompt_cells": shown})
     path = context.stage_dir / "samples.json"
-    record = {"machine": opened.machine(), "samples": samples}
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
+    record = {"machine": opened.machine(), "without_parent": missing, "samples": samples}
+    write_atomically(path, to_json(record, indent=2) + "\n")
     return {"samples": str(path)}
+
+
+def _parent(settings: SampleConfig, context: StageContext, opened: "LoadedModel") -> "tuple[Parent | None, str | None]":
+    """The parent that writes beside the model, or why there is none. Raises `ModelError` for a named one."""
+    from hildanext.ar import Parent
+
+    usual = context.start if settings.model is None else opened.parent_name
+    name = settings.parent if settings.parent is not None else usual
+    if not name:
+        return None, "none was asked for" if settings.parent is not None else "the checkpoint names none"
+    try:
+        return Parent(*opened.parent(name)), None
+    except ModelError as problem:
+        if settings.parent is not None:
+            raise
+        logger.warning("the parent %r writes nothing beside the samples: %s", name, problem)
+        return None, f"{name!r} could not be had: {problem}"

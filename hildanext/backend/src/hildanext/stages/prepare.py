@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hildanext.core.config import config, merge, validate
+from hildanext.core.config import Seed, config, merge, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.registry import build
+from hildanext.data.sources import SOURCES
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
-    from hildanext.datasets import PrepareConfig
+    from hildanext.datasets import OnProgress, PrepareConfig
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "valid")
+SEED_OF = {"train": 0, "valid": 1}
+"""Added to the run's seed where a part's samples name none, so that none is held out that is also trained on."""
 OpenDocuments = Callable[[int], Iterator[Sequence[int]]]
 """Number of documents that are done already -> those after them."""
 
@@ -32,50 +36,63 @@ class ParentSamples:
     temperature: float = Field(default=1.0, gt=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     batch_size: int = Field(default=64, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for a section without parts, an unknown key or a source that does not exist."""
-    from hildanext.core.registry import build
-    from hildanext.data.sources import SOURCES
     from hildanext.datasets import PrepareConfig
 
-    for part in _parts(section, context).values():
-        settings = validate(PrepareConfig, part, where="prepare")
+    parts = _parts(section, context)
+    for part in parts.values():
+        settings = validate(PrepareConfig, part, where=context.key)
         if settings.source.get("name") == "parent":
             _samples(settings.source)
         else:
             build("source", SOURCES, settings.source)
+    if len({str(Path(part["out"]).resolve()) for part in parts.values()}) < len(parts):
+        raise ConfigError(f"{context.key}: both parts go to {part['out']!r}", "give each its own out, or none")
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Prepare each part. A part that is whole is not done again, and a half one goes on."""
-    from hildanext.datasets import prepare
-
     outcome: dict[str, Any] = {}
-    for name, part in _parts(section, context).items():
-        settings, tokenizer, documents = open_part(part, section.get("tokenizer"), context)
-        manifest = prepare(settings, tokenizer, documents=documents)
-        outcome[name] = settings.out
+    for name, out, manifest in prepare_parts(section, context):
+        outcome[name] = out
         outcome[f"{name}_tokens"], outcome[f"{name}_documents"] = manifest["tokens"], manifest["documents"]
         logger.info("%s: %s documents, %s tokens", name, f"{manifest['documents']:,}", f"{manifest['tokens']:,}")
     return outcome
 
 
-def open_part(
-    part: Mapping[str, Any], tokenizer_name: str | None, context: StageContext
+def prepare_parts(
+    section: Mapping[str, Any],
+    context: StageContext,
+    shard: tuple[int, int] = (0, 1),
+    progress: "OnProgress | None" = None,
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, folder and manifest of each part, as soon as it is whole."""
+    from hildanext.datasets import prepare
+
+    for name, part in _parts(section, context).items():
+        settings, tokenizer, documents = _open_part(name, part, section.get("tokenizer"), context)
+        yield name, settings.out, prepare(settings, tokenizer, shard, documents, progress)
+
+
+def _open_part(
+    name: str, part: Mapping[str, Any], tokenizer_name: str | None, context: StageContext
 ) -> "tuple[PrepareConfig, Any, OpenDocuments | None]":
     """What `prepare` is called with for a part: its knobs, its tokenizer (None: the parent's), and where its documents
     are drawn from the parent those. Raises `ConfigError`, or `ModelError` for a model that is not there."""
     from hildanext.datasets import PrepareConfig
     from hildanext.models.loading.names import locate
 
-    settings = validate(PrepareConfig, part, where="prepare")
+    settings = validate(PrepareConfig, part, where=context.key)
     if settings.source.get("name") == "parent":
-        tokenizer, documents = _from_parent(settings.source, context)
-        return replace(settings, source=_identified(settings.source, context.parent)), tokenizer, documents
-    return settings, load_tokenizer(locate(tokenizer_name or context.parent)), None
+        seed = context.seed + SEED_OF[name]
+        source = {**({"seed": seed} if seed else {}), **settings.source}
+        tokenizer, documents = _from_parent(source, context)
+        return replace(settings, source=_identified(source, context.start)), tokenizer, documents
+    return settings, load_tokenizer(locate(tokenizer_name or context.start)), None
 
 
 def load_tokenizer(place: Path) -> Any:
@@ -93,8 +110,13 @@ def _parts(section: Mapping[str, Any], context: StageContext) -> dict[str, dict[
     shared = {key: value for key, value in section.items() if key not in (*PARTS, "tokenizer")}
     named = [name for name in PARTS if isinstance(section.get(name), Mapping)]
     if not named and "source" in shared:
-        return {"train": {"out": str(context.stage_dir / "train"), **shared}}
+        out = context.stage_dir if context.alone else context.stage_dir / "train"
+        return {"train": {"out": str(out), **shared}}
     if not named:
+        if context.alone:
+            raise ConfigError(
+                "no source", "give --source tinystories --path FILE (hildanext prepare --help shows more)"
+            )
         raise ConfigError("prepare has no parts", 'give "train" and "valid", each with a "source"')
     return {name: {"out": str(context.stage_dir / name), **merge(shared, section[name])} for name in named}
 
@@ -117,7 +139,7 @@ def _from_parent(source: Mapping[str, Any], context: StageContext) -> tuple[Any,
     from hildanext.models.loading.load import load_parent
 
     device, dtype = context.open_device()
-    causal_lm, tokenizer = load_parent(context.parent, dtype, device)
+    causal_lm, tokenizer = load_parent(context.start, dtype, device)
     parent, wanted = Parent(causal_lm, tokenizer), _samples(source)
 
     def documents(skip: int) -> Iterator[Sequence[int]]:

@@ -1,6 +1,6 @@
 """What can be submitted as a job: each stage of a recipe alone, or a recipe; and how a submission is checked.
 
-The jobs' room knows no stage. The command line and the service both open it here, so that they agree.
+`jobs` knows no stage. The command line and the service both open it here, so that they agree.
 """
 
 import sys
@@ -35,16 +35,19 @@ def open_jobs(folder: str | Path = FOLDER, limit: int = 1) -> JobService:
 
 
 def check_submission(run: Mapping[str, Any]) -> None:
-    """All that can be known of a recipe before it runs: sections, what stages need, and that they stay in their folder.
+    """All that can be known of a recipe before it runs: sections, what stages need and name, and that they stay in
+    their folder, which lies beside those of other jobs.
 
     Raises `ConfigError` and its like.
     """
-    from hildanext.recipe import check
+    from hildanext.recipe import check, read_shared
+    from hildanext.stages.named_inputs import check_inputs, value_at
 
+    steps, shared = check(run, STAGES), read_shared(run, STAGES)
     before: set[str] = set()
-    for step in check(run, STAGES):
+    for step in steps:
         for names, makers in NEEDS.get(step.stage, ()):
-            if not before & set(makers) and not any(_value(step.section, name) is not None for name in names):
+            if not before & set(makers) and not any(value_at(step.section, name) is not None for name in names):
                 raise ConfigError(
                     f"{step.key}: it needs {' or '.join(names)}, and no stage before it makes one",
                     f"name it in the section, or submit a recipe with {' or '.join(makers)} before it",
@@ -52,11 +55,5 @@ def check_submission(run: Mapping[str, Any]) -> None:
         for part in (step.section, *(value for value in step.section.values() if isinstance(value, Mapping))):
             if step.stage == "prepare" and "out" in part:
                 raise ConfigError(f"{step.key}: a job writes into its own folder", "leave 'out' out")
+        check_inputs(step, shared, Path(run["folder"]).parent)
         before.add(step.stage)
-
-
-def _value(section: Mapping[str, Any], name: str) -> Any:
-    value: Any = section
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value

@@ -11,6 +11,7 @@ from hildanext.core.runtime import cap_allocator
 from hildanext.core.tracking import check_trackers
 from hildanext.corruption.input_layout import LayoutChoice
 from hildanext.corruption.schedules import LearningRate, MaskNoise
+from hildanext.models import HEAD_ROWS
 from hildanext.trainer.guard import GuardConfig
 from hildanext.trainer.optimizer import Offload, OptimizerName, check_device
 
@@ -47,7 +48,7 @@ class TrainConfig:
     """Where metrics are shown beside `metrics.jsonl`: tensorboard, trackio."""
     checkpoint_every: int = Field(default=200, ge=1)
     evaluate_every: int = Field(default=100, ge=1)
-    chunk: int = Field(default=256, ge=1)
+    chunk: int = Field(default=HEAD_ROWS, ge=1)
     """Rows of logits that exist at once."""
     layout: LayoutChoice = "auto"
     """`response` feeds only those copies of tokens that a prediction depends on, `double` both copies of every token;

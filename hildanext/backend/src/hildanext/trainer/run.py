@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from hildanext.core.config import plain, validate
 from hildanext.core.errors import ConfigError
@@ -19,6 +20,8 @@ from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
 from hildanext.losses import SupervisedStep, TokenLoss
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.checkpoint import rehearse_save
+from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import TrainConfig, comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
 from hildanext.trainer.state import check_resumes
@@ -76,9 +79,14 @@ class TrainingRun:
         facts = {name: value for name, value in record.items() if name != "config"}
         self.on_main(lambda: open_run(self.folder, record["config"], self.config.seed, facts))
 
+    def rehearse_save(self, model: DiffusionModel, best: BestCheckpoints) -> None:
+        """Raise `CheckpointError` now for what would fail at the run's end: its checkpoint, and the best ones kept."""
+        self.on_main(lambda: rehearse_save(self.folder, model, best.tokenizer, 1 + best.k))
+
     def supervised(
         self,
         model: DiffusionModel,
+        tokenizer: PreTrainedTokenizerBase,
         losses: dict[str, TokenLoss],
         parent: str | Path,
         parent_is_base_model: bool,
@@ -87,7 +95,9 @@ class TrainingRun:
     ) -> tuple[SupervisedStep, Callable[..., torch.Tensor] | None]:
         """The step that trains, and the frozen parent's reading where a loss asks for it (see `teacher_for`)."""
         train = self.config.train
-        teacher = teacher_for(losses.values(), model, parent, train.precision, parent_is_base_model, trust_remote_code)
+        teacher = teacher_for(
+            losses.values(), model, tokenizer, parent, train.precision, parent_is_base_model, trust_remote_code
+        )
         head = teacher.head if teacher is not None else None
         return SupervisedStep(model, losses, head, train.chunk, special, train.layout), reader(teacher, model)
 

@@ -9,6 +9,7 @@ from hildanext.core.config import config
 from hildanext.core.errors import PromptError
 from hildanext.data.chat_dataset import ChatDataset
 from hildanext.decoding import decoder_section, make_decoder
+from hildanext.detokenization import Detokenizer
 from hildanext.inference import GenerationConfig, context_length, generate
 from hildanext.models.bidirectional import DiffusionModel
 
@@ -49,13 +50,10 @@ class SampleAnswers:
         return [
             {
                 "id": conversation.id,
-                "prompt": self._text(conversation.prompt),
+                "prompt": Detokenizer(self.tokenizer).text(conversation.prompt),
                 "answer": record["text"],
-                "wanted": self._text(conversation.answer),
+                "wanted": Detokenizer(self.tokenizer, conversation.prompt).text(conversation.answer),
                 **{key: record[key] for key in ("finish_reason", "tokens", "forwards")},
             }
             for conversation, record in zip(self.chosen, records, strict=True)
         ]
-
-    def _text(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hildanext.core.config import read_json
 from hildanext.core.errors import CheckpointError, ConfigError
-from hildanext.core.run_dir import RUN_FILE, recover_folder, save_folder_atomically
+from hildanext.core.json_text import as_read_back
+from hildanext.core.run_dir import RUN_FILE, read_run, recover_folder, save_folder_atomically
 from hildanext.models.checkpoint import save_tensors
 from hildanext.trainer.sharded import laid_like, whole_tensor
 
@@ -82,7 +82,7 @@ def load_state(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
         counters: dict[str, Any] = json.loads((folder / "counters.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "weights.safetensors")
         slots = load_file(folder / "optimizer.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as problem:
+    except (OSError, ValueError, RecursionError, SafetensorError) as problem:
         raise CheckpointError(f"{folder} is broken ({problem})", "delete it to start the run anew") from None
     parameters = trainable(module)
     if weights.keys() != parameters.keys():
@@ -131,7 +131,7 @@ def check_resumes(
     has_state = any((run / name).is_dir() for name in (STATE, f"{STATE}.old"))
     if not has_state or not (run / RUN_FILE).exists():
         return
-    there, here = (json.loads(json.dumps(comparable(mapping))) for mapping in (read_json(run / RUN_FILE), record))
+    there, here = (as_read_back(comparable(mapping)) for mapping in (read_run(run) or {}, record))
     differences = [f"{key} was {_show(old)} and is {_show(new)}" for key, old, new in _differences(there, here)]
     if differences:
         raise ConfigError(

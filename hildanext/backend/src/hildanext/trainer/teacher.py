@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
 from hildanext.core.runtime import accelerates_bf16
@@ -12,12 +13,13 @@ from hildanext.diffusion import NoisedBatch
 from hildanext.losses import TokenLoss
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.lora import without_lora
-from hildanext.models.start import start_conversion
+from hildanext.models.start import open_beside
 
 
 def teacher_for(
     losses: Iterable[TokenLoss],
     model: DiffusionModel,
+    tokenizer: PreTrainedTokenizerBase,
     name: str | Path,
     precision: str,
     parent_is_base_model: bool,
@@ -30,20 +32,23 @@ def teacher_for(
     return (
         Parent(model.causal_lm, None, model.banned)
         if parent_is_base_model
-        else frozen_parent(name, model, precision, trust_remote_code)
+        else frozen_parent(name, model, tokenizer, precision, trust_remote_code)
     )
 
 
-def frozen_parent(name: str | Path, model: DiffusionModel, precision: str, trust_remote_code: bool = False) -> Parent:
+def frozen_parent(
+    name: str | Path,
+    model: DiffusionModel,
+    tokenizer: PreTrainedTokenizerBase,
+    precision: str,
+    trust_remote_code: bool = False,
+) -> Parent:
     """A second copy of the parent, with the rows of `model`'s embedding, on its device. Raises `ModelError`."""
     # Autocast would compute the parent in this dtype anyway; stored in it, no weight is cast again and again.
     dtype = torch.bfloat16 if precision != "no" and accelerates_bf16(model.device) else torch.float32
-    card = model.card
-    frozen, tokenizer = start_conversion(
-        name, card.alignment, card.block_size, dtype, model.device, trust_remote_code=trust_remote_code
-    )
+    frozen, words = open_beside(name, model, tokenizer, dtype, trust_remote_code)
     frozen.requires_grad_(False)
-    return Parent(frozen.causal_lm, tokenizer, frozen.banned)
+    return Parent(frozen.causal_lm, words, frozen.banned)
 
 
 def reader(teacher: Parent | None, model: DiffusionModel) -> Callable[[NoisedBatch], Tensor] | None:

@@ -68,11 +68,11 @@ class Validation:
             for index in range(len(self.batches))
         ]
         per_batch = torch.tensor([part.nats_per_token for part in parts])
-        spread = float(per_batch.std(unbiased=True)) if len(parts) > 1 else float("nan")
+        error = float(per_batch.std(unbiased=True)) / len(parts) ** 0.5 if len(parts) > 1 else None
         return {
             "block_size": block_size,
             "bound": sum(part.real_nll + part.padding_nll for part in parts) / sum(part.tokens for part in parts),
-            "bound_se": spread / len(parts) ** 0.5,
+            "bound_se": error,  # none of a single batch
             "masked_accuracy": sum(part.right for part in parts) / max(sum(part.masked for part in parts), 1),
         }
 
@@ -111,7 +111,7 @@ class EditCheck:
 
     @torch.no_grad()
     def __call__(self, step: SupervisedStep, number: int) -> dict[str, Any]:
-        """Both shares; NaN where nothing was wrong."""
+        """Both shares; None where nothing was wrong."""
         scorer = SupervisedStep(step.model, {"m2t": MaskToToken()}, chunk=step.chunk).eval()
         counts = torch.zeros(4, dtype=torch.long)
         for view in self.views:
@@ -122,6 +122,6 @@ class EditCheck:
                 counts += torch.stack([group.sum() for group in groups])
         corrected, wrong, kept, rest = counts.tolist()
         return {
-            "corrected": corrected / wrong if wrong else float("nan"),
-            "kept": kept / rest if rest else float("nan"),
+            "corrected": corrected / wrong if wrong else None,
+            "kept": kept / rest if rest else None,
         }

@@ -5,15 +5,16 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-from hildanext.core.config import config
 from hildanext.core.errors import DataError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.core.run_dir import disk_errors, write_atomically
 from hildanext.data.causal_graphs.base import Extractor
 from hildanext.data.causal_graphs.graph import CausalGraph, read_graph
-from hildanext.data.sources import Document, FileSource, Report
-from hildanext.data.sources.base import decode
+from hildanext.data.json_records import JsonRecords
+from hildanext.data.sources import Document, Report
+from hildanext.data.sources.base import read_record
 
 GRAPHS = "graphs.jsonl"
 STATISTICS = "statistics.json"
@@ -28,17 +29,6 @@ class GraphExample(NamedTuple):
     graph: CausalGraph | None
 
 
-@config
-class Records(FileSource):
-    """JSONL files (plain or gzip) as whole lines; each is one example."""
-
-    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".jsonl.gz")
-
-    def parse(self, raw: bytes, where: str, report: Report) -> Document | None:
-        line = decode(raw, where, report) if raw.strip() else None
-        return None if line is None else Document(line, where)
-
-
 def write_graphs(path: str | tuple[str, ...], extractor: Extractor, out: str | Path) -> dict[str, Any]:
     """Extract the graph of every example of `path` and write `{"id", "prompt", "response", "causal_graph"}` lines.
 
@@ -50,10 +40,9 @@ def write_graphs(path: str | tuple[str, ...], extractor: Extractor, out: str | P
     report, counts = Report(), Counter[str]()
 
     def lines() -> Iterator[str]:
-        source = Records(path=path)
-        for file in source.files():
+        for file in JsonRecords(path=path).files():
             name = f"{file.resolve().parent.name}-{file.name.split('.')[0]}"
-            for number, document in enumerate(Records(path=str(file)).documents(report=report)):
+            for number, document in enumerate(JsonRecords(path=str(file)).documents(report=report)):
                 line = _extracted(document, extractor, f"{name}-{number}", counts, report)
                 if line is not None:
                     yield line
@@ -79,11 +68,11 @@ def read_example(value: Any, where: str) -> GraphExample:
 def find_example(path: str | Path, identity: str | None) -> GraphExample:
     """The example with id `identity`, or the first one with a graph. Raises `DataError` where there is none."""
     report = Report()
-    for document in Records(path=str(path)).documents(report=report):
+    for document in JsonRecords(path=str(path)).documents(report=report):
         try:
-            value = json.loads(document.text)
-        except (json.JSONDecodeError, RecursionError):
-            raise DataError(f"{document.id} is broken JSON", "a file of graphs holds one JSON object a line") from None
+            value = parse(document.text, allow_nan=True)
+        except BadJson as problem:
+            raise DataError(f"{document.id}: {problem}", "a file of graphs holds one JSON object a line") from None
         name = str(value.get("id", document.id)) if isinstance(value, dict) else document.id
         has_graph = isinstance(value, dict) and value.get("causal_graph") is not None
         if has_graph if identity is None else name == identity:
@@ -94,19 +83,18 @@ def find_example(path: str | Path, identity: str | None) -> GraphExample:
 
 def _extracted(document: Document, extractor: Extractor, name: str, counts: Counter[str], report: Report) -> str | None:
     """The line of one record; None (counted in the report) where it is no example."""
-    try:
-        record = json.loads(document.text)
-        extraction = extractor.extract(record)
-    except (json.JSONDecodeError, RecursionError):
-        report.bad("broken JSON", document.id)
+    record = read_record(document.text, document.id, report)
+    if record is None:
         return None
+    try:
+        extraction = extractor.extract(record.value)
     except DataError as problem:
         report.bad(problem.message, document.id)
         return None
     counts.update(extraction.counts)
     counts["graphs"] += extraction.graph is not None
     graph = extraction.graph.to_json() if extraction.graph is not None else None
-    identity = record.get("id", name)
+    identity = record.value.get("id", name)
     example = {"id": str(identity), "prompt": extraction.prompt, "response": extraction.response, "causal_graph": graph}
     return json.dumps(example, ensure_ascii=False)
 

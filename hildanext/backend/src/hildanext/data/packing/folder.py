@@ -1,7 +1,6 @@
 """A folder of prepared shards, read: its manifests, its memory maps, its hashes."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hildanext.core.errors import DataError
+from hildanext.core.json_text import BadJson, parse
 
 MANIFEST = "manifest.json"
 FORMAT = "hildanext-shards-1"
@@ -27,10 +27,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a whole folder; None where there is none. Raises `DataError` for a broken one."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as problem:
+    except (BadJson, OSError) as problem:
         raise DataError(f"cannot read {path} ({problem})", f"delete {str(folder)!r} and prepare it again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path} is of another format", f"this version reads {FORMAT}; prepare the data again")

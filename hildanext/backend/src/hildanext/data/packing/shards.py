@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hildanext.core.errors import DataError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.core.run_dir import disk_errors, write_atomically
 from hildanext.data.packing.folder import MANIFEST, OFFSETS, TOKENS, refuse_other_settings, shard_names
 
@@ -149,6 +150,6 @@ def _whole_lines(journal: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     try:
-        return [json.loads(line) for line in data.split(b"\n")[:-1]]
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        return [parse(line) for line in data.split(b"\n")[:-1]]
+    except BadJson:
         raise DataError(f"{journal} is damaged", f"delete {str(journal.parent)!r} and prepare it again") from None

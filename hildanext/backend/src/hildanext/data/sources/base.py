@@ -18,6 +18,8 @@ from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import DataError
+from hildanext.core.json_text import BadJson, parse
+from hildanext.core.json_text import decode as decode_text
 
 CHUNK = 1 << 18
 """Bytes read at once."""
@@ -31,6 +33,13 @@ class Document(NamedTuple):
 
     text: str
     id: str
+
+
+class Record(NamedTuple):
+    """One record and where it stands, in words."""
+
+    value: Any
+    where: str
 
 
 class Cursor(NamedTuple):
@@ -244,7 +253,16 @@ def read_lines(stream: BufferedIOBase, start: int, limit: int) -> Iterator[Line]
 def decode(raw: bytes, where: str, report: Report) -> str | None:
     """UTF-8 text without a byte-order mark; None (counted) for anything else."""
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        report.bad("bad UTF-8", where)
+        return decode_text(raw)
+    except BadJson as problem:
+        report.bad(problem.kind, where)
+        return None
+
+
+def read_record(text: str, where: str, report: Report) -> Record | None:
+    """The record of a line; None, counted, where it is no JSON that is taken."""
+    try:
+        return Record(parse(text, allow_nan=True), where)
+    except BadJson as problem:
+        report.bad(problem.kind, where)
         return None

@@ -1,10 +1,9 @@
 """One JSON object per line, with a text field."""
 
-import json
 from typing import ClassVar
 
 from hildanext.core.config import config
-from hildanext.data.sources.base import Document, FileSource, Report, decode
+from hildanext.data.sources.base import Document, FileSource, Report, decode, read_record
 
 
 @config
@@ -20,14 +19,10 @@ class JsonLines(FileSource):
         if not raw.strip():
             return None
         line = decode(raw, where, report)
-        if line is None:
+        record = None if line is None else read_record(line, where, report)
+        if record is None:
             return None
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            report.bad("broken JSON", where)
-            return None
-        text = value
+        text = value = record.value
         for name in self.text_field.split("."):
             if not isinstance(text, dict):
                 report.bad("not a JSON object", where)

@@ -67,7 +67,7 @@ class DInferRequest:
 
 
 @dataclass
-class Got:
+class CallState:
     """What the thread that asks has found out."""
 
     ending: Stop | None = None
@@ -183,23 +183,20 @@ class DInferEngine(Engine):
             if section.get(name, value) != value:
                 raise ConfigError(f"{name} {section[name]}: dinfer was started with {value}", "start another with it")
         if self.settings.edits == "refuse" and section.get("tau_edit") is not None:
-            raise ConfigError("dinfer cannot edit written tokens", "give tau_edit off, or use the engine transformers")
-        for name in ("steps", "ignore_eos"):
+            raise ConfigError("dinfer cannot edit written tokens", "give tau_edit off, or use the engine local")
+        for name in ("steps", "ignore_eos", "scores"):
             if getattr(request, name):
-                raise ConfigError(f"dinfer cannot be asked for {name}", "leave it out, or use the engine transformers")
+                raise ConfigError(f"dinfer cannot be asked for {name}", "leave it out, or use the engine local")
 
     def _encode(self, request: Request) -> list[int]:
         sources = [request.prompt is not None, bool(request.messages), request.tokens is not None]
         if sum(sources) != 1:
             raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(sources)}")
-        try:
-            ids = list(request.tokens or ())
-            if request.messages:
-                ids = encode_chat(self.tokenizer, request.messages)
-            elif request.prompt is not None:
-                ids = encode_prompt(self.tokenizer, request.prompt)
-        except UnicodeEncodeError:
-            raise PromptError("the text holds half a character", "send whole characters") from None
+        ids = list(request.tokens or ())
+        if request.messages:
+            ids = encode_chat(self.tokenizer, request.messages, self.settings.special_tokens_in_text)
+        elif request.prompt is not None:
+            ids = encode_prompt(self.tokenizer, request.prompt)
         if not ids or self.mask_id in ids:
             raise PromptError("the prompt is empty or holds the mask token", "give text; leave the mask out")
         return ids
@@ -227,8 +224,8 @@ class DInferEngine(Engine):
             self.fail(work, late)
         if not self._tell(work, Started(len(work.prompt), 0, started - work.submitted)):
             return
-        got = Got()
-        caller = threading.Thread(target=self._call, args=(work, got), name="hilda-dinfer-call", daemon=True)
+        call = CallState()
+        caller = threading.Thread(target=self._call, args=(work, call), name="hilda-dinfer-call", daemon=True)
         caller.start()
         while caller.is_alive():
             caller.join(GLANCE_SECONDS)
@@ -237,10 +234,10 @@ class DInferEngine(Engine):
             if against or (self._closing and work.ended):
                 self._give_up(work, against)
                 return
-        if got.error is not None:
-            self.fail(work, got.error)
-        elif got.ending is not None:
-            self._tell(work, Finished(self._whole_answer(work, got, got.ending, started)))
+        if call.error is not None:
+            self.fail(work, call.error)
+        elif call.ending is not None:
+            self._tell(work, Finished(self._whole_answer(work, call, call.ending, started)))
 
     def _fail_the_late(self, current: DInferRequest) -> None:
         with self._changed:
@@ -249,30 +246,32 @@ class DInferEngine(Engine):
             if (late := work.late()) is not None:
                 self.fail(work, late)
 
-    def _call(self, work: DInferRequest, got: Got) -> None:
+    def _call(self, work: DInferRequest, call: CallState) -> None:
         """In a thread of its own, as it may never return."""
         try:
-            got.ending = self._write(work, got)
+            call.ending = self._write(work, call)
         except HildaError as problem:
-            got.error = problem
+            call.error = problem
         except TROUBLES as problem:
-            got.error = EngineFailed(f"dinfer failed ({type(problem).__name__}: {problem})", "see the server's log")
+            call.error = EngineFailed(f"dinfer failed ({type(problem).__name__}: {problem})", "see the server's log")
 
-    def _write(self, work: DInferRequest, got: Got) -> Stop | None:
+    def _write(self, work: DInferRequest, call: CallState) -> Stop | None:
         """Ask for blocks until the text ends; None where whoever asked has left."""
 
         def show(text: str) -> None:
-            got.first = got.first if got.first is not None else time.perf_counter()
+            call.first = call.first if call.first is not None else time.perf_counter()
             self._tell(work, Piece(text))
 
-        transcript = IncrementalDetokenizer(self.tokenizer, frozenset({self.eos_id}), work.request.stop, show)
+        detokenizer = IncrementalDetokenizer(
+            self.tokenizer, work.prompt, frozenset({self.eos_id}), work.request.stop, show
+        )
         row, size, last = list(work.prompt), self.settings.block_length, self._whole(work)
         while not work.ended:
             before = self._server.forwards
             row = self._server.write(row, min((len(row) // size + self.settings.call_blocks) * size, last), size)
-            got.forwards += self._server.forwards - before
+            call.forwards += self._server.forwards - before
             written = row[len(work.prompt) :][: _new_tokens(work.request)]
-            ending = transcript.add(written, full=len(row) >= last)
+            ending = detokenizer.add(written, full=len(row) >= last)
             if ending is not None:
                 return ending
         return None
@@ -296,16 +295,16 @@ class DInferEngine(Engine):
         self._server.stop()
         self.fail(work, EngineFailed(f"dinfer was stopped: {against}", "serve the model with another engine"))
 
-    def _whole_answer(self, work: DInferRequest, got: Got, ending: Stop, started: float) -> RequestOutput:
+    def _whole_answer(self, work: DInferRequest, call: CallState, ending: Stop, started: float) -> RequestOutput:
         now = time.perf_counter()
-        first = got.first if got.first is not None else now
+        first = call.first if call.first is not None else now
         return RequestOutput(
             text=ending.text,
             tokens=ending.tokens,
             finish_reason=ending.reason,
             prompt_tokens=len(work.prompt),
             cached_tokens=0,
-            stats=GenerationStats(denoise_forwards=got.forwards, tokens=len(ending.tokens), seconds=now - started),
+            stats=GenerationStats(denoise_forwards=call.forwards, tokens=len(ending.tokens), seconds=now - started),
             queue_seconds=started - work.submitted,
             first_piece_seconds=first - work.submitted,
             seconds=now - work.submitted,

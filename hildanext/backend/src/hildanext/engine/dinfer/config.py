@@ -31,6 +31,8 @@ class DInferConfig:
     """None: the tokenizer's."""
     edits: Literal["answer", "refuse"] = "answer"
     """A request that wants editing is answered without, and the answer says so; or it is refused."""
+    special_tokens_in_text: bool = False
+    """Parse control tokens that a message spells (`<|im_end|>`), as those of the template. Usually they are text."""
     queue: int = Field(default=16, ge=0)
     probe_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     request_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
@@ -49,8 +51,8 @@ class DInferConfig:
             raise ConfigError("the engine dinfer runs no autoregressive parent", "leave the parent out")
         against = why_not_model(model, self.backend)
         if against:
-            raise ModelError(f"dinfer cannot run this model: {against}", "use the engine transformers")
+            raise ModelError(f"dinfer cannot run this model: {against}", "use the engine local")
         against = why_not_here(probe(self.probe_seconds), self.backend, self.commit)
         if against:
-            raise ConfigError(f"dinfer cannot be used here: {against}", "use the engine transformers")
+            raise ConfigError(f"dinfer cannot be used here: {against}", "use the engine local")
         return DInferEngine(self, model, AutoTokenizer.from_pretrained(model), reason)

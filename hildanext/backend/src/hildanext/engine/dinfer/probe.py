@@ -5,7 +5,6 @@ Each check gives the reason in words, or nothing where all is well. Loads no tor
 
 import importlib.metadata
 import importlib.util
-import json
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hildanext.core.json_text import parse
 from hildanext.engine.dinfer.config import PINNED, DInferConfig
 
 ARCHITECTURES = ("LLaDAModelLM", "LLaDAMoeModelLM", "LLaDA2MoeModelLM")
@@ -24,12 +24,12 @@ LEAST_CAPABILITY = (7, 0)
 
 PROBE = """
 import importlib, importlib.metadata, importlib.util, inspect, json
-found = {}
+report = {}
 def note(name, look):
     try:
-        found[name] = look()
+        report[name] = look()
     except (ImportError, OSError, RuntimeError, AttributeError, TypeError, AssertionError, ValueError) as problem:
-        found["errors"] = {**found.get("errors", {}), name: f"{type(problem).__name__}: {problem}"[:300]}
+        report["errors"] = {**report.get("errors", {}), name: f"{type(problem).__name__}: {problem}"[:300]}
 def capabilities():
     import torch
     return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
@@ -39,7 +39,7 @@ def parameters():
             for name in ("SamplingParams", "DiffusionLLMServing")}
 def commit():
     text = importlib.metadata.distribution("dinfer").read_text("direct_url.json")
-    return json.loads(text)["vcs_info"]["commit_id"] if text else None
+    return parse(text)["vcs_info"]["commit_id"] if text else None
 note("capabilities", capabilities)
 for name in ("vllm", "sglang"):
     note(name, lambda: importlib.util.find_spec(name) is not None)
@@ -48,7 +48,7 @@ try:
     note("commit", commit)
 except (LookupError, importlib.metadata.PackageNotFoundError):
     pass
-print("PROBE " + json.dumps(found))
+print("PROBE " + json.dumps(report))
 """
 """Run by a Python of its own; one line of JSON behind the word PROBE."""
 
@@ -123,7 +123,7 @@ def probe_in_subprocess(seconds: float = 120.0) -> ProbeResult:
     if line is None:
         last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         return ProbeResult(died=f"importing it ended Python with {done.returncode} ({last[:200]})")
-    answer = json.loads(line.removeprefix("PROBE "))
+    answer = parse(line.removeprefix("PROBE "))
     return ProbeResult(
         capabilities=tuple((int(major), int(minor)) for major, minor in answer.get("capabilities", [])),
         vllm=bool(answer.get("vllm")),
@@ -162,7 +162,7 @@ def why_not_model(model: str, backend: str) -> str:
     """What stands against a model's folder; empty where nothing does."""
     folder = Path(model)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse((folder / "config.json").read_bytes(), allow_nan=True, allow_duplicates=True)
     except (OSError, ValueError):
         return f"{model!r} is no folder with a config.json"
     architectures = config.get("architectures") if isinstance(config, dict) else None
@@ -173,7 +173,7 @@ def why_not_model(model: str, backend: str) -> str:
         return f"its backend sglang runs LLaDA2MoeModelLM only, the model is {name}"
     index = folder / "model.safetensors.index.json"
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(parse(index.read_bytes())["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return "the model has no readable model.safetensors.index.json, without which it loads nothing"
     missing = [shard for shard in shards if not (folder / str(shard)).is_file()]
@@ -182,7 +182,7 @@ def why_not_model(model: str, backend: str) -> str:
 
 def model_type(model: str) -> str:
     """dInfer's own word for the architecture of a folder that `why_not_model` has nothing against."""
-    config: dict[str, Any] = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = parse((Path(model) / "config.json").read_bytes(), allow_nan=True, allow_duplicates=True)
     return {"LLaDA2MoeModelLM": "llada2", "LLaDAMoeModelLM": "llada-moe"}.get(config["architectures"][0], "llada")
 
 

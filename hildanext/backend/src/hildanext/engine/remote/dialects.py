@@ -105,7 +105,10 @@ class Native(Conversation):
         try:
             match event.name:
                 case "start":
-                    cells = [Cell(cell["position"], cell["token"], cell["text"]) for cell in data["prompt"]]
+                    cells = [
+                        Cell(cell["position"], cell["token"], cell["text"], bytes=cell.get("bytes"))
+                        for cell in data["prompt"]
+                    ]
                     waited = self.times.started - self.times.submitted + float(data["queue_seconds"])
                     return [Started(int(data["prompt_tokens"]), int(data["cached_tokens"]), waited, cells)]
                 case "frame":

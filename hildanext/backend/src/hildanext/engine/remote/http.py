@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from hildanext.core.errors import ConfigError, HildaError, ModelError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.engine.base import DeadlineExceeded, EngineFailed, Overloaded
 
 LONGEST_EVENT = 16 << 20
@@ -145,8 +146,8 @@ def key_header(variable: str | None, needed: bool = True) -> dict[str, str]:
 def parsed(text: str | bytes, what: str) -> dict[str, Any]:
     """A JSON object that a server sent. Raises `EngineFailed`."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse(text, allow_nan=True, allow_duplicates=True)
+    except BadJson:
         value = None
     if not isinstance(value, dict):
         raise EngineFailed(f"{what} is no JSON object", "is it a server of language models?")
@@ -207,8 +208,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _message(body: bytes) -> str:
     """What a server says about its error, in whichever of the usual shapes, on one line."""
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+        value = parse(body, allow_nan=True, allow_duplicates=True)
+    except BadJson:
         return ""
     for _ in range(3):
         if not isinstance(value, dict):

@@ -16,7 +16,8 @@ import httpx
 from pydantic import Field
 
 from hildanext.core.config import config
-from hildanext.core.errors import ConfigError, HildaError, PromptError
+from hildanext.core.errors import ConfigError, HildaError
+from hildanext.core.json_text import check_prompt_text
 from hildanext.engine.base import (
     Cancelled,
     DeadlineExceeded,
@@ -213,15 +214,12 @@ class OpenAIEngine(Engine):
         sources = [request.prompt is not None, bool(request.messages), request.tokens is not None]
         if sum(sources) != 1:
             raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(sources)}")
+        if request.scores:
+            raise ConfigError("a server elsewhere is asked for no likelihoods", "use the engine local")
         if request.parent and self.server.parent is None:
             raise ConfigError("this engine has no autoregressive parent", "name one that the server has")
         for text in (request.prompt or "", *(message.content for message in request.messages), *request.stop):
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as problem:
-                raise PromptError(
-                    f"the text holds half a character (a lone surrogate at {problem.start})", "send whole characters"
-                ) from None
+            check_prompt_text(text)
         if not self.server.hilda and not self.settings.ignore_extras:
             refuse_extras(request, self.settings.extras)
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
+from hildanext.eval.tasks.records import Records
 from hildanext.likelihood.conditional import Pair, Scored
 
 
@@ -72,6 +73,11 @@ class Task:
     def facts(self) -> dict[str, Any]:
         """What else a score depends on and its line must say (the isolation of a sandbox, for instance)."""
         return {}
+
+    def left_out(self) -> int:
+        """Rows of the data that could not be read, and so are no items."""
+        records = getattr(self, "_records", None)
+        return records.refused.total if isinstance(records, Records) else 0
 
     def absent(self) -> dict[str, str]:
         """Metrics that cannot be had here, and why: their column says so."""

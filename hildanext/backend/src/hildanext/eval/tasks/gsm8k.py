@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from hildanext.core.config import config
+from hildanext.core.config import Seed, config
 from hildanext.core.errors import ConfigError
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
-from hildanext.eval.tasks.records import Record, beside, read_records, text_of
+from hildanext.eval.tasks.records import Record, Records, beside, read_records, text_of
 from hildanext.grading.gsm8k import RULES, gold_answer
 
 REPORTED = ("strict", "flexible", "official", "canonical")
@@ -38,10 +38,10 @@ class Gsm8k(WritingTask):
     few_shot: int = Field(default=5, ge=0)
     few_shot_data: str | None = None
     """Where worked examples come from; None is the `train` split beside the data."""
-    few_shot_seed: int = HARNESS_SEED
+    few_shot_seed: Seed = HARNESS_SEED
 
     @cached_property
-    def _records(self) -> list[Record]:
+    def _records(self) -> Records:
         name, subset = self.hub
         return read_records(self.data if self.data is not None else name, self.split, subset)
 

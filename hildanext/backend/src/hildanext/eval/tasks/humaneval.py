@@ -11,7 +11,7 @@ from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.eval.statistics import pass_at_k
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
-from hildanext.eval.tasks.records import Record, read_records, text_of
+from hildanext.eval.tasks.records import Records, read_records, text_of
 from hildanext.grading.code import STOPS, job_for, reward_of
 from hildanext.grading.sandbox.limits import Limits
 from hildanext.grading.sandbox.run import Sandbox
@@ -55,7 +55,7 @@ class HumanEval(WritingTask):
         return () if self.chat else STOPS
 
     @cached_property
-    def _records(self) -> list[Record]:
+    def _records(self) -> Records:
         return read_records(self.data if self.data is not None else self.hub[0], self.split)
 
     @cached_property

@@ -8,7 +8,7 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
-from hildanext.eval.tasks.records import Record, read_records, text_of
+from hildanext.eval.tasks.records import Record, Records, read_records, text_of
 from hildanext.grading import computer_algebra
 from hildanext.grading.math_answers import boxed, canonical, official, stated
 
@@ -80,7 +80,7 @@ class Math500(WritingTask):
         return computer_algebra.ComputerAlgebra()
 
     @cached_property
-    def _records(self) -> list[Record]:
+    def _records(self) -> Records:
         return read_records(self.data if self.data is not None else self.hub[0], self.split, self.hub[1])
 
     def items(self, limit: int | None = None) -> list[Item]:

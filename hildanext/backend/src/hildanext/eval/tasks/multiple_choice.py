@@ -9,7 +9,7 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.eval.tasks.base import Encode, Item, Judgement, Metric, ScoringTask, split_at
-from hildanext.eval.tasks.records import Record, beside, read_records, text_of
+from hildanext.eval.tasks.records import Record, Records, beside, read_records, text_of
 from hildanext.likelihood.conditional import Pair, Scored
 
 LETTERS = "ABCDEFGHIJ"
@@ -40,7 +40,7 @@ class MultipleChoice(ScoringTask):
     """Where they come from; None is the `dev` split beside the data."""
 
     @cached_property
-    def _records(self) -> list[Record]:
+    def _records(self) -> Records:
         name, subset = self.hub
         return read_records(self.data if self.data is not None else name, self.split, subset, MMLU_COLUMNS)
 

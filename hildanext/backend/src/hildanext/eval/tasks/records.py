@@ -5,13 +5,19 @@ import gzip
 import hashlib
 import io
 import json
+import logging
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hildanext.core.errors import DataError
+from hildanext.core.json_text import BROKEN, BadJson, decode, first_value, parse
+from hildanext.data.sources.base import Report
 from hildanext.models.loading.names import is_hub_id
+
+logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 
@@ -20,16 +26,24 @@ TROUBLES = (OSError, ValueError, EOFError, RuntimeError)
 """What the datasets library raises for a hub that is out of reach or a name that does not exist."""
 
 
-def read_records(place: str, split: str, subset: str | None = None, columns: Sequence[str] = ()) -> list[Record]:
+class Records(list[Record]):
+    """The rows of a split, and what was left out of it."""
+
+    refused: Report
+
+
+def read_records(place: str, split: str, subset: str | None = None, columns: Sequence[str] = ()) -> Records:
     """All records of a split. `place`: a file, a folder that holds `<split>.jsonl` (.csv, .json, .gz), or owner/name.
 
-    `columns` name the cells of a CSV file that has no header of its own. Raises `DataError` for what cannot be had.
+    `columns` name the cells of a CSV file that has no header of its own. A record with what JSON readers do not agree
+    on (`core.json_text`) is left out, counted in `Records.refused` and told in the log. Raises `DataError` for what
+    cannot be had, and for a file that is broken: a benchmark is then not what it says.
     """
-    path = Path(place).expanduser()
+    path, report = Path(place).expanduser(), Report()
     if path.is_dir():
         path = _in_folder(path, split)
     if path.is_file():
-        records = _parse(path, columns)
+        records = _parse(path, columns, report)
     elif is_hub_id(place) and not path.suffix:
         records = _from_hub(place, split, subset)
     else:
@@ -38,8 +52,13 @@ def read_records(place: str, split: str, subset: str | None = None, columns: Seq
             f"give a file ({', '.join(SUFFIXES[:3])} or .csv), a folder that holds {split}.jsonl, or a hub id",
         )
     if not records:
-        raise DataError(f"{place!r} holds no rows", "give a file with one example per line")
-    return records
+        refused = f" that can be used ({report.summary()})" if report.total else ""
+        raise DataError(f"{place!r} holds no rows{refused}", "give a file with one example per line")
+    if report.total:
+        logger.warning("%s: rows left out: %s", path, report.summary())
+    found = Records(records)
+    found.refused = report
+    return found
 
 
 def beside(place: str, split: str) -> str:
@@ -72,30 +91,62 @@ def _in_folder(folder: Path, split: str) -> Path:
     raise DataError(f"{str(folder)!r} holds no {split}.jsonl", f"put the {split} split there, or name a file")
 
 
-def _parse(path: Path, columns: Sequence[str]) -> list[Record]:
+def _parse(path: Path, columns: Sequence[str], report: Report) -> list[Record]:
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as problem:
+        text = decode(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+    except (OSError, EOFError, zlib.error, BadJson) as problem:
         raise DataError(f"cannot read {str(path)!r} ({problem})", "fetch the file again") from None
     name = path.name.removesuffix(".gz")
     if name.endswith(".csv"):
         return _csv(text, columns)
-    try:
-        whole = json.loads(text) if name.endswith(".json") else None
-    except json.JSONDecodeError:
-        whole = None  # JSON lines under the name .json
-    if isinstance(whole, list):
-        return [_object(record, f"{path.name} row {number + 1}") for number, record in enumerate(whole)]
+    if name.endswith(".json") and text.lstrip().startswith("["):
+        found = _elements(text, path.name)
+    else:
+        found = _lines(text, path.name)
     records = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            records.append(_object(json.loads(line), f"{path.name} line {number}"))
-        except json.JSONDecodeError as problem:
-            raise DataError(f"{path.name} line {number}: {problem.msg}", "one JSON object per line") from None
+    for value, where in found:
+        if not isinstance(value, BadJson):
+            records.append(_object(value, where))
+        elif value.kind == BROKEN:
+            raise DataError(f"{where}: {value}", "one JSON object per line") from None
+        else:
+            report.bad(value.kind, where)
     return records
+
+
+Found = Iterator[tuple[Any, str]]
+"""A value, or what is wrong with it, and where it stands."""
+
+
+def _lines(text: str, name: str) -> Found:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield parse(line, allow_nan=True), f"{name} line {number}"
+            except BadJson as problem:
+                yield problem, f"{name} line {number}"
+
+
+def _elements(text: str, name: str) -> Found:
+    """The elements of a JSON array."""
+    place, number = text.index("[") + 1, 0
+    while (place := _SPACE.match(text, place).end()) < len(text) and text[place] != "]":  # type: ignore[union-attr]
+        number += 1
+        try:
+            value, place = first_value(text, place, allow_nan=True)
+        except BadJson as problem:
+            yield problem, f"{name} row {number}"
+            if problem.end is None:
+                return
+            place = problem.end
+        else:
+            yield value, f"{name} row {number}"
+    if place == len(text):
+        yield BadJson(BROKEN, "the array does not end"), f"{name} after row {number}"
+
+
+_SPACE = re.compile(r"[ \t\r\n,]*")
 
 
 def _object(value: Any, where: str) -> Record:
@@ -105,7 +156,10 @@ def _object(value: Any, where: str) -> Record:
 
 
 def _csv(text: str, columns: Sequence[str]) -> list[Record]:
-    lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    except csv.Error as problem:
+        raise DataError(f"the CSV cannot be read ({problem})", "is it CSV? JSON lines end in .jsonl") from None
     if not lines:
         return []
     header = [cell.strip().lower() for cell in lines[0]]

@@ -84,24 +84,24 @@ def attempt(act):
 
 def escapes(secret, pid):
     import ctypes
-    found = []
+    escaped = []
     libc = ctypes.CDLL(None)
     if attempt(lambda: open(secret).close()):
-        found.append("read a private file")
+        escaped.append("read a private file")
     if attempt(lambda: open(secret, "a").close()):
-        found.append("write a private file")
+        escaped.append("write a private file")
     if libc.socket(2, 1, 0) >= 0:
-        found.append("make a socket")
+        escaped.append("make a socket")
     if attempt(lambda: os.kill(pid, 0)):
-        found.append("signal another process")
+        escaped.append("signal another process")
     child = libc.fork()
     if child == 0:
         os._exit(0)
     if child > 0:
-        found.append("make a process")
+        escaped.append("make a process")
     if len(os.environ) > 4:
-        found.append("see the environment")
-    return found
+        escaped.append("see the environment")
+    return escaped
 """
 """Tries what no worker should manage, and tells what it managed."""
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,57 +11,58 @@ import torch
 import transformers
 
 from hildanext.core.errors import ModelError
-from hildanext.models.bidirectional import ARCHITECTURES
+from hildanext.core.json_text import BadJson, parse
 from hildanext.models.card import CARD
+from hildanext.models.loading.model_config import MAJOR, Shapes, check_sizes, read_config
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MAJOR = int(transformers.__version__.split(".")[0])
 DTYPE = "dtype" if MAJOR >= 5 else "torch_dtype"
 """What Transformers calls the weights' type."""
 AGAIN = "download or copy the model again"
-BY_TYPE = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-"""For configurations that name no architecture, as those made from a GGUF file."""
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
+def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """Check that `folder` holds a whole, supported model in safetensors; returns its `config.json`.
 
-    Raises `ModelError` naming the file that is missing, cut short or of a refused kind.
+    Raises `ModelError` naming the file that is missing, cut short or of a refused kind, for sizes that are not those
+    of the weights, and for code of the folder's own, unless that is trusted.
     """
-    config = read_model_json(folder / "config.json")
-    check_architecture(config, folder)
-    for path in weight_files(folder):
-        check_safetensors(path)
-    return config
+    fields = read_model_json(folder / "config.json")
+    if not trust_remote_code:
+        refuse_code(folder)
+    check_sizes(read_config(fields, folder), _shapes(folder), folder)
+    return fields
 
 
-def check_architecture(config: dict[str, Any], source: object) -> str:
-    """The architecture's name. Raises `ModelError` for one that is not supported."""
-    names = config.get("architectures") or []
-    kind = str(config.get("model_type", "unknown"))
-    name = str(names[0]) if names else BY_TYPE.get(kind, kind)
-    if name not in ARCHITECTURES:
-        raise ModelError(
-            f"architecture {name} of {str(source)!r} is not supported", f"supported: {', '.join(ARCHITECTURES)}"
-        )
-    if config.get("use_sliding_window"):
-        raise ModelError(f"{str(source)!r} uses sliding-window attention", "supported: full attention")
-    return name
+def refuse_code(folder: Path) -> None:
+    """Raise `ModelError` where the folder names Python code of its own that would have to be run."""
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and read_model_json(folder / name).get("auto_map"):
+            raise ModelError(
+                f"{str(folder / name)!r} names code of its own (auto_map), which is not run",
+                "set trust_remote_code if you trust it, or take auto_map out to use Transformers' own class",
+            )
+
+
+def _shapes(folder: Path) -> Shapes:
+    """Of every tensor of a folder."""
+    files = weight_files(folder)
+    return {name: tuple(entry["shape"]) for path in files for name, entry in check_safetensors(path).items()}
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder; `ModelError` where it is missing or broken."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse(path.read_bytes(), allow_nan=True, allow_duplicates=True)
     except FileNotFoundError:
         raise ModelError(
             f"{str(path.parent)!r} has no {path.name}", "give a model folder; a half-finished download must be repeated"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise ModelError(f"{path} is broken ({problem})", AGAIN) from None
+    except (OSError, BadJson) as problem:
+        raise ModelError(f"{path} is broken ({first_line(problem)})", AGAIN) from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object", AGAIN)
     return value
@@ -71,7 +71,8 @@ def read_model_json(path: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder; every shard that the index names must exist."""
     if (folder / INDEX).is_file():
-        shards = sorted(set(read_model_json(folder / INDEX).get("weight_map", {}).values()))
+        weight_map = read_model_json(folder / INDEX).get("weight_map")
+        shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing or not shards:
             raise ModelError(
@@ -94,12 +95,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The type that loses nothing of a folder's weights: the one they are stored in, fp32 where they differ."""
-    kinds = {entry["dtype"] for path in weight_files(folder) for entry in check_safetensors(path)}
+    kinds = {entry["dtype"] for path in weight_files(folder) for entry in check_safetensors(path).values()}
     return STORED.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
 
-def check_safetensors(path: Path) -> list[dict[str, Any]]:
-    """The entries of a file's header; `ModelError` where the file is shorter than they promise."""
+def check_safetensors(path: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a file's header by name; `ModelError` where the file is shorter than they promise."""
     hint = "delete it and download or copy it again"
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -108,11 +109,13 @@ def check_safetensors(path: Path) -> list[dict[str, Any]]:
         if length > size - 8:
             raise ModelError(f"{path} is cut short ({size} bytes, its header alone needs {length + 8})", hint)
         try:
-            header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            header = parse(file.read(length))
+            entries = {name: dict(entry) for name, entry in header.items() if name != "__metadata__"}
+            promised = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+            if not all(isinstance(size, int) for entry in entries.values() for size in entry["shape"]):
+                raise ValueError("a shape that is none")
+        except (ValueError, TypeError, AttributeError, LookupError):
             raise ModelError(f"{path} is not a safetensors file", hint) from None
-    entries = [entry for name, entry in header.items() if name != "__metadata__"]
-    promised = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
     if size != promised:
         raise ModelError(f"{path} is cut short or overlong ({size} bytes, {promised} promised)", hint)
     return entries

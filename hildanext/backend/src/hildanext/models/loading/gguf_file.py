@@ -16,7 +16,9 @@ from transformers import (
 
 from hildanext.core.errors import ModelError
 from hildanext.models.attention.dense import install_seam
-from hildanext.models.loading.files import AGAIN, DTYPE, check_architecture, first_line, no_progress_bars
+from hildanext.models.loading.files import AGAIN, DTYPE, first_line, no_progress_bars
+from hildanext.models.loading.model_config import read_config
+from hildanext.models.loading.weights_check import check_finite
 
 MAGIC = b"GGUF"
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -33,7 +35,7 @@ def load_gguf(
     try:
         facts = _facts(path)
         config = AutoConfig.from_pretrained(path.parent, **where)
-        check_architecture(config.to_dict(), path)
+        read_config(config.to_dict(), path)
         settings = {DTYPE: dtype, "attn_implementation": attention if attention is not None else install_seam()}
         with no_progress_bars():
             causal_lm = AutoModelForCausalLM.from_pretrained(path.parent, **where, **settings)
@@ -42,6 +44,7 @@ def load_gguf(
         raise ModelError(f"reading {path.name} needs the gguf package", 'pip install "gguf>=0.10"') from None
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as problem:
         raise ModelError(f"cannot read {str(path)!r} ({first_line(problem)})", AGAIN) from None
+    check_finite(causal_lm, path)
     if hasattr(causal_lm.config, "quantization_config"):
         del causal_lm.config.quantization_config  # the weights are plain now
     return causal_lm.to(device).eval(), _tokenizer(tokenizer, facts)

@@ -17,17 +17,19 @@ from hildanext.models.loading import names
 from hildanext.models.loading.files import (
     AGAIN,
     DTYPE,
-    MAJOR,
     check_folder,
     first_line,
     no_progress_bars,
     refuse_diffusion,
     stored_dtype,
+    weight_files,
 )
 from hildanext.models.loading.gguf_file import load_gguf
+from hildanext.models.loading.model_config import read_config, read_rope
+from hildanext.models.loading.weights_check import check_finite, heads_differ
 from hildanext.models.quantize import Quantize
 from hildanext.models.quantize import place as put_in_place
-from hildanext.tokenization import load_tokenizer
+from hildanext.tokenization import check_words, load_tokenizer
 
 
 def load_parent(
@@ -48,7 +50,10 @@ def load_parent(
         return load_gguf(place, torch.float32 if as_stored else dtype, "cpu" if as_stored else device, attention)
     refuse_diffusion(place)
     causal_lm = _load_folder(place, None if as_stored else dtype, device, trust_remote_code, attention)
-    return causal_lm, load_tokenizer(place, trust_remote_code)
+    tokenizer = load_tokenizer(place, trust_remote_code)
+    # Tokens that somebody added, as padding, are often one more than the rows: no text holds them.
+    check_words(tokenizer, causal_lm.get_input_embeddings().weight.shape[0], place, added=False)
+    return causal_lm, tokenizer
 
 
 def load_diffusion(
@@ -66,25 +71,41 @@ def load_diffusion(
     card = read_card(place)
     causal_lm = _load_folder(place, None if quantize is not None else dtype, device, False, None)
     rows = causal_lm.get_input_embeddings().weight.shape[0]
-    if rows != card.vocab_rows or not card.mask_id < rows:
+    if rows != card.vocab_rows:
         raise CheckpointError(
             f"{str(place)!r}: the card says {card.vocab_rows} rows and mask {card.mask_id}, the weights have {rows}",
             "card and weights are of different checkpoints; copy both again",
         )
+    context = causal_lm.config.max_position_embeddings
+    if card.block_size > context:
+        raise CheckpointError(
+            f"{str(place)!r}: the card says blocks of {card.block_size}, the model reads {context} tokens",
+            "card and weights are of different checkpoints; copy both again",
+        )
+    tokenizer = load_tokenizer(place)
+    check_words(tokenizer, rows, place)
+    if tokenizer.mask_token_id != card.mask_id:
+        raise CheckpointError(
+            f"{str(place)!r}: the card says mask {card.mask_id}, the tokenizer's is {tokenizer.mask_token_id}",
+            "card and tokenizer are of different checkpoints; copy both again",
+        )
     if quantize is not None:
         put_in_place(causal_lm, dtype, device, quantize)
-    return DiffusionModel(causal_lm, card).eval(), load_tokenizer(place)
+    return DiffusionModel(causal_lm, card).eval(), tokenizer
 
 
 def _load_folder(
     folder: Path, dtype: torch.dtype | None, device: str | torch.device, trust_remote_code: bool, attention: str | None
 ) -> PreTrainedModel:
     """`dtype` None: on the CPU, in the type of the files."""
-    fields = check_folder(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    _read_rope(config, fields)
+    fields = check_folder(folder, trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True) if trust_remote_code else None
+    config = config if config is not None else read_config(fields, folder)
+    read_rope(config, fields)
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = None  # unused (`check_folder` refuses models that use it), but 4.51 warns of it
+    if config.tie_word_embeddings and heads_differ(weight_files(folder)):
+        config.tie_word_embeddings = False  # Transformers 4.x would put the embedding in the head's place
     settings: dict[str, Any] = {
         DTYPE: dtype if dtype is not None else stored_dtype(folder),
         "config": config,
@@ -96,19 +117,10 @@ def _load_folder(
     try:
         with no_progress_bars():
             causal_lm, report = AutoModelForCausalLM.from_pretrained(folder, **settings)
-    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, ArithmeticError) as problem:
         raise ModelError(f"cannot load {str(folder)!r} ({first_line(problem)})", AGAIN) from None
     missing = sorted(report["missing_keys"])
     if missing:  # Transformers would go on with random numbers in their place
         raise ModelError(f"{str(folder)!r} lacks {len(missing)} weights ({missing[0]})", AGAIN)
+    check_finite(causal_lm, folder)
     return causal_lm.to(device if dtype is not None else "cpu").eval()
-
-
-def _read_rope(config: Any, fields: dict[str, Any]) -> None:
-    """Transformers 5 writes `rope_parameters`, which 4.x ignores: it would silently rotate with theta 10,000."""
-    written = fields.get("rope_parameters")
-    if MAJOR >= 5 or not isinstance(written, dict):
-        return
-    config.rope_theta = written.get("rope_theta", 10000.0)
-    if written.get("rope_type", "default") != "default":
-        config.rope_scaling = {key: value for key, value in written.items() if key != "rope_theta"}

@@ -16,7 +16,7 @@ from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import CARD, Alignment, Card
 from hildanext.models.loading.load import load_diffusion
 from hildanext.models.loading.names import locate_diffusion
-from hildanext.models.start import start_conversion
+from hildanext.models.start import open_beside, start_conversion
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,7 @@ class LoadedModel:
         an unused row gets any probability. Raises `ModelError` for one that it was not made of.
         """
         name = name if name is not None else self.parent_name
-        card, device = self.card, self.model.device
-        frozen, tokenizer = start_conversion(name, card.alignment, card.block_size, self.model.dtype, device)
-        if len(frozen.banned) != len(self.model.banned):
-            raise ModelError(
-                f"the parent {name!r} has {len(frozen.banned)} rows, the checkpoint {len(self.model.banned)}",
-                "name the parent that this checkpoint was converted from: --parent",
-            )
+        frozen, tokenizer = open_beside(name, self.model, self.tokenizer, self.model.dtype)
         return frozen.causal_lm.eval(), tokenizer, self.model.banned
 
     def machine(self) -> dict[str, Any]:

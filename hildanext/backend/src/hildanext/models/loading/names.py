@@ -66,7 +66,7 @@ def locate_diffusion(name: str) -> Path:
         return path
     if name in KNOWN:
         raise ModelError(
-            f"{name} is an autoregressive model", f"convert it first: hildanext convert --set model.parent={name}"
+            f"{name} is an autoregressive model", f"convert it first: hildanext convert --set parent={name} ..."
         )
     if is_hub_id(name):
         return hub.snapshot(name, hint="check the name, or give the folder that convert wrote")

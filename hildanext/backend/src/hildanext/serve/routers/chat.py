@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
-from hildanext.serve.canvas import Glyph
+from hildanext.engine.base import TokenScore
 from hildanext.serve.decoding_params import check_length, conversation
 from hildanext.serve.errors import Refused, responses
-from hildanext.serve.openai_common import REASONS, Call, Dialect, streamed
+from hildanext.serve.openai_common import REASONS, Call, Dialect, Wishes, streamed
 from hildanext.serve.requests import ChatBody
 from hildanext.serve.responses import AnswerMessage, ChatAnswer, ChatChoice
 from hildanext.serve.service import Service, service_of
@@ -31,10 +31,13 @@ class ChatDialect(Dialect):
     def piece(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text} if text else {}}
 
-    def logprobs(self, glyphs: Sequence[Glyph]) -> dict[str, Any]:
+    def logprobs(self, scores: Sequence[TokenScore], top: bool) -> dict[str, Any]:
         content = [
-            {"token": glyph.text, "logprob": glyph.logprob, "bytes": list(glyph.text.encode()), "top_logprobs": []}
-            for glyph in glyphs
+            {
+                **_token(one.text, one.logprob, one.raw),
+                "top_logprobs": [_token(one.best, one.best_logprob, one.best_raw)] if top else [],
+            }
+            for one in scores
         ]
         return {"content": content}
 
@@ -50,8 +53,10 @@ async def chat_completions(
     """Answer a conversation."""
     messages = conversation(body.messages)
     check_length([message.content for message in messages], service.settings, "messages")
-    tokens, logprobs = _tokens(body), bool(body.logprobs)
-    call = Call(service, body, ChatDialect(), [{"messages": messages}], tokens, logprobs, _effort(body))
+    if body.top_logprobs and not body.logprobs:
+        raise Refused("top_logprobs without logprobs", "add logprobs: true", param="top_logprobs")
+    wishes = Wishes(logprobs=bool(body.logprobs), top=bool(body.top_logprobs))
+    call = Call(service, body, ChatDialect(), [{"messages": messages}], _tokens(body), wishes, _effort(body))
     if body.stream:
         engine_call = await call.ask(http)
         return EventStream(call.chunks(engine_call), engine_call.close)
@@ -67,6 +72,10 @@ async def chat_completions(
         if choice.answer is not None
     ]
     return ChatAnswer(choices=choices, **head)
+
+
+def _token(text: str | None, logprob: float | None, raw: bytes) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(raw)}
 
 
 def _tokens(body: ChatBody) -> int | None:

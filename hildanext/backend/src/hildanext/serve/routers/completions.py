@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
-from hildanext.serve.canvas import Glyph
+from hildanext.engine.base import TokenScore
 from hildanext.serve.decoding_params import check_length
 from hildanext.serve.errors import Refused, responses
-from hildanext.serve.openai_common import REASONS, Call, Dialect, streamed
+from hildanext.serve.openai_common import REASONS, Call, Dialect, Wishes, streamed
 from hildanext.serve.requests import CompletionBody
 from hildanext.serve.responses import CompletionAnswer, CompletionChoice
 from hildanext.serve.service import Service, service_of
@@ -29,13 +29,14 @@ class CompletionDialect(Dialect):
     def piece(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
-    def logprobs(self, glyphs: Sequence[Glyph]) -> dict[str, Any]:
-        ends = accumulate((len(glyph.text) for glyph in glyphs), initial=0)
+    def logprobs(self, scores: Sequence[TokenScore], top: bool) -> dict[str, Any]:
+        ends = accumulate((len(one.text) for one in scores), initial=0)
+        best = [None if one.best is None else {one.best: one.best_logprob} for one in scores]
         return {
-            "tokens": [glyph.text for glyph in glyphs],
-            "token_logprobs": [glyph.logprob for glyph in glyphs],
-            "top_logprobs": None,
-            "text_offset": list(ends)[: len(glyphs)],
+            "tokens": [one.text for one in scores],
+            "token_logprobs": [one.logprob for one in scores],
+            "top_logprobs": best if top else None,
+            "text_offset": list(ends)[: len(scores)],
         }
 
 
@@ -51,7 +52,8 @@ async def completions(
     if body.best_of not in (None, body.n if body.n is not None else 1):
         raise Refused(f"best_of {body.best_of}", "is not supported beyond n: leave it out", param="best_of")
     prompts = _prompts(body, service)
-    call = Call(service, body, CompletionDialect(), prompts, body.max_tokens, body.logprobs is not None)
+    wishes = Wishes(logprobs=body.logprobs is not None, top=bool(body.logprobs), echo=bool(body.echo))
+    call = Call(service, body, CompletionDialect(), prompts, body.max_tokens, wishes)
     if body.stream:
         engine_call = await call.ask(http)
         return EventStream(call.chunks(engine_call), engine_call.close)
@@ -59,7 +61,7 @@ async def completions(
     choices = [
         CompletionChoice(
             index=index,
-            text=choice.answer.text,
+            text=choice.prompt + choice.answer.text,
             logprobs=call.probabilities(choice),  # type: ignore[arg-type]
             finish_reason=REASONS[choice.answer.finish_reason],
         )
@@ -70,7 +72,7 @@ async def completions(
 
 
 def _prompts(body: CompletionBody, service: Service) -> list[Mapping[str, Any]]:
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts = [body.prompt or ""] if body.prompt is None or isinstance(body.prompt, str) else body.prompt
     if isinstance(prompts[0], int):
         return [{"tokens": tuple(prompts)}]
     if isinstance(prompts[0], list):

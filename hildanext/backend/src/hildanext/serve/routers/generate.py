@@ -63,6 +63,8 @@ class GenerateCall:
     def finished(self, answer: RequestOutput, frames: list[dict[str, Any]] | None = None) -> GenerateAnswer:
         stats = answer.stats
         self.service.metrics.answered(answer, self.body.parent)
+        # Field by field, not `GenerationResult`'s one form: these names are a promise to clients, grouped for them,
+        # and knobs of the request stand among them. A field that the engine renames must not rename theirs.
         return GenerateAnswer(
             id=self.id,
             model=self.model,

@@ -56,6 +56,7 @@ def health(service: TheService) -> HealthAnswer:
             supports_editing=facts.supports_editing,
             supports_steps=facts.supports_steps,
             chat_template=facts.chat_template,
+            generation_prompt=facts.generation_prompt,
         ),
         device=facts.device,
         dtype=facts.dtype,

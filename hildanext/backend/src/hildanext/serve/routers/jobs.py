@@ -32,7 +32,7 @@ HARMLESS = {"Content-Security-Policy": "sandbox; default-src 'none'; style-src '
 """A file that a job wrote runs no script here, even opened by itself."""
 
 
-@router.post("/submit", status_code=202, responses=responses(404, 408, 413, 415))
+@router.post("/submit", status_code=202, responses=responses(404, 408, 413, 415, 507))
 def submit(body: JobBody, service: TheService) -> JobAnswer:
     """Check and queue a stage, or a whole recipe (kind `run`)."""
     return _job_answer(service.the_jobs().submit(body.kind, body.config))
@@ -64,7 +64,7 @@ def show(id: Id, service: TheService) -> JobAnswer:
     return _job_answer(jobs.get(id), jobs.outcomes(id))
 
 
-@router.post("/{id}/cancel", responses=responses(404, 409))
+@router.post("/{id}/cancel", responses=responses(404, 409, 507))
 def cancel(id: Id, service: TheService) -> JobAnswer:
     """Stop it; a training saves first."""
     return _job_answer(service.the_jobs().cancel(id))

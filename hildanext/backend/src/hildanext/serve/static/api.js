@@ -70,8 +70,8 @@ export async function getBlob(path) {
   return (await ask(path, { accept: "*/*" })).blob();
 }
 
-export async function postJson(path, body = {}) {
-  return (await ask(path, { method: "POST", body })).json();
+export async function postJson(path, body = {}, signal) {
+  return (await ask(path, { method: "POST", body, signal })).json();
 }
 
 /** Yields {event, id, data} of a server-sent stream; `data` is parsed JSON. Throws `ApiError` where it breaks off. */

@@ -114,12 +114,12 @@ export class Ask {
     return { ...this.knobs.without(body), parent: true };
   }
 
-  /** An answer came: in a chat it is the next turn. */
+  /** An answer came: in a chat it is the next turn, which the canvas shows as long as it is the last. */
   answered(body, text) {
     if (!this.isChat) return;
     this.turns = [...body.messages.filter((turn) => turn.role !== "system"), { role: "assistant", content: text }];
     $("prompt").value = "";
-    this.showTurns();
+    this.showTurns(1);
   }
 
   showKind() {
@@ -129,8 +129,9 @@ export class Ask {
     if (!this.isChat && $("prompt").value === "") $("prompt").value = $("prompt").defaultValue;
   }
 
-  showTurns() {
-    $("turns").replaceChildren(...this.turns.map(({ role, content }) => {
+  /** Draw the conversation; the last `elsewhere` of its turns stand somewhere else. */
+  showTurns(elsewhere = 0) {
+    $("turns").replaceChildren(...this.turns.slice(0, this.turns.length - elsewhere).map(({ role, content }) => {
       const turn = document.createElement("li");
       const who = document.createElement("b");
       turn.className = role;

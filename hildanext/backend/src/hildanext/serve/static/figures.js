@@ -11,8 +11,18 @@ export function number(value, digits = 0) {
 
 /**
  * @typedef {{tokensPerSecond: ?number, tokens: ?number, forwards: ?number, tokensPerForward: ?number, edits: ?number,
- *   first: ?number, seconds: ?number, firstName: string, withEdits: boolean}} Figures
+ *   first: ?number, seconds: ?number, whole: ?boolean, cached: ?number, firstName: string, withEdits: boolean}} Figures
  */
+
+/** Figures of a finished answer. */
+export function figuresOf({ usage, timing }) {
+  return {
+    tokens: usage.completion_tokens, forwards: usage.forward_passes, edits: usage.edited_tokens,
+    tokensPerSecond: timing.tokens_per_second, tokensPerForward: timing.tokens_per_forward,
+    first: timing.first_block_seconds, seconds: timing.seconds, whole: true,
+    cached: usage.cached_tokens,
+  };
+}
 
 /** Draw figures into a definition list; updated in place, so that nothing moves while they grow. */
 export function drawFigures(list, figures) {
@@ -23,7 +33,7 @@ export function drawFigures(list, figures) {
     ["tokens per forward", number(figures.tokensPerForward, 2)],
     ...(figures.withEdits ? [["edits", number(figures.edits)]] : []),
     [figures.firstName, seconds(figures.first)],
-    ["in all", seconds(figures.seconds)],
+    [figures.whole ? "in all" : "so far", seconds(figures.seconds)],
   ];
   if (list.children.length !== rows.length) {
     list.replaceChildren(...rows.map(() => {
@@ -39,13 +49,41 @@ export function drawFigures(list, figures) {
   });
 }
 
-/** One sentence that compares two finished answers. */
+/** What stands behind a ratio of speeds. */
+function because(diffusion, parent) {
+  const forwards = `${number(diffusion.tokensPerForward, 2)} tokens per forward against ${number(parent.tokensPerForward, 2)}.`;
+  return diffusion.cached > 0 ? `${forwards} The diffusion model had ${diffusion.cached} tokens of the prompt in its cache.` : forwards;
+}
+
+/** Who was faster, and how: `ratio` is the diffusion model's speed over the parent's. */
+function faster(ratio) {
+  const [fast, slow] = ratio >= 1 ? ["diffusion model", "AR parent"] : ["AR parent", "diffusion model"];
+  return { fast, slow, times: (value) => (ratio >= 1 ? value : 1 / value).toFixed(2) };
+}
+
+/** One sentence about two finished answers: what one run each can tell. */
 export function verdict(diffusion, parent) {
   if (!diffusion.tokensPerSecond || !parent.tokensPerSecond) return "";
   const ratio = diffusion.tokensPerSecond / parent.tokensPerSecond;
-  const tokens = `${number(diffusion.tokensPerForward, 2)} tokens per forward against ${number(parent.tokensPerForward, 2)}`;
-  const [fast, slow] = ratio >= 1 ? ["diffusion model", "AR parent"] : ["AR parent", "diffusion model"];
-  const times = Math.max(ratio, 1 / ratio).toFixed(2);
-  return `Here the ${fast} was ${times} times as fast as the ${slow}: ${tokens}.`
-    + ` One run each, one after the other; on a busy machine another may come out differently.`;
+  const { fast, slow, times } = faster(ratio);
+  return `This once the ${fast} was ${times(ratio)} times as fast as the ${slow}: ${because(diffusion, parent)}`;
+}
+
+/**
+ * What repeats tell, each a pair of runs right after each other: the median of their ratios, and its range.
+ * @param {{diffusion: Figures, parent: Figures}[]} pairs
+ */
+export function verdictOf(pairs) {
+  const ratios = pairs.map(({ diffusion, parent }) => diffusion.tokensPerSecond / parent.tokensPerSecond)
+    .filter((ratio) => Number.isFinite(ratio) && ratio > 0).sort((one, other) => one - other);
+  if (ratios.length === 0) return "";
+  const half = (ratios.length - 1) / 2;
+  const median = (ratios[Math.floor(half)] + ratios[Math.ceil(half)]) / 2;
+  const { fast, slow, times } = faster(median);
+  const range = [times(ratios[0]), times(ratios.at(-1))].sort((one, other) => one - other).join(" to ");
+  const found = ratios[0] < 1 && ratios.at(-1) > 1
+    ? `neither was faster every time; the ${fast} was ${times(median)} times as fast as the ${slow} in the median (${range})`
+    : `the ${fast} was ${times(median)} times as fast as the ${slow} in the median (${range})`;
+  const { diffusion, parent } = pairs.at(-1);
+  return `In ${ratios.length} runs each, in turns, ${found}: ${because(diffusion, parent)}`;
 }

@@ -2,17 +2,13 @@
 
 import { events, getBlob, getJson, getKey, postJson } from "./api.js";
 import { LossChart } from "./chart.js";
+import { make } from "./dom.js";
+import { showTexts, textsFile } from "./job_texts.js";
 import { showProblem } from "./problem.js";
 
 const LOG_LINES = 500;
 const RETRY_SECONDS = 2;
 const ENDED = ["succeeded", "failed", "cancelled"];
-
-function make(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
-}
 
 export function stateMark(job) {
   const text = job.cancelling && job.state === "running" ? "stopping" : job.state;
@@ -82,12 +78,14 @@ export class JobView {
   }
 
   build() {
+    this.shownTexts = null;
     const parts = {
       problem: make("div", { className: "problem", hidden: true }),
       state: make("p", { className: "job-state" }),
       bar: make("progress", { max: 1, ariaLabel: "Progress" }),
       progress: make("p", { className: "note" }),
       cancel: make("button", { type: "button", textContent: "Cancel job" }),
+      texts: make("div", {}),
       charts: make("div", { className: "charts" }),
       log: make("pre", { className: "log", tabIndex: 0, ariaLabel: "Log" }),
       artefacts: make("ul", { className: "artefacts" }),
@@ -103,7 +101,7 @@ export class JobView {
     parts.logFold = fold("Log", parts.log);
     parts.logFold.open = true;
     this.body.replaceChildren(parts.problem, parts.state, make("div", { className: "job-bar" }, parts.bar, parts.cancel),
-      parts.progress, parts.charts, parts.logFold, fold("Files", parts.artefacts), parts.results, fold("Configuration", parts.config));
+      parts.progress, parts.texts, parts.charts, parts.logFold, fold("Files", parts.artefacts), parts.results, fold("Configuration", parts.config));
     this.parts = parts;
   }
 
@@ -200,10 +198,24 @@ export class JobView {
     this.charts.get(metric.stage).add(metric);
   }
 
+  addressOf(path) {
+    return this.path(`/artefacts/${path.split("/").map(encodeURIComponent).join("/")}`);
+  }
+
+  /** A finished job that has written texts opens on them, its log folded away. */
+  async showTexts(artefacts) {
+    const file = this.job.state === "succeeded" ? textsFile(this.job.outcomes, artefacts) : null;
+    if (!file || this.shownTexts === this.id) return;
+    this.shownTexts = this.id;
+    this.parts.texts.replaceChildren(await showTexts(file, this.addressOf(file.path)));
+    if (!this.parts.log.hasChildNodes()) this.parts.logFold.open = false;  // nobody reads it yet
+  }
+
   async showArtefacts(signal) {
     const { artefacts } = await getJson(this.path("/artefacts"), signal);
+    await this.showTexts(artefacts);
     const rows = artefacts.map(({ path, size }) => {
-      const address = this.path(`/artefacts/${path.split("/").map(encodeURIComponent).join("/")}`);
+      const address = this.addressOf(path);
       const link = make("a", { href: address, textContent: path, download: path.split("/").at(-1) });
       link.addEventListener("click", (event) => { if (getKey()) { event.preventDefault(); this.download(address, link.download); } });
       return make("li", {}, link, make("span", { className: "note", textContent: ` ${fileSize(size)}` }));

@@ -90,7 +90,9 @@ export class JobsView {
       return;
     }
     try {
-      const job = await postJson("jobs/submit", { kind: $("job-kind").value, config });
+      // What has stages of its own is a whole recipe, whichever example it began as.
+      const kind = config?.stages !== undefined ? "run" : $("job-kind").value;
+      const job = await postJson("jobs/submit", { kind, config });
       $("submit-drop").open = false;
       location.hash = `#jobs/${encodeURIComponent(job.id)}`;
       $("job-title").focus({ preventScroll: true });

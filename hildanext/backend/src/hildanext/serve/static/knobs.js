@@ -1,15 +1,10 @@
 /** Fields for the knobs of a decoder, made from what the server says of them (JSON Schema). Knows no decoder. */
 
 import { ApiError } from "./api.js";
+import { make } from "./dom.js";
 
 /** What the autoregressive parent reads of a decoder, too. */
 const SAMPLING = ["temperature", "top_p", "top_k"];
-
-function element(tag, attributes, ...inside) {
-  const made = Object.assign(document.createElement(tag), attributes);
-  made.append(...inside);
-  return made;
-}
 
 /** A knob's type, its bounds, and whether null is a value. */
 function kindOf(knob) {
@@ -24,11 +19,11 @@ function labelOf(name, knob) {
 }
 
 function inputFor(id, knob, kind) {
-  if (kind.enum) return element("select", { id }, new Option("", ""), ...kind.enum.map((value) => new Option(value, value)));
-  if (kind.type === "boolean") return element("input", { id, type: "checkbox", checked: knob.default === true });
-  if (kind.type !== "number" && kind.type !== "integer") return element("input", { id, type: "text", spellcheck: false });
+  if (kind.enum) return make("select", { id }, new Option("", ""), ...kind.enum.map((value) => new Option(value, value)));
+  if (kind.type === "boolean") return make("input", { id, type: "checkbox", checked: knob.default === true });
+  if (kind.type !== "number" && kind.type !== "integer") return make("input", { id, type: "text", spellcheck: false });
   const whole = kind.type === "integer";
-  const input = element("input", { id, type: "number", step: whole ? "1" : "any", inputMode: whole ? "numeric" : "decimal" });
+  const input = make("input", { id, type: "number", step: whole ? "1" : "any", inputMode: whole ? "numeric" : "decimal" });
   for (const [bound, name] of [[kind.minimum, "min"], [kind.exclusiveMinimum, "min"], [kind.maximum, "max"]]) {
     if (bound !== undefined) input[name] = bound;
   }
@@ -59,13 +54,13 @@ export class Knobs {
     const id = name.replaceAll("_", "-"), kind = kindOf(knob), label = labelOf(name, knob);
     const input = inputFor(id, knob, kind);
     if (knob.description) input.setAttribute("aria-description", knob.description);
-    const field = element("div", { className: "field", title: knob.description ?? "" });
-    if (kind.type === "boolean") field.append(element("label", { className: "tick" }, input, element("span", {}, label)));
-    else field.append(element("label", { htmlFor: id }, label), input);
+    const field = make("div", { className: "field", title: knob.description ?? "" });
+    if (kind.type === "boolean") field.append(make("label", { className: "tick" }, input, make("span", {}, label)));
+    else field.append(make("label", { htmlFor: id }, label), input);
     let off = null;
     if (kind.nullable && knob.default !== null) {
-      off = element("input", { id: `${id}-off`, type: "checkbox" });
-      field.append(element("label", { className: "tick" }, off, " ", element("span", {}, "never")));
+      off = make("input", { id: `${id}-off`, type: "checkbox" });
+      field.append(make("label", { className: "tick" }, off, " ", make("span", {}, "never")));
     }
     this.fields[name] = input;
     return { name, kind, label, input, off, field, default: knob.default };

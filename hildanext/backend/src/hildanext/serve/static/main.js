@@ -23,13 +23,18 @@ async function lookAtServer() {
     status.title = health.engine.reason;
     ask.offer(health);
     block = health.engine.block_size ?? block;
-    bench.preview($("prompt").value, block);
+    preview();
     $("key-drop").hidden = !health.key_required && !getKey();
     document.querySelector("[data-view=jobs]").hidden = !health.jobs;
   } catch (problem) {
     status.className = "status down";
     say(status, problem.message);
   }
+}
+
+/** What will be written, before anything was: of a chat the answer alone. */
+function preview() {
+  bench.preview(ask.isChat ? "" : $("prompt").value, block);
 }
 
 /** Live regions speak when their text changes; the same text again is not news. */
@@ -53,9 +58,18 @@ async function write() {
     const body = ask.body();
     const tasks = [[ask.parentOnly ? "parent" : "diffusion", body]];
     if (ask.wantsParent) tasks.push(["parent", ask.forParent(body)]);
-    showRunning(true);
-    const answer = await bench.run(tasks);
-    ask.answered(body, answer.text);
+    ask.showTurns();  // the canvas, where the last answer stood, is about to be cleared
+    await running(async () => ask.answered(body, (await bench.run(tasks)).text));
+  } catch (problem) {
+    failed(problem);
+  }
+}
+
+/** Do what takes a while; stopping it is no failure. */
+async function running(work) {
+  showRunning(true);
+  try {
+    await work();
   } catch (problem) {
     if (problem.name !== "AbortError") failed(problem);
   } finally {
@@ -104,7 +118,8 @@ $("ask").addEventListener("submit", (event) => { event.preventDefault(); write()
 $("ask").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); write(); }
 });
-for (const kind of ["input", "change"]) $("ask").addEventListener(kind, () => bench.preview($("prompt").value, block));
+for (const kind of ["input", "change"]) $("ask").addEventListener(kind, preview);
+$("repeat").addEventListener("click", () => { if (!bench.running) running(() => bench.repeat()); });
 $("stop-run").addEventListener("click", () => bench.stop());
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
@@ -122,7 +137,7 @@ $("key-form").addEventListener("submit", (event) => {
 });
 
 $("settings").open = matchMedia("(min-width: 62rem)").matches;
-bench.preview($("prompt").value, block);
+preview();
 addEventListener("hashchange", showView);
 showView();
 lookAtServer();

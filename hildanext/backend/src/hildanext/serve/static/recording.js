@@ -6,11 +6,27 @@ export const SPECIAL = /^<(\|[A-Za-z_]+\||\/?[A-Za-z_]+)>$/;
 /**
  * A position of the document as it looks at one moment.
  * @typedef {{position: number, text: string, state: "prompt"|"mask"|"draft"|"edited"|"committed",
- *   probability: number|null, forward: number|null, was: string[], fresh: boolean}} Cell
+ *   bytes: number[]|null, probability: number|null, forward: number|null, was: string[], fresh: boolean}} Cell
  */
 
-function cell(position, text, state) {
-  return { position, text, state, probability: null, forward: null, was: [], fresh: false };
+function cell(position, text, state, bytes = null) {
+  return { position, text, state, bytes, probability: null, forward: null, was: [], fresh: false };
+}
+
+const continues = (byte) => byte >= 0x80 && byte < 0xc0;
+
+/** The same cells; characters that several tokens make up stand in the last of them. */
+function joined(cells) {
+  const shown = [...cells];
+  for (let begin = 0, end; begin < cells.length; begin = end) {
+    end = begin + 1;
+    if (!cells[begin].bytes) continue;
+    while (cells[end]?.bytes && continues(cells[end].bytes[0])) end++;
+    const bytes = cells.slice(begin, end).flatMap((one) => one.bytes);
+    const text = new TextDecoder().decode(Uint8Array.from(bytes));
+    for (let at = begin; at < end; at++) shown[at] = { ...cells[at], text: at === end - 1 ? text : "" };
+  }
+  return shown;
 }
 
 const SHOWN_PROMPT = 400;  // tokens; of a longer prompt the end is drawn
@@ -66,27 +82,29 @@ export class Recording {
     if (count < this.count) this.rewind();
     while (this.count < count) this.apply(this.moments[this.count++]);
     const whole = this.kept !== null && count === this.moments.length;
-    return [...this.cells.values()]
-      .filter((one) => !whole || one.position < this.kept)
-      .sort((one, other) => one.position - other.position);
+    const cells = [...this.cells.values()].filter((one) => !whole || one.position < this.kept);
+    return joined(cells.sort((one, other) => one.position - other.position));
   }
 
-  /** Forwards and edits of the first `count` moments. */
+  /** What the first `count` moments had brought: tokens that stand there (none that a finished answer leaves out),
+   *  forwards, edits and seconds. Forwards are null where the moments are of text alone. */
   tally(count) {
-    let edits = 0, forwards = 0;
+    let edits = 0, forwards = null;
     for (const { record } of this.moments.slice(0, count)) {
       if (!record) continue;
       edits += record.edits.length;
       forwards = record.forward;
     }
-    return { edits, forwards };
+    const written = this.at(count).filter((one) => one.state !== "prompt" && one.state !== "mask");
+    const tokens = written.filter((one) => this.kept === null || one.position < this.kept).length;
+    return { edits, forwards, tokens, seconds: count > 0 ? this.moments[count - 1].seconds : 0 };
   }
 
   rewind() {
     this.count = 0;
     this.fresh = [];  // written by the newest moment
     this.open = new Set();  // written in a block that is not final
-    this.cells = new Map(this.prompt.map((one) => [one.position, cell(one.position, one.text, "prompt")]));
+    this.cells = new Map(this.prompt.map((one) => [one.position, cell(one.position, one.text, "prompt", one.bytes)]));
   }
 
   apply({ record, text }) {
@@ -115,13 +133,13 @@ export class Recording {
     const { block_start: start, forward } = record;
     const revised = record.kind === "revise";  // its edits lie in finished blocks
     for (const position of record.masks) this.cells.set(position, cell(position, "", "mask"));
-    for (const { position, text, probability } of record.drafts) {
-      this.write({ ...cell(position, text, "draft"), probability, forward, fresh: true });
+    for (const { position, text, bytes, probability } of record.drafts) {
+      this.write({ ...cell(position, text, "draft", bytes), probability, forward, fresh: true });
     }
-    for (const { position, old_text, new_text, probability } of record.edits) {
+    for (const { position, old_text, new_text, new_bytes: bytes, probability } of record.edits) {
       const before = this.cells.get(position) ?? cell(position, old_text, "draft");
       const was = [...before.was, old_text];
-      this.write({ position, text: new_text, state: "edited", probability, forward, was, fresh: true, revised });
+      this.write({ position, text: new_text, bytes, state: "edited", probability, forward, was, fresh: true, revised });
     }
     if (!record.final || revised) return;
     for (const one of this.open) {

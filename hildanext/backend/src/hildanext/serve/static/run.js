@@ -1,10 +1,12 @@
 /** One answer after another: asks, draws what comes, and leaves it to be replayed. */
 
-import { ApiError, events } from "./api.js";
+import { ApiError, events, postJson } from "./api.js";
 import { Canvas } from "./canvas.js";
-import { drawFigures, number, seconds, verdict } from "./figures.js";
+import { drawFigures, figuresOf, number, seconds, verdict, verdictOf } from "./figures.js";
 import { Player } from "./player.js";
 import { Recording } from "./recording.js";
+
+const REPEATS = 5;
 
 const $ = (id) => document.getElementById(id);
 
@@ -55,7 +57,6 @@ class Side {
       this.drawing = null;
       this.showAt(this.recording.length);
       this.canvas.follow();
-      this.showFigures();
     });
   }
 
@@ -63,37 +64,36 @@ class Side {
     if (this.drawing) cancelAnimationFrame(this.drawing);
     this.drawing = null;
     this.showAt(this.recording.length);
-    this.showFigures();
   }
 
+  /** The document and its figures after so many moments. */
   showAt(count) {
     this.canvas.draw(this.recording.at(count));
+    if (this.recording.length > 0) drawFigures(this.list, this.figures(count));
   }
 
-  figures() {
+  /** Figures of a moment, from what was seen until then; of the last one the service's own, which know all forwards. */
+  figures(count = this.recording.length) {
     const shared = { firstName: this.name === "parent" ? "to the first token" : "to the first block", withEdits: this.name !== "parent" };
-    if (this.answer) {
-      const { usage, timing } = this.answer;
-      return {
-        ...shared, tokens: usage.completion_tokens, forwards: usage.forward_passes, edits: usage.edited_tokens,
-        tokensPerSecond: timing.tokens_per_second, tokensPerForward: timing.tokens_per_forward,
-        first: timing.first_block_seconds, seconds: timing.seconds,
-      };
-    }
-    const { forwards, edits } = this.recording.tally(this.recording.length);
-    const now = this.recording.moments.at(-1)?.seconds ?? null;
-    return { ...shared, forwards: forwards || null, edits, first: this.firstText, seconds: now };
+    if (this.answer && count === this.recording.length) return { ...shared, ...figuresOf(this.answer) };
+    const { tokens: drawn, forwards, edits, seconds: now } = this.recording.tally(count);
+    // A piece of text alone may be several tokens; it is one each where the answer counts as many, but for its end.
+    const single = this.answer && this.answer.usage.completion_tokens - this.recording.length <= 1;
+    const tokens = this.framed || single ? drawn : null;
+    const first = this.answer?.timing.first_block_seconds ?? this.firstText;
+    return {
+      ...shared, tokens, forwards, edits, seconds: now, first: first !== null && first <= now ? first : null,
+      tokensPerSecond: now > 0 && tokens !== null ? tokens / now : null,
+      tokensPerForward: forwards ? tokens / forwards : null,
+    };
   }
 
-  showFigures() {
-    if (this.recording.length > 0) drawFigures(this.list, this.figures());
-  }
-
-  /** Take one event of the stream. */
-  take({ event, data }, prompt) {
+  /** Take one event of the stream that answers `body`. Of a chat the answer alone is drawn: its turns stand above. */
+  take({ event, data }, { prompt, messages }) {
     if (event === "start") {
       this.sheet.querySelector("h2 .note").textContent = data.model;
-      this.recording.setPrompt(data.prompt.length ? data.prompt : prompt ? [{ position: 0, text: prompt }] : []);
+      const cells = data.prompt.length ? data.prompt : prompt ? [{ position: 0, text: prompt }] : [];
+      this.recording.setPrompt(messages ? [] : cells);
     } else if (event === "frame") {
       this.framed = true;
       this.recording.addStep(data, data.seconds);
@@ -118,7 +118,7 @@ class Side {
     this.framed = false;
     this.waiting(true);
     try {
-      for await (const event of events("generate/stream", { method: "POST", body, signal })) this.take(event, body.prompt);
+      for await (const event of events("generate/stream", { method: "POST", body, signal })) this.take(event, body);
       if (!this.answer) throw new ApiError("the answer broke off before its end", { hint: "see the server's log" });
     } finally {
       this.waiting(false);
@@ -160,7 +160,9 @@ export class Bench {
   async run(tasks) {
     this.abort = new AbortController();
     this.player.close();
+    this.tasks = tasks;
     $("verdict").textContent = $("readout").textContent = "";
+    $("repeat").hidden = true;
     this.shown = tasks.map(([name]) => this.sides[name]);
     for (const side of Object.values(this.sides)) {
       side.reset(side === this.shown[0] ? "" : "Waits until the diffusion model is done, so that both are timed alone.");
@@ -189,7 +191,33 @@ export class Bench {
     const figures = first.figures();
     const speed = `${number(figures.tokensPerSecond, 1)} tokens per second, ${figures.forwards} forwards, ${seconds(figures.seconds)}`;
     $("announce").textContent = `Done: ${speed}. ${first.text}`;
-    if (second) $("verdict").textContent = verdict(figures, second.figures());
+    if (!second) return;
+    $("verdict").textContent = verdict(figures, second.figures());
+    $("repeat").hidden = false;
+  }
+
+  /** Ask for both texts again and again, in turns and unwatched, and say what that tells. Throws as `run` does. */
+  async repeat() {
+    this.abort = new AbortController();
+    this.player.pause();
+    const place = $("verdict"), before = place.textContent, pairs = [];
+    $("repeat").hidden = true;
+    try {
+      while (pairs.length < REPEATS) {
+        place.textContent = `${before} Repeating, ${pairs.length + 1} of ${REPEATS} …`;
+        const order = pairs.length % 2 ? this.tasks.toReversed() : this.tasks;  // whoever comes second gains nothing by it
+        const pair = {};
+        for (const [name, body] of order) pair[name] = figuresOf(await postJson("generate", body, this.abort.signal));
+        pairs.push(pair);
+      }
+      place.textContent = verdictOf(pairs);
+    } catch (problem) {
+      place.textContent = before;
+      throw problem;
+    } finally {
+      this.abort = null;
+      $("repeat").hidden = false;
+    }
   }
 
   showAt(time) {

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from hildanext.core.config import config
+from hildanext.core.config import Seed, config
 from hildanext.data.sources.base import Report
 from hildanext.data.sources.chat.base import ChatSource, Record
 
@@ -27,7 +27,7 @@ class Arithmetic(ChatSource):
     largest: int = Field(default=9, ge=2)
     """Operands and results lie in 0 to this."""
     steps: int = Field(default=2, ge=1, le=8)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
     def records(self, report: Report) -> Iterator[Record]:
         for number in range(self.count):

@@ -7,14 +7,14 @@ A bad record is counted by kind with the first few places in words; a source tha
 import logging
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.data.chat_template import BadExample, Example
-from hildanext.data.sources.base import Report
+from hildanext.data.sources.base import Record, Report
 from hildanext.data.sources.chat.shapes import SHAPES, detect, read_record
 
 logger = logging.getLogger(__name__)
@@ -22,13 +22,6 @@ logger = logging.getLogger(__name__)
 ShapeName = Literal["auto", "messages", "pair", "gsm8k", "alpaca", "sharegpt"]
 GIVEN_UP = 1000
 """Bad records at the beginning after which a source is not read on."""
-
-
-class Record(NamedTuple):
-    """One record and where it stands, in words."""
-
-    value: Any
-    where: str
 
 
 class StrictReport(Report):
@@ -46,6 +39,8 @@ class ChatSource:
     """Which fields a record has (`SHAPES`); `auto` tells it from the first record."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Fields of the records by the names that the shape expects: `{"prompt": "query"}`."""
+    ignore_keys: tuple[str, ...] = ()
+    """Keys of records and of their turns to leave unread; any other that nobody reads refuses its record."""
     strict: bool = False
     """Make the first bad record an error instead of counting it."""
 
@@ -90,7 +85,15 @@ class ChatSource:
             if isinstance(record.value, dict) and self.rename:
                 value = {**record.value, **{to: record.value.get(name) for to, name in self.rename.items()}}
                 record = Record(value, record.where)
-            yield record
+            yield Record(self._without_ignored(record.value), record.where) if self.ignore_keys else record
+
+    def _without_ignored(self, value: Any) -> Any:
+        """A record without the keys to ignore, its turns alike."""
+        if isinstance(value, dict):
+            kept = {key: item for key, item in value.items() if key not in self.ignore_keys}
+            lists = {key: item for key, item in kept.items() if isinstance(item, list)}
+            return kept | {key: [self._without_ignored(turn) for turn in item] for key, item in lists.items()}
+        return value
 
 
 def refuse(report: Report, problem: BadExample, where: str) -> None:

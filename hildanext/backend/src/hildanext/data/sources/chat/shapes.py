@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from hildanext.core.errors import DataError
 from hildanext.data.chat_template import BadExample, Example, Message, make_example
+from hildanext.data.turns import WEIGHT, unknown_key, unread_key
 
 GRAPH = "causal_graph"
 ANNOTATION = re.compile(r"<<[^<>=]*=[^<>]*>>")
@@ -25,6 +26,8 @@ class Turns(NamedTuple):
 
     messages: list[Message]
     raw: str | None = None
+    unlearnt: frozenset[int] = frozenset()
+    """Numbers of the turns of weight 0."""
 
 
 class Shape(NamedTuple):
@@ -35,12 +38,12 @@ class Shape(NamedTuple):
 
 
 def _messages(record: Mapping[str, Any]) -> Turns:
-    return Turns([_turn(turn, "role", "content") for turn in _list(record, "messages")])
+    return _turns(record, "messages", "role", "content")
 
 
 def _sharegpt(record: Mapping[str, Any]) -> Turns:
-    turns = [_turn(turn, "from", "value") for turn in _list(record, "conversations")]
-    return Turns([Message(SHAREGPT_ROLES.get(role, role), content) for role, content in turns])
+    turns = _turns(record, "conversations", "from", "value")
+    return turns._replace(messages=[Message(SHAREGPT_ROLES.get(role, role), said) for role, said in turns.messages])
 
 
 def _pair(record: Mapping[str, Any]) -> Turns:
@@ -88,10 +91,37 @@ def read_record(shape: Shape, record: Any) -> Example:
     """The example of a record. Raises `BadExample`."""
     if not isinstance(record, Mapping):
         raise BadExample("not a JSON object")
+    key = unread_key(record)
+    if key is not None:
+        raise BadExample(f"unread key {key!r} of a record", "what it holds would belong into the conversation")
+    if _weight(record) == 0:
+        raise BadExample("a record of weight 0")
     turns = shape.read(record)
     name = record.get("id")
     named = str(name) if isinstance(name, str | int) and not isinstance(name, bool) and str(name) else None
-    return make_example(turns.messages, named, record.get(GRAPH), turns.raw)
+    return make_example(turns.messages, named, record.get(GRAPH), turns.raw, turns.unlearnt)
+
+
+def _turns(record: Mapping[str, Any], name: str, role: str, content: str) -> Turns:
+    """The turns of a list, after the record's own `system` where it has one. Raises `BadExample`."""
+    turns, system = _list(record, name), _system(record)
+    messages = [_turn(turn, role, content) for turn in turns]
+    if system and any(message.role == "system" for message in messages):
+        if messages[0] != system[0]:
+            raise BadExample("system twice", "beside the turns and among them")
+        system = []
+    unlearnt = {number for number, turn in enumerate(turns, len(system)) if _weight(turn) == 0}
+    return Turns([*system, *messages], unlearnt=frozenset(unlearnt))
+
+
+def _weight(turn: Mapping[str, Any]) -> int:
+    """Whether a turn is learnt: 1 or 0. Raises `BadExample`."""
+    weight = turn.get(WEIGHT)
+    if weight is None:
+        return 1
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in (0, 1):
+        raise BadExample(f"a {WEIGHT} that is neither 0 nor 1", f"{weight!r}"[:40])
+    return int(weight)
 
 
 def _list(record: Mapping[str, Any], name: str) -> list[Any]:
@@ -106,6 +136,9 @@ def _turn(turn: Any, role: str, content: str) -> Message:
         raise BadExample(f"a turn without {role}")
     if not isinstance(turn.get(content), str):
         raise BadExample(f"a turn without {content}" if turn.get(content) is None else f"{content} is no string")
+    key = unknown_key(turn, (role, content, WEIGHT))
+    if key is not None:
+        raise BadExample(f"unknown key {key[:40]!r} of a turn", "ignore_keys leaves it unread")
     return Message(turn[role], turn[content])
 
 
@@ -118,4 +151,6 @@ def _said(record: Mapping[str, Any], name: str, role: str) -> Message:
 
 def _system(record: Mapping[str, Any]) -> list[Message]:
     system = record.get("system")
-    return [Message("system", system)] if isinstance(system, str) and system.strip() else []
+    if system is not None and not isinstance(system, str):
+        raise BadExample("system is no string")
+    return [Message("system", system)] if system is not None and system.strip() else []
