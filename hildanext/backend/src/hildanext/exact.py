@@ -138,12 +138,12 @@ class _Writing:
         settings = self.settings
         self.began = time.perf_counter()
         observes = settings.trace or self.on_event is not None
-        state = ExactState(
-            self.drafter, self.config, self.placing, self._ended, self._observe if observes else None
-        )
+        state = ExactState(self.drafter, self.config, self.placing, self._ended, self._observe if observes else None)
         eos = frozenset() if settings.ignore_eos else eos_ids(Parent(self.drafter.causal_lm, None), self.tokenizer)
         for index, prompt, limit in prompts:
-            self.detokenizers[index] = IncrementalDetokenizer(self.tokenizer, eos, settings.stop, self._show(index))
+            self.detokenizers[index] = IncrementalDetokenizer(
+                self.tokenizer, prompt, eos, settings.stop, self._show(index)
+            )
             self.steps[index] = []
             state.prefill(state.row(prompt, limit, settings.seed + index, index))
         self.prefilled = time.perf_counter() - self.began

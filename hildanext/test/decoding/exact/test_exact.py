@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from small_models import small_causal
-from stubs import Always, StubDrafter, started
 
+from exact_stubs import Always, StubDrafter, started
 from hildanext.ar import Parent
+from hildanext.core.errors import ConfigError
 from hildanext.decoding.exact.expected import Placement, all_points, last_point
 from hildanext.decoding.exact.lookup import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing, RowCosts
@@ -19,6 +19,8 @@ from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
 from hildanext.models.drafter import Drafter
 from hildanext.models.gated_lora import GatedLoraConfig
+from hildanext.models.sampling import law
+from small_models import small_causal, small_tokenizer
 
 PROMPTS = [[3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13, 14, 20, 21]]
 A, B, X, EOS = 11, 12, 13, 1
@@ -49,7 +51,7 @@ def test_the_first_wrong_draft_becomes_the_parents_token_and_the_rest_is_forgott
 ) -> None:
     """EX-1: the parent says A and then B where A and X were drafted."""
     steps: list[Step] = []
-    drafter = StubDrafter(lambda _, token: {5: A, A: B, X: X}[token], lambda anchor, place: (A, X)[place])
+    drafter = StubDrafter(lambda _, token: {4: 5, 5: A, A: B, X: X}[token], lambda anchor, place: (A, X)[place])
     state, row = started(drafter, Always(Placement(2, points)), [4, 5], 20, observe=steps.append)
     row.drafts = [A, X]
     state.step()
@@ -63,14 +65,12 @@ def test_the_first_wrong_draft_becomes_the_parents_token_and_the_rest_is_forgott
 
 def test_nothing_behind_an_end_of_text_is_written() -> None:
     """EX-2: EOS and A are drafted, and the parent says EOS."""
-    drafter = StubDrafter(lambda _, token: {5: EOS, EOS: A, A: A}[token], lambda anchor, place: (EOS, A)[place])
+    drafter = StubDrafter(lambda _, token: {4: 5, 5: EOS, EOS: A, A: A}[token], lambda anchor, place: (EOS, A)[place])
     drafter.causal_lm.generation_config.eos_token_id = EOS
-    from small_models import small_tokenizer
-
     (result,) = generate_exact(
         drafter, small_tokenizer(), [[4, 5]], ExactConfig(after="all"), GenerationConfig(max_new_tokens=8),
         Always(all_points(2)),
-    )  # fmt: skip  # type: ignore[arg-type]
+    )  # fmt: skip
     assert (result.tokens, result.finish_reason) == ([EOS], "eos")
 
 
@@ -151,7 +151,9 @@ def test_the_text_is_the_parents_in_every_setting(
 def test_with_fixed_rows_every_forward_has_as_many_and_the_text_is_still_the_parents(after: str) -> None:
     drafter = trained()
     config = ExactConfig(after=after, fixed_rows=True)
-    (result, *_) = results = generate_exact(drafter, None, PROMPTS, config, GenerationConfig(max_new_tokens=40, batch_size=1))
+    (result, *_) = results = generate_exact(
+        drafter, None, PROMPTS, config, GenerationConfig(max_new_tokens=40, batch_size=1)
+    )
     assert [each.tokens for each in results] == parents_text(drafter, 40)
     rows = (all_points(3) if after == "all" else last_point(3)).rows
     assert result.stats.rows == rows * result.stats.denoise_forwards
@@ -159,7 +161,9 @@ def test_with_fixed_rows_every_forward_has_as_many_and_the_text_is_still_the_par
 
 def test_a_row_may_leave_and_others_go_on_with_the_parents_text() -> None:
     drafter = trained()
-    state = ExactState(drafter, ExactConfig(after="all"), Always(all_points(3)), lambda row: len(row.tokens) >= row.limit)
+    state = ExactState(
+        drafter, ExactConfig(after="all"), Always(all_points(3)), lambda row: len(row.tokens) >= row.limit
+    )
     rows = [state.row(prompt, len(prompt) + 30, 0, number) for number, prompt in enumerate(PROMPTS)]
     for row in rows[:2]:
         state.prefill(row)
@@ -206,14 +210,14 @@ def test_sampled_text_has_the_parents_law(sample_drafts: bool) -> None:
 
 def _law(drafter: Drafter, config: ExactConfig, prompt: list[int]) -> dict[tuple[int, ...], float]:
     """The parent's chances of the next three tokens."""
-    from hildanext.models.sampling import law
-
     chances: dict[tuple[int, ...], float] = {}
     for text in itertools.product(range(4), repeat=3):
         tokens = torch.tensor([[*prompt, *text[:2]]])
         cache = BlockCache.of_causal(drafter.causal_lm, 8)
         with torch.no_grad():
-            hidden = drafter.clean(tokens, torch.arange(4)[None], DraftAttention([cache], [DraftSegment(0, 4, (), 0)]))[0]
+            hidden = drafter.clean(tokens, torch.arange(4)[None], DraftAttention([cache], [DraftSegment(0, 4, (), 0)]))[
+                0
+            ]
             laws = law(drafter.logits(hidden[0, 1:]), config.temperature, config.top_p, config.top_k)
         chance = float(laws[0, text[0]] * laws[1, text[1]] * laws[2, text[2]])
         if chance > 0:
@@ -230,7 +234,5 @@ def test_a_look_up_finds_what_followed_the_longest_and_latest_match() -> None:
 
 
 def test_more_drafts_than_were_learnt_are_refused() -> None:
-    from hildanext.core.errors import ConfigError
-
     with pytest.raises(ConfigError, match="drafts 4, and the adapters have learnt 3"):
         placing_for(trained(), ExactConfig(drafts=4))

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from stubs import Always, StubDrafter, started
 
+from exact_stubs import Always, StubDrafter, started
 from hildanext.decoding.exact.expected import (
     PARENT,
     Placement,

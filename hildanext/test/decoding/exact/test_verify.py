@@ -9,7 +9,9 @@ from torch import Tensor
 from hildanext.decoding.exact.verify import verify_greedy, verify_sampled
 
 
-def judged(p: list[list[float]], drafts: list[int], accept: list[float], draw: list[float], q: Tensor | None = None) -> tuple[int, int]:
+def judged(
+    p: list[list[float]], drafts: list[int], accept: list[float], draw: list[float], q: Tensor | None = None
+) -> tuple[int, int]:
     law = torch.tensor(p, dtype=torch.float64)[None]
     given = torch.ones(1, len(drafts), dtype=torch.bool)
     verdict = verify_sampled(

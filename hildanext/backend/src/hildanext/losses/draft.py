@@ -70,7 +70,9 @@ class DraftStep(nn.Module):
             share[1] * weight, clean, self.model.head, self.chunk,
         )  # fmt: skip
         value = share[0] * losses.cross_entropy + share[1] * losses.divergence
-        return Outcome(losses.total, self._by_place(value, learnt, place, view), *_hits(losses.predicted == labels, learnt, place))
+        return Outcome(
+            losses.total, self._by_place(value, learnt, place, view), *_hits(losses.predicted == labels, learnt, place)
+        )
 
     def read(
         self, view: NoisedBatch, groups: DraftGroups
@@ -99,7 +101,9 @@ class DraftStep(nn.Module):
     def _by_place(self, value: Tensor, learnt: Tensor, place: Tensor, view: NoisedBatch) -> dict[str, Tensor]:
         """The mean loss of each place, times what the loop divides by."""
         places, wide = self.model.places, value.dtype
-        sums = torch.zeros(places, dtype=wide, device=value.device).scatter_add(0, place, torch.where(learnt, value, 0.0))
+        sums = torch.zeros(places, dtype=wide, device=value.device).scatter_add(
+            0, place, torch.where(learnt, value, 0.0)
+        )
         counts = torch.zeros(places, dtype=wide, device=value.device).scatter_add(0, place, learnt.to(wide))
         means = sums / counts.clamp_min(1.0) * view.maskable.sum()
         return {f"place_{number + 1}": mean for number, mean in enumerate(means)}

@@ -1,7 +1,7 @@
-"""`hilda.json` of a set of draft adapters: whose they are, how they were trained, and how often their drafts were right.
+"""`hilda.json` of a set of draft adapters: whose they are, how they were trained, how often their drafts were right.
 
-Beside it lie the adapters in peft's own format (`adapter_config.json`, `adapter_model.safetensors`), which peft loads as
-plain LoRA, and `places.safetensors`, the vectors of the mask rows. The gate is not part of peft's format: whoever loads
+Beside it lie the adapters in peft's own format (`adapter_config.json`, `adapter_model.safetensors`), which peft loads
+as plain LoRA, and `places.safetensors`, the vectors of the mask rows. The gate is not part of peft's format: whoever loads
 the adapters without this package adapts every row.
 """
 
@@ -23,7 +23,7 @@ KIND = "drafts"
 class DraftCard:
     """What drafts of a kept parent need to know."""
 
-    kind: Literal["drafts"] = KIND
+    kind: Literal["drafts"] = "drafts"
     gate: Literal["noisy"] = "noisy"
     """The rows that the adapters act on; all others are the parent's."""
     parent: str

@@ -1,8 +1,8 @@
-"""A parent that stays, and adapters that draft for it: clean rows compute as the parent, mask rows propose what follows.
+"""A parent that stays, and adapters that draft for it: clean rows compute as the parent, mask rows say what may follow.
 
-A group of mask rows stands behind a clean row, its anchor: mask i (from 0) has the position i + 1 behind the anchor and,
-by the left shift, predicts the token at the position after its own. It starts from what the anchor is at the layer where
-masks enter (`enter`; 0 is the embedding), plus a vector learnt for its place.
+A group of mask rows stands behind a clean row, its anchor: mask i (from 0) has the position i + 1 behind the anchor
+and, by the left shift, predicts the token at the position after its own. It starts from what the anchor is at the layer
+where masks enter (`enter`; 0 is the embedding), plus a vector learnt for its place.
 """
 
 from collections.abc import Sequence

@@ -49,11 +49,11 @@ class GatedLinear(nn.Module):
         super().__init__()
         self.base_layer, self.gate, self.scale = base_layer, gate, lora.alpha / lora.rank
         weight: Tensor = base_layer.weight  # type: ignore[assignment]
-        features = (base_layer.in_features, base_layer.out_features)
+        into, out = int(base_layer.in_features), int(base_layer.out_features)  # type: ignore[arg-type]
         # Adapters learn in fp32 at least, whatever their base is stored in.
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
-        self.lora_A = nn.Parameter(torch.empty(lora.rank, features[0], dtype=dtype, device=weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(features[1], lora.rank, dtype=dtype, device=weight.device))
+        self.lora_A = nn.Parameter(torch.empty(lora.rank, into, dtype=dtype, device=weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(out, lora.rank, dtype=dtype, device=weight.device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, rows: Float[Tensor, "batch rows inner"]) -> Float[Tensor, "batch rows outer"]:

@@ -17,7 +17,7 @@ TRUST = 24
 EVERY = 8
 """Forwards of a row between two choices."""
 PROBE = 48
-"""Where drafts do not pay, one forward in so many drafts all the same, so that a text that becomes easier is noticed."""
+"""Where drafts do not pay, one forward in so many drafts all the same, to notice a text that becomes easier."""
 
 
 @config

@@ -183,8 +183,11 @@ class ExactState:
         widths = [segment.clean for segment in segments]
         most = max(widths)
         begins = _begins(widths)
-        index = send([[begin + min(at, width - 1) for at in range(most)] for begin, width in zip(begins, widths, strict=True)],
-                     device, torch.long)
+        index = send(
+            [[begin + min(at, width - 1) for at in range(most)] for begin, width in zip(begins, widths, strict=True)],
+            device,
+            torch.long,
+        )
         drafts = send([plan.drafts + [0] * (most - 1 - len(plan.drafts)) for plan in plans], device, torch.long)
         drafts = drafts.view(len(plans), most - 1)
         given = send([[at < plan.given for at in range(most - 1)] for plan in plans], device, torch.bool)
@@ -197,7 +200,9 @@ class ExactState:
             verdict = verify_sampled(laws, drafts, given, self._draft_laws(plans, most - 1, laws), accept, draw)
         if self.observe is None:
             return verdict, None
-        written = torch.cat([drafts, verdict.token[:, None]], 1).scatter(1, verdict.accepted[:, None], verdict.token[:, None])
+        written = torch.cat([drafts, verdict.token[:, None]], 1).scatter(
+            1, verdict.accepted[:, None], verdict.token[:, None]
+        )
         chance = logits.log_softmax(-1)[index].gather(2, written[..., None])[..., 0].exp()
         return verdict, chance
 
@@ -205,7 +210,9 @@ class ExactState:
         """Of the positions behind each row's certain token."""
         return torch.stack([plan.row.uniform[kind, len(plan.row.tokens) :][:count] for plan in plans])
 
-    def _draft_laws(self, plans: Sequence[_Plan], count: int, like: Tensor) -> Float[Tensor, "documents drafts vocab"] | None:
+    def _draft_laws(
+        self, plans: Sequence[_Plan], count: int, like: Tensor
+    ) -> Float[Tensor, "documents drafts vocab"] | None:
         """What drafts were drawn from; a choice counts as a law of one token. None where all are choices."""
         if all(plan.row.draft_law is None for plan in plans):
             return None
@@ -219,7 +226,11 @@ class ExactState:
         return laws
 
     def _next_drafts(
-        self, segments: Sequence[DraftSegment], hidden: Float[Tensor, "masks hidden"], verdict: Verdict, plans: Sequence[_Plan]
+        self,
+        segments: Sequence[DraftSegment],
+        hidden: Float[Tensor, "masks hidden"],
+        verdict: Verdict,
+        plans: Sequence[_Plan],
     ) -> tuple[Int[Tensor, "documents places"] | None, Tensor | None]:
         """What the group behind each document's accepted drafts says; the head is applied to that group alone.
 

@@ -21,7 +21,9 @@ class Verdict(NamedTuple):
 
 
 def verify_greedy(
-    best: Int[Tensor, "documents rows"], drafts: Int[Tensor, "documents drafts"], given: Bool[Tensor, "documents drafts"]
+    best: Int[Tensor, "documents rows"],
+    drafts: Int[Tensor, "documents drafts"],
+    given: Bool[Tensor, "documents drafts"],
 ) -> Verdict:
     """`best`: the parent's argmax behind each clean row; row j judges draft j. `given`: which drafts there are."""
     right = (best[:, : drafts.shape[1]] == drafts) & given

@@ -11,7 +11,10 @@ from hildanext.core.errors import ModelError
 
 
 def folder(kind: Literal["ar", "diffusion", "drafts"]) -> Path:
-    """The folder of one of the pair, or of the draft adapters beside the first. Raises `ModelError` where this installation lacks it."""
+    """The folder of one of the pair, or of the draft adapters beside the first.
+
+    Raises `ModelError` where this installation lacks it.
+    """
     path = Path(str(files("hildanext"))) / "assets" / "tiny" / kind
     if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise ModelError(

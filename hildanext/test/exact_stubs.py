@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from small_models import small_causal
 from torch import Tensor
 
 from hildanext.decoding.exact.expected import Placement
@@ -12,6 +11,7 @@ from hildanext.decoding.exact.policy import ExactConfig, Placing
 from hildanext.decoding.exact.state import ExactRow, ExactState
 from hildanext.models.drafter import Drafter
 from hildanext.models.gated_lora import GatedLoraConfig
+from small_models import small_causal
 
 VOCAB = 64
 
@@ -19,9 +19,7 @@ VOCAB = 64
 class StubDrafter(Drafter):
     """`parent(position, token)` is the parent's argmax behind a token, `draft(anchor, place)` what a mask says."""
 
-    def __init__(
-        self, parent: Callable[[int, int], int], draft: Callable[[int, int], int], places: int = 2
-    ) -> None:
+    def __init__(self, parent: Callable[[int, int], int], draft: Callable[[int, int], int], places: int = 2) -> None:
         super().__init__(small_causal(rows=VOCAB), GatedLoraConfig(rank=1), places)
         self.parent, self.draft = parent, draft
         self.fed: list[list[int]] = []
@@ -57,9 +55,7 @@ class Always(Placing):
 def started(drafter: Any, placing: Placing, prompt: list[int], limit: int, config: ExactConfig | None = None,
             observe: Callable[[Any], None] | None = None) -> tuple[ExactState, ExactRow]:  # fmt: skip
     """A state with one row whose prompt is fed."""
-    state = ExactState(
-        drafter, config or placing.config, placing, lambda row: len(row.tokens) >= row.limit, observe
-    )
+    state = ExactState(drafter, config or placing.config, placing, lambda row: len(row.tokens) >= row.limit, observe)
     row = state.row(prompt, limit, 0, 0)
     state.prefill(row)
     return state, row
