@@ -132,10 +132,14 @@ def test_the_cache_is_that_of_a_clean_prefill_of_the_text(placement: Placement, 
         torch.testing.assert_close(row.cache.values[:, :, :length], fresh.values, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
-@pytest.mark.parametrize("drafter_name", ["adapters", "lookup", "both", "none"])
-@pytest.mark.parametrize("after", ["all", "last", "auto"])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("after", "drafter_name", "batch", "dtype"),
+    [
+        *((after, "adapters", batch, torch.float64) for after in ("all", "last", "auto") for batch in (1, 3)),
+        *(("all", name, 3, torch.float64) for name in ("lookup", "both", "none")),
+        *((after, "both", 3, torch.float32) for after in ("all", "last", "auto")),
+    ],
+)
 def test_the_text_is_the_parents_in_every_setting(
     after: str, drafter_name: str, batch: int, dtype: torch.dtype
 ) -> None:

@@ -1,8 +1,8 @@
 """`hilda.json` of a set of draft adapters: whose they are, how they were trained, how often their drafts were right.
 
 Beside it lie the adapters in peft's own format (`adapter_config.json`, `adapter_model.safetensors`), which peft loads
-as plain LoRA, and `places.safetensors`, the vectors of the mask rows. The gate is not part of peft's format: whoever loads
-the adapters without this package adapts every row.
+as plain LoRA, and `places.safetensors`, the vectors of the mask rows. The gate is not part of peft's format: whoever
+loads the adapters without this package adapts every row.
 """
 
 import json

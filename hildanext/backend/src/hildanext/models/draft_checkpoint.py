@@ -25,7 +25,7 @@ PREFIX = "base_model.model."
 
 
 def save_drafts(folder: str | Path, drafter: Drafter, card: DraftCard) -> None:
-    """Write the adapters and their card, nothing of the parent. Raises `CheckpointError` (out of disk, not writable)."""
+    """Write adapters and card, nothing of the parent. Raises `CheckpointError` (out of disk, not writable)."""
     state = {}
     for name, layer in gated_layers(drafter.causal_lm):
         state[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
