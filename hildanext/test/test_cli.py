@@ -12,11 +12,13 @@ import types
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from hildanext import __version__
 from hildanext.cli import VERBS, main
 from hildanext.commands import doctor
 from hildanext.core.absent import ABSENT
+from hildanext.core.console import wide_console
 from hildanext.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +76,25 @@ def test_the_readme_names_each_as_not_there_yet():
 def test_what_it_does_not_know_is_exit_2(arguments, capsys):
     assert main(arguments) == 2
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_error_of_a_flag_shows_the_verb_s_usage(verb, capsys):
+    action = {"jobs": ["list"], "models": ["list"], "bench": ["train"], "pull": ["tiny"]}.get(verb, [])
+    needs = {"convert": ["--out", "x"], "sft": ["--out", "x"], "explain-graph": ["x"]}.get(verb, [])
+    assert main([verb, *action, *needs, "--frobnicate"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: hildanext {verb}") and "--frobnicate" in error.splitlines()[-1]
+
+
+def test_what_stands_in_no_terminal_is_not_wrapped(capsys, tmp_path):
+    console, long = wide_console(), "word " * 100
+    console.print(long)
+    table = Table("name", "place")
+    table.add_row("x" * 100, "y" * 300)
+    console.print(table)
+    shown = capsys.readouterr().out
+    assert long in shown and "x" * 100 in shown and "y" * 300 in shown
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hildanext.cli import main
 from hildanext.core.config import read_json
 from hildanext.core.errors import ConfigError, ModelError
+from hildanext.core.runtime import accelerates_bf16, choose_device, total_memory
 from hildanext.corruption.input_layout import build_layout
 from hildanext.losses.objective import attention_for
+from hildanext.memory_plan import machine as memory_plan_machine
 from hildanext.memory_plan.architecture import Architecture, find_architecture, read_architecture
 from hildanext.memory_plan.layer import FLOAT, Feed, Learning, kept_after, kept_attention, kept_before, kept_casts
 from hildanext.memory_plan.machine import MACHINES, find_machine, read_bytes, show_bytes
@@ -440,7 +442,48 @@ def test_other_amounts_are_refused(text: str):
         read_bytes(text)
 
 
+HERE = (
+    # what is here, its memory, the computer's, what is asked: what is planned for
+    ("cpu", 16, [], ("cpu", 16, True)),
+    ("cpu-bf16", 16, [], ("cpu-bf16", 16, True)),
+    ("ampere", 24, [], ("ampere", 24, False)),
+    ("cpu", 16, ["--vram", "6GiB"], ("pascal", 6, False)),
+    ("cpu", 16, ["--machine", "ampere"], ("ampere", 8, False)),
+    ("cpu", 16, ["--machine", "cpu-bf16"], ("cpu-bf16", 32, False)),
+    ("ampere", 24, ["--vram", "6GiB"], ("ampere", 6, False)),
+    ("ampere", 24, ["--machine", "ampere"], ("ampere", 24, False)),
+    ("ampere", 24, ["--machine", "pascal"], ("pascal", 8, False)),
+    ("ampere", 24, ["--machine", "cpu"], ("cpu", 32, False)),
+)
+
+
 class TestVerb:
+    @pytest.mark.parametrize(("here", "size", "flags", "planned"), HERE)
+    def test_what_is_not_said_is_this_machine_s(self, here, size, flags, planned, capsys, monkeypatch):
+        monkeypatch.setattr(memory_plan_machine, "this_machine", lambda: (MACHINES[here], size * 2**30))
+        monkeypatch.setattr(memory_plan_machine, "total_memory", lambda device: 32 * 2**30)
+        assert main(["plan", "--model", "tiny", "--json", *flags]) == 0
+        told = json.loads(capsys.readouterr().out)
+        beside = told.get("beside")
+        assert (told["machine"]["name"], told["memory"] / 2**30, beside is not None) == planned
+        if beside is not None:
+            assert (beside["machine"]["name"], beside["memory"]) == ("pascal", 8 * 2**30)
+            assert beside["stages"][0]["peak"] != told["stages"][0]["peak"]
+
+    def test_this_machine_is_the_one_that_torch_would_use(self):
+        machine, size = memory_plan_machine.this_machine()
+        device = choose_device("auto")
+        assert machine.on_cpu is (device.type != "cuda") and machine.bf16 is accelerates_bf16(device)
+        assert size == total_memory(device) > 2**30
+
+    def test_without_a_gpu_the_card_of_8_gib_stands_beside_and_decides_nothing(self, capsys, monkeypatch):
+        monkeypatch.setattr(memory_plan_machine, "this_machine", lambda: (MACHINES["cpu"], 64 * 2**30))
+        assert main(["plan", "--model", "qwen3-0.6b"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.index("for a CPU without bf16; 64.0 GiB") < shown.index("for a GPU without bf16")
+        assert "convert: fits" in shown and "convert: does not fit" in shown
+        assert max(map(len, shown.splitlines())) > 140, "piped lines are not wrapped"
+
     def test_a_run_is_planned_stage_by_stage(self, capsys):
         assert main(["plan", str(CONFIGS / "default.json"), "--vram", "8GiB"]) == 0
         shown = capsys.readouterr().out
@@ -462,7 +505,7 @@ class TestVerb:
         assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
     def test_a_run_of_two_stages_plans_the_second_on_the_first_one_s_model(self, capsys):
-        assert main(["plan", str(CONFIGS / "qwen3-0.6b-8gb.json"), "--json"]) == 0
+        assert main(["plan", str(CONFIGS / "qwen3-0.6b-8gb.json"), "--json", "--vram", "8GiB"]) == 0
         stages = json.loads(capsys.readouterr().out)["stages"]
         assert [stage["stage"] for stage in stages] == ["convert", "sft", "generate"]
         assert {stage["model"] for stage in stages} == {"qwen3-0.6b"}

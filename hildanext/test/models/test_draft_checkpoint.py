@@ -66,7 +66,7 @@ def test_adapters_of_another_parent_are_refused_and_the_right_one_may_be_named(
         load_drafts(folder)
     load_drafts(folder, parent=moved)
     other = small_parent(tmp_path / "other", "qwen2")
-    with pytest.raises(CheckpointError, match="of another parent than .*--parent"):
+    with pytest.raises(CheckpointError, match="of another parent than"):
         load_drafts(folder, parent=other)
 
 

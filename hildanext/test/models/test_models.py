@@ -1,5 +1,6 @@
 """Loading: every supported architecture and file kind, and one clear line for whatever is wrong."""
 
+import io
 import json
 import shutil
 import zipfile
@@ -187,6 +188,45 @@ def test_a_parent_is_no_diffusion_checkpoint(parent):
         load_diffusion(parent)
     with pytest.raises(ModelError, match="convert it first"):
         load_diffusion("qwen3-0.6b")
+
+
+@pytest.mark.parametrize("inside", ["checkpoint", "convert/checkpoint"])
+def test_a_run_s_folder_names_its_checkpoint_at_every_door(parent, tmp_path, inside, capsys, monkeypatch):
+    run = tmp_path / "run"
+    save_diffusion(run / inside, *start_conversion(parent, "parent", 4))
+    said = f"{str(run)!r} is a run's folder and no model's: give its checkpoint: {run / inside}"
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
+    recipe, chat = tmp_path / "recipe.json", {"train": {"name": "messages", "path": "x"}}
+    recipe.write_text(json.dumps({"folder": "out", "stages": [{"stage": "sft", "model": str(run), "chat": chat}]}))
+    for words in (
+        ["generate", "--model", str(run), "--prompt", "w1"],
+        ["chat", "--model", str(run)],
+        ["serve", "--model", str(run), "--port", "0", "--jobs-folder", "none"],
+        ["serve", "--model", "tiny", "--parent", str(run), "--port", "0", "--jobs-folder", "none"],
+        ["eval", "--model", str(run), "--data", "none"],
+        ["bench", "decode", "--model", str(run)],
+        ["plan", "--model", str(run)],
+        ["plan", str(recipe)],
+        ["models", "show", str(run)],
+        ["prepare", "--source", "text", "--path", "x", "--tokenizer", str(run), "--out", str(tmp_path / "out")],
+        ["jobs", "submit", "generate", "--set", f"generate.model={run}", "--folder", str(tmp_path / "jobs")],
+    ):
+        assert main(words) == 2, words
+        assert capsys.readouterr().err.splitlines()[-1] == f"error: {said}", words
+
+
+def test_a_folder_of_runs_names_some_of_their_checkpoints(tmp_path):
+    for name in "abcd":
+        (tmp_path / name / "checkpoint").mkdir(parents=True)
+        (tmp_path / name / "checkpoint" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"a/checkpoint or .*b/checkpoint or .*c/checkpoint$"):
+        load_diffusion(str(tmp_path))
+
+
+def test_a_home_folder_of_nobody_is_a_name_that_cannot_be_had():
+    for door in (load_diffusion, load_parent):
+        with pytest.raises(ModelError, match="~nobody-at-all"):
+            door("~nobody-at-all/a/b")
 
 
 def test_a_card_of_other_weights_is_refused(parent, tmp_path):

@@ -22,11 +22,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("hildanext.commands.run", "run a recipe: stages in order, resumable"),
     "check": ("hildanext.commands.check", "validate a run's configuration without loading weights"),
     "pull": ("hildanext.commands.pull", "fetch a model"),
+    "models": ("hildanext.commands.models", "list, show and remove what is here"),
     "prepare": ("hildanext.commands.prepare", "turn text into packed token shards"),
     "explain-graph": ("hildanext.commands.explain_graph", "draw the causal graph of one training example"),
     "convert": ("hildanext.commands.convert", "stage 0: an autoregressive model becomes a diffusion model"),
     "sft": ("hildanext.commands.sft", "stage 1: a diffusion model learns to answer, and to mend its own drafts"),
     "generate": ("hildanext.commands.generate", "prompt in, text out"),
+    "chat": ("hildanext.commands.chat", "a conversation in the terminal"),
     "eval": ("hildanext.commands.eval", "likelihoods, quality and speed beside the parent"),
     "bench": ("hildanext.commands.bench", "how fast training and decoding are here"),
     "plan": ("hildanext.commands.plan", "how much memory a run takes, and what would make it fit"),
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except HildaError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(error.line(), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: what was written is whole; the same command resumes", file=sys.stderr)
@@ -68,9 +70,11 @@ def _dispatch(arguments: list[str]) -> int:
             f"{verb!r} ({ABSENT[verb]}) is not in this version ({__version__})", "hildanext --help lists what is"
         )
     _refuse_half_characters(arguments)
-    parser = _parser(arguments)
+    parser, of_verb = _parser(arguments)
     try:
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:  # the verb's own parser says its usage, where `parse_args` would say that of no verb
+            of_verb.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as finished:  # argparse has printed its usage and its one line
         return int(finished.code or 0)
     if options.verb is None:
@@ -87,8 +91,9 @@ def _refuse_half_characters(arguments: Sequence[str]) -> None:
             raise HildaError(f"the argument {ascii(argument)} is no UTF-8", "give it as UTF-8 (see locale, iconv)")
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; only the verb that was asked for is imported, and alone made where it comes first: help is quick."""
+def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser, and that of the verb that was asked for (else the same): it alone is imported, and where it comes
+    first alone made, so that help is quick."""
     absent = ", ".join(ABSENT)
     parser = argparse.ArgumentParser(
         prog="hildanext",
@@ -99,12 +104,14 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     rows = parser.add_subparsers(dest="verb", metavar="verb", title="verbs")
     named = next((word for word in arguments if not word.startswith("-")), None)
     shown = [named] if named in VERBS and arguments[0] == named else VERBS
+    of_verb = parser
     for verb in shown:
         module, summary = VERBS[verb]
         row = rows.add_parser(verb, help=summary, description=summary)
         if verb == named:
             importlib.import_module(module).configure(row)
-    return parser
+            of_verb = row
+    return parser, of_verb
 
 
 if __name__ == "__main__":

@@ -56,13 +56,17 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_stage(
-    options: argparse.Namespace, fold: "Fold | None" = None, defaults: Mapping[str, Any] | None = None
+    options: argparse.Namespace,
+    fold: "Fold | None" = None,
+    defaults: Mapping[str, Any] | None = None,
+    stage: str | None = None,
 ) -> "tuple[dict[str, Any], StageContext]":
-    """The stage of the verb's name as the run and the flags have it, checked; see `recipe.open_stage`."""
+    """A stage, that of the verb's name by default, as the run and the flags have it; see `recipe.open_stage`."""
     from hildanext.recipe import open_stage as open_resolved
 
     run, out = load_run(options, defaults), getattr(options, "out", None) or ""
-    return open_resolved(run, options.verb, STAGES, fold, out, getattr(options, "quiet", False))
+    stage = stage if stage is not None else str(options.verb)
+    return open_resolved(run, stage, STAGES, fold, out, getattr(options, "quiet", False))
 
 
 def run_training(options: argparse.Namespace, section: dict[str, Any], context: "StageContext") -> int:

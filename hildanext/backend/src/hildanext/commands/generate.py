@@ -10,8 +10,8 @@ hildanext generate --model runs/sft-tiny/checkpoint --chat --prompt "Lily has 5 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from hildanext.commands import add_run_flags, add_runtime_flags, print_json
-from hildanext.commands.generation_flags import Generation, add_decoder_flags, mode_line, read_generation
+from hildanext.commands import add_run_flags, print_json
+from hildanext.commands.generation_flags import Generation, add_asking_flags, mode_line, read_generation
 from hildanext.detokenization import TokenCells
 
 if TYPE_CHECKING:
@@ -35,13 +35,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --chat: parse control tokens that a message spells (usually they are text)",
     )
-    parser.add_argument("--model", help="diffusion checkpoint: a folder, or tiny (default)")
-    parser.add_argument(
-        "--server", metavar="URL", help="ask a running service (its key: environment variable HILDA_API_KEY)"
-    )
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
-    parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument(
         "--trace",
         nargs="?",
@@ -50,8 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="show the denoising; keep it in FILE (trace.json)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt and nothing else")
-    add_runtime_flags(parser)
-    add_decoder_flags(parser)
+    add_asking_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:

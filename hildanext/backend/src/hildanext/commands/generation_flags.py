@@ -1,4 +1,4 @@
-"""What `generate` and `generate --server` both read from their flags: prompts, the decoder, the settings.
+"""What `generate`, `generate --server` and `chat` all read from their flags: prompts, the decoder, the settings.
 
 Every knob of a decoder is a flag: they are made from the source of the decoders, since importing one loads torch.
 """
@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hildanext.commands import open_stage
+from hildanext.commands import add_runtime_flags, open_stage
 from hildanext.core.errors import ConfigError
 from hildanext.core.knobs import Knob, knobs_in
 
@@ -17,10 +17,28 @@ if TYPE_CHECKING:
     from hildanext.core.runtime import RuntimeConfig
     from hildanext.data.chat_template import Message
     from hildanext.data.prompts import Prompt
+    from hildanext.engine.base import Request
     from hildanext.inference import GenerationConfig
     from hildanext.stages.generate import SampleConfig
 
 DECODING = Path(__file__).parents[1] / "decoding"
+
+
+ENGINES_OWN = ("commit", "cached", "debug")
+"""Fields of `GenerationConfig` that an engine decides for itself."""
+
+
+def add_asking_flags(parser: argparse.ArgumentParser) -> None:
+    """Who is asked, here or elsewhere, how it decodes, and where an answer ends."""
+    parser.add_argument("--model", help="diffusion checkpoint: a folder, or tiny (default)")
+    parser.add_argument(
+        "--server", metavar="URL", help="ask a running service (its key: environment variable HILDA_API_KEY)"
+    )
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    parser.add_argument("--max-new-tokens", type=int)
+    add_runtime_flags(parser)
+    add_decoder_flags(parser)
 
 
 def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +94,30 @@ class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
         turns = prompt.messages if prompt.text is None else (("user", prompt.text),)
         return (*before, *(Message(role, content) for role, content in turns))
 
+    def request(
+        self, number: int, text: str | None = None, turns: "tuple[Message, ...]" = (), steps: bool = False
+    ) -> "Request":
+        """What an engine is asked, in the one mode there is; request `number` draws from the seed + number.
+
+        Raises `ConfigError` where the settings hold what an engine decides for itself.
+        """
+        from hildanext.engine.base import Request
+
+        (section,), settings = self.modes.values(), self.config
+        for name in ENGINES_OWN:
+            if getattr(settings, name) != getattr(type(settings), name):
+                raise ConfigError(f"generation.{name} is not the asker's, an engine decides it", "leave it out")
+        return Request(
+            prompt=None if turns else text,
+            messages=turns,
+            decoder=section,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed + number,
+            stop=settings.stop,
+            ignore_eos=settings.ignore_eos,
+            steps=steps,
+        )
+
     def shown(self, prompt: "Prompt") -> str:
         """What stands on the screen before the answer."""
         text = prompt.messages[-1][1] if prompt.text is None else prompt.text
@@ -87,11 +129,11 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
     from hildanext.core.config import validate
     from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config
 
-    section, context = open_stage(options, lambda section: _folded(section, options), defaults)
+    section, context = open_stage(options, lambda section: _folded(section, options), defaults, "generate")
     settings = validate(SampleConfig, section, "generate")
     prompts, modes = _prompts(options, settings), decoder_sections(settings, context)
-    if len(modes) > 1 and (options.trace is not None or options.server is not None):
-        flag = "--trace" if options.trace is not None else "--server"
+    flag = "--trace" if options.trace is not None else "--server" if options.server is not None else options.verb
+    if len(modes) > 1 and flag != "generate":
         raise ConfigError(f"{flag} is about one mode, and the run names {', '.join(modes)}", "choose one with --mode")
     config = generation_config(settings, context, trace=options.trace is not None)
     return Generation(

@@ -98,15 +98,16 @@ def _list(service: "JobService", options: argparse.Namespace) -> None:
     if options.json:
         print_json([job.as_json() for job in jobs])
         return
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from hildanext.core.console import wide_console
 
     table = Table("job", "state", "created", "progress", "error", box=None)
     for job in jobs:
         error = job.error or ""
-        table.add_row(job.id, _state(job), _time(job.created), progress_line(job.progress.as_json()), error[:80])
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table if jobs else f"no jobs in {options.folder}")
+        table.add_row(job.id, _state(job), _time(job.created), progress_line(job.progress.as_json()), Text(error[:80]))
+    wide_console().print(table if jobs else f"no jobs in {options.folder}")
 
 
 def _show(service: "JobService", options: argparse.Namespace) -> None:

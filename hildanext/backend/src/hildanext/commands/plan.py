@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from hildanext.memory_plan.plan import StagePlan
     from hildanext.memory_plan.sections import Question
 
-EPILOG = """machines: pascal (a GPU without bf16, the default), ampere (a GPU with bf16), cpu, cpu-bf16
+EPILOG = """machines: pascal (a GPU without bf16), ampere (a GPU with bf16), cpu, cpu-bf16
+Without --machine and --vram it plans for this machine, and, where that has no GPU, for an 8 GiB card (pascal) too.
 No weights are read and nothing is allocated: the model's config.json is enough. --model NAME without a run plans a
 conversion of that model as hildanext/docs/memory.md does; beside a run it says what a checkpoint is made of."""
 NEUTRAL: dict[str, Any] = {
@@ -41,9 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_recipe_flags(parser)
     parser.add_argument("--model", help="a known model, a folder, a config.json or a GGUF file")
     parser.add_argument(
-        "--vram", default="8GiB", help="memory of the GPU (or of the computer): 8GiB (default), 7500MiB"
+        "--vram", metavar="SIZE", help="memory of the GPU (or, with --machine cpu, of the computer): 8GiB, 7500MiB"
     )
-    parser.add_argument("--machine", default="pascal", help="what it runs on (see below)")
+    parser.add_argument("--machine", metavar="NAME", help="what it runs on (see below)")
     parser.add_argument("--context", type=int, default=2048, help="decoding: tokens of a document (2048)")
     parser.add_argument("--documents", type=int, default=1, help="decoding: documents at once (1)")
     parser.add_argument("--answers", type=float, default=1.0, help="sft: share of a row that is answer (1.0)")
@@ -52,20 +53,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """0 when every stage fits, 1 when one does not."""
-    from hildanext.memory_plan.machine import find_machine, read_bytes
+    """0 when every stage fits, 1 when one does not; a card that is shown beside this machine does not count."""
+    from hildanext.memory_plan.machine import CARD, MACHINES, chosen_machine
     from hildanext.memory_plan.picture import plan_figure
     from hildanext.memory_plan.plan import bars, make_plan, record
 
-    machine, memory = find_machine(options.machine), read_bytes(options.vram)
+    machine, memory = chosen_machine(options.machine, options.vram)
     if options.context < 1 or options.documents < 1 or not 0 < options.answers <= 1:
         raise ConfigError("--context, --documents or --answers", "give 1 or more, and a share above 0 and up to 1")
     plans = [make_plan(question, machine, memory) for question in _questions(options, machine)]
     plan_record = record(plans, machine, memory)
+    shown_plans = [(plans, machine, memory)]
+    if options.machine is None and options.vram is None and machine.on_cpu:
+        card, size = MACHINES[CARD[0]], CARD[1]
+        beside = [make_plan(question, card, size) for question in _questions(options, card)]
+        plan_record["beside"] = record(beside, card, size)
+        shown_plans.append((beside, card, size))
     if options.json:
         print_json(plan_record)
     else:
-        _print_plans(plans, machine)
+        for planned in shown_plans:
+            _print_plans(*planned)
     if options.out is not None:
         folder = Path(options.out)
         write_atomically(folder / "plan.json", to_json(plan_record, indent=2) + "\n")
@@ -105,7 +113,7 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
     return [*questions, serving_question(shape, machine, options.documents, options.context, block or DEFAULT_BLOCK)]
 
 
-def _print_plans(plans: "list[StagePlan]", machine: "Machine") -> None:
+def _print_plans(plans: "list[StagePlan]", machine: "Machine", memory: int) -> None:
     from rich.table import Table
 
     from hildanext.core.console import wide_console
@@ -113,7 +121,8 @@ def _print_plans(plans: "list[StagePlan]", machine: "Machine") -> None:
     from hildanext.memory_plan.plan import host_bytes, verdict
 
     console = wide_console()
-    table = Table("MiB at the peak", title=f"for {machine.says}", title_justify="left")
+    console.print(f"[italic]for {machine.says}; {show_bytes(memory)}[/italic]", highlight=False)
+    table = Table("MiB at the peak")
     for plan in plans:
         table.add_column(f"{plan.stage}\n{plan.shape.name}", justify="right")
     for part in dict.fromkeys(name for plan in plans for name in plan.peak.parts):

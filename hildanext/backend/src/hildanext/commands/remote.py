@@ -1,4 +1,4 @@
-"""`hildanext generate --server URL`: a running service writes, the text or its denoising shows here.
+"""`--server URL` of `generate` and `chat`: a running service writes, the text or its denoising shows here.
 
 Any OpenAI-compatible server will do for plain text; thresholds, seeds of our kind and --trace need a HILDA one.
 """
@@ -25,21 +25,16 @@ KEY = "HILDA_API_KEY"
 def ask(options: argparse.Namespace) -> int:
     """Answer every prompt with the service. Raises what the service refuses or fails at, as `HildaError`."""
     from hildanext.decoding.trace import TRACE_FORMAT
-    from hildanext.engine.remote.openai import OpenAIConfig
 
-    misplaced = [name for name in RUNTIME_FLAGS if getattr(options, name) is not None]
-    misplaced += ["special-tokens-in-text"] if options.special_tokens_in_text else []
-    if misplaced:
-        raise ConfigError(f"--{misplaced[0]} is about a model here, but --server asks one elsewhere", "leave it out")
+    refuse_local_flags(options)
     asked = read_generation(options)
     requests, prompts = _requests(options, asked), asked.prompts
-    key = KEY if os.environ.get(KEY) else None
-    engine = OpenAIConfig(base_url=options.server, api_key_env=key, queue=len(prompts)).connect(options.model)
+    engine = connect(options, len(prompts))
     try:
         answers, records = _answers(engine, requests, options, asked)
     finally:
         engine.close()
-    server = _server(engine, asked)
+    server = server_facts(engine, asked)
     rows = [{**prompt.said(), **answer.to_record()} for prompt, answer in zip(prompts, answers, strict=True)]
     if options.trace:
         traced = [{**row, "format": TRACE_FORMAT, "steps": steps} for row, steps in zip(rows, records, strict=True)]
@@ -52,22 +47,27 @@ def ask(options: argparse.Namespace) -> int:
     return 0
 
 
-def _requests(options: argparse.Namespace, asked: Generation) -> "list[Request]":
-    from hildanext.engine.base import Request
+def refuse_local_flags(options: argparse.Namespace) -> None:
+    """Raise `ConfigError` for a flag that says how a model here is to run."""
+    misplaced = [name for name in RUNTIME_FLAGS if getattr(options, name) is not None]
+    misplaced += ["special-tokens-in-text"] if options.special_tokens_in_text else []
+    misplaced += ["plain"] if getattr(options, "plain", False) else []
+    if misplaced:
+        raise ConfigError(f"--{misplaced[0]} is about a model here, but --server asks one elsewhere", "leave it out")
 
-    (section,), settings = asked.modes.values(), asked.config
+
+def connect(options: argparse.Namespace, queue: int) -> "OpenAIEngine":
+    """The service as an engine, for so many requests at once. Raises as `OpenAIConfig.connect`."""
+    from hildanext.engine.remote.openai import OpenAIConfig
+
+    key = KEY if os.environ.get(KEY) else None
+    return OpenAIConfig(base_url=options.server, api_key_env=key, queue=queue).connect(options.model)
+
+
+def _requests(options: argparse.Namespace, asked: Generation) -> "list[Request]":
+    steps = options.trace is not None
     return [
-        Request(
-            prompt=None if asked.turns(prompt) else prompt.text,
-            messages=asked.turns(prompt),
-            decoder=section,
-            max_new_tokens=settings.max_new_tokens,
-            seed=settings.seed + number,
-            stop=settings.stop,
-            ignore_eos=settings.ignore_eos,
-            steps=options.trace is not None,
-        )
-        for number, prompt in enumerate(asked.prompts)
+        asked.request(number, prompt.text, asked.turns(prompt), steps) for number, prompt in enumerate(asked.prompts)
     ]
 
 
@@ -145,7 +145,7 @@ class _Shown:
             print(f"{self.text}{answer.text}\n")
 
 
-def _server(engine: "OpenAIEngine", asked: Generation) -> dict[str, Any]:
+def server_facts(engine: "OpenAIEngine", asked: Generation) -> dict[str, Any]:
     """Who answered; of the decoder only what the server was told."""
     facts, hilda = engine.facts, bool(engine.server.hilda)
     ((mode, section),) = asked.modes.items()

@@ -6,7 +6,6 @@ hildanext runs --compare runs/first runs/second --plot comparison.png
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ from hildanext.commands import print_json
 from hildanext.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hildanext.report.compare_runs import RunSummary
 
 PLACE = "runs"
@@ -53,17 +50,21 @@ def run(options: argparse.Namespace) -> int:
 
 def _print_list(runs: "Sequence[RunSummary]") -> None:
     from rich.table import Table
+    from rich.text import Text
+
+    from hildanext.core.console import wide_console
 
     table = Table("run", "kind", "profile", "changed (UTC)", "step", "tokens", "loss", "bound", "checkpoint", box=None)
     for run in runs:
         end = "yes" if run.checkpoint else ""
-        table.add_row(str(run.folder), run.kind, run.profile, run.changed, *_numbers(run), end)
-    _console().print(table)
+        table.add_row(Text(str(run.folder)), run.kind, run.profile, run.changed, *_numbers(run), end)
+    wide_console().print(table)
 
 
 def _print_comparison(runs: "Sequence[RunSummary]", different: dict[str, list[Any]]) -> None:
     from rich.table import Table
 
+    from hildanext.core.console import wide_console
     from hildanext.report.compare_runs import short_names
 
     table = Table("", *short_names(runs))
@@ -76,14 +77,7 @@ def _print_comparison(runs: "Sequence[RunSummary]", different: dict[str, list[An
     measured = sorted({name for run in runs for name in run.held_out} - {"bound", "block_size"})
     for name in measured:
         table.add_row(f"held out: {name}", *(_cell(run.held_out.get(name)) for run in runs))
-    _console().print(table)
-
-
-def _console() -> "Console":
-    """As wide as the terminal; wide where there is none, so that `runs | grep` finds whole names."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    wide_console().print(table)
 
 
 def _numbers(run: "RunSummary") -> list[str]:

@@ -6,11 +6,14 @@ from typing import Any
 
 from rich.console import Console
 
+WIDEST = 1000
+"""Of a table in a file or a pipe: as wide as it is, since nothing is cut there."""
 
-def wide_console(width: int = 140) -> Console:
-    """Standard output, not narrower than our tables where it is a file or a pipe."""
+
+def wide_console() -> Console:
+    """Standard output; where it is a file or a pipe nothing is wrapped or cut, so that `| grep` finds whole lines."""
     console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=max(console.width, width))
+    return console if console.is_terminal else Console(file=sys.stdout, width=WIDEST, soft_wrap=True)
 
 
 def machine_line(result: Mapping[str, Any]) -> str:

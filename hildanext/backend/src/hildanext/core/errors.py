@@ -22,6 +22,10 @@ class HildaError(Exception):
     def __str__(self) -> str:
         return f"{self.message}: {self.hint}" if self.hint else self.message
 
+    def line(self) -> str:
+        """As the command line shows it: one line, whatever is in the message."""
+        return f"error: {' '.join(str(self).split())}"
+
 
 class UnknownChoice(HildaError):
     """A name that no family member has."""

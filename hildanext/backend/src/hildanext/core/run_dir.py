@@ -16,6 +16,12 @@ from hildanext.core.metrics_log import to_json
 RUN_FILE = "run.json"
 
 
+def expand_home(path: str | Path) -> Path:
+    """The path with a home folder in place of `~`; left as it is where nobody has that name, at which `Path.expanduser`
+    raises `RuntimeError`."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
     """Turn a disk that is full, read-only or gone into a `StorageError` that says what to do."""

@@ -195,6 +195,17 @@ def available_memory(device: "torch.device") -> int:
     return int(psutil.virtual_memory().available)
 
 
+def total_memory(device: "torch.device") -> int:
+    """Bytes a device has, whoever uses them now."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
 def cap_allocator(device: "torch.device", fraction: float | None) -> None:
     """Let torch take at most this share of a GPU's memory; None is no cap. To be called before the first allocation.
 

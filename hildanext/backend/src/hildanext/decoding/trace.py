@@ -7,6 +7,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from hildanext.core.console import wide_console
 from hildanext.decoding.sequence import Step
 from hildanext.detokenization import TokenCells, cell_bytes, pieces_of
 
@@ -52,7 +53,7 @@ class TerminalView:
     """
 
     def __init__(self, prompt: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-        self.console = console if console is not None else Console()
+        self.console = console if console is not None else wide_console()
         self.cells: dict[int, tuple[bytes, str]] = {cell["position"]: (cell_bytes(cell), "prompt") for cell in prompt}
         self.forwards = 0
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None

@@ -6,7 +6,7 @@ of `Finished` and `Failed`. A sink must return at once and must not raise.
 """
 
 import queue
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -242,7 +242,7 @@ class Engine:
         raise NotImplementedError(f"{type(self).__name__} has no close")
 
 
-def stream(engine: Engine, request: Request) -> Iterator[EngineEvent]:
+def stream(engine: Engine, request: Request) -> Generator[EngineEvent, None, None]:
     """Submit and yield the events; leaving the iterator early cancels. `Failed` is yielded, not raised."""
     events: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
     ticket = engine.submit(request, events.put)

@@ -323,7 +323,7 @@ def main() -> int:
 
         cli_evaluate()
     except HildaError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(error.line(), file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -18,7 +18,7 @@ from hildanext.core.config import config, plain
 from hildanext.core.console import wide_console
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import to_json
-from hildanext.core.run_dir import write_atomically
+from hildanext.core.run_dir import expand_home, write_atomically
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
 from hildanext.eval.lm_harness import adapter_class, subjects, together
@@ -128,7 +128,7 @@ def load_tasks(names: Sequence[str], data: str | None) -> list[Any]:
 
 def local_files(folder: Path, task: str) -> dict[str, Any]:
     """What makes a task read the files of a folder, or of the folder of its name in it. Raises `DataError`."""
-    folder = folder.expanduser()
+    folder = expand_home(folder)
     folder = folder / task if (folder / task).is_dir() else folder
     files: dict[str, str] = {}
     builders: set[str] = set()

@@ -21,7 +21,6 @@ from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
 
 SAMPLES = "samples"
-WIDTH = 160
 
 
 def open_pair(model: str | None, parent: str | None, runtime: RuntimeConfig) -> tuple[ModelPair, dict[str, Any]]:
@@ -60,7 +59,7 @@ def run_session(
 
 def print_tasks(result: Mapping[str, Any], console: Console | None = None) -> None:
     """The table, what each score was measured with, and a warning where a mask token was emitted."""
-    console = console if console is not None else wide_console(WIDTH)
+    console = console if console is not None else wide_console()
     console.print(task_tables.table(result))
     for line in task_tables.lines(result):
         console.print(f"[dim]{line}[/dim]", highlight=False)

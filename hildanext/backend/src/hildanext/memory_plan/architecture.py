@@ -11,12 +11,11 @@ from typing import Any
 
 from hildanext.core.errors import ModelError
 from hildanext.core.json_text import parse
+from hildanext.core.run_dir import expand_home
 from hildanext.models.loading import tiny
 from hildanext.models.loading.files import read_model_json
 from hildanext.models.loading.model_config import head_dim, read_config
-from hildanext.models.loading.names import KNOWN, NAMES, is_hub_id, pulled_folder
-
-CONFIG = "config.json"
+from hildanext.models.loading.names import CONFIG, KNOWN, NAMES, is_hub_id, pulled_folder, refuse_run
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def find_architecture(name: str) -> Architecture:
 
     Raises `ModelError`.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     is_local = name not in NAMES and path.exists()
     return read_architecture(describe(name), path.resolve().name if is_local and path.is_dir() else name)
 
@@ -126,7 +125,7 @@ def describe(name: str) -> dict[str, Any]:
     """The `config.json` of a model, from the places `find_architecture` looks in. Raises `ModelError`."""
     if name == "tiny":
         return read_model_json(tiny.folder("ar") / CONFIG)
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.suffix == ".gguf":
         return _of_gguf(path)
     if name in KNOWN or (is_hub_id(name) and not path.exists()):
@@ -138,6 +137,8 @@ def describe(name: str) -> dict[str, Any]:
             config: dict[str, Any] = parse(asset.read_bytes())
             return config
         raise ModelError(f"{name!r} has not been pulled", f"run: hildanext pull {name}, or give its config.json")
+    if path.is_dir():
+        refuse_run(path)
     if path.is_file() or path.is_dir():
         return read_model_json(path if path.is_file() else path / CONFIG)
     raise ModelError(f"no model {name!r}", f"give a folder, a config.json or one of {', '.join(NAMES)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hildanext.core.errors import ConfigError, ModelError
+from hildanext.core.run_dir import expand_home
 from hildanext.corruption.input_layout import WORTH_WHILE, layout_of
 from hildanext.losses import make_losses
 from hildanext.memory_plan.architecture import Architecture, find_architecture
@@ -91,6 +92,8 @@ def _start(config: SftConfig, model: str | None) -> tuple[Architecture, int]:
         try:
             folder: Path | None = locate_diffusion(config.model)
         except ModelError:
+            if expand_home(config.model).is_dir():
+                raise
             folder = None
         if folder is not None and (folder / CARD).is_file():
             return find_architecture(str(folder)), read_card(folder).block_size

@@ -55,7 +55,7 @@ def read_draft_card(folder: str | Path) -> DraftCard:
     if fields.get("kind") != KIND:
         raise CheckpointError(
             f"{str(folder)!r} holds no draft adapters",
-            "train some beside its parent: hildanext convert with convert.keep_parent (see docs/exact.md)",
+            "give a folder that `save_drafts` wrote",
         )
     if fields.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(

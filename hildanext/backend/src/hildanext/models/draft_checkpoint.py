@@ -52,7 +52,7 @@ def load_drafts(
     device: str | torch.device = "cpu",
     parent: str | Path | None = None,
 ) -> tuple[Drafter, PreTrainedTokenizerBase, DraftCard]:
-    """The adapters of a folder (or `tiny`) in their parent, which `parent` names where the card's name is not here.
+    """The adapters of a folder in their parent, which `parent` names where the card's name is not here.
 
     Raises `CheckpointError` where the folder is no whole set of adapters or the parent is another one, `ModelError`
     where the parent cannot be had.
@@ -65,7 +65,7 @@ def load_drafts(
         raise CheckpointError(
             f"the drafts of {str(name)!r} are of another parent than {home!r} (weights {found[:12]}, trained beside "
             f"{card.parent_hash[:12]})",
-            f"name the parent they were trained beside ({card.parent}): --parent",
+            f"name the parent they were trained beside ({card.parent})",
         )
     causal_lm, tokenizer = load_parent(home, dtype, device)
     drafter = Drafter(causal_lm, card.lora, card.places, card.enter, card.shared_place)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from hildanext.core.config import merge
 from hildanext.core.errors import ModelError
 from hildanext.core.registry import build
+from hildanext.core.run_dir import expand_home
 from hildanext.data.sources import SOURCES
 from hildanext.data.sources.base import Source
 from hildanext.data.sources.chat import CHATS, ChatSource
@@ -75,13 +76,13 @@ def value_at(section: Mapping[str, Any], name: str) -> Any:
 
 def _promised(name: str, jobs: Path) -> bool:
     """Whether it lies in the folder of a job, which may still make it."""
-    place = Path(name).expanduser().resolve()
+    place = expand_home(name).resolve()
     return jobs in place.parents and (jobs / place.relative_to(jobs).parts[0]).is_dir() and not place.exists()
 
 
 def _locate(name: str, kind: Kind) -> Path | None:
     """Where a model is; None where it has to be fetched first."""
-    if not Path(name).expanduser().exists() and not pulled_folder(name).is_dir():
+    if not expand_home(name).exists() and not pulled_folder(name).is_dir():
         if is_hub_id(name) and Path(name).parent.is_dir():
             raise ModelError(f"no folder {name!r}", f"{str(Path(name).parent)!r} is there and does not hold it")
         if is_hub_id(name) or (name in KNOWN and kind != "diffusion"):

@@ -20,6 +20,7 @@ from hildanext.core.config import config
 from hildanext.core.errors import DataError
 from hildanext.core.json_text import BadJson, parse
 from hildanext.core.json_text import decode as decode_text
+from hildanext.core.run_dir import expand_home
 
 CHUNK = 1 << 18
 """Bytes read at once."""
@@ -204,7 +205,7 @@ class FileSource(Source):
             ) from None
 
     def _expand(self, path: str) -> Iterator[Path]:
-        place = Path(path).expanduser()
+        place = expand_home(path)
         if place.is_file():
             yield place
         elif place.is_dir():

@@ -14,6 +14,7 @@ from typing import Any
 
 from hildanext.core.errors import DataError
 from hildanext.core.json_text import BROKEN, BadJson, decode, first_value, parse
+from hildanext.core.run_dir import expand_home
 from hildanext.data.sources.base import Report
 from hildanext.models.loading.names import is_hub_id
 
@@ -39,7 +40,7 @@ def read_records(place: str, split: str, subset: str | None = None, columns: Seq
     on (`core.json_text`) is left out, counted in `Records.refused` and told in the log. Raises `DataError` for what
     cannot be had, and for a file that is broken: a benchmark is then not what it says.
     """
-    path, report = Path(place).expanduser(), Report()
+    path, report = expand_home(place), Report()
     if path.is_dir():
         path = _in_folder(path, split)
     if path.is_file():
@@ -66,7 +67,7 @@ def beside(place: str, split: str) -> str:
 
     Raises `DataError` where the folder of a file holds none.
     """
-    path = Path(place).expanduser()
+    path = expand_home(place)
     return str(_in_folder(path.parent, split)) if path.is_file() else place
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import DataError
+from hildanext.core.run_dir import expand_home
 from hildanext.data.sources import SOURCES, Report
 from hildanext.eval.tasks.base import Encode, Item, Judgement, Metric, ScoringTask
 from hildanext.eval.tasks.records import read_records
@@ -39,7 +39,7 @@ class TinyStories(ScoringTask):
     @cached_property
     def _texts(self) -> list[str]:
         place = self.data if self.data is not None else self.hub[0]
-        if Path(place).expanduser().suffix == ".txt":
+        if expand_home(place).suffix == ".txt":
             source = SOURCES["tinystories"](path=place)  # type: ignore[call-arg]
             texts = [document.text for document in source.documents(report=Report())]
         else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hildanext.core.errors import ModelError
+from hildanext.core.run_dir import expand_home
 from hildanext.models.loading import hub, tiny
 
 
@@ -26,6 +27,11 @@ KNOWN: dict[str, Known] = {
     "qwen3-1.7b": Known("Qwen/Qwen3-1.7B", "Apache-2.0"),
 }
 NAMES = ("tiny", *KNOWN)
+CONFIG = "config.json"
+CHECKPOINTS_SHOWN = 3
+"""Of a run's folder that is taken for a model's."""
+PARTIAL = ".partial"
+"""What the name of a folder ends with while its model is being pulled."""
 
 
 def models_folder() -> Path:
@@ -42,8 +48,9 @@ def locate(name: str) -> Path:
         if pulled_folder(name).is_dir():
             return pulled_folder(name)
         return hub.snapshot(KNOWN[name].repository, hint=f"run: hildanext pull {name}")
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_dir():
+        refuse_run(path)
         return path
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -61,28 +68,37 @@ def locate_diffusion(name: str) -> Path:
     """The folder of a diffusion checkpoint. Raises `ModelError`."""
     if name == "tiny":
         return tiny.folder("diffusion")
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_dir():
+        refuse_run(path)
         return path
     if name in KNOWN:
         raise ModelError(
             f"{name} is an autoregressive model", f"convert it first: hildanext convert --set parent={name} ..."
         )
     if is_hub_id(name):
+        if pulled_folder(name).is_dir():
+            return pulled_folder(name)
         return hub.snapshot(name, hint="check the name, or give the folder that convert wrote")
     raise ModelError(f"no diffusion checkpoint {name!r}", "give the folder that convert wrote, or 'tiny'")
 
 
 def locate_drafts(name: str) -> Path:
     """The folder of a set of draft adapters. Raises `ModelError`."""
-    if name == "tiny":
-        return tiny.folder("drafts")
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if is_hub_id(name):
-        return hub.snapshot(name, hint="check the name, or give the folder that convert wrote")
-    raise ModelError(f"no draft adapters {name!r}", "give the folder that convert wrote with keep_parent, or 'tiny'")
+    raise ModelError(f"no draft adapters {name!r}", "give a folder that `save_drafts` wrote")
+
+
+def refuse_run(folder: Path) -> None:
+    """Raise `ModelError` naming the checkpoints where the folder of a run (or of runs) is given in place of one."""
+    if (folder / CONFIG).is_file():
+        return
+    found = [path for pattern in ("", "*/") for path in sorted(folder.glob(f"{pattern}checkpoint/{CONFIG}"))]
+    if found:
+        shown = " or ".join(str(path.parent) for path in found[:CHECKPOINTS_SHOWN])
+        raise ModelError(f"{str(folder)!r} is a run's folder and no model's", f"give its checkpoint: {shown}")
 
 
 def pulled_folder(name: str) -> Path:

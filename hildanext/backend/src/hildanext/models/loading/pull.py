@@ -19,7 +19,7 @@ from hildanext.models.checkpoint import save_causal
 from hildanext.models.loading import hub
 from hildanext.models.loading.files import check_folder
 from hildanext.models.loading.load import load_parent
-from hildanext.models.loading.names import KNOWN, NAMES, Known, is_hub_id, pulled_folder
+from hildanext.models.loading.names import KNOWN, NAMES, PARTIAL, Known, is_hub_id, pulled_folder
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def pull(name: str, say: Callable[[str], None] = print, force: bool = False) -> 
         check_folder(target)
         say(f"{name} is already in {target} (licence: {known.licence})")
         return target
-    partial = target.with_name(f"{target.name}.partial")
+    partial = target.with_name(f"{target.name}{PARTIAL}")
     with disk_errors(target):
         partial.mkdir(parents=True, exist_ok=True)
         try:

@@ -10,14 +10,11 @@ from typing import Literal
 from hildanext.core.errors import ModelError
 
 
-def folder(kind: Literal["ar", "diffusion", "drafts"]) -> Path:
-    """The folder of one of the pair, or of the draft adapters beside the first.
-
-    Raises `ModelError` where this installation lacks it.
-    """
+def folder(kind: Literal["ar", "diffusion"]) -> Path:
+    """The folder of one of the pair. Raises `ModelError` where this installation lacks it."""
     path = Path(str(files("hildanext"))) / "assets" / "tiny" / kind
-    if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+    if not (path / "config.json").is_file():
         raise ModelError(
-            f"the embedded model's part {kind!r} is not in this installation", "reinstall, or run scripts/train_tiny.py"
+            f"the embedded model's {kind} half is not in this installation", "reinstall, or run scripts/train_tiny.py"
         )
     return path
