@@ -432,4 +432,33 @@ MUTANTS: list[Mutant] = [
         ),
         ("other processes may be signalled", '"kill": [argument(0, [own_pid])],', '"kill": [argument(0, [0], 0)],'),
     ),
+    *of(
+        "recipe.py",
+        "stages/test_resolution.py",
+        (
+            "a training has no seed of the run",
+            'below = {"seed": self.seed, "device": self.device, "train": {"precision": self.precision}}',
+            'below = {"device": self.device, "train": {"precision": self.precision}}',
+        ),
+        (
+            "the run's keys win over the section's",
+            "return merge(below, section)",
+            "return merge(section, below)",
+        ),
+        (
+            "a verb takes no overrides of its entry",
+            "section = _resolved(run, table, stage, overrides)\n    section = section if",
+            "section = _resolved(run, table, stage, {})\n    section = section if",
+        ),
+        (
+            "names of a run are not checked",
+            "own = {key: value for key, value in run.items() if key not in sections}",
+            "own = {key: value for key, value in run.items() if key in vars(RunConfig())}",
+        ),
+    ),
+    *of(
+        "data/overlap.py",
+        "data/test_overlap.py",
+        ("copies count once", "count = sum(digest in seen for _, digest in held)", "count = len(seen)"),
+    ),
 ]

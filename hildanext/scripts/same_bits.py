@@ -115,7 +115,14 @@ class Tree:
     folder: Path
 
     def command(self, *words: str) -> list[str]:
+        if words[0] in ("convert", "sft") and not self._trains_with_json():
+            words = tuple(word for word in words if word != "--json")
         return [sys.executable, "-m", "hildanext.cli", *words]
+
+    def _trains_with_json(self) -> bool:
+        """Whether a training is asked for its JSON line; in an older tree it ends with one."""
+        flags = self.root / SOURCE / "hildanext" / "commands" / "__init__.py"
+        return flags.is_file() and '"--json"' in flags.read_text(encoding="utf-8")
 
     def environment(self) -> dict[str, str]:
         fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -484,7 +491,7 @@ def _set(**changes: Any) -> tuple[str, ...]:
 
 
 def _training(stage: str, name: str, *flags: str) -> tuple[str, ...]:
-    return (stage, "--config", "run.json", *flags, "--out", name, "--quiet")
+    return (stage, "--config", "run.json", *flags, "--out", name, "--quiet", "--json")
 
 
 def _generation(model: str, *flags: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,26 @@ class TestRepository:
             least = re.search(rf'"{name}>=([\d.]+)"', declared).group(1)
             assert table[name] == least, name
         assert f'requires-python = ">={table["python"]}"' in declared
+
+    @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+    @pytest.mark.parametrize(
+        "choice, there, said", [("cpu", True, "200 MB"), ("cpu", False, "3 to 6 GB"), ("any", True, "3 to 6 GB")]
+    )
+    def test_make_takes_torch_for_cpus_or_says_how_large_the_other_is(self, choice, there, said, tmp_path):
+        """`python` is a script that writes down its arguments; pip's indexes have a build for CPUs, or none."""
+        python = tmp_path / "venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        versions = "2.9.1+cpu, 2.8.0+cpu" if there else "2.9.1, 2.8.0"
+        python.write_text(f"""#!/bin/sh
+echo "$*" >> {tmp_path}/calls
+case "$*" in *"import torch"*) exit 1;; *"index versions torch"*) echo "Available versions: {versions}";; esac
+""")
+        python.chmod(0o755)
+        words = ["make", "install", f"VENV={tmp_path / 'venv'}", f"TORCH={choice}", "PYTHON=python3"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        installs = [call for call in (tmp_path / "calls").read_text().splitlines() if " install " in f" {call} "]
+        assert ["torch==2.9.1+cpu" in call for call in installs] == ([True, False] if "200 MB" in said else [False])
+        assert said in done.stdout and (("3 to 6 GB" in done.stdout) == ("3 to 6 GB" in said))
 
     def test_the_readme_holds_the_four_lines_and_the_two_commands(self):
         text = (ROOT / "README.md").read_text(encoding="utf-8")

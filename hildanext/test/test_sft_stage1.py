@@ -327,7 +327,7 @@ def test_what_cannot_be_is_one_line(section, tmp_path: Path, changes, chat, erro
 def test_the_verb_trains_reports_resumes_and_generate_asks_it(section, tmp_path: Path, capsys):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"sft": section, "chat": CHAT}))
-    command = ["sft", "--config", str(path), "--out", str(tmp_path / "run"), "--quiet"]
+    command = ["sft", "--config", str(path), "--out", str(tmp_path / "run"), "--quiet", "--json"]
     assert main([*command, "--data-only"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["train"]["examples"] > 30
     assert main([*command, "--set", "sft.train.stop_after=2"]) == 0
@@ -366,7 +366,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_losses(section, tmp_path
     whole = sft(section, CHAT, tmp_path / "whole", quiet=True)
     path, run = tmp_path / "run.json", tmp_path / "killed"
     path.write_text(json.dumps({"sft": section, "chat": CHAT}))
-    command = [sys.executable, "-m", "hildanext.cli", "sft", "--config", str(path), "--out", str(run), "--quiet"]
+    command = [sys.executable, "-m", "hildanext.cli", "sft", "--config", str(path)]
+    command += ["--out", str(run), "--quiet", "--json"]
 
     def begin() -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
@@ -395,7 +396,8 @@ def test_two_processes_give_the_losses_of_one_with_doubled_accumulation(section,
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"sft": section, "chat": CHAT}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "hildanext.cli", "sft", "--config", str(path), "--out", str(tmp_path / "two"), "--quiet"]
+    command += ["-m", "hildanext.cli", "sft", "--config", str(path), "--out", str(tmp_path / "two")]
+    command += ["--quiet", "--json"]
     done = subprocess.run(command, capture_output=True, env=environment(), timeout=600)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)

@@ -66,6 +66,15 @@ def test_a_trace_is_shown_and_saved(checkpoint, capsys, tmp_path):
     assert {"masks", "drafts", "edits", "final", "probability"} <= set(steps[0]) | set(steps[0]["drafts"][0])
 
 
+def test_a_trace_without_a_file_is_shown_and_nothing_is_written(checkpoint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(checkpoint, "--prompt", "w1 w2", "--trace") == 0
+    printed = capsys.readouterr()
+    assert "masks" in printed.out and "trace:" not in printed.err and not list(tmp_path.iterdir())
+    assert call(checkpoint, "--prompt", "w1 w2", "--trace", "--json") == 2
+    assert "--trace FILE" in capsys.readouterr().err
+
+
 def test_a_batch_of_prompts_keeps_their_order(checkpoint, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("w1 w2 w3 w4 w5\n\nw7\n")
     assert call(checkpoint, "--batch", str(tmp_path / "prompts.txt"), "--json") == 0

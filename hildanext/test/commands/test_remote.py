@@ -93,7 +93,7 @@ def test_any_other_server_writes_plain_text(capsys, monkeypatch):
         code, out, _ = ask(capsys, server.url, "--prompt", "zero ")
         assert code == 0 and "zero one two three\n" in out and "forwards" not in out
         assert server.asked[0][2]["Authorization"] == "Bearer secret"
-        code, out, err = ask(capsys, server.url, "--prompt", "a", "--trace", "--json")
+        code, out, err = ask(capsys, server.url, "--prompt", "a", "--trace", "t.json", "--json")
         assert code == 2 and "cannot be asked for stream_denoising" in err and len(err.splitlines()) == 1
 
 

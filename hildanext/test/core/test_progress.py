@@ -33,6 +33,28 @@ def test_the_first_line_at_once_then_now_and_then_and_one_at_the_end(clock, caps
     ]
 
 
+def test_evaluations_are_not_the_pace_of_steps_and_are_counted_in_what_is_left(clock, capsys):
+    with ProgressLine(100, "tokens") as line:
+        line.breaks_left = 2
+        clock(10)
+        line.update(10, "a")  # 90 more at one a second
+        with line.evaluation():
+            clock(30)
+        line.breaks_left = 1
+        clock(20)
+        line.update(40, "b")
+    assert capsys.readouterr().err.splitlines() == [
+        "10 of 100 tokens | a | 90 s and 2 evaluations left",
+        "40 of 100 tokens | b | 75 s left",
+    ]
+
+
+def test_what_takes_hours_is_told_in_hours():
+    assert [progress.duration(seconds) for seconds in (0.4, 119.0, 120.0, 3600.0, 7199.0, 20_000.0)] == [
+        "0 s", "119 s", "2 min", "60 min", "2 h 0 min", "5 h 33 min",
+    ]  # fmt: skip
+
+
 def test_what_earlier_sessions_did_counts_for_the_bar_and_not_for_the_pace(clock, capsys):
     with ProgressLine(10, "answers", "gsm8k, S_MODE", done=6) as line:
         clock(30)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -545,12 +546,15 @@ def test_prepare_writes_graphs_and_prints_what_it_met(tmp_path: Path, capsys):
         (["--graphs", "rule:gsm", "--path", "x", "--out", "y"], "did you mean 'rule:gsm8k'"),
         (["--graphs", "rule:arith", "--path", "x", "--out", "y", "--set", "graphs.strct=1"], "did you mean 'strict'"),
         (["--graphs", "rule:arith", "--path", "/nope/x", "--out", "y"], "no such file"),
+        (["--graphs", "rule:arith", "--path", "none.jsonl", "--out", "y"], "no example could be read"),
         (["--graphs", "rule:arith", "--path", "x", "--out", "y", "--tokenizer", "tiny"], "--tokenizer"),
     ],
 )
-def test_prepare_refuses_graphs_it_cannot_make(capsys, flags, said):
+def test_prepare_refuses_graphs_it_cannot_make_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.chdir(tmp_path)
+    Path("none.jsonl").write_text('{"a": 1}\n')
     assert main(["prepare", *flags]) == 2
-    assert said in capsys.readouterr().err
+    assert said in capsys.readouterr().err and os.listdir() == ["none.jsonl"]
 
 
 def test_the_graphs_of_made_up_sums_are_exact():

@@ -196,7 +196,7 @@ def test_a_run_s_folder_names_its_checkpoint_at_every_door(parent, tmp_path, ins
     save_diffusion(run / inside, *start_conversion(parent, "parent", 4))
     said = f"{str(run)!r} is a run's folder and no model's: give its checkpoint: {run / inside}"
     monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
-    recipe, chat = tmp_path / "recipe.json", {"train": {"name": "messages", "path": "x"}}
+    recipe, chat = tmp_path / "recipe.json", {"train": {"name": "files", "path": "x"}}
     recipe.write_text(json.dumps({"folder": "out", "stages": [{"stage": "sft", "model": str(run), "chat": chat}]}))
     for words in (
         ["generate", "--model", str(run), "--prompt", "w1"],

@@ -68,7 +68,8 @@ def call(place: Path, verb: str, out: Path | None, *assignments: str, without: s
     path.write_text(json.dumps(run))
     words = [verb, "decode"] if verb == "bench" else [verb]
     words += ["--config", str(path), *(word for assignment in assignments for word in ("--set", assignment))]
-    words += ["--json"] if verb == "generate" else ["--quiet"] if verb != "bench" else []
+    words += ["--json"] if verb in ("generate", "convert", "sft") else []
+    words += [] if verb == "generate" else ["--quiet"] if verb != "bench" else []
     if out is not None and verb not in ("generate", "bench"):
         words += ["--out", str(out)]
     return main(words)
@@ -214,6 +215,8 @@ MISSPELT = [
         ["serve"],
         ["generate", "--server", "http://127.0.0.1:9"],
         ["prepare", "--graphs", "rule:gsm8k", "--path", "x"],
+        ["chat"],
+        ["chat", "--server", "http://127.0.0.1:9"],
         ["plan"],
         ["check"],
         ["jobs", "submit", "convert"],

@@ -1,6 +1,7 @@
 """Several processes: Accelerate's configuration files, training in pieces, and who writes and prints."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -207,7 +208,7 @@ def test_accelerate_launch_converts_with_two_cpu_processes(sections, tmp_path: P
     conversion, data = sections
     convert(change(conversion, accumulate=2), data, tmp_path / "one", quiet=True)
     (tmp_path / "run.json").write_text(json.dumps({"convert": conversion, "data": data}))
-    words = ["convert", "--config", str(tmp_path / "run.json"), "--out", str(tmp_path / "two"), "--quiet"]
+    words = ["convert", "--config", str(tmp_path / "run.json"), "--out", str(tmp_path / "two"), "--quiet", "--json"]
     printed = launched("cpu", ["-m", "hildanext.cli", *words]).splitlines()
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     summary = json.loads(printed[0])
@@ -233,7 +234,7 @@ def tuning(tmp_path_factory) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["cpu", pytest.param("fsdp2", marks=new_torch)])
 def test_accelerate_launch_fine_tunes_with_two_cpu_processes(tuning, tmp_path: Path, name: str):
     one, two = tuning["folder"] / "one", tmp_path / "two"
-    words = ["sft", "--config", str(tuning["folder"] / "run.json"), "--out", str(two), "--quiet"]
+    words = ["sft", "--config", str(tuning["folder"] / "run.json"), "--out", str(two), "--quiet", "--json"]
     printed = launched(name, ["-m", "hildanext.cli", *words]).splitlines()
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert evaluations(two) == pytest.approx(evaluations(one), rel=1e-5)
@@ -313,7 +314,10 @@ def test_the_verb_leaves_plots_and_a_report(sections, tmp_path: Path, capsys):
     short = {**conversion, "wsd": [{"phase": "decay", "block_size": 8, "tokens": 128}], "turns": 1}
     (tmp_path / "run.json").write_text(json.dumps({"convert": short, "data": data}))
     assert main(["convert", "--config", str(tmp_path / "run.json"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
-    summary = json.loads(capsys.readouterr().out)
-    page = Path(summary["report"]).read_text()
-    assert Path(summary["report"]) == tmp_path / "run" / "report.html" and "Conversion" in page
+    made, following = capsys.readouterr().out.splitlines()
+    page, checkpoint = (tmp_path / "run" / "report.html").read_text(), tmp_path / "run" / "checkpoint"
+    assert made.startswith(f"checkpoint: {checkpoint} after ") and made.endswith(str(tmp_path / "run" / "report.html"))
+    assert "Conversion" in page and following.startswith(f"next: hildanext generate --model {checkpoint} --prompt ")
+    assert main([*shlex.split(following)[2:], "--max-new-tokens", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "Once upon a time"
     assert page.count("data:image/png") == len(list((tmp_path / "run" / "plots").glob("*.png"))) > 0

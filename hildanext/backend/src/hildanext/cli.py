@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextvars import copy_context
+from typing import NoReturn
 
 from hildanext import __version__
 from hildanext.core.absent import ABSENT
@@ -37,6 +38,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "jobs": ("hildanext.commands.jobs", "submit a stage as a background job, and see what becomes of it"),
     "doctor": ("hildanext.commands.doctor", "what this machine can do, and why not"),
 }
+
+PLACES = ("out", "folder", "png", "plot", "samples_out", "jobs_folder")
+"""Flags that say where something is written."""
 
 WAIT = ("GOMP_SPINCOUNT", "1000")
 """How long a thread of torch waits in a loop before it sleeps. The library's own value, 300 times as much, lets threads
@@ -80,8 +84,16 @@ def _dispatch(arguments: list[str]) -> int:
     if options.verb is None:
         parser.print_help()
         return 0
+    _refuse_nameless_places(options)
     module = importlib.import_module(VERBS[options.verb][0])
     return int(copy_context().run(module.run, options))  # a verb's profile ends with it
+
+
+def _refuse_nameless_places(options: argparse.Namespace) -> None:
+    """An empty name would be the working folder, as a script's unset variable does not mean it."""
+    for name in PLACES:
+        if getattr(options, name, None) == "":
+            raise HildaError(f"--{name.replace('_', '-')} is empty", "say where to write")
 
 
 def _refuse_half_characters(arguments: Sequence[str]) -> None:
@@ -91,11 +103,16 @@ def _refuse_half_characters(arguments: Sequence[str]) -> None:
             raise HildaError(f"the argument {ascii(argument)} is no UTF-8", "give it as UTF-8 (see locale, iconv)")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(" ".join(message.split()))  # one line, whatever was given
+
+
 def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """The parser, and that of the verb that was asked for (else the same): it alone is imported, and where it comes
     first alone made, so that help is quick."""
     absent = ", ".join(ABSENT)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hildanext",
         description="Any autoregressive transformer becomes an editable discrete-diffusion language model.",
         epilog=f"not in this version: {absent}",

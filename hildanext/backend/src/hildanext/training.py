@@ -7,6 +7,7 @@ the accumulation, see the same data and the same noise.
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -187,7 +188,8 @@ class _Loop:
                     line = self._step()
                     on_main(accelerator, partial(self._report, line, progress))
                     if self._due(config.evaluate_every):
-                        self._evaluate(progress)
+                        with progress.evaluation():
+                            self._evaluate(progress)
                         ended = self._finished()
                     # One process may be told to stop alone; all must leave the loop after the same step.
                     interrupted = any_process(accelerator, interrupt.asked)
@@ -220,6 +222,7 @@ class _Loop:
     def _report(self, line: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
         self.metrics.write(kind="train", **line, total_tokens=self.task.total_tokens)
+        progress.breaks_left = self._evaluations_left()
         progress.update(
             line["tokens"],
             f"{line['phase']} block {line['block_size']} | loss {line['loss']:.3f} | "
@@ -228,6 +231,14 @@ class _Loop:
 
     def _due(self, every: int) -> bool:
         return self.counters["step"] % every == 0 or self.counters["tokens"] >= self.task.total_tokens
+
+    def _evaluations_left(self) -> int:
+        """As far as the steps so far tell how many there will be; the one at the end is among them."""
+        counters, every = self.counters, self.config.evaluate_every
+        if self.task.validate is None:
+            return 0
+        steps = math.ceil(self.task.total_tokens / counters["tokens"] * counters["step"])
+        return math.ceil(steps / every) - (counters["step"] - 1) // every
 
     def _step(self) -> dict[str, Any]:
         started, counters, accelerator = time.perf_counter(), self.counters, self.accelerator

@@ -5,6 +5,7 @@ To add one: write the file, add its row in `cli.py`, add its test.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="run folder; an unfinished run in it is resumed")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object instead of text")
 
 
 def open_stage(
@@ -70,7 +72,8 @@ def open_stage(
 
 
 def run_training(options: argparse.Namespace, section: dict[str, Any], context: "StageContext") -> int:
-    """Do a stage that trains, write its page and print its summary, in the main process; the exit code."""
+    """Do a stage that trains, write its page and say what there is and what to try, in the main process; the exit
+    code."""
     from hildanext.core.runtime import is_main_process
     from hildanext.recipe import run_stage
     from hildanext.report.html import write_report
@@ -81,8 +84,26 @@ def run_training(options: argparse.Namespace, section: dict[str, Any], context: 
         if not outcome["whole"]:
             print(f"stopped by {options.verb}.train.stop_after: the same command without it goes on", file=sys.stderr)
         summary = outcome.get("sft", {key: value for key, value in outcome.items() if key not in ("model", "run")})
-        print_json({**summary, "report": str(report)})
+        summary |= {"report": str(report)}
+        if options.json:
+            print_json(summary)
+        else:
+            print(f"{_result(options, summary)}, {summary['seconds']:.0f} s of steps; report: {report}")
+            if "checkpoint" in summary:
+                print(f"next: {_next_command(options.verb, summary['checkpoint'])}")
     return 0
+
+
+def _result(options: argparse.Namespace, summary: Mapping[str, Any]) -> str:
+    """Where the checkpoint lies, or that there is none yet, and after how much."""
+    what = f"checkpoint: {summary['checkpoint']}" if "checkpoint" in summary else f"no checkpoint yet in {options.out}"
+    return f"{what} after {summary['step']:,} steps, {summary['tokens']:,} tokens"
+
+
+def _next_command(verb: str, checkpoint: str) -> str:
+    """A command that shows what the new checkpoint writes."""
+    ask = "--chat --prompt 'How are you?'" if verb == "sft" else "--prompt 'Once upon a time'"
+    return f"hildanext generate --model {shlex.quote(checkpoint)} {ask}"
 
 
 def print_json(value: Any) -> None:

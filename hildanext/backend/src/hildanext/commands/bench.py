@@ -107,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
 def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """The section `bench` with the flags in it: what is no key of the stage's is a knob of the measurement."""
     from hildanext.core.config import merge
+    from hildanext.recipe import section_of
 
     own, knobs = _parted(section)
     flags = {name: getattr(options, name) for name in ("model", "parent", "alignment", "block_size")}
@@ -116,7 +117,7 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
         knobs["block_size"] = own["block_size"]
     if what == "answers":
         knobs = merge({"data": {"train": {"name": "files", "path": options.chat}}}, knobs)
-    return {**own, "what": what, what: merge(own.get(what, {}), knobs)}
+    return {**own, "what": what, what: merge(section_of(own, what), knobs)}
 
 
 def _parted(section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

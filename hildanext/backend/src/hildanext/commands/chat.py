@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 from hildanext.commands import add_run_flags
 from hildanext.commands.generation_flags import Generation, add_asking_flags, mode_line, read_generation
 from hildanext.core.errors import ConfigError, HildaError, PromptError, UnknownChoice
+from hildanext.core.json_text import check_prompt_text
+from hildanext.core.metrics_log import to_json
+from hildanext.core.run_dir import expand_home, write_atomically
 
 if TYPE_CHECKING:
     from hildanext.data.chat_template import Message
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 PROMPT = "> "
 QUIT = "/quit"
 EMBEDDED = "tiny"
+STORIES = "it knows children's stories alone; --model names one that was fine-tuned on conversations"
 HELP = """/reset          forget the conversation; the system's text stays
 /mode [NAME]    answer in S_MODE, Q_MODE, speed or quality from now on; alone: say which it is
 /system [TEXT]  what the model is told before the conversation; alone: nothing
@@ -137,6 +141,8 @@ class _Chat:
                 importlib.import_module("readline")  # gives `input` its editing and its history
             (mode,) = self.asked.modes
             print(f"{self.engine.facts.model}, {mode_line(mode)}; /help lists commands, Ctrl-D ends")
+            if self.asked.model is None and self.options.server is None:
+                print(STORIES)
         said = self._read().removeprefix("\ufeff")
         while said != QUIT:
             try:
@@ -173,7 +179,6 @@ class _Chat:
 
     def _ask(self, text: str) -> None:
         """Answer a message. What Ctrl-C leaves of the answer stays in the conversation."""
-        from hildanext.core.json_text import check_prompt_text
         from hildanext.data.chat_template import Message
         from hildanext.engine.base import Failed, Finished, Piece, stream
 
@@ -226,8 +231,6 @@ class _Chat:
         print(mode_line(mode))
 
     def _tell(self, text: str) -> None:
-        from hildanext.core.json_text import check_prompt_text
-
         check_prompt_text(text)
         self.system = text or None
         print("the model is told it from now on" if text else "the model is told nothing before the conversation")
@@ -239,9 +242,6 @@ class _Chat:
 
     def _save(self, name: str) -> None:
         """Raises `ConfigError` for a file that this conversation did not write, and what writing raises."""
-        from hildanext.core.metrics_log import to_json
-        from hildanext.core.run_dir import expand_home, write_atomically
-
         if not name or "\0" in name:
             raise ConfigError("/save needs a file", "/save talk.jsonl")
         if not self.turns:

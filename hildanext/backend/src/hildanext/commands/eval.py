@@ -80,13 +80,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _folded(section: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """The section `eval` with the flags in it; "none" is no model."""
+    from hildanext.recipe import section_of
+
     flags = {name: getattr(options, name) for name in ("model", "parent", "data", "text", "rows")}
     folded = {**section, **{name: value for name, value in flags.items() if value is not None}}
     folded |= {name: "" for name in ("model", "parent") if folded.get(name) == "none"}
     counts = {name: getattr(options, name) for name in ("limit", "batch_size") if getattr(options, name) is not None}
     if options.harness is not None:
-        folded["harness"] = _harness(options, counts) | dict(section.get("harness", {}))
-    quality = _quality(dict(section.get("quality", {})), options, counts)
+        folded["harness"] = _harness(options, counts) | dict(section_of(section, "harness"))
+    quality = _quality(dict(section_of(section, "quality")), options, counts)
     if quality.get("tasks"):
         folded["quality"] = quality
     elif "harness" not in folded and (counts or options.mode is not None):
@@ -100,17 +102,18 @@ def _folded(section: Mapping[str, Any], options: argparse.Namespace) -> dict[str
 def _quality(knobs: dict[str, Any], options: argparse.Namespace, counts: Mapping[str, int]) -> dict[str, Any]:
     """The section `quality` with the flags in it; `--tasks` chooses among its tasks and adds to them."""
     from hildanext.decoding import decoder_section, mode_name
+    from hildanext.recipe import section_of
 
-    known = dict(knobs.get("tasks", {}))
+    known = section_of(knobs, "tasks")
     if options.tasks is not None:
         chosen = [part.strip().partition("=") for part in options.tasks.split(",") if part.strip()]
         knobs["tasks"] = {
-            name: {**known.get(name, {}), **({"data": place} if equals else {})} for name, equals, place in chosen
+            name: {**section_of(known, name), **({"data": place} if equals else {})} for name, equals, place in chosen
         }
     if options.allow_unsafe_execution:
-        if "humaneval" not in knobs.get("tasks", {}):
+        if "humaneval" not in section_of(knobs, "tasks"):
             raise ConfigError("--allow-unsafe-execution without programs to run", "it goes with --tasks humaneval")
-        knobs["tasks"]["humaneval"] = {**knobs["tasks"]["humaneval"], "allow_unsafe_execution": True}
+        knobs["tasks"]["humaneval"] = {**section_of(knobs["tasks"], "humaneval"), "allow_unsafe_execution": True}
     if options.mode is not None:
         modes = [mode_name(mode.strip()) for mode in options.mode.split(",")]
         knobs["decoders"] = {mode: decoder_section(mode) for mode in modes}

@@ -38,9 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace",
         nargs="?",
-        const="trace.json",
+        const="",
         metavar="FILE",
-        help="show the denoising; keep it in FILE (trace.json)",
+        help="show the denoising; with FILE keep it there",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt and nothing else")
     add_asking_flags(parser)

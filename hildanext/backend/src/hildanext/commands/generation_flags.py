@@ -129,6 +129,8 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
     from hildanext.core.config import validate
     from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config
 
+    if options.trace == "" and options.json:
+        raise ConfigError("--trace shows the denoising, and --json shows nothing", "keep it: --trace FILE")
     section, context = open_stage(options, lambda section: _folded(section, options), defaults, "generate")
     settings = validate(SampleConfig, section, "generate")
     prompts, modes = _prompts(options, settings), decoder_sections(settings, context)
@@ -145,6 +147,7 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
 def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """The section with the flags in it; --prompt and --batch stand in place of its prompts."""
     from hildanext.core.config import merge
+    from hildanext.recipe import section_of
 
     if options.prompt is not None or options.batch is not None:
         section = {key: value for key, value in section.items() if key not in ("prompts", "prompts_file")}
@@ -152,7 +155,7 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     flags |= {"special_tokens_in_text": options.special_tokens_in_text or None}
     flags |= {"chat": options.chat or None, "modes": [options.mode] if options.mode is not None else None}
     named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
-    decoder = {**merge({"decoder": section.get("decoder", {})}, named)["decoder"], **dict(options.knobs)}
+    decoder = {**merge({"decoder": section_of(section, "decoder")}, named)["decoder"], **dict(options.knobs)}
     return {**section, **{name: value for name, value in flags.items() if value is not None}, "decoder": decoder}
 
 

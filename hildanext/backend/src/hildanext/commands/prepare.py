@@ -125,6 +125,8 @@ def _graphs(options: argparse.Namespace) -> int:
 
 def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """The section `prepare` with the flags in it. Raises `ConfigError` where they would be about several parts."""
+    from hildanext.recipe import section_of
+
     source: dict[str, Any] = {"name": options.source} if options.source else {}
     if options.path:
         source["path"] = options.path[0] if len(options.path) == 1 else options.path
@@ -135,7 +137,7 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
             f"leave them out, or write --set prepare.{parts[0]}.source.path=FILE",
         )
     if source or "source" in section:
-        section["source"] = {**section.get("source", {}), **source}
+        section["source"] = {**section_of(section, "source"), **source}
     if options.out and not parts:
         section["out"] = options.out
     if options.tokenizer:

@@ -90,7 +90,7 @@ def chosen_section(run: Mapping[str, Any], options: argparse.Namespace, embedded
     chosen = {"profile": shared.profile, **(beside if named else embedded), **section}
     if options.model is not None and options.model != section.get("model"):
         chosen |= {"model": options.model, "parent": None}  # what the file names as its parent is another model's
-    engine = dict(chosen.get("engine", {"name": "auto"}))
+    engine = dict(section_of({"engine": {"name": "auto"}, **chosen}, "engine"))
     if getattr(options, "engine", None) is not None and options.engine != engine.get("name"):
         engine = {"name": options.engine}
     given = {name: getattr(options, name) for name in RUNTIME_FLAGS if getattr(options, name) is not None}

@@ -24,5 +24,11 @@ def run(options: argparse.Namespace) -> int:
         return run_training(options, section, context)
     from hildanext.stages.sft import render
 
-    print_json(render(section, context))
+    parts = render(section, context)
+    if options.json:
+        print_json(parts)
+    else:
+        counts = ", ".join(f"{parts[name]['examples']:,} for {name}" for name in ("train", "valid"))
+        print(f"conversations in {context.stage_dir}: {counts}")
+        print("next: the same command without --data-only")
     return 0

@@ -28,18 +28,22 @@ class LineProgram:
         """
         with self._lock:
             process = self._process if self._process is not None else self._start()
-            line = self._next_line(process, question + "\n", seconds)
-            if not line.endswith("\n"):
-                self._process = None
-                self._forget()
-                return None
-        return line
+            line = ""
+            try:
+                line = self._next_line(process, question + "\n", seconds)
+            finally:
+                if not line.endswith("\n"):  # after Ctrl-C too: the next question would be given this one's answer
+                    self._process = None
+                    self._forget()
+        return line if line.endswith("\n") else None
 
     def _start(self) -> "subprocess.Popen[str]":
         # -P: the folder of the program, whose files have common names, is no place to import from.
         process = subprocess.Popen(
             [sys.executable, "-P", str(self.program)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="ascii",
+            # A terminal's Ctrl-C is for the program that asks.
+            start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )  # fmt: skip
         self._forget = weakref.finalize(self, _end, process)
         if self._next_line(process, "", self.start_seconds) != READY:

@@ -1,10 +1,12 @@
 """What a person sees while something long runs: one live line in a terminal, a line now and then elsewhere."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 LINES_EVERY_SECONDS = 20.0
 
@@ -12,7 +14,8 @@ LINES_EVERY_SECONDS = 20.0
 class ProgressLine:
     """How much of `total` is done, what the caller says about it, and the time left at this session's pace.
 
-    `done` units were done by earlier sessions: they count for the bar and not for the pace.
+    `done` units were done by earlier sessions: they count for the bar and not for the pace. What is done between units
+    now and then (an evaluation) is a break: `breaks_left` are to come, and take as long as those so far.
     """
 
     def __init__(self, total: int, unit: str, name: str = "", done: int = 0, quiet: bool = False) -> None:
@@ -21,15 +24,17 @@ class ProgressLine:
         self.live = self.console.is_terminal and not quiet
         self.start_time, self.start_done, self.tokens = time.monotonic(), done, 0
         self.last_line = float("-inf")  # the first one comes at once
+        self.breaks: list[float] = []
+        self.breaks_left = 0
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TaskProgressColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self.console,
             disable=not self.live,
         )
-        self.row = self.bar.add_task(name or "starting", total=total, completed=done)
+        self.row = self.bar.add_task(name or "starting", total=total, completed=done, left="")
 
     def __enter__(self) -> "ProgressLine":
         self.bar.start()
@@ -44,12 +49,28 @@ class ProgressLine:
         """So much is done by now."""
         self.done = done
         title = f"{self.name} | {text}" if self.name else text
-        self.bar.update(self.row, completed=done, description=title)
-        now = time.monotonic()
+        now, left = time.monotonic(), self._left()
+        self.bar.update(self.row, completed=done, description=title, left=left)
         if not self.live and (now - self.last_line > LINES_EVERY_SECONDS or done >= self.total):
             self.last_line = now
-            left = (now - self.start_time) / max(done - self.start_done, 1) * max(self.total - done, 0)
-            self.say(f"{done} of {self.total} {self.unit} | {title} | {left:.0f} s left")
+            self.say(f"{done} of {self.total} {self.unit} | {title} | {left}")
+
+    def _left(self) -> str:
+        """The time to the end, as far as it is known."""
+        working = time.monotonic() - self.start_time - sum(self.breaks)
+        seconds = working / max(self.done - self.start_done, 1) * max(self.total - self.done, 0)
+        if self.breaks:
+            seconds += sum(self.breaks) / len(self.breaks) * self.breaks_left
+        unknown = self.breaks_left if not self.breaks else 0
+        more = f" and {unknown} evaluation{'s' * (unknown != 1)}" if unknown else ""
+        return f"{duration(seconds)}{more} left"
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """A break between units, whose time is not theirs."""
+        begun = time.monotonic()
+        yield
+        self.breaks.append(time.monotonic() - begun)
 
     def advance(self, tokens: int) -> None:
         """One unit more, which came to so many tokens."""
@@ -61,3 +82,11 @@ class ProgressLine:
         """A line of its own, above the live one."""
         # A sample may hold brackets; and a line that is cut in a file at the width of no terminal helps nobody.
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, then hours and minutes."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

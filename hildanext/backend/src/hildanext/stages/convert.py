@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hildanext.core.runtime import set_threads
-from hildanext.recipe import StageContext
+from hildanext.recipe import StageContext, section_of
 
 TOGETHER = True
 READS = ("data",)
@@ -33,7 +33,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = {"parent": context.start, **context.training(section)}
-    return settings, dict(settings.pop("data", {}))
+    return settings, dict(section_of({"data": settings.pop("data", {})}, "data"))
 
 
 def _with_parts(data: Mapping[str, Any], context: StageContext) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hildanext.core.config import merge, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import RuntimeConfig
-from hildanext.recipe import StageContext
+from hildanext.recipe import StageContext, section_of
 
 if TYPE_CHECKING:
     from hildanext.eval.evaluation import EvalConfig
@@ -104,9 +104,12 @@ def resolve(section: Mapping[str, Any], context: StageContext) -> Evaluation:
     seed = {"seed": context.seed}
     settings = merge({"parent": context.parent, "likelihood": seed, "generation": seed}, section)
     dtype, text = settings.pop("dtype", context.dtype), settings.pop("text", None)
-    quality, harness = settings.pop("quality", None), settings.pop("harness", None)
-    tasks = validate(QualityConfig, seed | quality, f"{context.key}.quality") if quality is not None else None
-    other = validate(HarnessConfig, harness, f"{context.key}.harness") if harness is not None else None
+    named = {name: section_of(settings, name) for name in ("quality", "harness") if settings.get(name) is not None}
+    settings = {name: value for name, value in settings.items() if name not in ("quality", "harness")}
+    tasks = (
+        validate(QualityConfig, {**seed, **named["quality"]}, f"{context.key}.quality") if "quality" in named else None
+    )
+    other = validate(HarnessConfig, named["harness"], f"{context.key}.harness") if "harness" in named else None
     reads = text is not None or "data" in settings
     known = validate(EvalConfig, {"data": "", **settings}, where=context.key)
     if context.alone and not reads and tasks is None and other is None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hildanext.core.runtime import set_threads
-from hildanext.recipe import StageContext
+from hildanext.recipe import StageContext, section_of
 
 TOGETHER = True
 READS = ("chat",)
@@ -47,4 +47,4 @@ def _started(section: Mapping[str, Any], context: StageContext) -> tuple[dict[st
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = context.training(section)
-    return settings, dict(settings.pop("chat", {}))
+    return settings, dict(section_of({"chat": settings.pop("chat", {})}, "chat"))

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,20 +101,21 @@ def _extracted(document: Document, extractor: Extractor, name: str, counts: Coun
 
 
 def _write_lines(target: Path, lines: Iterator[str], report: Report) -> int:
-    """Write lines under another name, fsync, rename; the number of lines. Raises `DataError` for none."""
+    """Write lines under another name, fsync, rename; the number of lines. Raises `DataError` for none, and then
+    nothing is there."""
     fresh = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    count = 0
+    first, count = next(lines, None), 0
+    if first is None:
+        raise DataError(f"no example could be read ({report.summary()})", _HINT)
     with disk_errors(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with fresh.open("w", encoding="utf-8", newline="\n") as file:
-                for line in lines:
+                for line in chain([first], lines):
                     file.write(line + "\n")
                     count += 1
                 file.flush()
                 os.fsync(file.fileno())
-            if not count:
-                raise DataError(f"no example could be read ({report.summary()})", _HINT)
             fresh.replace(target)
         finally:
             fresh.unlink(missing_ok=True)
