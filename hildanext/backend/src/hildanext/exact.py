@@ -1,4 +1,4 @@
-"""Prompt in, the parent's own text out, several tokens a forward: what `--mode exact` runs.
+"""Prompt in, the parent's own text out, several tokens a forward. No command runs it yet.
 
 `generate_exact` takes token ids; `LoadedDrafter` is a parent with its draft adapters, ready to be asked. Greedy text is
 the parent's greedy text token for token; sampled text has the parent's distribution. A seed gives the same sampled text
