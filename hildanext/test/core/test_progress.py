@@ -3,7 +3,7 @@
 import pytest
 
 from hildanext.core import progress
-from hildanext.core.progress import ProgressLine
+from hildanext.core.progress import ProgressLine, Repeats, time_left
 
 
 @pytest.fixture
@@ -79,3 +79,17 @@ def test_a_quiet_one_says_nothing(capsys):
         line.say("a")
         line.advance(1)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(59.0, ""), (600.0, ", 10 min left"), (9000.0, ", 2 h 30 min left")])
+def test_more_than_a_minute_is_told_and_less_is_not(seconds, said):
+    assert time_left(seconds) == said
+
+
+def test_repeats_say_how_long_the_others_will_take(monkeypatch):
+    clock, said = iter([0.0, 300.0, 400.0]), []
+    monkeypatch.setattr("hildanext.core.progress.time.perf_counter", lambda: next(clock))
+    repeats = Repeats(3, said.append)
+    repeats.done(1)
+    repeats.done(3)
+    assert said == ["repeat 1 of 3, 10 min left", "repeat 3 of 3"]

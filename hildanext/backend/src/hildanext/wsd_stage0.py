@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hildanext.core.config import Seed, config, plain, validate
+from hildanext.core.config import RowLength, Seed, config, plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
@@ -41,7 +41,7 @@ class DataConfig:
 
     train: str
     valid: str
-    sequence_length: int = Field(default=256, ge=2)
+    sequence_length: RowLength = 256
     packing: Packing = "documents"
     pad_to_block: int | None = Field(default=32, ge=1)
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from hildanext.bench.train_speed import Seconds, medians
 from hildanext.core.config import Seed, config, plain, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.progress import Repeats
 from hildanext.core.runtime import accelerates_bf16, machine, make_generator
 from hildanext.corruption.input_layout import LayoutChoice, choose_layout
 from hildanext.corruption.noised_batches import NoisedBatches
@@ -78,6 +79,7 @@ def measure(
     model.train()
     with tempfile.TemporaryDirectory() as folder:
         micro_batches = _micro_batches(model, tokenizer, data, recipe, settings, Path(folder))
+        repeats = Repeats(settings.repeats, say)
         for repeat in range(settings.repeats + 1):
             window = [micro_batches(repeat * settings.accumulate + micro) for micro in range(settings.accumulate)]
             for layout, step in steps.items():
@@ -88,8 +90,7 @@ def measure(
                     times[layout].append(Seconds.now(model.device).since(begun))
             if repeat > 0:
                 _count(counts, window, model)
-                if say is not None:
-                    say(f"repeat {repeat} of {settings.repeats}")
+                repeats.done(repeat)
     rows = {name: value for name, value in plain(data).items() if name not in ("train", "valid")}
     return _result(model, settings, rows, times, counts, losses, wide)
 

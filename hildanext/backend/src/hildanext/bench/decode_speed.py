@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hildanext.ar import Parent
 from hildanext.core.config import Seed, config, plain
+from hildanext.core.progress import Repeats
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
 from hildanext.decoding.base import step
@@ -172,11 +173,11 @@ def measure(
     steps: dict[str, dict[str, Pairs]] = {name: defaultdict(Pairs) for name in settings.decoders}
     throwaway: dict[str, Pairs] = defaultdict(Pairs)
     loop_against_bare(model, next(iter(settings.decoders.values())), settings, prompts[0], throwaway)
-    for number, prompt in enumerate(prompts):
+    repeats = Repeats(settings.repeats, say)
+    for number, prompt in enumerate(prompts, 1):
         for name, section in settings.decoders.items():
             loop_against_bare(model, section, settings, prompt, steps[name])
-        if say is not None:
-            say(f"repeat {number + 1} of {settings.repeats}")
+        repeats.done(number)
     whole = GenerationBenchConfig(
         prompts=len(prompts),
         prompt_tokens=settings.prompt_tokens,

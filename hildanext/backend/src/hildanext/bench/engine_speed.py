@@ -21,6 +21,7 @@ from rich.table import Table
 from hildanext.ar import Parent
 from hildanext.bench.decode_speed import BareForward, finish
 from hildanext.core.config import Seed, config, plain
+from hildanext.core.progress import Repeats
 from hildanext.core.runtime import machine
 from hildanext.decoding import MODES, make_decoder
 from hildanext.engine.base import EngineEvent, Failed, Finished, Request, RequestOutput
@@ -144,10 +145,10 @@ def measure(
     repeats = []
     try:
         _repeat(engine, parent, settings, draw)  # nobody's first forward is timed
-        for number in range(settings.repeats):
+        progress = Repeats(settings.repeats, say)
+        for number in range(1, settings.repeats + 1):
             repeats.append(_repeat(engine, parent, settings, draw))
-            if say is not None:
-                say(f"repeat {number + 1} of {settings.repeats}")
+            progress.done(number)
     finally:
         engine.close()
     medians = {

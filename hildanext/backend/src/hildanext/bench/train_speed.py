@@ -23,8 +23,9 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from hildanext import masks
 from hildanext.bench.decode_speed import finish
-from hildanext.core.config import Seed, config, plain
+from hildanext.core.config import RowLength, Seed, config, plain
 from hildanext.core.errors import ConfigError
+from hildanext.core.progress import Repeats
 from hildanext.core.runtime import accelerates_bf16, machine
 from hildanext.corruption.input_layout import build_layout
 from hildanext.diffusion import SMALLEST_TIME, NoisedBatch, block_index, block_times, elbo_weight, mask_tokens, targets
@@ -39,7 +40,7 @@ from hildanext.training import make_optimizer
 class TrainSpeedConfig:
     """The shape of a step; the data is random tokens, one document a row."""
 
-    sequence_length: int = Field(default=256, ge=2)
+    sequence_length: RowLength = 256
     block_size: int = Field(default=32, ge=1)
     batch_size: int = Field(default=4, ge=1)
     repeats: int = Field(default=5, ge=1)
@@ -180,14 +181,15 @@ def measure(
     if settings.plain:
         variants["plain"] = lambda: plain_loss(model, view)
     model.train()
+    repeats = Repeats(settings.repeats, say)
     for repeat in range(settings.repeats + 1):
         for name, loss in variants.items():
             seconds = _timed_step(loss, optimizer, device)
             if repeat > 0:  # the first of each pays for allocations
                 times[name].append(seconds)
         rates.append(products.flop_per_second(device))
-        if say is not None and repeat > 0:
-            say(f"repeat {repeat} of {settings.repeats}")
+        if repeat > 0:
+            repeats.done(repeat)
     return _result(model, settings, view, times, medians(rates[1:]), wide)
 
 

@@ -17,6 +17,8 @@ Built = TypeVar("Built")
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What every generator takes."""
+RowLength = Annotated[int, Field(ge=2, le=2**20)]
+"""Tokens of a row. More are no model's context, and far more would end in numpy's own error."""
 AnySeed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """What torch's generators take; those of numpy want it 0 or more."""
 

@@ -1,7 +1,7 @@
 """What a person sees while something long runs: one live line in a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -90,3 +90,21 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def time_left(seconds: float) -> str:
+    """How long something will still take, to stand behind what is done; nothing where that is a minute or less."""
+    return f", {duration(seconds)} left" if seconds > 60 else ""
+
+
+class Repeats:
+    """Says which of `count` repeats is done, and how long the others will take."""
+
+    def __init__(self, count: int, say: Callable[[str], None] | None) -> None:
+        self.count, self.say, self.begun = count, say, time.perf_counter()
+
+    def done(self, number: int) -> None:
+        """The repeat `number`, from 1, is done."""
+        if self.say is not None:
+            left = (time.perf_counter() - self.begun) / number * (self.count - number)
+            self.say(f"repeat {number} of {self.count}{time_left(left)}")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from hildanext.core.config import config, plain
+from hildanext.core.config import RowLength, config, plain
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.json_text import BadJson, as_read_back, parse
 from hildanext.core.registry import build
@@ -51,7 +51,7 @@ class ChatDataConfig:
     valid: dict[str, Any] | None = None
     """Held-out conversations; None holds out `valid_share` of `train`."""
     valid_share: float = Field(default=0.05, gt=0, lt=1)
-    sequence_length: int = Field(default=512, ge=2)
+    sequence_length: RowLength = 512
     packing: bool = True
     """Lay several short conversations in a row; they do not see each other."""
     template: TemplateChoice = "auto"

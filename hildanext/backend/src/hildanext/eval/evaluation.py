@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
 from hildanext.core import plots
-from hildanext.core.config import config, plain
+from hildanext.core.config import RowLength, config, plain
 from hildanext.core.console import machine_line, wide_console
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import to_json
+from hildanext.core.progress import time_left
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine
 from hildanext.data.batch import Batch
@@ -55,7 +56,7 @@ class EvalConfig:
     """A folder of prepared shards, held out from training."""
     parent: str | None = None
     """Default: the parent that the checkpoint's card names. "" evaluates without one."""
-    sequence_length: int = Field(default=256, ge=2)
+    sequence_length: RowLength = 256
     pad_to_block: int = Field(default=32, ge=1)
     rows: int = Field(default=16, ge=1)
     """Rows of the data, from the first one on."""
@@ -108,8 +109,11 @@ def evaluate(
                 f"no document of {settings.generation.prompt_tokens} tokens begins in the data", "lower prompt_tokens"
             )
 
+        begun = time.perf_counter()
+
         def each(done: int) -> None:
-            tell(f"prompt {done} of {len(prompts)} decoded in every way")
+            left = (time.perf_counter() - begun) / done * (len(prompts) - done)
+            tell(f"prompt {done} of {len(prompts)} decoded in every way{time_left(left)}")
 
         written = compare(model, tokenizer, parent, prompts, settings.generation, each)
         result["generation"] = [method.to_record() for method in written]
@@ -137,7 +141,7 @@ def _likelihoods(
     tell: Say,
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    base = math.nan
+    base, begun = math.nan, time.perf_counter()
 
     def add(name: str, scored: TextLikelihood) -> None:
         over = 100 * (scored.nats_per_token / base - 1) if base == base else None
@@ -147,7 +151,12 @@ def _likelihoods(
     if parent is not None:
         baseline = parent_likelihood(parent, batches, pad_id)
         base = baseline.nats_per_token
+        # A forward of noisy and clean copies is about two of the parent's; a bound takes one for each draw.
+        forwards = sum(2 * (1 if size == 1 else settings.draws) for size in settings.block_sizes)
+        left = time_left(forwards * (time.perf_counter() - begun))
         add(PARENT, baseline)
+        if left:
+            tell(f"the model's likelihoods:{left.removeprefix(',')}")
     for size in settings.block_sizes:
         add(f"diffusion, block {size}", bound(model, batches, size, pad_id, settings))
     if not rows or rows[0]["tokens"] == 0:
