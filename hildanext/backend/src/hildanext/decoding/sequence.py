@@ -11,7 +11,7 @@ from torch import Tensor
 from hildanext.decoding.base import Canvas, Edit
 from hildanext.kv_cache import BlockCache
 
-Kind = Literal["denoise", "revise"]
+Kind = Literal["denoise", "revise", "exact"]
 
 
 @dataclass(eq=False)

@@ -72,7 +72,12 @@ class BlockCache:
     @classmethod
     def of_parent(cls, parent: Parent, capacity: int) -> "BlockCache":
         """The same for an autoregressive model: every token is a block of its own, and sees those before it."""
-        layers, kv_heads, head_dim = _shape(parent.causal_lm.config)
+        return cls.of_causal(parent.causal_lm, capacity)
+
+    @classmethod
+    def of_causal(cls, causal_lm: PreTrainedModel, capacity: int) -> "BlockCache":
+        """The same for the bare weights of one."""
+        layers, kv_heads, head_dim = _shape(causal_lm.config)
         return cls(
             layers,
             kv_heads,
@@ -80,8 +85,8 @@ class BlockCache:
             head_dim,
             block_size=1,
             clean_mask="token_causal",
-            dtype=parent.causal_lm.dtype,
-            device=parent.device,
+            dtype=causal_lm.dtype,
+            device=causal_lm.device,
         )
 
     @property

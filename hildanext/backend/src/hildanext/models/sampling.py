@@ -75,6 +75,33 @@ def sample(
     """One token for each row: top-k first, then the nucleus of what it leaves. Greedy at temperature 0; None is off."""
     if temperature <= 0.0:
         return logits.argmax(-1)
+    probability, ids = _filtered(logits, temperature, top_p, top_k)
+    cumulative = probability.cumsum(-1)
+    height = uniform[:, None].to(cumulative) * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, height, right=True).clamp_max(cumulative.shape[-1] - 1)
+    # Rounding may land on an id of probability zero at the end: step back to the likeliest then.
+    possible = probability.gather(-1, chosen) > 0
+    chosen = torch.where(possible, chosen, probability.argmax(-1, keepdim=True))
+    return (chosen if ids is None else ids.gather(-1, chosen))[:, 0]
+
+
+def law(
+    logits: Float[Tensor, "rows vocab"], temperature: float, top_p: float | None = None, top_k: int | None = None
+) -> Float[Tensor, "rows vocab"]:
+    """The distribution that `sample` draws from, renormalised, in fp64. At temperature 0 all of it is on the argmax."""
+    if temperature <= 0.0:
+        certain = torch.zeros_like(logits, dtype=torch.float64)
+        return certain.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    probability, ids = _filtered(logits, temperature, top_p, top_k)
+    if ids is not None:
+        probability = torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, ids, probability)
+    return probability / probability.sum(-1, keepdim=True)
+
+
+def _filtered(
+    logits: Float[Tensor, "rows vocab"], temperature: float, top_p: float | None, top_k: int | None
+) -> tuple[Float[Tensor, "rows kept"], Int[Tensor, "rows kept"] | None]:
+    """Weights after temperature and filters, and of which ids they are; None: of every one, in order."""
     logits, ids = logits / temperature, None
     if top_k is not None and top_k < logits.shape[-1]:
         ids = _highest(logits, top_k)
@@ -85,13 +112,7 @@ def sample(
         # What lies before an id decides, so that the likeliest is always kept.
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
         probability = torch.zeros_like(probability).scatter_(-1, order, ordered)
-    cumulative = probability.cumsum(-1)
-    height = uniform[:, None].to(cumulative) * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, height, right=True).clamp_max(cumulative.shape[-1] - 1)
-    # Rounding may land on an id of probability zero at the end: step back to the likeliest then.
-    possible = probability.gather(-1, chosen) > 0
-    chosen = torch.where(possible, chosen, probability.argmax(-1, keepdim=True))
-    return (chosen if ids is None else ids.gather(-1, chosen))[:, 0]
+    return probability, ids
 
 
 def _highest(logits: Float[Tensor, "rows vocab"], k: int) -> Int[Tensor, "rows k"]:

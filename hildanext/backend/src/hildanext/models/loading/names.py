@@ -83,6 +83,14 @@ def locate_diffusion(name: str) -> Path:
     raise ModelError(f"no diffusion checkpoint {name!r}", "give the folder that convert wrote, or 'tiny'")
 
 
+def locate_drafts(name: str) -> Path:
+    """The folder of a set of draft adapters. Raises `ModelError`."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    raise ModelError(f"no draft adapters {name!r}", "give a folder that `save_drafts` wrote")
+
+
 def refuse_run(folder: Path) -> None:
     """Raise `ModelError` naming the checkpoints where the folder of a run (or of runs) is given in place of one."""
     if (folder / CONFIG).is_file():

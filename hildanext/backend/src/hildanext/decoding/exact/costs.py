@@ -1,0 +1,92 @@
+"""What a forward costs by its number of rows, on this device: measured once, and kept beside the models."""
+
+import hashlib
+import json
+import statistics
+import time
+
+import torch
+
+from hildanext.core.run_dir import write_atomically
+from hildanext.core.runtime import Runtime, cpu_name, versions
+from hildanext.decoding.exact.policy import RowCosts
+from hildanext.kv_cache import BlockCache
+from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
+from hildanext.models.drafter import Drafter
+from hildanext.models.loading.names import models_folder
+
+ROWS = (1, 2, 3, 4, 6, 9, 12, 16, 25, 32)
+REPEATS = 5
+CONTEXT = 128
+"""Tokens that are cached before the rows that are timed."""
+
+
+def row_costs(drafter: Drafter, runtime: Runtime) -> RowCosts:
+    """From the cache folder, or measured now (a second or two) and put there."""
+    path = models_folder().parent / "costs" / f"{_identity(drafter, runtime)}.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return RowCosts({int(rows): float(seconds) for rows, seconds in stored["seconds"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not whole: measured again
+        measured = measure(drafter)
+        write_atomically(path, json.dumps({"seconds": measured}, indent=1) + "\n")
+        return RowCosts(measured)
+
+
+@torch.inference_mode()
+def measure(drafter: Drafter) -> dict[int, float]:
+    """Median seconds of a forward with its head, by rows; sizes take turns, so that a busy moment hits all of them.
+
+    From 2 rows on they are a clean row and masks behind it; the head reads the clean row and as many masks as were
+    drafted at once.
+    """
+    cache = BlockCache.of_causal(drafter.causal_lm, CONTEXT + max(ROWS))
+    cache.keys.zero_()
+    cache.values.zero_()
+    times: dict[int, list[float]] = {rows: [] for rows in ROWS}
+    for turn in range(REPEATS + 1):
+        for rows in ROWS:
+            begin = time.perf_counter()
+            _forward(drafter, cache, rows)
+            _wait(drafter.device)
+            if turn > 0:  # the first turn warms up
+                times[rows].append(time.perf_counter() - begin)
+    medians = {rows: statistics.median(seconds) for rows, seconds in times.items()}
+    risen, highest = {}, 0.0
+    for rows in ROWS:  # more rows cost no less: what says otherwise is noise
+        highest = max(highest, medians[rows])
+        risen[rows] = highest
+    return risen
+
+
+def _forward(drafter: Drafter, cache: BlockCache, rows: int) -> None:
+    device = drafter.device
+    clean = (rows + 2) // 3 if rows > 1 else 1  # about the share that drafts behind every point have
+    segment = DraftSegment(CONTEXT, clean, (0,) * (rows > clean), rows - clean)
+    positions = torch.arange(CONTEXT, CONTEXT + rows, device=device)[None]
+    attention = DraftAttention([cache], [segment])
+    tokens = torch.zeros(1, clean, dtype=torch.long, device=device)
+    if rows == clean:
+        hidden = drafter.clean(tokens, positions, attention)[0][0]
+    else:
+        anchors = torch.zeros(rows - clean, dtype=torch.long, device=device)
+        hidden = drafter(tokens, anchors, anchors, positions, attention)[0]
+    drafter.logits(hidden[:clean]).argmax(-1)
+    if rows > clean:
+        drafter.logits(hidden[-min(clean, rows - clean) :]).argmax(-1)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _identity(drafter: Drafter, runtime: Runtime) -> str:
+    """Of what decides the times: the machine, the versions, the model's shape."""
+    config = drafter.causal_lm.config
+    facts = (
+        runtime.device.type, str(runtime.dtype), runtime.threads, versions(), drafter.enter, drafter.lora.rank,
+        *(getattr(config, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")),
+        cpu_name(),
+    )  # fmt: skip
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]

@@ -1,0 +1,289 @@
+"""Documents that are written in the parent's own words, all in one forward: drafts are verified and the next ones made.
+
+A row's text ends in a certain token whose keys are not cached yet. A forward feeds it and the drafts behind it as clean
+rows, and masks behind the acceptance points (see `kv_cache.draft_attention`). What the parent confirms stays, with its
+keys; behind it stands the parent's own token; the group of masks behind that point has made the next drafts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hildanext.core.runtime import send
+from hildanext.decoding.exact.expected import Placement
+from hildanext.decoding.exact.lookup import look_up
+from hildanext.decoding.exact.policy import ExactConfig, Placing
+from hildanext.decoding.exact.verify import Verdict, verify_greedy, verify_sampled
+from hildanext.decoding.sequence import Step
+from hildanext.kv_cache import BlockCache
+from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
+from hildanext.models.attention import PREFILL_TOKENS
+from hildanext.models.drafter import Drafter
+from hildanext.models.sampling import law, uniforms
+
+
+@dataclass(eq=False)
+class ExactRow:
+    """One document."""
+
+    index: int
+    prompt: int
+    """Tokens of the prompt."""
+    limit: int
+    """The row ends once it has this many tokens."""
+    tokens: list[int]
+    """Certain ones; the last is not cached yet."""
+    cache: BlockCache
+    uniform: Float[Tensor, "three capacity"]
+    """For each position: whether its draft stays, which token is drawn there, which draft."""
+    drafts: list[int] = field(default_factory=list)
+    draft_law: Float[Tensor, "drafts vocab"] | None = None
+    """What sampled drafts were drawn from."""
+    prefill: int = 0
+    forwards: int = 0
+    rows: int = 0
+    """Rows of all its forwards."""
+    edits: int = 0
+    offered: list[int] = field(default_factory=list)
+    """How often a draft stood at each place ..."""
+    confirmed: list[int] = field(default_factory=list)
+    """... and how often all up to it were right."""
+
+    @property
+    def room(self) -> int:
+        """Drafts that may be verified before the parent's own token is the last."""
+        return max(self.limit - len(self.tokens) - 1, 0)
+
+    def count(self, given: int, accepted: int) -> None:
+        """Note the verdict on `given` drafts."""
+        for tally in (self.offered, self.confirmed):
+            tally.extend([0] * (given - len(tally)))
+        for place in range(given):
+            self.offered[place] += 1
+            self.confirmed[place] += place < accepted
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one forward feeds of a row."""
+
+    row: ExactRow
+    drafts: list[int]
+    given: int
+    """Drafts that are some; those behind them are there for the number of rows."""
+    placement: Placement
+
+    @property
+    def segment(self) -> DraftSegment:
+        points = tuple(point for point in self.placement.points if point <= len(self.drafts))
+        if not self.drafts and self.placement.points:
+            points = (0,)  # whatever the points are: without drafts there is one to stand behind
+        return DraftSegment(len(self.row.tokens) - 1, 1 + len(self.drafts), points, self.placement.drafts)
+
+
+class ExactState:
+    """Rows that are written together; `ended(row)` is asked after every forward of a row."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        config: ExactConfig,
+        placing: Placing,
+        ended: Callable[[ExactRow], bool],
+        observe: Callable[[Step], None] | None = None,
+    ) -> None:
+        self.drafter, self.config, self.placing = drafter, config, placing
+        self.ended, self.observe = ended, observe
+        self.rows: list[ExactRow] = []
+
+    def row(self, prompt: Sequence[int], limit: int, seed: int, index: int) -> ExactRow:
+        """A document that is to have `limit` tokens; its cache, with room for the scratch of masks, is made here."""
+        most = self.placing.most
+        capacity = limit + most + (most + 1) * most
+        cache = BlockCache.of_causal(self.drafter.causal_lm, capacity)
+        drawn = uniforms(seed, 3 * capacity).view(3, capacity).to(self.drafter.device, non_blocking=True)
+        return ExactRow(index, len(prompt), limit, list(prompt), cache, drawn)
+
+    @torch.inference_mode()
+    def prefill(self, row: ExactRow) -> None:
+        """Feed the prompt but for its last token, and let the row take part."""
+        while (unfed := len(row.tokens) - 1 - row.cache.length) > 0:
+            piece = min(unfed, PREFILL_TOKENS)
+            segment = DraftSegment(row.cache.length, piece, (), 0)
+            fed = send([row.tokens[segment.start : segment.start + piece]], self.drafter.device, torch.long)
+            positions = torch.arange(segment.start, segment.start + piece, device=fed.device)[None]
+            self.drafter.clean(fed, positions, DraftAttention([row.cache], [segment]))
+            row.cache.commit(segment.start + piece)
+            row.prefill += 1
+        self.rows.append(row)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One forward of all rows. The host waits for the device once."""
+        plans = [self._plan(row) for row in self.rows]
+        segments = [plan.segment for plan in plans]
+        hidden = self._forward(plans, segments)
+        clean = sum(segment.clean for segment in segments)
+        logits = self.drafter.logits(hidden[:clean])
+        verdict, sure = self._verdict(plans, segments, logits)
+        drafts, laws = self._next_drafts(segments, hidden[clean:], verdict, plans)
+        columns = [verdict.accepted[:, None], verdict.token[:, None], *([] if drafts is None else [drafts])]
+        read: list[list[int]] = torch.cat(columns, 1).tolist()
+        chances = None if sure is None else sure.tolist()
+        for number, (plan, segment, (accepted, token, *following)) in enumerate(
+            zip(plans, segments, read, strict=True)
+        ):
+            keeps = accepted in segment.points
+            law_of = None if laws is None or not keeps else laws[number, : segment.places]
+            if chances is not None:
+                self._show(plan, accepted, token, chances[number])
+            self._write(plan, accepted, token, following[: segment.places] if keeps else [], law_of)
+        self.rows = [row for row in self.rows if not self.ended(row)]
+
+    def _plan(self, row: ExactRow) -> _Plan:
+        placement = self.placing.choose(row, len(self.rows))
+        drafts = row.drafts[: min(placement.drafts, row.room)] if self.config.drafter != "none" else []
+        if self.config.drafter in ("lookup", "both") and placement.drafts:
+            shortest = 1 if self.config.drafter == "lookup" else 2  # one token in common says less than the adapters
+            matched = look_up(row.tokens, min(placement.drafts, row.room), shortest)
+            if matched:
+                drafts, row.draft_law = matched, None
+        junk = placement.drafts - len(drafts) if self.placing.fixed else 0
+        return _Plan(row, [*drafts, *row.tokens[-1:] * junk], len(drafts), placement)
+
+    def _forward(self, plans: Sequence[_Plan], segments: Sequence[DraftSegment]) -> Float[Tensor, "rows hidden"]:
+        """Final states of the clean rows of all documents, then of their masks."""
+        device = self.drafter.device
+        tokens = [token for plan in plans for token in (plan.row.tokens[-1], *plan.drafts)]
+        clean, masks = zip(*(segment.positions for segment in segments), strict=True)
+        positions = send([[*sum(clean, []), *sum(masks, [])]], device, torch.long)
+        begins = _begins([segment.clean for segment in segments])
+        anchors = [begin + at for begin, segment in zip(begins, segments, strict=True) for at in segment.anchors]
+        places = [place for segment in segments for _ in segment.points for place in range(segment.places)]
+        attention = DraftAttention([plan.row.cache for plan in plans], segments)
+        fed = send([tokens], device, torch.long)
+        for plan, segment in zip(plans, segments, strict=True):
+            plan.row.forwards += 1
+            plan.row.rows += segment.clean + segment.masks
+        if not anchors:
+            return self.drafter.clean(fed, positions, attention)[0][0]
+        index = send([anchors, places], device, torch.long)
+        hidden: Tensor = self.drafter(fed, index[0], index[1], positions, attention)[0]
+        return hidden
+
+    def _verdict(
+        self, plans: Sequence[_Plan], segments: Sequence[DraftSegment], logits: Float[Tensor, "clean vocab"]
+    ) -> tuple[Verdict, Float[Tensor, "documents rows"] | None]:
+        """What stays of each document; and, where somebody looks, the parent's probability of what it writes."""
+        config, device = self.config, logits.device
+        widths = [segment.clean for segment in segments]
+        most = max(widths)
+        begins = _begins(widths)
+        index = send(
+            [[begin + min(at, width - 1) for at in range(most)] for begin, width in zip(begins, widths, strict=True)],
+            device,
+            torch.long,
+        )
+        drafts = send([plan.drafts + [0] * (most - 1 - len(plan.drafts)) for plan in plans], device, torch.long)
+        drafts = drafts.view(len(plans), most - 1)
+        given = send([[at < plan.given for at in range(most - 1)] for plan in plans], device, torch.bool)
+        given = given.view(len(plans), most - 1)
+        if config.temperature <= 0.0:
+            verdict = verify_greedy(logits.argmax(-1)[index], drafts, given)
+        else:
+            laws = law(logits, config.temperature, config.top_p, config.top_k)[index]
+            accept, draw = self._uniform(plans, most, 0)[:, :-1], self._uniform(plans, most, 1)
+            verdict = verify_sampled(laws, drafts, given, self._draft_laws(plans, most - 1, laws), accept, draw)
+        if self.observe is None:
+            return verdict, None
+        written = torch.cat([drafts, verdict.token[:, None]], 1).scatter(
+            1, verdict.accepted[:, None], verdict.token[:, None]
+        )
+        chance = logits.log_softmax(-1)[index].gather(2, written[..., None])[..., 0].exp()
+        return verdict, chance
+
+    def _uniform(self, plans: Sequence[_Plan], count: int, kind: int) -> Float[Tensor, "documents count"]:
+        """Of the positions behind each row's certain token."""
+        return torch.stack([plan.row.uniform[kind, len(plan.row.tokens) :][:count] for plan in plans])
+
+    def _draft_laws(
+        self, plans: Sequence[_Plan], count: int, like: Tensor
+    ) -> Float[Tensor, "documents drafts vocab"] | None:
+        """What drafts were drawn from; a choice counts as a law of one token. None where all are choices."""
+        if all(plan.row.draft_law is None for plan in plans):
+            return None
+        laws = like.new_zeros(len(plans), count, like.shape[-1])
+        for number, plan in enumerate(plans):
+            here = plan.given
+            if plan.row.draft_law is not None:
+                laws[number, :here] = plan.row.draft_law[:here]
+            elif here:
+                laws[number, range(here), plan.drafts[:here]] = 1.0
+        return laws
+
+    def _next_drafts(
+        self,
+        segments: Sequence[DraftSegment],
+        hidden: Float[Tensor, "masks hidden"],
+        verdict: Verdict,
+        plans: Sequence[_Plan],
+    ) -> tuple[Int[Tensor, "documents places"] | None, Tensor | None]:
+        """What the group behind each document's accepted drafts says; the head is applied to that group alone.
+
+        Documents without such a group get what is not read.
+        """
+        if not len(hidden):
+            return None, None
+        device, begins = hidden.device, _begins([segment.masks for segment in segments])
+        most, widest = max(segment.places for segment in segments), max(segment.clean for segment in segments)
+        first = []
+        for begin, segment in zip(begins, segments, strict=True):
+            at = {point: begin + number * segment.places for number, point in enumerate(segment.points)}
+            first.append([at.get(point, 0) for point in range(widest)])
+        group = send(first, device, torch.long).gather(1, verdict.accepted[:, None])
+        rows = (group + torch.arange(most, device=device)).clamp_max(len(hidden) - 1)
+        logits = self.drafter.logits(hidden[rows])
+        config = self.config
+        if config.temperature <= 0.0 or not config.sample_drafts:
+            return logits.argmax(-1), None
+        laws = law(logits.flatten(0, 1), config.temperature, config.top_p, config.top_k).view(*rows.shape, -1)
+        # Draft i of a row stands i + 1 positions behind the token that this forward has made certain.
+        capacity = plans[0].row.uniform.shape[1]
+        starts = send([len(plan.row.tokens) + 1 for plan in plans], device, torch.long)
+        places = (starts + verdict.accepted)[:, None] + torch.arange(most, device=device)
+        chances = torch.stack([plan.row.uniform[2] for plan in plans]).gather(1, places.clamp_max(capacity - 1))
+        cumulative = laws.cumsum(-1)
+        chosen = torch.searchsorted(cumulative, (chances[..., None] * cumulative[..., -1:]), right=True)
+        return chosen[..., 0].clamp_max(laws.shape[-1] - 1), laws
+
+    def _write(self, plan: _Plan, accepted: int, token: int, drafts: list[int], draft_law: Tensor | None) -> None:
+        row = plan.row
+        row.count(plan.given, accepted)
+        row.edits += accepted < plan.given
+        row.tokens += [*plan.drafts[:accepted], token]
+        row.cache.commit(len(row.tokens) - 1)
+        row.drafts, row.draft_law = drafts, draft_law
+
+    def _show(self, plan: _Plan, accepted: int, token: int, chances: Sequence[float]) -> None:
+        row = plan.row
+        begin = len(row.tokens)
+        kept = [(begin + at, draft, chances[at]) for at, draft in enumerate(plan.drafts[:accepted])]
+        written: dict[str, Any] = {"drafts": kept}
+        if accepted < plan.given:
+            written["edits"] = [(begin + accepted, plan.drafts[accepted], token, chances[accepted])]
+        else:
+            written["drafts"] = [*kept, (begin + accepted, token, chances[accepted])]
+        assert self.observe is not None
+        self.observe(Step(row.index, row.forwards, begin, "exact", [], **written, final=True))
+
+
+def _begins(widths: Sequence[int]) -> list[int]:
+    """Where each of several stretches begins, one behind another."""
+    begins = [0]
+    for width in widths[:-1]:
+        begins.append(begins[-1] + width)
+    return begins

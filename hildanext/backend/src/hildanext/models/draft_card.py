@@ -1,0 +1,80 @@
+"""`hilda.json` of a set of draft adapters: whose they are, how they were trained, how often their drafts were right.
+
+Beside it lie the adapters in peft's own format (`adapter_config.json`, `adapter_model.safetensors`), which peft loads
+as plain LoRA, and `places.safetensors`, the vectors of the mask rows. The gate is not part of peft's format: whoever
+loads the adapters without this package adapts every row.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hildanext.core.config import config, plain, validate
+from hildanext.core.errors import CheckpointError
+from hildanext.models.card import CARD, FORMAT_VERSION
+from hildanext.models.gated_lora import GatedLoraConfig
+
+KIND = "drafts"
+
+
+@config
+class DraftCard:
+    """What drafts of a kept parent need to know."""
+
+    kind: Literal["drafts"] = "drafts"
+    gate: Literal["noisy"] = "noisy"
+    """The rows that the adapters act on; all others are the parent's."""
+    parent: str
+    """Name of the parent, whose weights stay where they are."""
+    parent_hash: str
+    """Of its weights (`loading.files.weights_hash`)."""
+    places: int = Field(ge=1)
+    """Mask rows of a group at most: tokens that are drafted at a time."""
+    enter: int = Field(default=0, ge=0)
+    """The layer at which mask rows enter."""
+    shared_place: bool = False
+    lora: GatedLoraConfig = GatedLoraConfig()
+    acceptance: tuple[float, ...] = ()
+    """Entry j - 1: the share of held-out places at which the first j drafts were right, j drafts behind every token."""
+    trained_on: str = ""
+    """What the adapters have seen."""
+    format_version: int = FORMAT_VERSION
+
+
+def is_draft_folder(folder: str | Path) -> bool:
+    """Whether `hilda.json` there says that the folder holds draft adapters."""
+    return _fields(Path(folder)).get("kind") == KIND
+
+
+def read_draft_card(folder: str | Path) -> DraftCard:
+    """Raises `CheckpointError` where there is none, or where it is broken or of another format or kind."""
+    path = Path(folder) / CARD
+    fields = _fields(Path(folder))
+    if fields.get("kind") != KIND:
+        raise CheckpointError(
+            f"{str(folder)!r} holds no draft adapters",
+            "give a folder that `save_drafts` wrote",
+        )
+    if fields.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is of another format", f"this version reads format {FORMAT_VERSION}; install the one that wrote it"
+        )
+    return validate(DraftCard, fields, where=str(path), strict=True)
+
+
+def draft_card_text(card: DraftCard) -> str:
+    return json.dumps(plain(card), indent=2) + "\n"
+
+
+def _fields(folder: Path) -> dict[str, Any]:
+    """Of `hilda.json`; none where it is not there."""
+    path = folder / CARD
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise CheckpointError(f"{path} is broken ({problem})", "copy the checkpoint again") from None
+    return fields if isinstance(fields, dict) else {}

@@ -1,0 +1,96 @@
+"""Draft adapters on disk: written whole or not at all, and loaded only beside the parent that they were trained for."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from hildanext.core.errors import CheckpointError
+from hildanext.core.run_dir import save_folder_atomically
+from hildanext.models.card import CARD
+from hildanext.models.checkpoint import save_tensors
+from hildanext.models.draft_card import DraftCard, draft_card_text, read_draft_card
+from hildanext.models.drafter import Drafter
+from hildanext.models.gated_lora import gated_layers
+from hildanext.models.loading.files import check_safetensors, weights_hash
+from hildanext.models.loading.load import load_parent
+from hildanext.models.loading.names import locate, locate_drafts
+
+ADAPTER = "adapter_model.safetensors"
+PLACES = "places.safetensors"
+PREFIX = "base_model.model."
+"""What peft puts before the names of the layers that it wraps."""
+
+
+def save_drafts(folder: str | Path, drafter: Drafter, card: DraftCard) -> None:
+    """Write adapters and card, nothing of the parent. Raises `CheckpointError` (out of disk, not writable)."""
+    state = {}
+    for name, layer in gated_layers(drafter.causal_lm):
+        state[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
+        state[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
+    layers = range(drafter.enter, len(drafter.causal_lm.model.layers))
+    lora = card.lora
+    peft = PeftLoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=sorted(lora.targets), bias="none",  # type: ignore[arg-type]
+        layers_to_transform=list(layers), base_model_name_or_path=card.parent, task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+    def write(fresh: Path) -> None:
+        save_tensors(state, fresh / ADAPTER)
+        save_tensors({"places": drafter.place_vectors.detach().cpu().contiguous()}, fresh / PLACES)
+        peft.save_pretrained(str(fresh))
+        (fresh / CARD).write_text(draft_card_text(card), encoding="utf-8")
+
+    save_folder_atomically(folder, write)
+
+
+def load_drafts(
+    name: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    parent: str | Path | None = None,
+) -> tuple[Drafter, PreTrainedTokenizerBase, DraftCard]:
+    """The adapters of a folder in their parent, which `parent` names where the card's name is not here.
+
+    Raises `CheckpointError` where the folder is no whole set of adapters or the parent is another one, `ModelError`
+    where the parent cannot be had.
+    """
+    folder = locate_drafts(str(name))
+    card = read_draft_card(folder)
+    home = str(parent) if parent is not None else card.parent
+    found = weights_hash(locate(home))
+    if found != card.parent_hash:
+        raise CheckpointError(
+            f"the drafts of {str(name)!r} are of another parent than {home!r} (weights {found[:12]}, trained beside "
+            f"{card.parent_hash[:12]})",
+            f"name the parent they were trained beside ({card.parent})",
+        )
+    causal_lm, tokenizer = load_parent(home, dtype, device)
+    drafter = Drafter(causal_lm, card.lora, card.places, card.enter, card.shared_place)
+    load_adapters(drafter, folder)
+    return drafter.eval(), tokenizer, card
+
+
+@torch.no_grad()
+def load_adapters(drafter: Drafter, folder: Path) -> None:
+    """Copy a folder's adapters into a drafter. Raises `CheckpointError` where they do not fit."""
+    for file in (ADAPTER, PLACES):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{str(folder)!r} has no {file}", "copy the checkpoint again")
+        check_safetensors(folder / file)
+    state = load_file(folder / ADAPTER)
+    wanted = {
+        f"{PREFIX}{name}.{part}.weight": parameter
+        for name, layer in gated_layers(drafter.causal_lm)
+        for part, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
+    }
+    wanted["places"] = drafter.place_vectors
+    state |= load_file(folder / PLACES)
+    odd = sorted(state.keys() ^ wanted.keys())
+    odd += [key for key in state.keys() & wanted.keys() if state[key].shape != wanted[key].shape]
+    if odd:
+        raise CheckpointError(f"{str(folder)!r}: the adapters do not fit the card ({odd[0]})", "copy it again")
+    for key, parameter in wanted.items():
+        parameter.copy_(state[key])

@@ -1,0 +1,141 @@
+"""A parent that stays, and adapters that draft for it: clean rows compute as the parent, mask rows say what may follow.
+
+A group of mask rows stands behind a clean row, its anchor: mask i (from 0) has the position i + 1 behind the anchor
+and, by the left shift, predicts the token at the position after its own. It starts from what the anchor is at the layer
+where masks enter (`enter`; 0 is the embedding), plus a vector learnt for its place.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hildanext.core.errors import ModelError, NumericsError
+from hildanext.models.attention.dense import SEAM, AttentionContext, no_mask
+from hildanext.models.bidirectional import ARCHITECTURES
+from hildanext.models.gated_lora import Gate, GatedLoraConfig, add_gated_lora
+
+
+class Drafter(nn.Module):
+    """A frozen causal language model with gated adapters and a vector for each place of a group.
+
+    `places`: mask rows of a group at most. With `shared_place` one vector serves all of them.
+    """
+
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        lora: GatedLoraConfig,
+        places: int,
+        enter: int = 0,
+        shared_place: bool = False,
+    ) -> None:
+        super().__init__()
+        name = type(causal_lm).__name__
+        if name not in ARCHITECTURES:
+            raise ModelError(f"architecture {name} is not supported", f"supported: {', '.join(ARCHITECTURES)}")
+        if causal_lm.config._attn_implementation != SEAM:
+            raise NumericsError(
+                "the model was loaded without our attention", f"load it with attn_implementation={SEAM!r}"
+            )
+        layers = len(causal_lm.model.layers)
+        if not 0 <= enter < layers:
+            raise ModelError(f"masks cannot enter at layer {enter}", f"the model has layers 0 to {layers - 1}")
+        self.causal_lm, self.lora, self.places, self.enter = causal_lm, lora, places, enter
+        self.gate: Gate = add_gated_lora(causal_lm, lora, enter)
+        weight = causal_lm.get_input_embeddings().weight
+        dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
+        count, hidden = 1 if shared_place else places, causal_lm.config.hidden_size
+        self.place_vectors = nn.Parameter(torch.zeros(count, hidden, dtype=dtype, device=weight.device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.causal_lm.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.causal_lm.get_input_embeddings().weight.dtype
+
+    @property
+    def head(self) -> Tensor:
+        """The output matrix, shape [vocab hidden]."""
+        return self.causal_lm.get_output_embeddings().weight
+
+    def clean(
+        self, tokens: Int[Tensor, "batch rows"], positions: Int[Tensor, "batch rows"], attention: AttentionContext
+    ) -> tuple[Float[Tensor, "batch rows hidden"], Float[Tensor, "batch rows hidden"]]:
+        """The parent's final (normed) states of clean rows, and their states where masks enter."""
+        self.gate.clean = tokens.shape[1]
+        rows = self.causal_lm.get_input_embeddings()(tokens)
+        entering = self._layers(rows, positions, attention, 0, self.enter)
+        last = self._layers(entering, positions, attention, self.enter, None)
+        return self.causal_lm.model.norm(last), entering
+
+    def noisy(
+        self,
+        entering: Float[Tensor, "batch rows hidden"],
+        places: Int[Tensor, " rows"],
+        positions: Int[Tensor, "batch rows"],
+        attention: AttentionContext,
+    ) -> Float[Tensor, "batch rows hidden"]:
+        """Final (normed) states of mask rows alone; `entering` are their anchors' states where masks enter."""
+        self.gate.clean = 0
+        rows = self._layers(self._masks(entering, places), positions, attention, self.enter, None)
+        hidden: Tensor = self.causal_lm.model.norm(rows)
+        return hidden
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch clean"],
+        anchors: Int[Tensor, " masks"],
+        places: Int[Tensor, " masks"],
+        positions: Int[Tensor, "batch rows"],
+        attention: AttentionContext,
+    ) -> Float[Tensor, "batch rows hidden"]:
+        """Final (normed) states of clean rows and then of mask rows, in one forward.
+
+        `anchors` are columns of `tokens`, one for each mask row; `positions` are those of all rows.
+        """
+        clean = tokens.shape[1]
+        self.gate.clean = clean
+        rows = self.causal_lm.get_input_embeddings()(tokens)
+        rows = self._layers(rows, positions[:, :clean], attention, 0, self.enter)
+        rows = torch.cat([rows, self._masks(rows[:, anchors], places)], 1)
+        hidden: Tensor = self.causal_lm.model.norm(self._layers(rows, positions, attention, self.enter, None))
+        return hidden
+
+    def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
+        """The parent's head, in fp32 (fp64 stays fp64)."""
+        logits: Tensor = self.causal_lm.get_output_embeddings()(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def recompute_layers(self) -> None:
+        """While training keep only the input of each layer. Raises `ModelError`: layers are called one by one here."""
+        raise ModelError("gradient checkpointing of drafts is not there", "leave train.gradient_checkpointing out")
+
+    def _masks(self, entering: Tensor, places: Tensor) -> Tensor:
+        vectors = self.place_vectors[places if len(self.place_vectors) > 1 else torch.zeros_like(places)]
+        return entering + vectors.to(entering.dtype)
+
+    def _layers(
+        self, rows: Tensor, positions: Tensor, attention: AttentionContext, first: int, last: int | None
+    ) -> Tensor:
+        """Layers `first` to `last`; Transformers 4 returns each one's states in a tuple."""
+        model = self.causal_lm.model
+        layers: Sequence[nn.Module] = model.layers[first:last]
+        if not layers:
+            return rows
+        rotary = model.rotary_emb(rows, positions)
+        for layer in layers:
+            out = layer(
+                rows,
+                attention_mask=no_mask(rows.device),
+                position_ids=positions,
+                position_embeddings=rotary,
+                use_cache=False,
+                hilda=attention,
+            )
+            rows = out[0] if isinstance(out, tuple) else out
+        return rows

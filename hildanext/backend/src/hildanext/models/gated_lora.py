@@ -1,0 +1,98 @@
+"""LoRA with a gate: noisy rows are adapted, clean rows take the frozen parent's own path.
+
+Rows lie clean ones first, so that the gate is one number. A clean row's product is the base layer's alone; nothing is
+added to it, not even zero: its numbers are the parent's bit for bit.
+
+Paper: gated LoRA multi-token prediction, arXiv:2507.11851. Differs: the gate switches whole rows of a diffusion block,
+which see each other both ways, and the file format is peft's.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hildanext.core.config import config
+from hildanext.core.errors import ConfigError
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@config
+class GatedLoraConfig:
+    """Low-rank adapters on the linear layers of every layer that noisy rows run through."""
+
+    rank: int = Field(default=32, ge=1)
+    alpha: float = Field(default=64.0, gt=0)
+    targets: tuple[str, ...] = TARGETS
+
+
+@dataclass
+class Gate:
+    """Shared by the adapters of a model: how many rows of the coming forward are clean. They lie first."""
+
+    clean: int = 0
+
+
+class GatedLinear(nn.Module):
+    """A frozen linear layer, and what its adapter adds to noisy rows: scale * B A x.
+
+    `A` starts as Kaiming-uniform, `B` as zero, as LoRA's do, so that an untrained adapter changes nothing.
+    """
+
+    def __init__(self, base_layer: nn.Module, gate: Gate, lora: GatedLoraConfig) -> None:
+        super().__init__()
+        self.base_layer, self.gate, self.scale = base_layer, gate, lora.alpha / lora.rank
+        weight: Tensor = base_layer.weight  # type: ignore[assignment]
+        into, out = int(base_layer.in_features), int(base_layer.out_features)  # type: ignore[arg-type]
+        # Adapters learn in fp32 at least, whatever their base is stored in.
+        dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
+        self.lora_A = nn.Parameter(torch.empty(lora.rank, into, dtype=dtype, device=weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(out, lora.rank, dtype=dtype, device=weight.device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, rows: Float[Tensor, "batch rows inner"]) -> Float[Tensor, "batch rows outer"]:
+        out: Tensor = self.base_layer(rows)
+        clean = self.gate.clean
+        if clean >= rows.shape[1]:
+            return out
+        noisy = rows[:, clean:]
+        down, up = self.lora_A.to(noisy.dtype), self.lora_B.to(noisy.dtype)
+        delta = (noisy @ down.T @ up.T) * self.scale
+        if clean == 0:
+            return out + delta
+        return torch.cat([out[:, :clean], out[:, clean:] + delta], 1)
+
+
+def add_gated_lora(causal_lm: PreTrainedModel, lora: GatedLoraConfig, enter: int = 0) -> Gate:
+    """Freeze `causal_lm` and put adapters into its layers from number `enter` on, in place. Returns their gate.
+
+    Raises `ConfigError` for targets that the layers do not have.
+    """
+    for parameter in causal_lm.parameters():
+        parameter.requires_grad_(False)
+    gate, wrapped = Gate(), set[str]()
+    for layer in causal_lm.model.layers[enter:]:
+        for parent, name in list(_linears(layer, lora.targets)):
+            setattr(parent, name, GatedLinear(getattr(parent, name), gate, lora))
+            wrapped.add(name)
+    missing = sorted(set(lora.targets) - wrapped)
+    if missing:
+        raise ConfigError(f"the model has no layer {missing[0]!r}", f"name targets among {', '.join(TARGETS)}")
+    return gate
+
+
+def gated_layers(causal_lm: nn.Module) -> Iterator[tuple[str, GatedLinear]]:
+    """Every adapter under the name of the layer that it wraps."""
+    return ((name, part) for name, part in causal_lm.named_modules() if isinstance(part, GatedLinear))
+
+
+def _linears(layer: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Module, str]]:
+    for parent in layer.modules():
+        if not isinstance(parent, GatedLinear):
+            yield from ((parent, name) for name, _ in parent.named_children() if name in targets)

@@ -1,0 +1,61 @@
+"""Parents and drafters without a network: what is said at a position is looked up, so that verdicts are known."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hildanext.decoding.exact.expected import Placement
+from hildanext.decoding.exact.policy import ExactConfig, Placing
+from hildanext.decoding.exact.state import ExactRow, ExactState
+from hildanext.models.drafter import Drafter
+from hildanext.models.gated_lora import GatedLoraConfig
+from small_models import small_causal
+
+VOCAB = 64
+
+
+class StubDrafter(Drafter):
+    """`parent(position, token)` is the parent's argmax behind a token, `draft(anchor, place)` what a mask says."""
+
+    def __init__(self, parent: Callable[[int, int], int], draft: Callable[[int, int], int], places: int = 2) -> None:
+        super().__init__(small_causal(rows=VOCAB), GatedLoraConfig(rank=1), places)
+        self.parent, self.draft = parent, draft
+        self.fed: list[list[int]] = []
+
+    def clean(self, tokens: Tensor, positions: Tensor, attention: Any) -> tuple[Tensor, Tensor]:
+        self.fed.append(tokens[0].tolist())
+        said = [self.parent(at, token) for at, token in zip(positions[0].tolist(), tokens[0].tolist(), strict=True)]
+        hidden = torch.nn.functional.one_hot(torch.tensor(said), VOCAB).float()[None]
+        return hidden, hidden
+
+    def forward(self, tokens: Tensor, anchors: Tensor, places: Tensor, positions: Tensor, attention: Any) -> Tensor:
+        clean = tokens.shape[1]
+        hidden = self.clean(tokens, positions[:, :clean], attention)[0]
+        at = positions[0, :clean][anchors].tolist()
+        said = [self.draft(anchor, place) for anchor, place in zip(at, places.tolist(), strict=True)]
+        return torch.cat([hidden, torch.nn.functional.one_hot(torch.tensor(said), VOCAB).float()[None]], 1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return 10.0 * hidden
+
+
+class Always(Placing):
+    """One placement for every forward."""
+
+    def __init__(self, placement: Placement) -> None:
+        super().__init__(ExactConfig(after="all"), placement.drafts)
+        self.placement = placement
+
+    def choose(self, row: ExactRow, rows: int = 1) -> Placement:
+        return self.placement
+
+
+def started(drafter: Any, placing: Placing, prompt: list[int], limit: int, config: ExactConfig | None = None,
+            observe: Callable[[Any], None] | None = None) -> tuple[ExactState, ExactRow]:  # fmt: skip
+    """A state with one row whose prompt is fed."""
+    state = ExactState(drafter, config or placing.config, placing, lambda row: len(row.tokens) >= row.limit, observe)
+    row = state.row(prompt, limit, 0, 0)
+    state.prefill(row)
+    return state, row

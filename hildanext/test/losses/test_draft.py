@@ -1,0 +1,134 @@
+"""Drafts are learnt from the kept parent: where groups stand, what they see, and that training and decoding agree."""
+
+import pytest
+import torch
+
+from hildanext.ar import Parent
+from hildanext.corruption.anchors import DraftGroups, draw_groups
+from hildanext.diffusion import NoisedBatch
+from hildanext.kv_cache import BlockCache
+from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
+from hildanext.losses.draft import DraftLossConfig, DraftStep
+from hildanext.models.drafter import Drafter
+from hildanext.models.gated_lora import GatedLoraConfig
+from small_models import small_causal
+
+PLACES = 3
+
+
+def drafter(enter: int = 0, shared: bool = False) -> Drafter:
+    model = Drafter(small_causal("qwen3").double(), GatedLoraConfig(rank=4), PLACES, enter, shared).double()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def view(lengths: list[list[int]], prompt: int = 2) -> NoisedBatch:
+    """Rows of documents laid one behind another; all but each document's first `prompt` tokens are learnt."""
+    seq = max(sum(row) for row in lengths)
+    document = torch.full((len(lengths), seq), -1)
+    position = torch.zeros(len(lengths), seq, dtype=torch.int64)
+    for row, parts in enumerate(lengths):
+        at = 0
+        for number, length in enumerate(parts):
+            document[row, at : at + length] = number
+            position[row, at : at + length] = torch.arange(length)
+            at += length
+    clean = torch.randint(3, 60, document.shape, generator=torch.Generator().manual_seed(1))
+    learnable = (document >= 0) & (position >= prompt)
+    nothing = torch.zeros_like(learnable)
+    return NoisedBatch(clean, clean, document, position, learnable, nothing, nothing, torch.ones(clean.shape), PLACES)
+
+
+def test_groups_stand_behind_every_token_that_has_something_to_learn_and_never_reach_into_another_document() -> None:
+    batch = view([[7, 5]])
+    groups = draw_groups(batch.document, batch.maskable, 12, PLACES, None)
+    learnt = {
+        int(anchor): [bool(one) for one in row]
+        for anchor, row in zip(groups.anchors[0], groups.learnt[0], strict=True)
+        if row.any()
+    }
+    # Mask i of anchor a says the token in column a + 2 + i.
+    assert learnt == {
+        **{a: [True, True, True] for a in (0, 1, 2)},
+        3: [True, True, False],
+        4: [True, False, False],
+        7: [True, True, True],
+        8: [True, True, False],
+        9: [True, False, False],
+    }
+
+
+def test_drawn_groups_are_the_seeds_and_do_not_repeat() -> None:
+    batch = view([[30], [12, 12]])
+    first, again, other = (
+        draw_groups(batch.document, batch.maskable, 5, PLACES, torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.anchors, again.anchors) and not torch.equal(first.anchors, other.anchors)
+    assert all(len(set(row.tolist())) == 5 for row in first.anchors)
+    assert first.learnt[:, :, 0].all()
+
+
+@pytest.mark.parametrize("enter", [0, 1])
+def test_masks_see_in_training_what_they_see_in_decoding(enter: int) -> None:
+    """The states of mask rows behind every token of a text, from a batch and from an exact forward: fp64, 1e-12."""
+    model, batch = drafter(enter), view([[9]])
+    groups = draw_groups(batch.document, batch.maskable, 9, PLACES, None)
+    with torch.no_grad():
+        hidden, parent = DraftStep(model, DraftLossConfig()).read(batch, groups)
+        hidden = hidden.view(9, PLACES, -1)
+        for number, anchor in enumerate(groups.anchors[0].tolist()):
+            cache = BlockCache.of_causal(model.causal_lm, 32)
+            segment = DraftSegment(0, anchor + 1, (anchor,), PLACES)
+            index = torch.tensor(segment.anchors)
+            positions = torch.tensor([[*segment.positions[0], *segment.positions[1]]])
+            decoded = model(
+                batch.clean[:, : anchor + 1], index, torch.arange(PLACES), positions, DraftAttention([cache], [segment])
+            )[0, anchor + 1 :]
+            torch.testing.assert_close(hidden[number], decoded, rtol=0, atol=1e-12)
+    reads = Parent(model.causal_lm, None)
+    model.gate.clean = 2**30
+    exact = reads.hidden(batch.clean, batch.document, batch.position)[0]
+    columns = groups.columns(9)[0].flatten()
+    torch.testing.assert_close(parent, exact[columns], rtol=0, atol=1e-12)
+
+
+def test_only_adapters_and_vectors_learn_and_what_is_not_learnt_has_no_part() -> None:
+    model, batch = drafter(), view([[12]])
+    step = DraftStep(model, DraftLossConfig(groups=4))
+    outcome = step(batch, generator=torch.Generator().manual_seed(0))
+    outcome.total.backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learning and all("lora_" in name or name == "place_vectors" for name in learning)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == learning
+    groups = draw_groups(batch.document, batch.maskable, 4, PLACES, torch.Generator().manual_seed(0))
+    assert int(outcome.masked.sum()) == int(groups.learnt.sum())
+    hidden, parent = step.read(batch, groups)
+    student, teacher = (model.logits(part).log_softmax(-1) for part in (hidden, parent))
+    divergence = (teacher.exp() * (teacher - student)).sum(-1)
+    weight = torch.where(groups.learnt.flatten(), 0.8 ** torch.arange(PLACES).repeat(4), 0.0)
+    mean = (divergence * weight).sum() / weight.sum()
+    assert float(outcome.total.detach() / batch.maskable.sum()) == pytest.approx(float(mean.detach()), rel=1e-6)
+
+
+def test_cross_entropy_is_to_the_texts_own_token() -> None:
+    model, batch = drafter(shared=True), view([[12]])
+    step = DraftStep(model, DraftLossConfig(kind="ce", groups=4))
+    outcome = step(batch, generator=torch.Generator().manual_seed(0))
+    groups = draw_groups(batch.document, batch.maskable, 4, PLACES, torch.Generator().manual_seed(0))
+    labels = torch.stack([batch.clean[0, (groups.anchors[0] + 2 + place).clamp_max(11)] for place in range(PLACES)], -1)
+    chance = model.logits(step.read(batch, groups)[0]).log_softmax(-1).gather(1, labels.flatten()[:, None])[:, 0]
+    weight = torch.where(groups.learnt.flatten(), 0.8 ** torch.arange(PLACES).repeat(4), 0.0)
+    mean = -(chance * weight).sum() / weight.sum()
+    assert float(outcome.total.detach() / batch.maskable.sum()) == pytest.approx(float(mean.detach()), rel=1e-6)
+
+
+def test_a_batch_without_anything_to_learn_has_a_loss_of_zero() -> None:
+    batch = view([[2]])
+    outcome = DraftStep(drafter(), DraftLossConfig(groups=4))(batch, generator=torch.Generator().manual_seed(0))
+    assert float(outcome.total.detach()) == 0.0
+    assert isinstance(draw_groups(batch.document, batch.maskable, 4, PLACES, None), DraftGroups)
