@@ -13,6 +13,7 @@ from pydantic import Field
 
 from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import CheckpointError
+from hildanext.core.json_text import BadJson, parse
 from hildanext.models.card import CARD, FORMAT_VERSION
 from hildanext.models.gated_lora import GatedLoraConfig
 
@@ -72,9 +73,9 @@ def _fields(folder: Path) -> dict[str, Any]:
     """Of `hilda.json`; none where it is not there."""
     path = folder / CARD
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (OSError, BadJson) as problem:
         raise CheckpointError(f"{path} is broken ({problem})", "copy the checkpoint again") from None
     return fields if isinstance(fields, dict) else {}

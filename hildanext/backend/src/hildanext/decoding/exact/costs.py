@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from hildanext.core.json_text import parse
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import Runtime, cpu_name, versions
 from hildanext.decoding.exact.policy import RowCosts
@@ -25,7 +26,7 @@ def row_costs(drafter: Drafter, runtime: Runtime) -> RowCosts:
     """From the cache folder, or measured now (a second or two) and put there."""
     path = models_folder().parent / "costs" / f"{_identity(drafter, runtime)}.json"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse(path.read_bytes())
         return RowCosts({int(rows): float(seconds) for rows, seconds in stored["seconds"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not whole: measured again
         measured = measure(drafter)
