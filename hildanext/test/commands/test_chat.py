@@ -21,6 +21,8 @@ from hildanext.serve.settings import ServeConfig
 from misbehaving import misbehaving
 from serving import ScriptedEngine, answer, live
 
+pytestmark = pytest.mark.usefixtures("hears_ctrl_c")
+
 HERE = ["--dtype", "fp32", "--threads", "1", "--max-new-tokens", "12"]
 
 

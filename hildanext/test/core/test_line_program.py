@@ -8,6 +8,8 @@ import pytest
 
 from hildanext.core.line_program import LineProgram
 
+pytestmark = pytest.mark.usefixtures("hears_ctrl_c")
+
 PROGRAM = """
 import sys, time
 print("ready", flush=True)

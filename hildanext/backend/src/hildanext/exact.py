@@ -177,9 +177,21 @@ class _Writing:
         return True
 
 
-def exact_stats(row: ExactRow, tokens: int, seconds: float, prefill_seconds: float) -> GenerationStats:
+@dataclass(frozen=True)
+class ExactStats(GenerationStats):
+    """What exact decoding counts besides."""
+
+    rows: int = 0
+    """Of all forwards but the prefill's, clean and masked ones."""
+    drafted: int = 0
+    """Drafts that the parent was asked about ..."""
+    confirmed: int = 0
+    """... and that it kept."""
+
+
+def exact_stats(row: ExactRow, tokens: int, seconds: float, prefill_seconds: float) -> ExactStats:
     """What `row` counted, of which `tokens` were kept."""
-    return GenerationStats(
+    return ExactStats(
         prefill_forwards=row.prefill,
         denoise_forwards=row.forwards,
         tokens=tokens,

@@ -13,7 +13,7 @@ from hildanext.decoding.exact.lookup import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing, RowCosts
 from hildanext.decoding.exact.state import ExactState
 from hildanext.decoding.sequence import Step
-from hildanext.exact import generate_exact, placing_for
+from hildanext.exact import ExactStats, generate_exact, placing_for
 from hildanext.inference import GenerationConfig
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
@@ -160,7 +160,7 @@ def test_with_fixed_rows_every_forward_has_as_many_and_the_text_is_still_the_par
     )
     assert [each.tokens for each in results] == parents_text(drafter, 40)
     rows = (all_points(3) if after == "all" else last_point(3)).rows
-    assert result.stats.rows == rows * result.stats.denoise_forwards
+    assert isinstance(result.stats, ExactStats) and result.stats.rows == rows * result.stats.denoise_forwards
 
 
 def test_a_row_may_leave_and_others_go_on_with_the_parents_text() -> None:

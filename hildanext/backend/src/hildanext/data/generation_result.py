@@ -24,12 +24,6 @@ class GenerationStats:
     revise_forwards: int = 0
     tokens: int = 0
     edits: int = 0
-    rows: int = 0
-    """Of exact decoding: rows of all forwards but the prefill's, clean and masked ones."""
-    drafted: int = 0
-    """Of exact decoding: drafts that the parent was asked about ..."""
-    confirmed: int = 0
-    """... and that it kept."""
     seconds: float = 0.0
     prefill_seconds: float = 0.0
 
