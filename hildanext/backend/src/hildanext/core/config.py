@@ -122,6 +122,8 @@ def _refuse_nests(run: Mapping[str, Any]) -> None:
         level = [inner for held in values for inner in held if isinstance(inner, Mapping | list)]
     if level:
         raise ConfigError(f"the configuration is nested more than {DEEPEST} deep", "no section is")
+    if "\\u0000" in json.dumps(run):  # no path can hold it, and no text means it
+        raise ConfigError("a text of the configuration holds a zero byte", "leave it out")
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
