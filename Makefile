@@ -25,7 +25,7 @@ TORCH ?= $(shell [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidia0 ] && echo cpu
 define torch
 @$(1)/bin/python -c 'import torch' 2>/dev/null || { [ "$(TORCH)" = cpu ] \
 	&& version=$$($(1)/bin/python -m pip index versions torch --disable-pip-version-check 2>/dev/null \
-	| grep -o '[0-9][0-9.]*+cpu' | grep '^$(2)' | head -1) && echo "torch $$version for CPUs: about 200 MB" \
+	| grep -o '[0-9][0-9.]*+cpu' | grep '^$(2)' | head -1) && echo "torch $$version, without the libraries of CUDA" \
 	&& $(1)/bin/python -m pip install --quiet --disable-pip-version-check "torch==$$version"; } \
 	|| echo "torch as the package index has it: on Linux with the libraries of CUDA, 3 to 6 GB"
 endef

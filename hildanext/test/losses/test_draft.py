@@ -91,7 +91,6 @@ def test_masks_see_in_training_what_they_see_in_decoding(enter: int) -> None:
             )[0, anchor + 1 :]
             torch.testing.assert_close(hidden[number], decoded, rtol=0, atol=1e-12)
     reads = Parent(model.causal_lm, None)
-    model.gate.clean = 2**30
     exact = reads.hidden(batch.clean, batch.document, batch.position)[0]
     columns = groups.columns(9)[0].flatten()
     torch.testing.assert_close(parent, exact[columns], rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ import torch
 
 from exact_stubs import Always, StubDrafter, started
 from hildanext.ar import Parent
-from hildanext.core.errors import ConfigError
+from hildanext.core.errors import ConfigError, LogitsNotFinite
 from hildanext.decoding.exact.expected import Placement, all_points, last_point
 from hildanext.decoding.exact.lookup import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing, RowCosts
@@ -38,8 +38,8 @@ def trained(enter: int = 0, places: int = 3, dtype: torch.dtype = torch.float64,
 
 
 def parents_text(drafter: Drafter, new: int) -> list[list[int]]:
-    parent = Parent(drafter.causal_lm, None)
-    drafter.gate.clean = 2**30  # every row is clean: the adapters are off
+    """Of the weights as they were before they got adapters."""
+    parent = Parent(small_causal("qwen3").to(drafter.dtype), None)
     return [parent.generate(prompt, new, stop_ids=[]).tokens for prompt in PROMPTS]
 
 
@@ -161,6 +161,22 @@ def test_with_fixed_rows_every_forward_has_as_many_and_the_text_is_still_the_par
     assert [each.tokens for each in results] == parents_text(drafter, 40)
     rows = (all_points(3) if after == "all" else last_point(3)).rows
     assert isinstance(result.stats, ExactStats) and result.stats.rows == rows * result.stats.denoise_forwards
+
+
+def test_between_forwards_the_weights_are_the_parent_whatever_the_adapters_hold() -> None:
+    drafter = trained()
+    generate_exact(drafter, None, PROMPTS[:1], ExactConfig(after="all"), GenerationConfig(max_new_tokens=4))
+    parent = Parent(drafter.causal_lm, None)
+    assert [parent.generate(prompt, 20, stop_ids=[]).tokens for prompt in PROMPTS] == parents_text(drafter, 20)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_parent_without_finite_logits_is_an_error(temperature: float) -> None:
+    drafter = trained()
+    with torch.no_grad():
+        drafter.causal_lm.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(LogitsNotFinite, match="autoregressive parent"):
+        generate_exact(drafter, None, PROMPTS[:1], ExactConfig(after="all", temperature=temperature))
 
 
 def test_a_row_may_leave_and_others_go_on_with_the_parents_text() -> None:

@@ -18,6 +18,15 @@ from hildanext.models.card import Card
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
+def check_backbone(causal_lm: PreTrainedModel) -> None:
+    """Raises `ModelError` for an unsupported architecture, `NumericsError` for another attention than ours."""
+    name = type(causal_lm).__name__
+    if name not in ARCHITECTURES:
+        raise ModelError(f"architecture {name} is not supported", f"supported: {', '.join(ARCHITECTURES)}")
+    if causal_lm.config._attn_implementation != SEAM:
+        raise NumericsError("the model was loaded without our attention", f"load it with attn_implementation={SEAM!r}")
+
+
 class DiffusionModel(nn.Module):
     """A causal language model's weights under the diffusion conventions of its card.
 
@@ -30,13 +39,7 @@ class DiffusionModel(nn.Module):
 
     def __init__(self, causal_lm: PreTrainedModel, card: Card, mask_delta: bool = False) -> None:
         super().__init__()
-        name = type(causal_lm).__name__
-        if name not in ARCHITECTURES:
-            raise ModelError(f"architecture {name} is not supported", f"supported: {', '.join(ARCHITECTURES)}")
-        if causal_lm.config._attn_implementation != SEAM:
-            raise NumericsError(
-                "the model was loaded without our attention", f"load it with attn_implementation={SEAM!r}"
-            )
+        check_backbone(causal_lm)
         self.causal_lm = causal_lm
         self.card = card
         hidden_size = causal_lm.config.hidden_size

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hildanext.core.errors import ModelError, NumericsError
-from hildanext.models.attention.dense import SEAM, AttentionContext, no_mask
-from hildanext.models.bidirectional import ARCHITECTURES
+from hildanext.core.errors import ModelError
+from hildanext.models.attention.dense import AttentionContext, no_mask
+from hildanext.models.bidirectional import check_backbone
 from hildanext.models.gated_lora import Gate, GatedLoraConfig, add_gated_lora
 
 
@@ -33,13 +33,7 @@ class Drafter(nn.Module):
         shared_place: bool = False,
     ) -> None:
         super().__init__()
-        name = type(causal_lm).__name__
-        if name not in ARCHITECTURES:
-            raise ModelError(f"architecture {name} is not supported", f"supported: {', '.join(ARCHITECTURES)}")
-        if causal_lm.config._attn_implementation != SEAM:
-            raise NumericsError(
-                "the model was loaded without our attention", f"load it with attn_implementation={SEAM!r}"
-            )
+        check_backbone(causal_lm)
         layers = len(causal_lm.model.layers)
         if not 0 <= enter < layers:
             raise ModelError(f"masks cannot enter at layer {enter}", f"the model has layers 0 to {layers - 1}")
@@ -67,7 +61,6 @@ class Drafter(nn.Module):
         self, tokens: Int[Tensor, "batch rows"], positions: Int[Tensor, "batch rows"], attention: AttentionContext
     ) -> tuple[Float[Tensor, "batch rows hidden"], Float[Tensor, "batch rows hidden"]]:
         """The parent's final (normed) states of clean rows, and their states where masks enter."""
-        self.gate.clean = tokens.shape[1]
         rows = self.causal_lm.get_input_embeddings()(tokens)
         entering = self._layers(rows, positions, attention, 0, self.enter)
         last = self._layers(entering, positions, attention, self.enter, None)
@@ -81,8 +74,8 @@ class Drafter(nn.Module):
         attention: AttentionContext,
     ) -> Float[Tensor, "batch rows hidden"]:
         """Final (normed) states of mask rows alone; `entering` are their anchors' states where masks enter."""
-        self.gate.clean = 0
-        rows = self._layers(self._masks(entering, places), positions, attention, self.enter, None)
+        with self.gate.after(0):
+            rows = self._layers(self._masks(entering, places), positions, attention, self.enter, None)
         hidden: Tensor = self.causal_lm.model.norm(rows)
         return hidden
 
@@ -99,21 +92,18 @@ class Drafter(nn.Module):
         `anchors` are columns of `tokens`, one for each mask row; `positions` are those of all rows.
         """
         clean = tokens.shape[1]
-        self.gate.clean = clean
         rows = self.causal_lm.get_input_embeddings()(tokens)
         rows = self._layers(rows, positions[:, :clean], attention, 0, self.enter)
         rows = torch.cat([rows, self._masks(rows[:, anchors], places)], 1)
-        hidden: Tensor = self.causal_lm.model.norm(self._layers(rows, positions, attention, self.enter, None))
+        with self.gate.after(clean):
+            rows = self._layers(rows, positions, attention, self.enter, None)
+        hidden: Tensor = self.causal_lm.model.norm(rows)
         return hidden
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         """The parent's head, in fp32 (fp64 stays fp64)."""
         logits: Tensor = self.causal_lm.get_output_embeddings()(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
-
-    def recompute_layers(self) -> None:
-        """While training keep only the input of each layer. Raises `ModelError`: layers are called one by one here."""
-        raise ModelError("gradient checkpointing of drafts is not there", "leave train.gradient_checkpointing out")
 
     def _masks(self, entering: Tensor, places: Tensor) -> Tensor:
         vectors = self.place_vectors[places if len(self.place_vectors) > 1 else torch.zeros_like(places)]

@@ -7,7 +7,9 @@ Paper: gated LoRA multi-token prediction, arXiv:2507.11851. Differs: the gate sw
 which see each other both ways, and the file format is peft's.
 """
 
+import contextlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,11 +34,26 @@ class GatedLoraConfig:
     targets: tuple[str, ...] = TARGETS
 
 
+EVERY_ROW = sys.maxsize
+
+
 @dataclass
 class Gate:
-    """Shared by the adapters of a model: how many rows of the coming forward are clean. They lie first."""
+    """Shared by the adapters of a model: how many rows of a forward are clean. They lie first.
 
-    clean: int = 0
+    Outside `after` every row is clean, so that whoever else calls the weights (`ar.Parent` does) has the parent.
+    """
+
+    clean: int = EVERY_ROW
+
+    @contextlib.contextmanager
+    def after(self, clean: int) -> Iterator[None]:
+        """Within the context rows from number `clean` on are noisy."""
+        self.clean = clean
+        try:
+            yield
+        finally:
+            self.clean = EVERY_ROW
 
 
 class GatedLinear(nn.Module):

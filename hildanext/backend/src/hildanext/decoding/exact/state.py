@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hildanext.core.errors import LogitsNotFinite
 from hildanext.core.runtime import send
 from hildanext.decoding.exact.expected import Placement
 from hildanext.decoding.exact.lookup import look_up
@@ -23,7 +24,7 @@ from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
 from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.drafter import Drafter
-from hildanext.models.sampling import law, uniforms
+from hildanext.models.sampling import NO_TOKEN, law, uniforms
 
 
 @dataclass(eq=False)
@@ -123,7 +124,10 @@ class ExactState:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One forward of all rows. The host waits for the device once."""
+        """One forward of all rows. The host waits for the device once; twice where somebody looks.
+
+        Raises `LogitsNotFinite` naming the rows whose next token cannot be told.
+        """
         plans = [self._plan(row) for row in self.rows]
         segments = [plan.segment for plan in plans]
         hidden = self._forward(plans, segments)
@@ -133,6 +137,9 @@ class ExactState:
         drafts, laws = self._next_drafts(segments, hidden[clean:], verdict, plans)
         columns = [verdict.accepted[:, None], verdict.token[:, None], *([] if drafts is None else [drafts])]
         read: list[list[int]] = torch.cat(columns, 1).tolist()
+        lost = [plan.row.index for plan, (_, token, *_) in zip(plans, read, strict=True) if token == NO_TOKEN]
+        if lost:
+            raise LogitsNotFinite("autoregressive parent", lost)
         chances = None if sure is None else sure.tolist()
         for number, (plan, segment, (accepted, token, *following)) in enumerate(
             zip(plans, segments, read, strict=True)
@@ -198,12 +205,14 @@ class ExactState:
             laws = law(logits, config.temperature, config.top_p, config.top_k)[index]
             accept, draw = self._uniform(plans, most, 0)[:, :-1], self._uniform(plans, most, 1)
             verdict = verify_sampled(laws, drafts, given, self._draft_laws(plans, most - 1, laws), accept, draw)
+        finite = logits.amax(-1).isfinite()[index].gather(1, verdict.accepted[:, None])[:, 0]
+        verdict = verdict._replace(token=torch.where(finite, verdict.token, NO_TOKEN))
         if self.observe is None:
             return verdict, None
         written = torch.cat([drafts, verdict.token[:, None]], 1).scatter(
             1, verdict.accepted[:, None], verdict.token[:, None]
         )
-        chance = logits.log_softmax(-1)[index].gather(2, written[..., None])[..., 0].exp()
+        chance = logits.log_softmax(-1)[index].gather(2, written[..., None].clamp_min(0))[..., 0].exp()
         return verdict, chance
 
     def _uniform(self, plans: Sequence[_Plan], count: int, kind: int) -> Float[Tensor, "documents count"]:
