@@ -67,7 +67,7 @@ def never(request, sink) -> None:
 
 
 def answer(text: str) -> RequestOutput:
-    stats = GenerationStats(1, 1, 0, 0, 1, 0, 0.1, 0.05)
+    stats = GenerationStats(prefill_forwards=1, denoise_forwards=1, tokens=1, seconds=0.1, prefill_seconds=0.05)
     counts = {"prompt_tokens": 1, "cached_tokens": 0, "queue_seconds": 0.0, "first_piece_seconds": 0.1, "seconds": 0.1}
     return RequestOutput([1], text, "length", stats, **counts)
 

@@ -129,7 +129,7 @@ def tables_text(results, url):
 
 def test_percentiles_and_rates_are_those_of_the_answers():
     def outcome(seconds):
-        stats = GenerationStats(1, 3, 0, 0, 10, 0, seconds, 0.0)
+        stats = GenerationStats(prefill_forwards=1, denoise_forwards=3, tokens=10, seconds=seconds)
         times = {"queue_seconds": 0.0, "first_piece_seconds": seconds / 2, "seconds": seconds}
         answer = RequestOutput([1] * 10, "x", "length", stats, prompt_tokens=5, cached_tokens=1, **times)
         return Outcome(answer, {"completion_tokens_details": {"forward_passes": 4, "denoising_steps": 3}})
