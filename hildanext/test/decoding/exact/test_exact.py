@@ -9,7 +9,7 @@ from exact_stubs import Always, StubDrafter, started
 from hildanext.ar import Parent
 from hildanext.core.errors import ConfigError, LogitsNotFinite
 from hildanext.decoding.exact.expected import Placement, all_points, last_point
-from hildanext.decoding.exact.lookup import look_up
+from hildanext.decoding.exact.ngram import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing, RowCosts
 from hildanext.decoding.exact.state import ExactState
 from hildanext.decoding.sequence import Step
@@ -136,7 +136,7 @@ def test_the_cache_is_that_of_a_clean_prefill_of_the_text(placement: Placement, 
     ("after", "drafter_name", "batch", "dtype"),
     [
         *((after, "adapters", batch, torch.float64) for after in ("all", "last", "auto") for batch in (1, 3)),
-        *(("all", name, 3, torch.float64) for name in ("lookup", "both", "none")),
+        *(("all", name, 3, torch.float64) for name in ("ngram", "both", "none")),
         *((after, "both", 3, torch.float32) for after in ("all", "last", "auto")),
     ],
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 from hildanext.core.errors import LogitsNotFinite
 from hildanext.core.runtime import send
 from hildanext.decoding.exact.expected import Placement
-from hildanext.decoding.exact.lookup import look_up
+from hildanext.decoding.exact.ngram import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing
 from hildanext.decoding.exact.verify import Verdict, verify_greedy, verify_sampled
 from hildanext.decoding.sequence import Step
@@ -154,8 +154,8 @@ class ExactState:
     def _plan(self, row: ExactRow) -> _Plan:
         placement = self.placing.choose(row, len(self.rows))
         drafts = row.drafts[: min(placement.drafts, row.room)] if self.config.drafter != "none" else []
-        if self.config.drafter in ("lookup", "both") and placement.drafts:
-            shortest = 1 if self.config.drafter == "lookup" else 2  # one token in common says less than the adapters
+        if self.config.drafter in ("ngram", "both") and placement.drafts:
+            shortest = 1 if self.config.drafter == "ngram" else 2  # one token in common says less than the adapters
             matched = look_up(row.tokens, min(placement.drafts, row.room), shortest)
             if matched:
                 drafts, row.draft_law = matched, None
