@@ -63,6 +63,8 @@ class DraftsConfig:
     """The layer at which masks enter, from the last clean token's state there; 0 is the embedding."""
     shared_place: bool = False
     """One vector for all places of a group, in place of one for each."""
+    sampler: int | None = Field(default=None, ge=1)
+    """Inner size of a head that tells each mask the token before its own; None: there is none."""
     lora: GatedLoraConfig = GatedLoraConfig()
     loss: DraftLossConfig = DraftLossConfig()
     noise: DraftNoise = DraftNoise()
@@ -187,7 +189,8 @@ def _start(config: KeepConfig, run: TrainingRun) -> tuple[Drafter, PreTrainedTok
         config.parent, dtype, run.device, config.trust_remote_code, as_stored=config.quantize is not None
     )
     place(causal_lm, dtype, run.device, config.quantize)
-    return Drafter(causal_lm, drafts.lora, drafts.places, drafts.enter, drafts.shared_place), tokenizer
+    shape = (drafts.lora, drafts.places, drafts.enter, drafts.shared_place, drafts.sampler)
+    return Drafter(causal_lm, *shape), tokenizer
 
 
 def _card(config: KeepConfig, dataset: PackedDataset) -> DraftCard:
@@ -199,6 +202,7 @@ def _card(config: KeepConfig, dataset: PackedDataset) -> DraftCard:
         places=drafts.places,
         enter=drafts.enter,
         shared_place=drafts.shared_place,
+        sampler=drafts.sampler,
         lora=drafts.lora,
         trained_on=_trained_on(dataset, config.quantize),
     )

@@ -49,7 +49,7 @@ def save_drafts(folder: str | Path, drafter: Drafter, card: DraftCard, dtype: to
 
     def write(fresh: Path) -> None:
         save_tensors(state, fresh / ADAPTER)
-        save_tensors({"places": stored(drafter.place_vectors)}, fresh / PLACES)
+        save_tensors({name: stored(part) for name, part in _beside(drafter).items()}, fresh / PLACES)
         peft.save_pretrained(str(fresh))
         (fresh / CARD).write_text(draft_card_text(card), encoding="utf-8")
         for file in (ADAPTER, PLACES):  # safetensors writes for the owner alone
@@ -92,9 +92,15 @@ def load_drafts(
             f"name the parent they were trained beside ({card.parent})",
         )
     causal_lm, tokenizer = load_parent(home, dtype, device)
-    drafter = Drafter(causal_lm, card.lora, card.places, card.enter, card.shared_place)
+    drafter = Drafter(causal_lm, card.lora, card.places, card.enter, card.shared_place, card.sampler)
     load_adapters(drafter, folder)
     return drafter.eval(), tokenizer, card
+
+
+def _beside(drafter: Drafter) -> dict[str, torch.nn.Parameter]:
+    """What is learnt beside the adapters, by the names it has on disk."""
+    sampler = {} if drafter.sampler is None else dict(drafter.sampler.named_parameters(prefix="sampler"))
+    return {"places": drafter.place_vectors, **sampler}
 
 
 @torch.no_grad()
@@ -110,7 +116,7 @@ def load_adapters(drafter: Drafter, folder: Path) -> None:
         for name, layer in gated_layers(drafter.causal_lm)
         for part, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
     }
-    wanted["places"] = drafter.place_vectors
+    wanted |= _beside(drafter)
     state |= load_file(folder / PLACES)
     odd = sorted(state.keys() ^ wanted.keys())
     odd += [key for key in state.keys() & wanted.keys() if state[key].shape != wanted[key].shape]
