@@ -4,7 +4,7 @@ The clean rows are the frozen parent: they run once, without gradients, and are 
 at the same time. Only mask rows run forward and backward.
 
 Paper: the objective of gated LoRA multi-token prediction, arXiv:2507.11851. Differs: KL to the parent in place of
-cross-entropy to data by default, masks of a group see each other both ways, no sampler head.
+cross-entropy to data by default, masks of a group see each other both ways.
 """
 
 from typing import Literal
@@ -77,7 +77,11 @@ class DraftStep(nn.Module):
     def read(
         self, view: NoisedBatch, groups: DraftGroups
     ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
-        """Final states of all mask rows, and the parent's behind the same text."""
+        """Final states of all mask rows, and the parent's behind the same text.
+
+        A sampler head is told the text's own token before each: where the drafts before one are right, that is what it
+        is told in decoding, and where one is wrong those behind it are never used.
+        """
         model, sent, groups = self.model, view.to(self.model.device), groups.to(self.model.device)
         batch, seq = sent.clean.shape
         rows = torch.arange(batch, device=sent.clean.device)[:, None]
@@ -90,7 +94,8 @@ class DraftStep(nn.Module):
         attention = GroupAttention.of(kept, groups.anchors, groups.places)
         hidden = model.noisy(entering[rows, anchors], place, positions, attention)
         columns = groups.columns(seq).flatten(1)
-        return hidden.flatten(0, 1), final[rows, columns].flatten(0, 1)
+        told = model.told(hidden, sent.clean[rows, columns])
+        return told.flatten(0, 1), final[rows, columns].flatten(0, 1)
 
     def labels(self, view: NoisedBatch, groups: DraftGroups) -> Tensor:
         """The token that each mask row is to say, [rows]."""

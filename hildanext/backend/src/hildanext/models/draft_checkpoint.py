@@ -39,7 +39,9 @@ def save_drafts(folder: str | Path, drafter: Drafter, card: DraftCard) -> None:
 
     def write(fresh: Path) -> None:
         save_tensors(state, fresh / ADAPTER)
-        save_tensors({"places": drafter.place_vectors.detach().cpu().contiguous()}, fresh / PLACES)
+        save_tensors(
+            {name: part.detach().cpu().contiguous() for name, part in _beside(drafter).items()}, fresh / PLACES
+        )
         peft.save_pretrained(str(fresh))
         (fresh / CARD).write_text(draft_card_text(card), encoding="utf-8")
 
@@ -68,9 +70,15 @@ def load_drafts(
             f"name the parent they were trained beside ({card.parent})",
         )
     causal_lm, tokenizer = load_parent(home, dtype, device)
-    drafter = Drafter(causal_lm, card.lora, card.places, card.enter, card.shared_place)
+    drafter = Drafter(causal_lm, card.lora, card.places, card.enter, card.shared_place, card.sampler)
     load_adapters(drafter, folder)
     return drafter.eval(), tokenizer, card
+
+
+def _beside(drafter: Drafter) -> dict[str, torch.nn.Parameter]:
+    """What is learnt beside the adapters, by the names it has on disk."""
+    sampler = {} if drafter.sampler is None else dict(drafter.sampler.named_parameters(prefix="sampler"))
+    return {"places": drafter.place_vectors, **sampler}
 
 
 @torch.no_grad()
@@ -86,7 +94,7 @@ def load_adapters(drafter: Drafter, folder: Path) -> None:
         for name, layer in gated_layers(drafter.causal_lm)
         for part, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
     }
-    wanted["places"] = drafter.place_vectors
+    wanted |= _beside(drafter)
     state |= load_file(folder / PLACES)
     odd = sorted(state.keys() ^ wanted.keys())
     odd += [key for key in state.keys() & wanted.keys() if state[key].shape != wanted[key].shape]

@@ -2,7 +2,8 @@
 
 A group of mask rows stands behind a clean row, its anchor: mask i (from 0) has the position i + 1 behind the anchor
 and, by the left shift, predicts the token at the position after its own. It starts from what the anchor is at the layer
-where masks enter (`enter`; 0 is the embedding), plus a vector learnt for its place.
+where masks enter (`enter`; 0 is the embedding), plus a vector learnt for its place. What it says may depend on the
+token before, once that is known (`told`).
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,14 @@ from hildanext.core.errors import ModelError
 from hildanext.models.attention.dense import AttentionContext, no_mask
 from hildanext.models.bidirectional import check_backbone
 from hildanext.models.gated_lora import Gate, GatedLoraConfig, add_gated_lora
+from hildanext.models.sampler_head import SamplerHead
 
 
 class Drafter(nn.Module):
     """A frozen causal language model with gated adapters and a vector for each place of a group.
 
-    `places`: mask rows of a group at most. With `shared_place` one vector serves all of them.
+    `places`: mask rows of a group at most. With `shared_place` one vector serves all of them. `sampler` is the inner
+    size of the sampler head; None: there is none.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Drafter(nn.Module):
         places: int,
         enter: int = 0,
         shared_place: bool = False,
+        sampler: int | None = None,
     ) -> None:
         super().__init__()
         check_backbone(causal_lm)
@@ -43,6 +47,7 @@ class Drafter(nn.Module):
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         count, hidden = 1 if shared_place else places, causal_lm.config.hidden_size
         self.place_vectors = nn.Parameter(torch.zeros(count, hidden, dtype=dtype, device=weight.device))
+        self.sampler = None if sampler is None else SamplerHead(hidden, sampler, dtype, weight.device)
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +104,16 @@ class Drafter(nn.Module):
             rows = self._layers(rows, positions, attention, self.enter, None)
         hidden: Tensor = self.causal_lm.model.norm(rows)
         return hidden
+
+    def told(
+        self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "*rows hidden"]:
+        """Final states of mask rows that know the tokens `before` those they are to say; as they were without a sampler
+        head."""
+        if self.sampler is None:
+            return hidden
+        known: Tensor = self.sampler(hidden, self.causal_lm.get_input_embeddings()(before))
+        return known
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         """The parent's head, in fp32 (fp64 stays fp64)."""

@@ -65,8 +65,11 @@ def _forward(network: Network, cache: BlockCache, rows: int) -> None:
     segment = DraftSegment(CONTEXT, clean, (0,) * (rows > clean), rows - clean)
     hidden = network.forward([0] * clean, [cache], [segment])
     network.logits(hidden[:clean]).argmax(-1)
-    if rows > clean:
-        network.logits(hidden[-min(clean, rows - clean) :]).argmax(-1)
+    if rows == clean:
+        return
+    drafted = hidden[-min(clean, rows - clean) :]
+    for piece in drafted.split(1) if network.has_sampler else (drafted,):
+        network.logits(network.told(piece, piece.new_zeros(len(piece), dtype=torch.long))).argmax(-1)
 
 
 def _wait(device: torch.device) -> None:

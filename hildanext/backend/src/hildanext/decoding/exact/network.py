@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -61,6 +61,17 @@ class Network(Protocol):
         """
         ...
 
+    @property
+    def has_sampler(self) -> bool:
+        """Whether mask rows may be told the token before the one they are to say."""
+        ...
+
+    def told(
+        self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "*rows hidden"]:
+        """States of mask rows that know the tokens before theirs."""
+        ...
+
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         """The parent's head, in fp32 (fp64 stays fp64)."""
         ...
@@ -87,7 +98,11 @@ class TorchNetwork:
 
     @property
     def costs_key(self) -> Hashable:
-        return self.drafter.enter, self.drafter.lora.rank
+        return self.drafter.enter, self.drafter.lora.rank, self.has_sampler
+
+    @property
+    def has_sampler(self) -> bool:
+        return self.drafter.sampler is not None
 
     def new_cache(self, capacity: int) -> BlockCache:
         return BlockCache.of_causal(self.causal_lm, capacity)
@@ -106,6 +121,11 @@ class TorchNetwork:
         index = send([anchors, places], device, torch.long)
         hidden: Tensor = self.drafter(fed, index[0], index[1], positions, attention)[0]
         return hidden
+
+    def told(
+        self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "*rows hidden"]:
+        return self.drafter.told(hidden, before)
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         return self.drafter.logits(hidden)

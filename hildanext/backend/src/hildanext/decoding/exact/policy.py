@@ -26,7 +26,7 @@ class ExactConfig:
 
     after: Literal["auto", "all", "last"] = "auto"
     """Where masks stand: behind every acceptance point, behind the last draft, or where it pays on this device."""
-    drafter: Literal["adapters", "lookup", "both", "none"] = "adapters"
+    drafter: Literal["adapters", "ngram", "both", "none"] = "adapters"
     """Who drafts: the checkpoint's adapters, a look-up in the text so far, the look-up where it finds something and
     else the adapters, or nobody (the parent alone; with fixed rows in forwards of the adapters' shape)."""
     drafts: int | None = Field(default=None, ge=1)
@@ -75,7 +75,7 @@ class Placing:
         """For a row's next forward, which `rows` rows share."""
         if self.most == 0:
             return PARENT
-        if self.config.drafter == "lookup":
+        if self.config.drafter == "ngram":
             return Placement(self.most, ())
         if self.config.after == "last" or (self.config.after == "auto" and self.costs is None):
             return last_point(self.most) if self.config.after == "last" else all_points(self.most)

@@ -16,8 +16,8 @@ from torch import Tensor
 from hildanext.core.errors import LogitsNotFinite
 from hildanext.core.runtime import send
 from hildanext.decoding.exact.expected import Placement
-from hildanext.decoding.exact.lookup import look_up
 from hildanext.decoding.exact.network import Network, begins_of, network_of
+from hildanext.decoding.exact.ngram import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing
 from hildanext.decoding.exact.verify import Verdict, verify_greedy, verify_sampled
 from hildanext.decoding.sequence import Step
@@ -153,8 +153,8 @@ class ExactState:
     def _plan(self, row: ExactRow) -> _Plan:
         placement = self.placing.choose(row, len(self.rows))
         drafts = row.drafts[: min(placement.drafts, row.room)] if self.config.drafter != "none" else []
-        if self.config.drafter in ("lookup", "both") and placement.drafts:
-            shortest = 1 if self.config.drafter == "lookup" else 2  # one token in common says less than the adapters
+        if self.config.drafter in ("ngram", "both") and placement.drafts:
+            shortest = 1 if self.config.drafter == "ngram" else 2  # one token in common says less than the adapters
             matched = look_up(row.tokens, min(placement.drafts, row.room), shortest)
             if matched:
                 drafts, row.draft_law = matched, None
@@ -228,7 +228,8 @@ class ExactState:
         verdict: Verdict,
         plans: Sequence[_Plan],
     ) -> tuple[Int[Tensor, "documents places"] | None, Tensor | None]:
-        """What the group behind each document's accepted drafts says; the head is applied to that group alone.
+        """What the group behind each document's accepted drafts says, one place after another where each is told the
+        one before; the head is applied to that group alone.
 
         Documents without such a group get what is not read.
         """
@@ -242,16 +243,37 @@ class ExactState:
             first.append([at.get(point, 0) for point in range(widest)])
         group = send(first, device, torch.long).gather(1, verdict.accepted[:, None])
         rows = (group + torch.arange(most, device=device)).clamp_max(len(hidden) - 1)
-        logits = self.network.logits(hidden[rows])
-        config = self.config
-        if config.temperature <= 0.0 or not config.sample_drafts:
-            return logits.argmax(-1), None
-        laws = law(logits.flatten(0, 1), config.temperature, config.top_p, config.top_k).view(*rows.shape, -1)
-        # Draft i of a row stands i + 1 positions behind the token that this forward has made certain.
-        capacity = plans[0].row.uniform.shape[1]
+        samples = self.config.temperature > 0.0 and self.config.sample_drafts
+        chances = self._draft_uniform(plans, verdict, most) if samples else None
+        drafts: list[Tensor] = []
+        laws: list[Tensor] = []
+        before = verdict.token[:, None].clamp_min(0)
+        for places in torch.arange(most).split(1 if self.network.has_sampler else most):
+            states = hidden[rows[:, places]]
+            if self.network.has_sampler:
+                states = self.network.told(states, before)
+            logits = self.network.logits(states)
+            if chances is None:
+                before = logits.argmax(-1)
+            else:
+                before, law_here = self._drawn(logits, chances[:, places])
+                laws.append(law_here)
+            drafts.append(before)
+        return torch.cat(drafts, 1), torch.cat(laws, 1) if laws else None
+
+    def _draft_uniform(self, plans: Sequence[_Plan], verdict: Verdict, most: int) -> Float[Tensor, "documents places"]:
+        """Draft i of a row stands i + 1 positions behind the token that this forward has made certain."""
+        device, capacity = verdict.accepted.device, plans[0].row.uniform.shape[1]
         starts = send([len(plan.row.tokens) + 1 for plan in plans], device, torch.long)
         places = (starts + verdict.accepted)[:, None] + torch.arange(most, device=device)
-        chances = torch.stack([plan.row.uniform[2] for plan in plans]).gather(1, places.clamp_max(capacity - 1))
+        return torch.stack([plan.row.uniform[2] for plan in plans]).gather(1, places.clamp_max(capacity - 1))
+
+    def _drawn(
+        self, logits: Float[Tensor, "documents places vocab"], chances: Float[Tensor, "documents places"]
+    ) -> tuple[Int[Tensor, "documents places"], Float[Tensor, "documents places vocab"]]:
+        """Sampled drafts, and the laws that they were drawn from."""
+        config = self.config
+        laws = law(logits.flatten(0, 1), config.temperature, config.top_p, config.top_k).view(*logits.shape)
         cumulative = laws.cumsum(-1)
         chosen = torch.searchsorted(cumulative, (chances[..., None] * cumulative[..., -1:]), right=True)
         return chosen[..., 0].clamp_max(laws.shape[-1] - 1), laws
