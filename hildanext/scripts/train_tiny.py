@@ -1,4 +1,4 @@
-"""Make the embedded pair: a tokenizer, a small autoregressive model, its diffusion twin, and adapters that draft for it.
+"""Make the embedded models: a tokenizer, a small autoregressive one, its diffusion twin, adapters that draft for it.
 
     python hildanext/scripts/train_tiny.py ar --data train.txt --work build/tiny
     python hildanext/scripts/train_tiny.py install-ar --work build/tiny
