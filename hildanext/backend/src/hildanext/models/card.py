@@ -70,6 +70,10 @@ def read_card(folder: str | Path) -> Card:
             f"{path} is of another format",
             f"this version reads format {FORMAT_VERSION}; install the hildanext that wrote it",
         )
+    if fields.get("kind") == "drafts":
+        raise CheckpointError(
+            f"{str(folder)!r} holds draft adapters and no diffusion model", "they write in exact mode: --mode exact"
+        )
     card = validate(Card, fields, where=str(path), strict=True)
     outside = [index for index in (card.mask_id, *card.never) if not 0 <= index < card.vocab_rows]
     if outside or card.vocab_real > card.vocab_rows:

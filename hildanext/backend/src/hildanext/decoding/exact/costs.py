@@ -38,8 +38,8 @@ def row_costs(drafter: Drafter, runtime: Runtime) -> RowCosts:
 def measure(drafter: Drafter) -> dict[int, float]:
     """Median seconds of a forward with its head, by rows; sizes take turns, so that a busy moment hits all of them.
 
-    From 2 rows on they are a clean row and masks behind it; the head reads the clean row and as many masks as were
-    drafted at once.
+    Where there are adapters, a third of the rows is clean and the others are masks; the head reads the clean ones and
+    as many masks as were drafted at once.
     """
     cache = BlockCache.of_causal(drafter.causal_lm, CONTEXT + max(ROWS))
     cache.keys.zero_()
@@ -62,7 +62,8 @@ def measure(drafter: Drafter) -> dict[int, float]:
 
 def _forward(drafter: Drafter, cache: BlockCache, rows: int) -> None:
     device = drafter.device
-    clean = (rows + 2) // 3 if rows > 1 else 1  # about the share that drafts behind every point have
+    masks = drafter.places > 0 and rows > 1
+    clean = (rows + 2) // 3 if masks else rows  # about the share that drafts behind every point have
     segment = DraftSegment(CONTEXT, clean, (0,) * (rows > clean), rows - clean)
     positions = torch.arange(CONTEXT, CONTEXT + rows, device=device)[None]
     attention = DraftAttention([cache], [segment])
@@ -86,7 +87,8 @@ def _identity(drafter: Drafter, runtime: Runtime) -> str:
     """Of what decides the times: the machine, the versions, the model's shape."""
     config = drafter.causal_lm.config
     facts = (
-        runtime.device.type, str(runtime.dtype), runtime.threads, versions(), drafter.enter, drafter.lora.rank,
+        runtime.device.type, str(runtime.dtype), runtime.threads, versions(), drafter.enter,
+        drafter.lora and drafter.lora.rank,
         *(getattr(config, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")),
         cpu_name(),
     )  # fmt: skip
