@@ -23,8 +23,10 @@ def step_record(step: Step, texts: TokenCells | None = None) -> dict[str, Any]:
     """A step in JSON types; beside the ids what their texts are, where there are any (`TokenCells.cell`)."""
     drafts: list[dict[str, Any]]
     edits: list[dict[str, Any]]
-    drafts = [{"position": at, "token": new, "probability": round(p, 6)} for at, new, p in step.drafts]
-    edits = [{"position": at, "old": old, "new": new, "probability": round(p, 6)} for at, old, new, p in step.edits]
+    # Of exact mode they are the parent's own, which are told to all the digits that they have.
+    sure = (lambda p: float(f"{p:.9g}")) if step.kind == "exact" else (lambda p: round(p, 6))
+    drafts = [{"position": at, "token": new, "probability": sure(p)} for at, new, p in step.drafts]
+    edits = [{"position": at, "old": old, "new": new, "probability": sure(p)} for at, old, new, p in step.edits]
     if texts is not None:
         for cell in drafts:
             cell |= texts.cell(cell["position"], cell["token"])

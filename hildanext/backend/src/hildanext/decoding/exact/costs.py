@@ -4,9 +4,11 @@ import hashlib
 import json
 import statistics
 import time
+from contextlib import suppress
 
 import torch
 
+from hildanext.core.errors import StorageError
 from hildanext.core.json_text import parse
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import Runtime, cpu_name, versions
@@ -30,7 +32,8 @@ def row_costs(drafter: Drafter, runtime: Runtime) -> RowCosts:
         return RowCosts({int(rows): float(seconds) for rows, seconds in stored["seconds"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not whole: measured again
         measured = measure(drafter)
-        write_atomically(path, json.dumps({"seconds": measured}, indent=1) + "\n")
+        with suppress(StorageError):  # then the next process measures again
+            write_atomically(path, json.dumps({"seconds": measured}, indent=1) + "\n")
         return RowCosts(measured)
 
 
