@@ -229,10 +229,7 @@ class LocalEngine(Engine):
         prompt = self.models.encode(request)
         if request.max_new_tokens == 0 and not request.scores:
             raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
-        asked = self.models.asked(request)[0]
-        limit = length_limit(self.models.first, len(prompt), request.max_new_tokens)
-        if isinstance(asked, Parent):
-            asked.check_length(len(prompt), limit - len(prompt))
+        limit = length_limit(self.models.asked(request)[0], len(prompt), request.max_new_tokens)
         decoder = make_method(self.models.section(request))
         size = self._cache_bytes(request, decoder, limit)
         if size > self.limit_bytes:
