@@ -232,6 +232,8 @@ class ExactStats(GenerationStats):
     def total(cls, parts: Iterable[GenerationStats]) -> "ExactStats":
         """Sums over texts, place by place too."""
         every = [part for part in parts if isinstance(part, cls)]
+        if not every:
+            return cls()
         sums = {
             part.name: sum(getattr(stats, part.name) for stats in every)
             for part in fields(cls)

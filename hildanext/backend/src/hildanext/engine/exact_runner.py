@@ -37,16 +37,13 @@ class ExactRunner:
         self._requests: dict[int, RequestState] = {}
         self._joining: list[RequestState] = []
 
-    def warm(self) -> None:
-        """Look up, or measure, what rows cost here, before anybody waits for it."""
-        self._state(ExactConfig())
-
-    def check(self, request: RequestState) -> None:
-        """Raise `ConfigError` for knobs that do not fit the adapters. Measures nothing: any thread may ask."""
-        placing_for(self.loaded.drafter, _config(request))
+    def warm(self, config: ExactConfig) -> None:
+        """Look up, or measure, what rows cost here, before anybody waits for it; while no request is being answered."""
+        self._state(config)
 
     def cache_bytes(self, config: ExactConfig, limit: int) -> int:
-        """Keys and values of a document of `limit` tokens, and of the masks behind them."""
+        """Keys and values of a document of `limit` tokens, and of the masks behind them. Any thread may ask: nothing is
+        measured. Raises `ConfigError` for knobs that do not fit the adapters."""
         most = placing_for(self.loaded.drafter, config).most
         return (limit + most + (most + 1) * most) * self.token_bytes
 
@@ -81,10 +78,13 @@ class ExactRunner:
         if request.prefix_key is not None:
             self.prefixes.drop(request.prefix_key)
             request.prefix_key = None
-        if request.exact is not None and not self._state(_config(request)).placing.fixed:
+        config = _config(request)
+        if request.exact is not None and not placing_for(self.loaded.drafter, config).fixed:
             cache = request.exact.cache
             self.prefixes.keep(cache, torch.empty(0, 0), request.exact.tokens[: cache.length])
         request.exact = None
+        if config not in map(_config, self._requests.values()):
+            self._states.pop(config, None)  # clients may ask for any number of temperatures
 
     def feeds_the_same(self, request: RequestState) -> bool:
         """Whether a prompt being fed right now shares a beginning with this one that nobody has yet."""

@@ -197,7 +197,7 @@ class LocalEngine(Engine):
             else None
         )
         if self.exact is not None and drafts is not None and drafts.card is not None:
-            self.exact.warm()
+            self.exact.warm(ExactConfig())
 
     @property
     def facts(self) -> EngineFacts:
