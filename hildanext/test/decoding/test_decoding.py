@@ -8,7 +8,7 @@ import torch
 
 from decoding_stubs import MASK, VOCAB, ScriptedModel, StubTokenizer
 from hildanext.core.errors import ConfigError, HildaError, UnknownChoice
-from hildanext.core.registry import build
+from hildanext.core.registry import build, under_profile
 from hildanext.decoding import (
     DECODERS,
     EFFORTS,
@@ -32,6 +32,8 @@ CASES = [
     {"name": "threshold_edit", "tau_mask": 0.0, "tau_edit": 0.0, "max_post": 1},
     {"name": "threshold_edit", "tau_mask": 1.0, "tau_edit": None, "kv_safe": True},
     {"name": "threshold_edit", "tau_mask": 0.2, "tau_cautious": 0.9, "window": 1},
+    {"name": "s2d2"},
+    {"name": "s2d2", "tau_mask": 0.2, "min_span": 2, "cost": 0.5, "temperature": 0.7},
 ]
 
 
@@ -254,7 +256,9 @@ def test_a_trace_is_json_with_probabilities():
 @pytest.mark.parametrize("case", CASES, ids=json.dumps)
 def test_every_decoder_fills_every_mask_and_leaves_the_prompt(case):
     """Contract of the table: runs to the end, writes no mask, keeps the prompt's part of a block."""
-    done = decode(toy_a, build("decoder", DECODERS, case), blocks=3, prompt=[20, 21, 22, 23, 24, 25], max_new_tokens=10)
+    with under_profile("FULL"):
+        decoder = build("decoder", DECODERS, case)
+    done = decode(toy_a, decoder, blocks=3, prompt=[20, 21, 22, 23, 24, 25], max_new_tokens=10)
     assert len(done.tokens) == 10 and MASK not in done.tokens
     assert all(at >= 6 for step in done.trace for at, *_ in [*step.drafts, *step.edits])
 

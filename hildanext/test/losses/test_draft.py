@@ -16,8 +16,8 @@ from small_models import small_causal
 PLACES = 3
 
 
-def drafter(enter: int = 0, shared: bool = False) -> Drafter:
-    model = Drafter(small_causal("qwen3").double(), GatedLoraConfig(rank=4), PLACES, enter, shared).double()
+def drafter(enter: int = 0, shared: bool = False, sampler: int | None = None) -> Drafter:
+    model = Drafter(small_causal("qwen3").double(), GatedLoraConfig(rank=4), PLACES, enter, shared, sampler).double()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -73,10 +73,10 @@ def test_drawn_groups_are_the_seeds_and_do_not_repeat() -> None:
     assert first.learnt[:, :, 0].all()
 
 
-@pytest.mark.parametrize("enter", [0, 1])
-def test_masks_see_in_training_what_they_see_in_decoding(enter: int) -> None:
+@pytest.mark.parametrize(("enter", "sampler"), [(0, None), (1, None), (0, 5)])
+def test_masks_see_in_training_what_they_see_in_decoding(enter: int, sampler: int | None) -> None:
     """The states of mask rows behind every token of a text, from a batch and from an exact forward: fp64, 1e-12."""
-    model, batch = drafter(enter), view([[9]])
+    model, batch = drafter(enter, sampler=sampler), view([[9]])
     groups = draw_groups(batch.document, batch.maskable, 9, PLACES, None)
     with torch.no_grad():
         hidden, parent = DraftStep(model, DraftLossConfig()).read(batch, groups)
@@ -89,7 +89,8 @@ def test_masks_see_in_training_what_they_see_in_decoding(enter: int) -> None:
             decoded = model(
                 batch.clean[:, : anchor + 1], index, torch.arange(PLACES), positions, DraftAttention([cache], [segment])
             )[0, anchor + 1 :]
-            torch.testing.assert_close(hidden[number], decoded, rtol=0, atol=1e-12)
+            before = batch.clean[0, (anchor + 1 + torch.arange(PLACES)).clamp_max(8)]
+            torch.testing.assert_close(hidden[number], model.told(decoded, before), rtol=0, atol=1e-12)
     reads = Parent(model.causal_lm, None)
     exact = reads.hidden(batch.clean, batch.document, batch.position)[0]
     columns = groups.columns(9)[0].flatten()
@@ -97,12 +98,13 @@ def test_masks_see_in_training_what_they_see_in_decoding(enter: int) -> None:
 
 
 def test_only_adapters_and_vectors_learn_and_what_is_not_learnt_has_no_part() -> None:
-    model, batch = drafter(), view([[12]])
+    model, batch = drafter(sampler=5), view([[12]])
     step = DraftStep(model, DraftLossConfig(groups=4))
     outcome = step(batch, generator=torch.Generator().manual_seed(0))
     outcome.total.backward()
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert learning and all("lora_" in name or name == "place_vectors" for name in learning)
+    assert {"place_vectors", "sampler.down", "sampler.up", "sampler.scale"} < learning
+    assert all("lora_" in name or name.startswith(("place_vectors", "sampler.")) for name in learning)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == learning
     groups = draw_groups(batch.document, batch.maskable, 4, PLACES, torch.Generator().manual_seed(0))
     assert int(outcome.masked.sum()) == int(groups.learnt.sum())

@@ -23,13 +23,19 @@ LORA = GatedLoraConfig(rank=4)
 def saved(tmp_path: Path) -> tuple[Path, Path, Drafter]:
     """The folder of the adapters, that of their parent, and the drafter that was saved."""
     parent = small_parent(tmp_path / "parent")
-    drafter = Drafter(load_parent(parent)[0], LORA, 3, enter=1)
+    drafter = Drafter(load_parent(parent)[0], LORA, 3, enter=1, sampler=7)
     with torch.no_grad():
         for parameter in drafter.parameters():
             if parameter.requires_grad:
                 parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
     card = DraftCard(
-        parent=str(parent), parent_hash=weights_hash(parent), places=3, enter=1, lora=LORA, acceptance=(0.5, 0.25)
+        parent=str(parent),
+        parent_hash=weights_hash(parent),
+        places=3,
+        enter=1,
+        lora=LORA,
+        acceptance=(0.5, 0.25),
+        sampler=7,
     )
     save_drafts(tmp_path / "drafts", drafter, card)
     return tmp_path / "drafts", parent, drafter

@@ -21,6 +21,7 @@ from hildanext.core.runtime import Runtime, RuntimeConfig, machine
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
 from hildanext.decoding.exact.costs import row_costs
+from hildanext.decoding.exact.network import Network, network_of
 from hildanext.decoding.exact.policy import NGRAM_DRAFTS, ExactConfig, Placing
 from hildanext.decoding.exact.state import ExactRow, ExactState
 from hildanext.decoding.sequence import Step
@@ -95,7 +96,7 @@ class LoadedDrafter:
 
 
 def placing_for(
-    drafter: Drafter, config: ExactConfig, acceptance: tuple[float, ...] = (), runtime: Runtime | None = None
+    drafter: Drafter | Network, config: ExactConfig, acceptance: tuple[float, ...] = (), runtime: Runtime | None = None
 ) -> Placing:
     """How masks are placed under `config`; `auto` measures the device where `runtime` says which it is.
 
@@ -115,12 +116,14 @@ def placing_for(
         )
     if config.fixed_rows is None:
         config = replace(config, fixed_rows=drafter.dtype in (torch.bfloat16, torch.float16))
-    measured = config.after == "auto" and config.drafter != "none" and runtime is not None
-    return Placing(config, most, acceptance, row_costs(drafter, runtime) if measured and runtime is not None else None)
+    costs = None
+    if config.after == "auto" and config.drafter != "none" and runtime is not None:
+        costs = row_costs(network_of(drafter), runtime)
+    return Placing(config, most, acceptance, costs)
 
 
 def generate_exact(
-    drafter: Drafter,
+    drafter: Drafter | Network,
     tokenizer: PreTrainedTokenizerBase | None,
     prompts: Sequence[Sequence[int]],
     config: ExactConfig,
@@ -154,7 +157,7 @@ class _Writing:
 
     def __init__(
         self,
-        drafter: Drafter,
+        drafter: Drafter | Network,
         tokenizer: PreTrainedTokenizerBase | None,
         config: ExactConfig,
         settings: GenerationConfig,

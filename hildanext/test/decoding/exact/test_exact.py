@@ -26,9 +26,16 @@ PROMPTS = [[3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13, 14, 20, 21]]
 A, B, X, EOS = 11, 12, 13, 1
 
 
-def trained(enter: int = 0, places: int = 3, dtype: torch.dtype = torch.float64, family: str = "qwen3") -> Drafter:
+def trained(
+    enter: int = 0,
+    places: int = 3,
+    dtype: torch.dtype = torch.float64,
+    family: str = "qwen3",
+    sampler: int | None = None,
+) -> Drafter:
     """A drafter whose adapters say something, right or wrong."""
-    drafter = Drafter(small_causal(family).to(dtype), GatedLoraConfig(rank=4), places, enter).to(dtype)
+    lora = GatedLoraConfig(rank=4)
+    drafter = Drafter(small_causal(family).to(dtype), lora, places, enter, sampler=sampler).to(dtype)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in drafter.parameters():
@@ -132,6 +139,7 @@ def test_the_cache_is_that_of_a_clean_prefill_of_the_text(placement: Placement, 
         torch.testing.assert_close(row.cache.values[:, :, :length], fresh.values, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("sampler", [None, 5])
 @pytest.mark.parametrize(
     ("after", "drafter_name", "batch", "dtype"),
     [
@@ -141,14 +149,41 @@ def test_the_cache_is_that_of_a_clean_prefill_of_the_text(placement: Placement, 
     ],
 )
 def test_the_text_is_the_parents_in_every_setting(
-    after: str, drafter_name: str, batch: int, dtype: torch.dtype
+    after: str, drafter_name: str, batch: int, dtype: torch.dtype, sampler: int | None
 ) -> None:
-    drafter = trained(enter=1, dtype=dtype)
+    drafter = trained(enter=1, dtype=dtype, sampler=sampler)
     config = ExactConfig(after=after, drafter=drafter_name)
     placing = Placing(config, 3, (0.6, 0.4, 0.2), RowCosts({1: 1.0, 8: 1.2, 32: 1.6}))
     settings = GenerationConfig(max_new_tokens=40, batch_size=batch)
     results = generate_exact(drafter, None, PROMPTS, config, settings, placing)
     assert [result.tokens for result in results] == parents_text(drafter, 40)
+
+
+def test_each_draft_is_told_the_token_before_it_and_the_first_one_the_parents() -> None:
+    """What follows the drafts of a forward, against the states of its own mask rows, told by hand."""
+    drafter = trained(sampler=5)
+    assert drafter.sampler is not None
+    with torch.no_grad():
+        drafter.sampler.up.normal_(generator=torch.Generator().manual_seed(0))
+    differs = False
+    state, row = started(drafter, Always(all_points(3)), PROMPTS[0], 40)
+    states: list[torch.Tensor] = []
+    network = state.network
+    forward = network.forward
+    network.forward = lambda *fed: states.append(forward(*fed)) or states[-1]  # type: ignore[method-assign]
+    for _ in range(4):
+        clean = 1 + len(row.drafts)
+        before, tokens = list(row.drafts), len(row.tokens)
+        state.step()
+        accepted = len(row.tokens) - tokens - 1
+        group = states[-1][clean + accepted * 3 :][:3] if before else states[-1][clean:]
+        told, expected = row.tokens[-1], []
+        for place in group:
+            told = int(drafter.logits(drafter.told(place, torch.tensor(told))).argmax())
+            expected.append(told)
+        assert row.drafts == expected
+        differs |= drafter.logits(group).argmax(-1).tolist() != expected
+    assert differs, "the head must matter for this to show anything"
 
 
 @pytest.mark.parametrize("after", ["all", "last"])
@@ -199,13 +234,19 @@ def test_a_row_may_leave_and_others_go_on_with_the_parents_text() -> None:
 
 
 @pytest.mark.parametrize("count", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("sample_drafts", [False, True], ids=["greedy drafts", "sampled drafts"])
-def test_sampled_text_has_the_parents_law(sample_drafts: bool, count: int) -> None:
+@pytest.mark.parametrize(
+    ("sample_drafts", "sampler"),
+    [(False, None), (True, None), (True, 5)],
+    ids=["greedy drafts", "sampled drafts", "sampled drafts that know"],
+)
+def test_sampled_text_has_the_parents_law(sample_drafts: bool, sampler: int | None, count: int) -> None:
     """EX-9 as a whole: draws of three tokens from a vocabulary of four, by chi-square."""
     small = small_causal("qwen3", rows=4, initializer_range=0.2).double()
-    drafter = Drafter(small, GatedLoraConfig(rank=2), 2).double().eval()
+    drafter = Drafter(small, GatedLoraConfig(rank=2), 2, sampler=sampler).double().eval()
     with torch.no_grad():
         drafter.place_vectors.normal_(generator=torch.Generator().manual_seed(0))
+        if drafter.sampler is not None:
+            drafter.sampler.up.normal_(generator=torch.Generator().manual_seed(0))
     config = ExactConfig(after="all", temperature=2.0, top_p=0.8, sample_drafts=sample_drafts)
     prompt = [0, 3]
     state = ExactState(drafter, config, Always(all_points(2)), lambda row: len(row.tokens) >= row.limit)

@@ -4,6 +4,7 @@ In reading order:
 
 - `base`: what a decoder is (`Canvas` in, `Edit` out), and the one loop that runs it (`run`, `step`);
 - `threshold_edit`: the first member, where masks are filled and written tokens edited;
+- `s2d2`: drafts of a block that the model's own block-size-1 mode (`block_size_one`) confirms;
 - `sequence`: a document that is being written, and a record of what a forward did to it;
 - `feed_plan`: which tokens of it go into a forward;
 - `commit`: where and when a finished block's keys and values are committed;
@@ -22,10 +23,12 @@ from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build
 from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
 from hildanext.decoding.exact.policy import ExactConfig
+from hildanext.decoding.s2d2 import S2D2
 from hildanext.decoding.threshold_edit import ThresholdEdit
 
 DECODERS: dict[str, type[Decoder]] = {
     "threshold_edit": ThresholdEdit,
+    "s2d2": S2D2,
 }
 
 EXACT: dict[str, type[ExactConfig]] = {
@@ -123,6 +126,7 @@ __all__ = [
     "MODES",
     "MODE_ALIASES",
     "MODE_MEANS",
+    "S2D2",
     "Canvas",
     "Decoder",
     "Denoiser",

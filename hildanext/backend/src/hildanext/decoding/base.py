@@ -73,6 +73,8 @@ class Edit:
 
 EditRule = Callable[[Tensor, Tensor, Canvas], Edit]
 """`edit(logits, where, canvas)`, as `Decoder.edit`."""
+CausalLogits = Callable[[Tensor, Tensor], Tensor]
+"""`causal_logits(tokens, where)`, as `Denoiser.causal_logits`."""
 
 
 @runtime_checkable
@@ -91,6 +93,12 @@ class Denoiser(Protocol):
     def write(self, edit: Edit) -> list[int]:
         """Apply an edit; rows whose block is final move on. Returns those. Raises `LogitsNotFinite`, and then nothing
         was written."""
+
+    def causal_logits(
+        self, tokens: Int[Tensor, "batch block"], where: Bool[Tensor, "batch block"]
+    ) -> Float[Tensor, "rows vocab"]:
+        """After `logits`, one forward more: what the model says at block size 1 at the positions `where`, row-major,
+        each read from what stands left of it if the active blocks held `tokens`."""
 
     def revise(self, window: int, edit: EditRule, rows: Sequence[int]) -> None:
         """Of rows whose block has just become final: offer the `window` finished blocks before it to `edit`."""
@@ -112,6 +120,10 @@ class Decoder:
         """What to write, given the logits at `where` (row-major)."""
         raise NotImplementedError(f"{type(self).__name__} has no edit")
 
+    def verify(self, edit: Edit, canvas: Canvas, causal_logits: CausalLogits) -> Edit:
+        """What is written of an edit; the denoiser's `causal_logits` may be asked about it first."""
+        return edit
+
     def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
         """A step has finished the blocks of `rows`; what is revised here is revised before their text is looked at."""
 
@@ -125,7 +137,8 @@ def run(decoder: Decoder, denoiser: Denoiser) -> None:
 def step(decoder: Decoder, denoiser: Denoiser, canvas: Canvas) -> list[int]:
     """One forward and what follows from it; the rows whose block it finished. The engine calls this one, too."""
     where = canvas.read(decoder.needs(canvas))
-    finished = denoiser.write(decoder.edit(denoiser.logits(where), where, canvas))
+    edit = decoder.edit(denoiser.logits(where), where, canvas)
+    finished = denoiser.write(decoder.verify(edit, canvas, denoiser.causal_logits))
     if finished:
         decoder.after_block(denoiser, finished)
     return finished
@@ -137,3 +150,12 @@ def most_confident(
     """The one most confident position among those allowed, ties to the lowest; nothing in a row that allows none."""
     best = confidence.masked_fill(~among, -1.0).argmax(-1, keepdim=True)
     return torch.zeros_like(among).scatter_(-1, best, True) & among
+
+
+def fill_above(
+    confidence: Float[Tensor, "batch block"], masked: Bool[Tensor, "batch block"], tau: Tensor | float
+) -> Bool[Tensor, "batch block"]:
+    """The masks above a threshold (strictly), or of a row that has none there the most confident one."""
+    fill = masked & (confidence > tau)
+    stuck = ~fill.any(-1, keepdim=True)
+    return fill | (stuck & most_confident(confidence, masked))

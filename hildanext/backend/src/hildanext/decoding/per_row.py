@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hildanext.core.runtime import send
-from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
+from hildanext.decoding.base import Canvas, CausalLogits, Decoder, Denoiser, Edit
 
 
 class PerRow(Decoder):
@@ -38,16 +38,16 @@ class PerRow(Decoder):
             else:
                 needed, chosen = where[rows], logits[torch.isin(where.nonzero()[:, 0], rows)]
             parts.append((rows, decoder.edit(chosen, needed, own)))
-        whole = Edit(
-            torch.zeros_like(canvas.masked),
-            canvas.tokens.clone(),
-            torch.zeros(where.shape, dtype=parts[0][1].confidence.dtype, device=where.device),
-            torch.zeros(len(where), dtype=torch.bool, device=where.device),
-        )
-        for rows, part in parts:
-            whole.write[rows], whole.tokens[rows] = part.write, part.tokens
-            whole.confidence[rows], whole.final[rows] = part.confidence, part.final
-        return whole
+        return _whole(canvas, parts)
+
+    def verify(self, edit: Edit, canvas: Canvas, causal_logits: CausalLogits) -> Edit:
+        if all(type(decoder).verify is Decoder.verify for decoder in self.groups):
+            return edit
+        parts = []
+        for decoder, rows in self._rows(canvas):
+            own = Edit(edit.write[rows], edit.tokens[rows], edit.confidence[rows], edit.final[rows])
+            parts.append((rows, decoder.verify(own, _part(canvas, rows), _among(causal_logits, canvas, rows))))
+        return _whole(canvas, parts)
 
     def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
         for decoder, own in self.groups.items():
@@ -58,6 +58,32 @@ class PerRow(Decoder):
     def _rows(self, canvas: Canvas) -> list[tuple[Decoder, Tensor]]:
         device = canvas.tokens.device
         return [(decoder, send(rows, device)) for decoder, rows in self.groups.items()]
+
+
+def _among(causal_logits: CausalLogits, canvas: Canvas, rows: Tensor) -> CausalLogits:
+    """Asks about some rows of a canvas alone."""
+
+    def ask(tokens: Tensor, where: Tensor) -> Tensor:
+        every, asked = canvas.tokens.clone(), torch.zeros_like(canvas.masked)
+        every[rows], asked[rows] = tokens, where
+        return causal_logits(every, asked)
+
+    return ask
+
+
+def _whole(canvas: Canvas, parts: Sequence[tuple[Tensor, Edit]]) -> Edit:
+    """The edits of groups of rows as one."""
+    device = canvas.tokens.device
+    whole = Edit(
+        torch.zeros_like(canvas.masked),
+        canvas.tokens.clone(),
+        torch.zeros(canvas.masked.shape, dtype=parts[0][1].confidence.dtype, device=device),
+        torch.zeros(len(canvas.masked), dtype=torch.bool, device=device),
+    )
+    for rows, part in parts:
+        whole.write[rows], whole.tokens[rows] = part.write, part.tokens
+        whole.confidence[rows], whole.final[rows] = part.confidence, part.final
+    return whole
 
 
 def _part(canvas: Canvas, rows: Tensor) -> Canvas:

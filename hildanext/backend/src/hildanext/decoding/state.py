@@ -15,6 +15,7 @@ from hildanext import masks
 from hildanext.core.errors import LogitsNotFinite
 from hildanext.core.runtime import send
 from hildanext.decoding.base import Canvas, Edit, EditRule
+from hildanext.decoding.block_size_one import block_size_one_logits
 from hildanext.decoding.commit import Commit, CommitPolicy
 from hildanext.decoding.feed_plan import Feed, active_blocks, prompt_pieces, revised_blocks
 from hildanext.decoding.sequence import SequenceState, Step, steps
@@ -142,6 +143,13 @@ class DecodeState:
         for row, segment in feeds:
             row.denoise += segment.num_tokens > 0
         return self._read(hidden, feeds, self._canvas.places(where))
+
+    def causal_logits(
+        self, tokens: Int[Tensor, "batch block"], where: Bool[Tensor, "batch block"]
+    ) -> Float[Tensor, "rows vocab"]:
+        for row, asked in zip(self.rows, where.any(-1).tolist(), strict=True):
+            row.denoise += asked
+        return block_size_one_logits(self.model, self.rows, tokens, where)
 
     def write(self, edit: Edit) -> list[int]:
         canvas = self._canvas

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
-from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, most_confident
+from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, fill_above
 from hildanext.models.sampling import candidates
 
 
@@ -60,9 +60,7 @@ class ThresholdEdit(Decoder):
         tokens = canvas.tokens.masked_scatter(where, picks)
         confidence = torch.zeros(where.shape, dtype=sure.dtype, device=sure.device).masked_scatter(where, sure)
         had_masks = canvas.masked.any(-1)
-        fill = canvas.masked & (confidence > self._fill_threshold(confidence, canvas))
-        stuck = ~fill.any(-1, keepdim=True)
-        fill |= stuck & most_confident(confidence, canvas.masked)
+        fill = fill_above(confidence, canvas.masked, self._fill_threshold(confidence, canvas))
         write = fill | self._rewrites(tokens, confidence, canvas)
         checks = canvas.checks + ~had_masks
         filled = ~(canvas.masked & ~fill).any(-1)

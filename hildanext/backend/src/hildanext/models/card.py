@@ -13,6 +13,8 @@ from hildanext.masks import CleanMask
 
 CARD = "hilda.json"
 FORMAT_VERSION = 1
+DRAFTS = "drafts"
+"""`kind` of the `hilda.json` of draft adapters (`models.draft_card`)."""
 
 Alignment = Literal["block", "parent"]
 
@@ -65,14 +67,15 @@ def read_card(folder: str | Path) -> Card:
         ) from None
     except (OSError, BadJson) as problem:
         raise CheckpointError(f"{path} is broken ({problem})", "copy the checkpoint again") from None
+    if isinstance(fields, dict) and fields.get("kind") == DRAFTS:
+        raise CheckpointError(
+            f"{str(folder)!r} holds draft adapters of a parent that stays, and no diffusion model",
+            "they write in exact mode alone: --mode exact",
+        )
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} is of another format",
             f"this version reads format {FORMAT_VERSION}; install the hildanext that wrote it",
-        )
-    if fields.get("kind") == "drafts":
-        raise CheckpointError(
-            f"{str(folder)!r} holds draft adapters and no diffusion model", "they write in exact mode: --mode exact"
         )
     card = validate(Card, fields, where=str(path), strict=True)
     outside = [index for index in (card.mask_id, *card.never) if not 0 <= index < card.vocab_rows]

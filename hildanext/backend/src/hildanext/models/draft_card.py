@@ -1,8 +1,8 @@
 """`hilda.json` of a set of draft adapters: whose they are, how they were trained, how often their drafts were right.
 
 Beside it lie the adapters in peft's own format (`adapter_config.json`, `adapter_model.safetensors`), which peft loads
-as plain LoRA, and `places.safetensors`, the vectors of the mask rows. The gate is not part of peft's format: whoever
-loads the adapters without this package adapts every row.
+as plain LoRA, and `places.safetensors`, the vectors of the mask rows and the sampler head. The gate is not part of
+peft's format: whoever loads the adapters without this package adapts every row.
 """
 
 import json
@@ -14,11 +14,9 @@ from pydantic import Field
 from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import CheckpointError, ModelError
 from hildanext.core.json_text import BadJson, parse
-from hildanext.models.card import CARD, FORMAT_VERSION
+from hildanext.models.card import CARD, DRAFTS, FORMAT_VERSION
 from hildanext.models.gated_lora import GatedLoraConfig
 from hildanext.models.loading.names import locate_drafts
-
-KIND = "drafts"
 
 
 @config
@@ -37,17 +35,21 @@ class DraftCard:
     enter: int = Field(default=0, ge=0)
     """The layer at which mask rows enter."""
     shared_place: bool = False
+    sampler: int | None = Field(default=None, ge=1)
+    """Inner size of the sampler head, which tells a mask the token before its own; None: there is none."""
     lora: GatedLoraConfig = GatedLoraConfig()
     acceptance: tuple[float, ...] = ()
     """Entry j - 1: the share of held-out places at which the first j drafts were right, j drafts behind every token."""
     trained_on: str = ""
     """What the adapters have seen."""
+    mask_positions: int = Field(default=0, ge=0)
+    """Masks that they have learnt from."""
     format_version: int = FORMAT_VERSION
 
 
 def is_draft_folder(folder: str | Path) -> bool:
     """Whether `hilda.json` there says that the folder holds draft adapters."""
-    return _fields(Path(folder)).get("kind") == KIND
+    return _fields(Path(folder)).get("kind") == DRAFTS
 
 
 def holds_drafts(name: str) -> bool:
@@ -62,7 +64,7 @@ def read_draft_card(folder: str | Path) -> DraftCard:
     """Raises `CheckpointError` where there is none, or where it is broken or of another format or kind."""
     path = Path(folder) / CARD
     fields = _fields(Path(folder))
-    if fields.get("kind") != KIND:
+    if fields.get("kind") != DRAFTS:
         raise CheckpointError(
             f"{str(folder)!r} holds no draft adapters",
             "give a folder that `save_drafts` wrote",

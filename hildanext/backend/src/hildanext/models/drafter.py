@@ -2,7 +2,8 @@
 
 A group of mask rows stands behind a clean row, its anchor: mask i (from 0) has the position i + 1 behind the anchor
 and, by the left shift, predicts the token at the position after its own. It starts from what the anchor is at the layer
-where masks enter (`enter`; 0 is the embedding), plus a vector learnt for its place.
+where masks enter (`enter`; 0 is the embedding), plus a vector learnt for its place. What it says may depend on the
+token before, once that is known (`told`).
 """
 
 from collections.abc import Sequence
@@ -10,19 +11,22 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from hildanext.core.errors import ModelError
 from hildanext.models.attention.dense import AttentionContext, no_mask
 from hildanext.models.bidirectional import check_backbone
-from hildanext.models.gated_lora import Gate, GatedLoraConfig, add_gated_lora
+from hildanext.models.gated_lora import EVERY_ROW, Gate, GatedLoraConfig, add_gated_lora
+from hildanext.models.sampler_head import SamplerHead
 
 
 class Drafter(nn.Module):
     """A frozen causal language model with gated adapters and a vector for each place of a group.
 
     `places`: mask rows of a group at most. With `shared_place` one vector serves all of them. Without `lora` there are
-    no adapters and no mask rows: drafts come from elsewhere.
+    no adapters and no mask rows: drafts come from elsewhere. `sampler` is the inner size of the sampler head; None:
+    there is none.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class Drafter(nn.Module):
         places: int = 0,
         enter: int = 0,
         shared_place: bool = False,
+        sampler: int | None = None,
     ) -> None:
         super().__init__()
         check_backbone(causal_lm)
@@ -44,6 +49,8 @@ class Drafter(nn.Module):
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         count, hidden = 1 if shared_place else places, causal_lm.config.hidden_size
         self.place_vectors = nn.Parameter(torch.zeros(count, hidden, dtype=dtype, device=weight.device))
+        self.recomputes = False
+        self.sampler = None if sampler is None else SamplerHead(hidden, sampler, dtype, weight.device)
 
     @property
     def device(self) -> torch.device:
@@ -75,8 +82,7 @@ class Drafter(nn.Module):
         attention: AttentionContext,
     ) -> Float[Tensor, "batch rows hidden"]:
         """Final (normed) states of mask rows alone; `entering` are their anchors' states where masks enter."""
-        with self.gate.after(0):
-            rows = self._layers(self._masks(entering, places), positions, attention, self.enter, None)
+        rows = self._layers(self._masks(entering, places), positions, attention, self.enter, None, clean=0)
         hidden: Tensor = self.causal_lm.model.norm(rows)
         return hidden
 
@@ -96,10 +102,23 @@ class Drafter(nn.Module):
         rows = self.causal_lm.get_input_embeddings()(tokens)
         rows = self._layers(rows, positions[:, :clean], attention, 0, self.enter)
         rows = torch.cat([rows, self._masks(rows[:, anchors], places)], 1)
-        with self.gate.after(clean):
-            rows = self._layers(rows, positions, attention, self.enter, None)
+        rows = self._layers(rows, positions, attention, self.enter, None, clean)
         hidden: Tensor = self.causal_lm.model.norm(rows)
         return hidden
+
+    def recompute_layers(self) -> None:
+        """While training keep only the input of each layer, and compute the layer again in the backward pass."""
+        self.recomputes = True
+
+    def told(
+        self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "*rows hidden"]:
+        """Final states of mask rows that know the tokens `before` those they are to say; as they were without a sampler
+        head."""
+        if self.sampler is None:
+            return hidden
+        known: Tensor = self.sampler(hidden, self.causal_lm.get_input_embeddings()(before))
+        return known
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         """The parent's head, in fp32 (fp64 stays fp64)."""
@@ -111,22 +130,36 @@ class Drafter(nn.Module):
         return entering + vectors.to(entering.dtype)
 
     def _layers(
-        self, rows: Tensor, positions: Tensor, attention: AttentionContext, first: int, last: int | None
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        attention: AttentionContext,
+        first: int,
+        last: int | None,
+        clean: int = EVERY_ROW,
     ) -> Tensor:
-        """Layers `first` to `last`; Transformers 4 returns each one's states in a tuple."""
+        """Layers `first` to `last`, rows from number `clean` on adapted; Transformers 4 returns states in a tuple."""
         model = self.causal_lm.model
         layers: Sequence[nn.Module] = model.layers[first:last]
         if not layers:
             return rows
         rotary = model.rotary_emb(rows, positions)
+        mask = no_mask(rows.device)
+
+        def run(layer: nn.Module, rows: Tensor) -> Tensor:
+            with self.gate.after(clean):  # in here: a layer that is computed again has the same gate
+                out = layer(
+                    rows,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    position_embeddings=rotary,
+                    use_cache=False,
+                    hilda=attention,
+                )
+            states: Tensor = out[0] if isinstance(out, tuple) else out
+            return states
+
         for layer in layers:
-            out = layer(
-                rows,
-                attention_mask=no_mask(rows.device),
-                position_ids=positions,
-                position_embeddings=rotary,
-                use_cache=False,
-                hilda=attention,
-            )
-            rows = out[0] if isinstance(out, tuple) else out
+            again = self.recomputes and torch.is_grad_enabled()
+            rows = checkpoint(run, layer, rows, use_reentrant=False) if again else run(layer, rows)
         return rows

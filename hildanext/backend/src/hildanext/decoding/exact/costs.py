@@ -12,10 +12,10 @@ from hildanext.core.errors import StorageError
 from hildanext.core.json_text import parse
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import Runtime, cpu_name, versions
+from hildanext.decoding.exact.network import Network
 from hildanext.decoding.exact.policy import RowCosts
 from hildanext.kv_cache import BlockCache
-from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
-from hildanext.models.drafter import Drafter
+from hildanext.kv_cache.draft_attention import DraftSegment
 from hildanext.models.loading.names import models_folder
 
 ROWS = (1, 2, 3, 4, 6, 9, 12, 16, 25, 32)
@@ -24,35 +24,35 @@ CONTEXT = 128
 """Tokens that are cached before the rows that are timed."""
 
 
-def row_costs(drafter: Drafter, runtime: Runtime) -> RowCosts:
+def row_costs(network: Network, runtime: Runtime) -> RowCosts:
     """From the cache folder, or measured now (a second or two) and put there."""
-    path = models_folder().parent / "costs" / f"{_identity(drafter, runtime)}.json"
+    path = models_folder().parent / "costs" / f"{_identity(network, runtime)}.json"
     try:
         stored = parse(path.read_bytes())
         return RowCosts({int(rows): float(seconds) for rows, seconds in stored["seconds"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not whole: measured again
-        measured = measure(drafter)
+        measured = measure(network)
         with suppress(StorageError):  # then the next process measures again
             write_atomically(path, json.dumps({"seconds": measured}, indent=1) + "\n")
         return RowCosts(measured)
 
 
 @torch.inference_mode()
-def measure(drafter: Drafter) -> dict[int, float]:
+def measure(network: Network) -> dict[int, float]:
     """Median seconds of a forward with its head, by rows; sizes take turns, so that a busy moment hits all of them.
 
     Where there are adapters, a third of the rows is clean and the others are masks; the head reads the clean ones and
     as many masks as were drafted at once.
     """
-    cache = BlockCache.of_causal(drafter.causal_lm, CONTEXT + max(ROWS))
+    cache = network.new_cache(CONTEXT + max(ROWS))
     cache.keys.zero_()
     cache.values.zero_()
     times: dict[int, list[float]] = {rows: [] for rows in ROWS}
     for turn in range(REPEATS + 1):
         for rows in ROWS:
             begin = time.perf_counter()
-            _forward(drafter, cache, rows)
-            _wait(drafter.device)
+            _forward(network, cache, rows)
+            _wait(network.device)
             if turn > 0:  # the first turn warms up
                 times[rows].append(time.perf_counter() - begin)
     medians = {rows: statistics.median(seconds) for rows, seconds in times.items()}
@@ -63,22 +63,17 @@ def measure(drafter: Drafter) -> dict[int, float]:
     return risen
 
 
-def _forward(drafter: Drafter, cache: BlockCache, rows: int) -> None:
-    device = drafter.device
-    masks = drafter.places > 0 and rows > 1
+def _forward(network: Network, cache: BlockCache, rows: int) -> None:
+    masks = network.places > 0 and rows > 1
     clean = (rows + 2) // 3 if masks else rows  # about the share that drafts behind every point have
     segment = DraftSegment(CONTEXT, clean, (0,) * (rows > clean), rows - clean)
-    positions = torch.arange(CONTEXT, CONTEXT + rows, device=device)[None]
-    attention = DraftAttention([cache], [segment])
-    tokens = torch.zeros(1, clean, dtype=torch.long, device=device)
+    hidden = network.forward([0] * clean, [cache], [segment])
+    network.logits(hidden[:clean]).argmax(-1)
     if rows == clean:
-        hidden = drafter.clean(tokens, positions, attention)[0][0]
-    else:
-        anchors = torch.zeros(rows - clean, dtype=torch.long, device=device)
-        hidden = drafter(tokens, anchors, anchors, positions, attention)[0]
-    drafter.logits(hidden[:clean]).argmax(-1)
-    if rows > clean:
-        drafter.logits(hidden[-min(clean, rows - clean) :]).argmax(-1)
+        return
+    drafted = hidden[-min(clean, rows - clean) :]
+    for piece in drafted.split(1) if network.has_sampler else (drafted,):
+        network.logits(network.told(piece, piece.new_zeros(len(piece), dtype=torch.long))).argmax(-1)
 
 
 def _wait(device: torch.device) -> None:
@@ -86,12 +81,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _identity(drafter: Drafter, runtime: Runtime) -> str:
+def _identity(network: Network, runtime: Runtime) -> str:
     """Of what decides the times: the machine, the versions, the model's shape."""
-    config = drafter.causal_lm.config
+    config = network.causal_lm.config
     facts = (
-        runtime.device.type, str(runtime.dtype), runtime.threads, versions(), drafter.enter,
-        drafter.lora and drafter.lora.rank,
+        runtime.device.type, str(runtime.dtype), runtime.threads, versions(), network.costs_key,
         *(getattr(config, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")),
         cpu_name(),
     )  # fmt: skip

@@ -16,12 +16,13 @@ from torch import Tensor
 from hildanext.core.errors import LogitsNotFinite
 from hildanext.core.runtime import send
 from hildanext.decoding.exact.expected import Placement
+from hildanext.decoding.exact.network import Network, begins_of, network_of
 from hildanext.decoding.exact.ngram import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing
 from hildanext.decoding.exact.verify import Verdict, verify_greedy, verify_sampled
 from hildanext.decoding.sequence import Step
 from hildanext.kv_cache import BlockCache
-from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
+from hildanext.kv_cache.draft_attention import DraftSegment
 from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.drafter import Drafter
 from hildanext.models.sampling import NO_TOKEN, law, sample, uniforms
@@ -95,21 +96,21 @@ class ExactState:
 
     def __init__(
         self,
-        drafter: Drafter,
+        drafter: Drafter | Network,
         config: ExactConfig,
         placing: Placing,
         ended: Callable[[ExactRow], bool],
         observe: Callable[[Step], None] | None = None,
     ) -> None:
-        self.drafter, self.config, self.placing = drafter, config, placing
+        self.network, self.config, self.placing = network_of(drafter), config, placing
         self.ended, self.observe = ended, observe
         self.rows: list[ExactRow] = []
 
     def row(self, prompt: Sequence[int], limit: int, seed: int, index: int) -> ExactRow:
         """A document that is to have `limit` tokens; its cache, with room for the scratch of masks, is made here."""
         capacity = self.capacity(limit)
-        cache = BlockCache.of_causal(self.drafter.causal_lm, capacity)
-        drawn = uniforms(seed, 3 * capacity).view(3, capacity).to(self.drafter.device, non_blocking=True)
+        cache = self.network.new_cache(capacity)
+        drawn = uniforms(seed, 3 * capacity).view(3, capacity).to(self.network.device, non_blocking=True)
         return ExactRow(index, len(prompt), limit, list(prompt), cache, drawn)
 
     def capacity(self, limit: int) -> int:
@@ -130,9 +131,7 @@ class ExactState:
         piece = min(len(row.tokens) - 1 - row.cache.length, most)
         if piece > 0:
             segment = DraftSegment(row.cache.length, piece, (), 0)
-            fed = send([row.tokens[segment.start : segment.start + piece]], self.drafter.device, torch.long)
-            positions = torch.arange(segment.start, segment.start + piece, device=fed.device)[None]
-            self.drafter.clean(fed, positions, DraftAttention([row.cache], [segment]))
+            self.network.forward(row.tokens[segment.start : segment.start + piece], [row.cache], [segment])
             row.cache.commit(segment.start + piece)
             row.prefill += 1
         return len(row.tokens) - 1 - row.cache.length
@@ -154,7 +153,7 @@ class ExactState:
         segments = [plan.segment for plan in plans]
         hidden = self._forward(plans, segments)
         clean = sum(segment.clean for segment in segments)
-        logits = self.drafter.logits(hidden[:clean])
+        logits = self.network.logits(hidden[:clean])
         verdict, sure = self._verdict(plans, segments, logits)
         drafts, laws = self._next_drafts(segments, hidden[clean:], verdict, plans)
         columns = [verdict.accepted[:, None], verdict.token[:, None], *([] if drafts is None else [drafts])]
@@ -186,23 +185,11 @@ class ExactState:
 
     def _forward(self, plans: Sequence[_Plan], segments: Sequence[DraftSegment]) -> Float[Tensor, "rows hidden"]:
         """Final states of the clean rows of all documents, then of their masks."""
-        device = self.drafter.device
         tokens = [token for plan in plans for token in (plan.row.tokens[-1], *plan.drafts)]
-        clean, masks = zip(*(segment.positions for segment in segments), strict=True)
-        positions = send([[*sum(clean, []), *sum(masks, [])]], device, torch.long)
-        begins = _begins([segment.clean for segment in segments])
-        anchors = [begin + at for begin, segment in zip(begins, segments, strict=True) for at in segment.anchors]
-        places = [place for segment in segments for _ in segment.points for place in range(segment.places)]
-        attention = DraftAttention([plan.row.cache for plan in plans], segments)
-        fed = send([tokens], device, torch.long)
         for plan, segment in zip(plans, segments, strict=True):
             plan.row.forwards += 1
             plan.row.rows += segment.clean + segment.masks
-        if not anchors:
-            return self.drafter.clean(fed, positions, attention)[0][0]
-        index = send([anchors, places], device, torch.long)
-        hidden: Tensor = self.drafter(fed, index[0], index[1], positions, attention)[0]
-        return hidden
+        return self.network.forward(tokens, [plan.row.cache for plan in plans], segments)
 
     def _verdict(
         self, plans: Sequence[_Plan], segments: Sequence[DraftSegment], logits: Float[Tensor, "clean vocab"]
@@ -211,7 +198,7 @@ class ExactState:
         config, device = self.config, logits.device
         widths = [segment.clean for segment in segments]
         most = max(widths)
-        begins = _begins(widths)
+        begins = begins_of(widths)
         index = send(
             [[begin + min(at, width - 1) for at in range(most)] for begin, width in zip(begins, widths, strict=True)],
             device,
@@ -271,13 +258,14 @@ class ExactState:
         verdict: Verdict,
         plans: Sequence[_Plan],
     ) -> tuple[Int[Tensor, "documents places"] | None, Tensor | None]:
-        """What the group behind each document's accepted drafts says; the head is applied to that group alone.
+        """What the group behind each document's accepted drafts says, one place after another where each is told the
+        one before; the head is applied to that group alone.
 
         Documents without such a group get what is not read.
         """
         if not len(hidden):
             return None, None
-        device, begins = hidden.device, _begins([segment.masks for segment in segments])
+        device, begins = hidden.device, begins_of([segment.masks for segment in segments])
         most, widest = max(segment.places for segment in segments), max(segment.clean for segment in segments)
         first = []
         for begin, segment in zip(begins, segments, strict=True):
@@ -285,16 +273,38 @@ class ExactState:
             first.append([at.get(point, 0) for point in range(widest)])
         group = send(first, device, torch.long).gather(1, verdict.accepted[:, None])
         rows = (group + torch.arange(most, device=device)).clamp_max(len(hidden) - 1)
-        logits = self.drafter.logits(hidden[rows])
-        config = self.config
-        if config.temperature <= 0.0 or not config.sample_drafts:
-            return logits.argmax(-1), None
-        laws = law(logits.flatten(0, 1), config.temperature, config.top_p, config.top_k).view(*rows.shape, -1)
-        # Draft i of a row stands i + 1 positions behind the token that this forward has made certain.
+        samples = self.config.temperature > 0.0 and self.config.sample_drafts
+        chances = self._draft_uniform(plans, verdict, most) if samples else None
+        drafts: list[Tensor] = []
+        laws: list[Tensor] = []
+        before = verdict.token[:, None].clamp_min(0)
+        for places in torch.arange(most).split(1 if self.network.has_sampler else most):
+            states = hidden[rows[:, places]]
+            if self.network.has_sampler:
+                states = self.network.told(states, before)
+            logits = self.network.logits(states)
+            if chances is None:
+                before = logits.argmax(-1)
+            else:
+                before, law_here = self._drawn(logits, chances[:, places])
+                laws.append(law_here)
+            drafts.append(before)
+        return torch.cat(drafts, 1), torch.cat(laws, 1) if laws else None
+
+    def _draft_uniform(self, plans: Sequence[_Plan], verdict: Verdict, most: int) -> Float[Tensor, "documents places"]:
+        """Draft i of a row stands i + 1 positions behind the token that this forward has made certain."""
+        device = verdict.accepted.device
         starts = send([len(plan.row.tokens) + 1 - plan.row.prompt for plan in plans], device, torch.long)
         places = (starts + verdict.accepted)[:, None] + torch.arange(most, device=device)
         drawn = [plan.row.uniform[2] for plan in plans]
-        chances = torch.stack([row[at.clamp_max(len(row) - 1)] for row, at in zip(drawn, places, strict=True)])
+        return torch.stack([row[at.clamp_max(len(row) - 1)] for row, at in zip(drawn, places, strict=True)])
+
+    def _drawn(
+        self, logits: Float[Tensor, "documents places vocab"], chances: Float[Tensor, "documents places"]
+    ) -> tuple[Int[Tensor, "documents places"], Float[Tensor, "documents places vocab"]]:
+        """Sampled drafts, and the laws that they were drawn from."""
+        config = self.config
+        laws = law(logits.flatten(0, 1), config.temperature, config.top_p, config.top_k).view(*logits.shape)
         cumulative = laws.cumsum(-1)
         chosen = torch.searchsorted(cumulative, (chances[..., None] * cumulative[..., -1:]), right=True)
         return chosen[..., 0].clamp_max(laws.shape[-1] - 1), laws
@@ -318,11 +328,3 @@ class ExactState:
             written["drafts"] = [*kept, (begin + accepted, token, chances[accepted])]
         assert self.observe is not None
         self.observe(Step(row.index, row.forwards, begin, "exact", [], **written, final=True))
-
-
-def _begins(widths: Sequence[int]) -> list[int]:
-    """Where each of several stretches begins, one behind another."""
-    begins = [0]
-    for width in widths[:-1]:
-        begins.append(begins[-1] + width)
-    return begins
