@@ -145,7 +145,7 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     parts = [name for name in ("train", "valid") if name in section]
     if source and parts:
         raise ConfigError(
-            f"--source and what belongs to it are one source, and the run's section 'prepare' has {' and '.join(parts)}",
+            f"--source and its flags are one source, and the run's section 'prepare' has {' and '.join(parts)}",
             f"leave them out, or write --set prepare.{parts[0]}.source.path=FILE",
         )
     if source or "source" in section:
