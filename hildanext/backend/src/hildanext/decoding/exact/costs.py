@@ -62,7 +62,7 @@ def measure(network: Network) -> dict[int, float]:
 
 def _forward(network: Network, cache: BlockCache, rows: int) -> None:
     clean = (rows + 2) // 3 if rows > 1 else 1  # about the share that drafts behind every point have
-    segment = DraftSegment(CONTEXT, clean, (0,) * (rows > clean), rows - clean)
+    segment = DraftSegment(CONTEXT, clean, (0,) * (rows - clean), 1)
     hidden = network.forward([0] * clean, [cache], [segment])
     network.logits(hidden[:clean]).argmax(-1)
     if rows == clean:
