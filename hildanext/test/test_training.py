@@ -154,7 +154,7 @@ def test_a_best_checkpoint_that_is_gone_is_ignored(sections, tmp_path: Path, mon
 
 def fixed_stage(views: list[list[Any]], tokens: int) -> TrainingTask:
     return TrainingTask(
-        total_tokens=tokens,
+        total=tokens,
         block_phase=lambda seen: BlockPhase(phase="decay", block_size=4, tokens=tokens),
         views=lambda index, block_phase: views[index],
     )

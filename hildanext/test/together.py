@@ -34,7 +34,7 @@ def full_disk(*_: Any) -> None:
 
 def two_steps(run: Path, precision: str = "no", stop_after: int | None = None) -> dict[str, Any]:
     stage = TrainingTask(
-        total_tokens=4 * 32,
+        total=4 * 32,
         block_phase=lambda seen: BlockPhase(phase="decay", block_size=4, tokens=4 * 32),
         views=lambda index, block_phase: [make_view(seed=index)],
     )

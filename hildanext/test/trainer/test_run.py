@@ -36,7 +36,7 @@ def compared(record):
 
 def task(finished=None) -> TrainingTask:
     return TrainingTask(
-        total_tokens=100,
+        total=100,
         block_phase=lambda seen: BlockPhase(phase="stable", block_size=4, tokens=100),
         views=lambda index, block_phase: [],
         validate=lambda step, number: {"bound": 2.0},
@@ -73,7 +73,7 @@ def test_the_start_is_measured_once(tmp_path: Path):
     run, step = TrainingRun(tmp_path, RolloutConfig()), SupervisedStep(random_model(), {"m2t": MaskToToken()})
     run.measure_start(task(), step)
     run.measure_start(task(), step)
-    assert run_metrics(tmp_path) == [{"kind": "eval", "step": 0, "tokens": 0, "bound": 2.0}]
+    assert run_metrics(tmp_path) == [{"kind": "eval", "step": 0, "tokens": 0, "mask_positions": 0, "bound": 2.0}]
     assert list(run.evaluations()) == [0]
 
 
@@ -82,7 +82,7 @@ def test_the_start_is_measured_once(tmp_path: Path):
     [(100, None, True, None), (40, None, False, None), (40, True, True, True), (40, False, False, False)],
 )
 def test_a_run_is_concluded_when_it_is_whole_or_was_stopped_early(tmp_path: Path, tokens, finished, whole, early):
-    counters = {"step": 3, "tokens": tokens, "real_tokens": tokens, "seconds": 1.0, "guard": {}}
+    counters = {"step": 3, "tokens": tokens, "real_tokens": tokens, "mask_positions": 0, "seconds": 1.0, "guard": {}}
     stops = None if finished is None else lambda: finished
     seen: list[bool] = []
 

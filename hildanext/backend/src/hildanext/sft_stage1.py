@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from transformers import PreTrainedTokenizerBase
 
 from hildanext.core.config import Seed, config, merge, plain, validate
 from hildanext.core.errors import ConfigError
@@ -141,14 +142,18 @@ def sft(
     name = config.teacher if config.teacher is not None else own
     step, teacher = run.supervised(model, tokenizer, losses, name, parent_is_base_model, special=~real.to(model.device))
     best = BestCheckpoints(
-        run.folder, model, tokenizer, int(config.keep == "best"), config.select, config.select != "bound"
+        run.folder,
+        lambda folder, measured: save_diffusion(folder, model, tokenizer),
+        int(config.keep == "best"),
+        config.select,
+        config.select != "bound",
     )
-    run.rehearse_save(model, best)
-    task = _task(config, data, step, real.nonzero()[:, 0], best)
+    run.rehearse_save(model, tokenizer, best)
+    task = _task(config, data, step, tokenizer, real.nonzero()[:, 0], best)
     task.teacher = teacher
     run.measure_start(task, step)
     counters = train(step, task, config.train, run.folder, quiet, run.accelerator)
-    return run.finish(counters, task, lambda whole: _conclude(run, counters["step"], whole, step, best, parts))
+    return run.finish(counters, task, lambda whole: _conclude(run, counters["step"], whole, best, parts))
 
 
 def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tuple[SftConfig, ChatDataConfig]:
@@ -193,9 +198,14 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _task(
-    config: SftConfig, data: ChatDataConfig, step: SupervisedStep, real: torch.Tensor, best: BestCheckpoints
+    config: SftConfig,
+    data: ChatDataConfig,
+    step: SupervisedStep,
+    tokenizer: PreTrainedTokenizerBase,
+    real: torch.Tensor,
+    best: BestCheckpoints,
 ) -> TrainingTask:
-    model, tokenizer = step.model, best.tokenizer
+    model = step.model
     eos, block_size, batch_size = int(tokenizer.eos_token_id), model.card.block_size, config.train.batch_size
     dataset, valid = (
         ChatDataset(best.run / DATA, part, data.sequence_length, block_size, eos, data.packing)
@@ -205,7 +215,7 @@ def _task(
     bound, edits = Validation(held_out, eos, model.card), EditCheck(held_out, model.card, real)
     total = max(1, round(config.epochs * dataset.tokens))
     return TrainingTask(
-        total_tokens=total,
+        total=total,
         block_phase=lambda tokens: BlockPhase(phase="stable", block_size=block_size, tokens=total),
         views=NoisedBatches(dataset, batch_size, config, model.card, real, config.seed, dataset.pairs),
         validate=lambda step, number: {**bound(step, number), **edits(step, number)},
@@ -223,7 +233,7 @@ def _task(
 
 
 def _conclude(
-    run: TrainingRun, number: int, whole: bool, step: SupervisedStep, best: BestCheckpoints, parts: Mapping[str, Any]
+    run: TrainingRun, number: int, whole: bool, best: BestCheckpoints, parts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Put the kept checkpoint in its place, and say what was measured."""
     evaluations, kept, checkpoint = run.evaluations(), best.steps(), run.folder / CHECKPOINT
@@ -234,5 +244,5 @@ def _conclude(
         best.copy_to(checkpoint)
         summary["best"] = evaluations.get(kept[0])
     else:
-        save_diffusion(checkpoint, step.model, best.tokenizer)
+        best.write(checkpoint, {})
     return {**summary, "checkpoint": str(checkpoint)}

@@ -30,9 +30,8 @@ from hildanext.core.runtime import keep_freed_memory, make_generator
 from hildanext.core.tracking import Tracker, open_trackers, scalars
 from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.batch import padding_tokens
-from hildanext.diffusion import NoisedBatch, next_turn, targets
-from hildanext.losses import Outcome, SupervisedStep
-from hildanext.losses.objective import TIME_BUCKETS
+from hildanext.diffusion import NoisedBatch, next_turn
+from hildanext.losses import Outcome, TrainingStep
 from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.guard import Guard
 from hildanext.trainer.interrupt import between_steps
@@ -44,8 +43,7 @@ from hildanext.trainer.task import TrainingTask
 
 logger = logging.getLogger(__name__)
 
-BUCKETS = tuple(f"{at / TIME_BUCKETS:.2f}-{(at + 1) / TIME_BUCKETS:.2f}" for at in range(TIME_BUCKETS))
-"""The noise levels of `Outcome.masked`, as a line of metrics names them."""
+UNITS = {"tokens": "tok", "mask_positions": "masks"}
 
 
 @dataclass
@@ -72,7 +70,7 @@ class _WindowSums:
         self.hits = hits if self.hits is None else self.hits + hits
 
     def read(self, norm: Float[Tensor, ""]) -> tuple[float, dict[str, float], list[list[int]], float]:
-        """The total, each loss, the right and the masked ones by noise level, and the gradients' norm: the one point
+        """The total, each loss, the right and the masked ones by bucket, and the gradients' norm: the one point
         of a step where the host waits for the device."""
         assert self.hits is not None
         wide = torch.float32 if norm.device.type == "mps" else torch.float64  # MPS has no fp64
@@ -85,7 +83,8 @@ class _WindowSums:
             if name:
                 losses[name] = losses.get(name, 0.0) + weight * value
         hits = [int(value) for value in values[count + 1 :]]
-        return total, losses, [hits[: len(BUCKETS)], hits[len(BUCKETS) :]], values[count]
+        half = len(hits) // 2
+        return total, losses, [hits[:half], hits[half:]], values[count]
 
 
 def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -95,17 +94,18 @@ def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.
 
 
 def train(
-    step_module: SupervisedStep,
+    step_module: TrainingStep,
     task: TrainingTask,
     config: TrainConfig,
     run: Path,
     quiet: bool = False,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
-    """Train until the task's tokens are seen; resumes where `run` has a state. Returns the counters.
+    """Train until the task's total is reached; resumes where `run` has a state. Returns the counters.
 
-    `tokens`, of which the schedules and tokens per second speak, are positions of documents: what is computed, the
-    padding of last blocks included, a complementary pair counted once. `real_tokens` leaves the padding out.
+    `tokens` are positions of documents: what is computed, the padding of last blocks included, a complementary pair
+    counted once. `real_tokens` leaves the padding out. `mask_positions` are the masks that were learnt. The schedules
+    speak of the task's unit, tokens or mask positions.
     `accelerator` is the one whose device the model is on; None opens one.
 
     Raises `TrainingStopped` when a guard trips and `CheckpointError` when the disk is full; in both cases
@@ -124,7 +124,14 @@ def train(
     optimizer = make_optimizer(unwrapped, config)
     on_main(accelerator, lambda: recover_folder(run / STATE))
     saved = load_state(run, unwrapped, optimizer)
-    counters = {"step": 0, "tokens": 0, "real_tokens": 0, "seconds": 0.0, **(saved if saved is not None else {})}
+    counters = {
+        "step": 0,
+        "tokens": 0,
+        "real_tokens": 0,
+        "mask_positions": 0,
+        "seconds": 0.0,
+        **(saved if saved is not None else {}),
+    }
     check_agreement(accelerator, counters["step"])
     task.callbacks.state.update(counters.get("stage", {}))
     guard = Guard(config.guard)
@@ -154,7 +161,7 @@ class _Loop:
         self,
         accelerator: Accelerator,
         module: Any,
-        step_module: SupervisedStep,
+        step_module: TrainingStep,
         optimizer: Any,
         task: TrainingTask,
         config: TrainConfig,
@@ -180,11 +187,11 @@ class _Loop:
         on_main(accelerator, self._open_metrics)
         self.module.train()
         quiet = quiet or not accelerator.is_main_process
-        progress = ProgressLine(self.task.total_tokens, "tokens", done=counters["tokens"], quiet=quiet)
+        progress = ProgressLine(self.task.total, self.task.unit.replace("_", " "), done=self._done, quiet=quiet)
         try:
             with between_steps() as interrupt, progress:
                 ended = self._finished()
-                while counters["tokens"] < self.task.total_tokens and counters["step"] < last and not ended:
+                while self._done < self.task.total and counters["step"] < last and not ended:
                     line = self._step()
                     on_main(accelerator, partial(self._report, line, progress))
                     if self._due(config.evaluate_every):
@@ -205,6 +212,12 @@ class _Loop:
         self.owes_save = True
         self._save()
 
+    @property
+    def _done(self) -> int:
+        """Of the task's total."""
+        done: int = self.counters[self.task.unit]
+        return done
+
     def _finished(self) -> bool:
         """Whether the training ends here; the main process knows."""
         finished = self.callbacks.finished
@@ -221,34 +234,34 @@ class _Loop:
 
     def _report(self, line: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
-        self.metrics.write(kind="train", **line, total_tokens=self.task.total_tokens)
+        self.metrics.write(kind="train", **line, **{f"total_{self.task.unit}": self.task.total})
         progress.breaks_left = self._evaluations_left()
         progress.update(
-            line["tokens"],
+            self._done,
             f"{line['phase']} block {line['block_size']} | loss {line['loss']:.3f} | "
-            f"masked acc {line['masked_accuracy']:.1%} | {line['tokens_per_second']:.0f} tok/s",
+            f"masked acc {line['masked_accuracy']:.1%} | "
+            f"{line[f'{self.task.unit}_per_second']:.0f} {UNITS[self.task.unit]}/s",
         )
 
     def _due(self, every: int) -> bool:
-        return self.counters["step"] % every == 0 or self.counters["tokens"] >= self.task.total_tokens
+        return self.counters["step"] % every == 0 or self._done >= self.task.total
 
     def _evaluations_left(self) -> int:
         """As far as the steps so far tell how many there will be; the one at the end is among them."""
         counters, every = self.counters, self.config.evaluate_every
         if self.task.validate is None:
             return 0
-        steps = math.ceil(self.task.total_tokens / counters["tokens"] * counters["step"])
+        steps = math.ceil(self.task.total / self._done * counters["step"])
         return math.ceil(steps / every) - (counters["step"] - 1) // every
 
     def _step(self) -> dict[str, Any]:
         started, counters, accelerator = time.perf_counter(), self.counters, self.accelerator
-        block_phase = self.task.block_phase(counters["tokens"])
-        progress = counters["tokens"] / self.task.total_tokens
+        block_phase = self.task.block_phase(self._done)
+        progress = self._done / self.task.total
         views, positions, real = self._window_views(block_phase)
-        shift = self.unwrapped.model.card.shift
         # Losses are sums over tokens, divided by what the whole global step may predict: micro-batches of different
         # lengths then weigh as they would in one large batch.
-        count = torch.stack([targets(view.maskable, view.position, shift).sum() for *_, view in views]).sum()
+        count = torch.stack([self.unwrapped.countable(view) for *_, view in views]).sum()
         totals = summed(accelerator, torch.stack([count * self.task.turns, positions, real]))
         normaliser, positions, real = totals.tolist()  # views lie on the host: nobody waits for a device here
         if normaliser == 0:
@@ -264,16 +277,21 @@ class _Loop:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
-        for name, more in (("step", 1), ("tokens", positions), ("real_tokens", real), ("seconds", seconds)):
-            counters[name] += more
         masked, correct = sums.pop("masked"), sums.pop("correct")
+        more = {"step": 1, "tokens": positions, "real_tokens": real, "mask_positions": sum(masked), "seconds": seconds}
+        for name, count_of in more.items():
+            counters[name] += count_of
+        buckets = self.unwrapped.buckets
         return {
-            **{name: counters[name] for name in ("step", "tokens", "real_tokens")},
+            **{name: counters[name] for name in ("step", "tokens", "real_tokens", "mask_positions")},
             "phase": block_phase.phase, "block_size": block_phase.block_size,
             "learning_rate": rate, "loss": loss, "losses": {name: value / normaliser for name, value in sums.items()},
             "masked_accuracy": sum(correct) / max(sum(masked), 1),
-            "accuracy_by_t": {b: (c / m if m else None) for b, c, m in zip(BUCKETS, correct, masked, strict=True)},
-            "gradient_norm": norm, "tokens_per_second": positions / seconds, "seconds": seconds,
+            f"accuracy_by_{self.unwrapped.by}": {
+                bucket: (c / m if m else None) for bucket, c, m in zip(buckets, correct, masked, strict=True)
+            },
+            "gradient_norm": norm, "tokens_per_second": positions / seconds,
+            "mask_positions_per_second": sum(masked) / seconds, "seconds": seconds,
         }  # fmt: skip
 
     def _window_views(self, block_phase: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], Tensor, Tensor]:
@@ -325,7 +343,7 @@ class _Loop:
         names = sorted(losses)
         flat = torch.tensor([total, *(losses[name] for name in names), *hits[0], *hits[1]], dtype=torch.float64)
         values = summed(self.accelerator, flat).tolist()
-        buckets = len(BUCKETS)
+        buckets = len(self.unwrapped.buckets)
         return {
             "total": values[0],
             "norm": norm,
@@ -354,8 +372,9 @@ class _Loop:
 
     def _note(self, measured: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
-        step, tokens = self.counters["step"], self.counters["tokens"]
-        self.metrics.write(kind="eval", step=step, tokens=tokens, **measured)
+        step = self.counters["step"]
+        measured = {**{name: self.counters[name] for name in ("tokens", "mask_positions")}, **measured}
+        self.metrics.write(kind="eval", step=step, **measured)
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if isinstance(value, float))
         progress.say(f"step {step}: {numbers}")
         if self.callbacks.on_evaluation is not None:

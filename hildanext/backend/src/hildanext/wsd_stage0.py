@@ -19,7 +19,6 @@ from hildanext.corruption.schedules import BlockPhase, check_padding, check_phas
 from hildanext.data.overlap import count_overlap
 from hildanext.datasets import PackedDataset, Packing
 from hildanext.losses import SupervisedStep, TokenLoss, make_losses
-from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
 from hildanext.models.document_edges import adopt_edges
@@ -93,25 +92,30 @@ def convert(
         config.parent, config.alignment, config.block_size, torch.float32, run.device,
         mask_delta=config.lora is not None, trust_remote_code=config.trust_remote_code, quantize=config.quantize,
     )  # fmt: skip
-    dataset, valid = _open_data(data, model, tokenizer)
+    dataset, valid = open_data(data, tokenizer, model.card.vocab_rows)
+    adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (dataset, valid)])
     # Adapters draw their weights from the seed that the run has just set: nothing may draw between.
     if config.lora is not None:
         add_lora(model, config.lora)
     resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
     overlap = run.on_main(lambda: count_overlap(dataset.documents(), valid.documents()))
-    shards = {"train": _shards(dataset), "valid": _shards(valid)}
+    shards = {"train": shards_of(dataset), "valid": shards_of(valid)}
     record = run.record(resolved, full=sorted(full), data=shards, held_out=overlap)
     run.check_resumes(record, _comparable)
     run.write_record(record)
     step, teacher = run.supervised(
         model, tokenizer, losses, config.parent, config.lora is not None, config.trust_remote_code
     )
-    best = BestCheckpoints(run.folder, model, tokenizer, config.merge_top_k if config.merge_top_k > 1 else 0)
-    run.rehearse_save(model, best)
+    best = BestCheckpoints(
+        run.folder,
+        lambda folder, measured: save_diffusion(folder, model, tokenizer),
+        config.merge_top_k if config.merge_top_k > 1 else 0,
+    )
+    run.rehearse_save(model, tokenizer, best)
     real = real_ids(model.card, tokenizer).nonzero()[:, 0]
     held_out = first_batches(valid, config.valid_rows, config.train.batch_size)
     task = TrainingTask(
-        total_tokens=total_tokens(config.wsd),
+        total=total_tokens(config.wsd),
         block_phase=lambda tokens: phase_at(config.wsd, tokens),
         views=NoisedBatches(dataset, config.train.batch_size, config, model.card, real, config.seed),
         validate=Validation(held_out, valid.pad_id, model.card),
@@ -152,8 +156,8 @@ def _losses(config: ConvertConfig) -> dict[str, TokenLoss]:
     return losses
 
 
-def _open_data(data: DataConfig, model: DiffusionModel, tokenizer: Any) -> tuple[PackedDataset, PackedDataset]:
-    """What is trained on and what is held out; the model's card takes over the ids at the edges of their documents.
+def open_data(data: DataConfig, tokenizer: Any, rows: int) -> tuple[PackedDataset, PackedDataset]:
+    """What is trained on and what is held out, for a model with so many rows of the embedding.
 
     Raises `DataError` where the shards are not whole or were cut by another tokenizer.
     """
@@ -161,19 +165,30 @@ def _open_data(data: DataConfig, model: DiffusionModel, tokenizer: Any) -> tuple
         PackedDataset(folder, data.sequence_length, data.packing, data.pad_to_block, tokenizer=tokenizer)
         for folder in (data.train, data.valid)
     )
-    if max(train.vocab_size, valid.vocab_size) > model.card.vocab_rows:
+    if max(train.vocab_size, valid.vocab_size) > rows:
         raise ConfigError("the data was prepared with a larger vocabulary", "prepare it with this parent's tokenizer")
-    adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (train, valid)])
     return train, valid
 
 
-def _shards(dataset: PackedDataset) -> list[dict[str, Any]]:
+def shards_of(dataset: PackedDataset) -> list[dict[str, Any]]:
     """Every shard's token count and hashes."""
     return [entry for _, manifest in dataset.manifests for entry in manifest["shards"]]
 
 
+def refuse_other_kind(record: Mapping[str, Any], keeps: bool) -> None:
+    """Raise `ConfigError` where `run.json` is of a conversion that keeps its parent, or does not, unlike this one."""
+    there = bool(record["config"].get("convert", {}).get("keep_parent"))
+    if there != keeps:
+        raise ConfigError(
+            f"the folder holds the state of another run: convert.keep_parent was {str(there).lower()} and is "
+            f"{str(keeps).lower()}",
+            "give another folder",
+        )
+
+
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What of `run.json` decides a conversion's numbers. Where the data lies does not, what is in it does."""
+    refuse_other_kind(record, keeps=False)
     section = comparable_section(ConvertConfig, record, "convert", ("device", "trust_remote_code"))
     data = comparable_section(DataConfig, record, "data", ("train", "valid"))
     shards = {**data, "shards": record["data"]}
@@ -194,5 +209,5 @@ def _conclude(
             measured["merged"] = task.validate(step, number)
             if measured["merged"]["bound"] > measured["last"]["bound"]:
                 model.causal_lm.load_state_dict(last)
-    save_diffusion(run.folder / CHECKPOINT, model, best.tokenizer)
+    best.write(run.folder / CHECKPOINT, measured)
     return {**measured, "checkpoint": str(run.folder / CHECKPOINT)}

@@ -99,10 +99,13 @@ def _metric_lines(path: Path, cursors: Cursors) -> Found:
 
 def _follow(last: dict[str, Any], line: Mapping[str, Any]) -> None:
     """Keep of a line what progress is told from; the speed is smoothed over some ten lines."""
-    for name in ("step", "tokens", "total_tokens", "loss", "done", "total", "unit", "eta_seconds"):
+    for name in ("step", "loss", "done", "total", "unit", "eta_seconds"):
         if name in line:
             last[name] = line[name]
-    speed = line.get("tokens_per_second")
+    unit = next((unit for unit in ("mask_positions", "tokens") if f"total_{unit}" in line), "tokens")
+    if unit in line:  # a training's
+        last |= {"done": line[unit], "total": line.get(f"total_{unit}"), "unit": unit.replace("_", " ")}
+    speed = line.get(f"{unit}_per_second")
     if isinstance(speed, int | float) and speed > 0:
         last["speed"] = 0.9 * last.get("speed", speed) + 0.1 * speed
 
@@ -113,13 +116,10 @@ def _progress(folder: Path, cursors: Cursors) -> Progress:
     current = next((key for key in keys if key not in done), keys[-1] if keys else None)
     last = cursors.get(f"{current}/{METRICS}", {}).get("last", {})
     fields: dict[str, Any] = {"step": last.get("step"), "loss": last.get("loss")}
-    if "tokens" in last:
-        total, speed = last.get("total_tokens"), last.get("speed")
-        fields |= {"done": last["tokens"], "total": total, "unit": "tokens"}
-        if total is not None and speed:
-            fields["eta_seconds"] = round(max(total - last["tokens"], 0) / speed, 1)
-    elif "done" in last:
+    if "done" in last:
         fields |= {name: last.get(name) for name in ("done", "total", "unit", "eta_seconds")}
+        if last.get("total") is not None and last.get("speed"):
+            fields["eta_seconds"] = round(max(last["total"] - last["done"], 0) / last["speed"], 1)
     return Progress(stage=current, stages_done=len(done), stages=max(len(keys), 1), **fields)
 
 

@@ -16,8 +16,9 @@ from hildanext.losses.c2dlm import CausalAttention
 from hildanext.losses.confidence import ConfidenceAware
 from hildanext.losses.distillation import ParentDistillation
 from hildanext.losses.mask_to_token import MaskToToken
-from hildanext.losses.objective import Outcome, SupervisedStep
+from hildanext.losses.objective import SupervisedStep
 from hildanext.losses.representation import RepresentationAlignment
+from hildanext.losses.step import Outcome, TrainingStep
 from hildanext.losses.token_to_token import TokenToToken
 
 LOSSES: dict[str, type[TokenLoss]] = {
@@ -39,4 +40,4 @@ def make_losses(sections: Sequence[Mapping[str, Any]], where: str) -> dict[str, 
     return losses
 
 
-__all__ = ["LOSSES", "Outcome", "TokenLoss", "SupervisedStep", "Weights", "make_losses"]
+__all__ = ["LOSSES", "Outcome", "TokenLoss", "SupervisedStep", "TrainingStep", "Weights", "make_losses"]

@@ -10,15 +10,15 @@ cross-entropy to data by default, masks of a group see each other both ways.
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hildanext.core.config import config
-from hildanext.corruption.anchors import DraftGroups, draw_groups
+from hildanext.corruption.anchors import DraftGroups, draw_groups, show_tokens
 from hildanext.diffusion import NoisedBatch
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
-from hildanext.losses.objective import TIME_BUCKETS, Outcome
+from hildanext.losses.step import Outcome, TrainingStep
 from hildanext.masks import clean_only
 from hildanext.models.attention.kept import GroupAttention, KeepingAttention
 from hildanext.models.drafter import Drafter
@@ -35,15 +35,42 @@ class DraftLossConfig:
     """Anchors in a row of the batch."""
 
 
-class DraftStep(nn.Module):
-    """A drafter and its loss as one module, as the training loop calls it (`losses.SupervisedStep` is the other)."""
+@config
+class DraftNoise:
+    """Groups that are partly filled, so that the adapters also learn to fill and to edit."""
 
-    def __init__(self, model: Drafter, config: DraftLossConfig, chunk: int = 256) -> None:
+    share: float = Field(default=0.0, ge=0, le=1)
+    """Of all groups. None by default: exact decoding asks for whole groups of masks alone."""
+    wrong: float = Field(default=0.3, ge=0, le=1)
+    """Of the tokens shown in them: random ones."""
+
+
+class DraftStep(TrainingStep):
+    """A drafter and its loss as one module, as the training loop calls it."""
+
+    model: Drafter
+    by = "place"
+
+    def __init__(
+        self, model: Drafter, config: DraftLossConfig, chunk: int = 256, noise: DraftNoise | None = None
+    ) -> None:
         super().__init__()
         self.model, self.config, self.chunk = model, config, chunk
+        self.noise = noise if noise is not None else DraftNoise()
+        places = tuple(str(place + 1) for place in range(model.places))
+        self.buckets = (*places, "noised") if self.noise.share else places
         rows = model.head.shape[0]
         self.banned: Tensor
         self.register_buffer("banned", torch.zeros(rows, dtype=torch.bool, device=model.device), persistent=False)
+
+    def countable(self, view: NoisedBatch) -> Tensor:
+        return view.maskable.sum()
+
+    def draw(self, view: NoisedBatch, generator: torch.Generator | None) -> DraftGroups:
+        """The groups of a view on the host, drawn by `generator`."""
+        groups = draw_groups(view.document, view.maskable, self.config.groups, self.model.places, generator)
+        vocabulary = self.model.head.shape[0]
+        return show_tokens(groups, view.clean, self.noise.share, self.noise.wrong, vocabulary, generator)
 
     def forward(
         self,
@@ -55,24 +82,30 @@ class DraftStep(nn.Module):
         progress: float = 0.0,
     ) -> Outcome:
         """The loss of groups drawn by `generator` in the clean rows of a view, whose noise is not looked at."""
-        places = self.model.places
-        groups = draw_groups(view.document, view.maskable, self.config.groups, places, generator)
+        groups = self.draw(view, generator)
         hidden, clean = self.read(view, groups)
-        learnt = groups.learnt.flatten().to(hidden.device, non_blocking=True)
-        place = torch.arange(places, device=hidden.device).expand(groups.learnt.shape).flatten()
-        weight = torch.where(learnt, self.config.decay**place, 0.0)
+        # Rows that learn nothing are left out here, on the host, where their number is known without waiting.
+        rows = groups.learnt.flatten().nonzero()[:, 0]
+        bucket, place = self._buckets(groups)[rows], self._places(groups)[rows]
+        weight = self.config.decay**place
         # The loop divides by the tokens that a view may predict: this makes the loss a mean over them.
-        weight = weight * (view.maskable.sum() / weight.sum().clamp_min(1e-9))
+        scale = view.maskable.sum()
+        weight = weight * (scale / weight.sum().clamp_min(1e-9))
         share = {"kl": (0.0, 1.0), "ce": (1.0, 0.0), "both": (0.5, 0.5)}[self.config.kind]
-        labels = self.labels(view, groups).to(hidden.device, non_blocking=True)
+        there = hidden.device
+        rows, bucket, weight, labels, scale = (
+            part.to(there, non_blocking=True) for part in (rows, bucket, weight, self.labels(view, groups)[rows], scale)
+        )
         losses = linear_cross_entropy(
-            hidden, self.model.head, labels, share[0] * weight, self.banned,
-            share[1] * weight, clean, self.model.head, self.chunk,
+            hidden[rows], self.model.head, labels, share[0] * weight, self.banned,
+            share[1] * weight, clean[rows], self.model.head, self.chunk,
         )  # fmt: skip
         value = share[0] * losses.cross_entropy + share[1] * losses.divergence
-        return Outcome(
-            losses.total, self._by_place(value, learnt, place, view), *_hits(losses.predicted == labels, learnt, place)
-        )
+        counts = self._summed(torch.ones_like(value), bucket)
+        means = self._summed(value, bucket) / counts.clamp_min(1.0) * scale
+        names = [f"place_{name}" if name.isdigit() else name for name in self.buckets]
+        right = self._summed((losses.predicted == labels).to(value.dtype), bucket)
+        return Outcome(losses.total, dict(zip(names, means, strict=True)), right.long(), counts.long())
 
     def read(
         self, view: NoisedBatch, groups: DraftGroups
@@ -82,41 +115,50 @@ class DraftStep(nn.Module):
         A sampler head is told the text's own token before each: where the drafts before one are right, that is what it
         is told in decoding, and where one is wrong those behind it are never used.
         """
-        model, sent, groups = self.model, view.to(self.model.device), groups.to(self.model.device)
+        model, sent, drawn, groups = self.model, view.to(self.model.device), groups, groups.to(self.model.device)
         batch, seq = sent.clean.shape
         rows = torch.arange(batch, device=sent.clean.device)[:, None]
-        kept = KeepingAttention(clean_only(sent.document, sent.position, 1, "token_causal"))
+        kept = KeepingAttention(clean_only(sent.document, sent.position, 1, "token_causal"), model.enter)
         with torch.no_grad():
             final, entering = model.clean(sent.clean, sent.position, kept)
         anchors = groups.anchors.repeat_interleave(groups.places, 1)
         place = torch.arange(groups.places, device=anchors.device).repeat(groups.anchors.shape[1])
         positions = sent.position[rows, anchors] + 1 + place
-        attention = GroupAttention.of(kept, groups.anchors, groups.places)
-        hidden = model.noisy(entering[rows, anchors], place, positions, attention)
+        attention = GroupAttention.of(kept, drawn.anchors, drawn.places)
+        hidden = model.noisy(self._entering(entering[rows, anchors], groups), place, positions, attention)
         columns = groups.columns(seq).flatten(1)
         told = model.told(hidden, sent.clean[rows, columns])
         return told.flatten(0, 1), final[rows, columns].flatten(0, 1)
 
-    def labels(self, view: NoisedBatch, groups: DraftGroups) -> Tensor:
-        """The token that each mask row is to say, [rows]."""
+    def labels(self, view: NoisedBatch, groups: DraftGroups) -> Int[Tensor, " rows"]:
+        """The token that each mask row is to say."""
         rows = torch.arange(len(view.clean))[:, None]
         columns = (groups.columns(view.clean.shape[1]).flatten(1) + 1).clamp_max(view.clean.shape[1] - 1)
         return view.clean[rows, columns].flatten()
 
-    def _by_place(self, value: Tensor, learnt: Tensor, place: Tensor, view: NoisedBatch) -> dict[str, Tensor]:
-        """The mean loss of each place, times what the loop divides by."""
-        places, wide = self.model.places, value.dtype
-        sums = torch.zeros(places, dtype=wide, device=value.device).scatter_add(
-            0, place, torch.where(learnt, value, 0.0)
-        )
-        counts = torch.zeros(places, dtype=wide, device=value.device).scatter_add(0, place, learnt.to(wide))
-        means = sums / counts.clamp_min(1.0) * view.maskable.sum()
-        return {f"place_{number + 1}": mean for number, mean in enumerate(means)}
+    def _entering(self, anchors: Tensor, groups: DraftGroups) -> Tensor:
+        """A mask starts from its anchor's state, a row that shows a token from that token's embedding."""
+        if groups.shown is None:
+            return anchors
+        shown = groups.shown.flatten(1)
+        tokens: Tensor = self.model.causal_lm.get_input_embeddings()(shown.clamp_min(0))
+        return torch.where((shown >= 0)[..., None], tokens, anchors)
+
+    def _places(self, groups: DraftGroups) -> Int[Tensor, " rows"]:
+        return torch.arange(groups.places).expand(groups.learnt.shape).flatten()
+
+    def _buckets(self, groups: DraftGroups) -> Int[Tensor, " rows"]:
+        """The place of each row of a whole group, one bucket for all rows of partly filled ones."""
+        noised = groups.noised[..., None].expand(groups.learnt.shape).flatten()
+        return torch.where(noised, groups.places, self._places(groups))
+
+    def _summed(self, values: Float[Tensor, " rows"], bucket: Int[Tensor, " rows"]) -> Float[Tensor, " buckets"]:
+        zeros = torch.zeros(len(self.buckets), dtype=values.dtype, device=values.device)
+        return zeros.scatter_add(0, bucket, values)
 
 
-def _hits(right: Bool[Tensor, " rows"], learnt: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Right ones and all by place, as the loop's buckets have room for."""
-    bucket = torch.where(learnt, place.clamp_max(TIME_BUCKETS - 1), TIME_BUCKETS)
-    zeros = torch.zeros(TIME_BUCKETS + 1, dtype=torch.long, device=right.device)
-    correct = zeros.scatter_add(0, bucket, right.long())
-    return correct[:-1], zeros.scatter_add(0, bucket, torch.ones_like(bucket))[:-1]
+def confirmed(
+    drafts: Int[Tensor, "groups places"], said: Int[Tensor, "groups places"]
+) -> Bool[Tensor, "groups places"]:
+    """Whether the parent says each draft and all before it in its group."""
+    return (drafts == said).int().cumprod(-1).bool()

@@ -1,11 +1,11 @@
 """All supervised losses of a view in one backbone forward and one head call per stream (clean: `ar` alone)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from hildanext.core.errors import NumericsError
@@ -13,29 +13,13 @@ from hildanext.corruption.input_layout import InputLayout, LayoutChoice, choose_
 from hildanext.diffusion import NoisedBatch, targets
 from hildanext.losses.base import AttentionLoss, ForwardContext, TokenLoss, Weights
 from hildanext.losses.linear_cross_entropy import RowLosses, linear_cross_entropy
+from hildanext.losses.step import Outcome, TrainingStep
 from hildanext.masks import CleanMask
 from hildanext.models.attention.blockwise import doubled_attention
 from hildanext.models.attention.dense import AttentionContext
 from hildanext.models.bidirectional import DiffusionModel
 
 TIME_BUCKETS = 4
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Sums over one view; `total` carries the gradient and is not yet divided by the window's normaliser."""
-
-    total: Float[Tensor, ""]
-    losses: dict[str, Tensor]
-    """Weighted sum of each loss, detached."""
-    correct: Int[Tensor, " buckets"]
-    """Right argmax at masked tokens, by noise level."""
-    masked: Int[Tensor, " buckets"]
-    draft: Int[Tensor, "batch seq"] | None = None
-    auxiliary: Float[Tensor, ""] | None = None
-    """Losses on the forward itself, each averaged over its own rows: to be divided by the number of forwards alone."""
-    averages: dict[str, Tensor] = field(default_factory=dict)
-    """Each loss in `auxiliary`, detached; one that had nothing to look at is 0."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +44,18 @@ class _Stream:
         return _Stream(index, where, cross_entropy, there(self.divergence), there(self.alignment), there(self.entropy))
 
 
-class SupervisedStep(nn.Module):
-    """Model and losses as one module, so that data-parallel wrappers see a single forward.
+class SupervisedStep(TrainingStep):
+    """A diffusion model and its supervised losses.
 
     `teacher_hidden` of `forward` are the frozen parent's hidden states of the clean batch, [batch seq hidden].
     `special` lists ids that are no text ([vocab]); None takes those that may never be emitted.
     `layout` says which copies of a view's tokens are fed (see `input_layout.choose_layout`); it changes no number.
     A view on the host is best: which columns and rows there are is then known without asking the device.
     """
+
+    model: DiffusionModel
+    by = "t"
+    buckets = tuple(f"{at / TIME_BUCKETS:.2f}-{(at + 1) / TIME_BUCKETS:.2f}" for at in range(TIME_BUCKETS))
 
     def __init__(
         self,
@@ -149,6 +137,9 @@ class SupervisedStep(nn.Module):
         # Every parameter must take part in every backward, or data-parallel training waits for ever.
         total = total + 0.0 * hidden.sum()
         return Outcome(total, sums, *counts, draft, *self._aux_losses(attention_losses, total))
+
+    def countable(self, view: NoisedBatch) -> Tensor:
+        return targets(view.maskable, view.position, self.model.card.shift).sum()
 
     def _wrap_attention(
         self,

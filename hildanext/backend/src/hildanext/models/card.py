@@ -13,6 +13,8 @@ from hildanext.masks import CleanMask
 
 CARD = "hilda.json"
 FORMAT_VERSION = 1
+DRAFTS = "drafts"
+"""`kind` of the `hilda.json` of draft adapters (`models.draft_card`)."""
 
 Alignment = Literal["block", "parent"]
 
@@ -65,6 +67,11 @@ def read_card(folder: str | Path) -> Card:
         ) from None
     except (OSError, BadJson) as problem:
         raise CheckpointError(f"{path} is broken ({problem})", "copy the checkpoint again") from None
+    if isinstance(fields, dict) and fields.get("kind") == DRAFTS:
+        raise CheckpointError(
+            f"{str(folder)!r} holds draft adapters of a parent that stays, and no diffusion model",
+            "it decodes in exact mode alone",
+        )
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} is of another format",

@@ -14,10 +14,8 @@ from pydantic import Field
 from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import CheckpointError
 from hildanext.core.json_text import BadJson, parse
-from hildanext.models.card import CARD, FORMAT_VERSION
+from hildanext.models.card import CARD, DRAFTS, FORMAT_VERSION
 from hildanext.models.gated_lora import GatedLoraConfig
-
-KIND = "drafts"
 
 
 @config
@@ -43,19 +41,21 @@ class DraftCard:
     """Entry j - 1: the share of held-out places at which the first j drafts were right, j drafts behind every token."""
     trained_on: str = ""
     """What the adapters have seen."""
+    mask_positions: int = Field(default=0, ge=0)
+    """Masks that they have learnt from."""
     format_version: int = FORMAT_VERSION
 
 
 def is_draft_folder(folder: str | Path) -> bool:
     """Whether `hilda.json` there says that the folder holds draft adapters."""
-    return _fields(Path(folder)).get("kind") == KIND
+    return _fields(Path(folder)).get("kind") == DRAFTS
 
 
 def read_draft_card(folder: str | Path) -> DraftCard:
     """Raises `CheckpointError` where there is none, or where it is broken or of another format or kind."""
     path = Path(folder) / CARD
     fields = _fields(Path(folder))
-    if fields.get("kind") != KIND:
+    if fields.get("kind") != DRAFTS:
         raise CheckpointError(
             f"{str(folder)!r} holds no draft adapters",
             "give a folder that `save_drafts` wrote",

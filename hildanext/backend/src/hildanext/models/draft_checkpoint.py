@@ -1,14 +1,17 @@
 """Draft adapters on disk: written whole or not at all, and loaded only beside the parent that they were trained for."""
 
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.core.errors import CheckpointError
-from hildanext.core.run_dir import save_folder_atomically
+from hildanext.core.run_dir import disk_errors, save_folder_atomically
 from hildanext.models.card import CARD
 from hildanext.models.checkpoint import save_tensors
 from hildanext.models.draft_card import DraftCard, draft_card_text, read_draft_card
@@ -24,12 +27,19 @@ PREFIX = "base_model.model."
 """What peft puts before the names of the layers that it wraps."""
 
 
-def save_drafts(folder: str | Path, drafter: Drafter, card: DraftCard) -> None:
-    """Write adapters and card, nothing of the parent. Raises `CheckpointError` (out of disk, not writable)."""
+def save_drafts(folder: str | Path, drafter: Drafter, card: DraftCard, dtype: torch.dtype | None = None) -> None:
+    """Write adapters and card, nothing of the parent; `dtype` None keeps the adapters' own.
+
+    Raises `CheckpointError` (out of disk, not writable).
+    """
+
+    def stored(part: Tensor) -> Tensor:
+        return part.detach().to("cpu", dtype).contiguous()
+
     state = {}
     for name, layer in gated_layers(drafter.causal_lm):
-        state[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
-        state[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
+        state[f"{PREFIX}{name}.lora_A.weight"] = stored(layer.lora_A)
+        state[f"{PREFIX}{name}.lora_B.weight"] = stored(layer.lora_B)
     layers = range(drafter.enter, len(drafter.causal_lm.model.layers))
     lora = card.lora
     peft = PeftLoraConfig(
@@ -39,13 +49,25 @@ def save_drafts(folder: str | Path, drafter: Drafter, card: DraftCard) -> None:
 
     def write(fresh: Path) -> None:
         save_tensors(state, fresh / ADAPTER)
-        save_tensors(
-            {name: part.detach().cpu().contiguous() for name, part in _beside(drafter).items()}, fresh / PLACES
-        )
+        save_tensors({name: stored(part) for name, part in _beside(drafter).items()}, fresh / PLACES)
         peft.save_pretrained(str(fresh))
         (fresh / CARD).write_text(draft_card_text(card), encoding="utf-8")
+        for file in (ADAPTER, PLACES):  # safetensors writes for the owner alone
+            shutil.copymode(fresh / CARD, fresh / file)
 
     save_folder_atomically(folder, write)
+
+
+def rehearse_drafts(folder: str | Path, drafter: Drafter, card: DraftCard) -> None:
+    """Try before a training what could fail after it: write the adapters into `folder` and take them away again.
+
+    Raises `CheckpointError`.
+    """
+    with disk_errors(Path(folder)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="trying-to-save-", dir=folder) as fresh:
+            save_drafts(Path(fresh) / "drafts", drafter, card)
+            read_draft_card(Path(fresh) / "drafts")
 
 
 def load_drafts(

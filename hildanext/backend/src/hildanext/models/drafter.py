@@ -11,12 +11,13 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from hildanext.core.errors import ModelError
 from hildanext.models.attention.dense import AttentionContext, no_mask
 from hildanext.models.bidirectional import check_backbone
-from hildanext.models.gated_lora import Gate, GatedLoraConfig, add_gated_lora
+from hildanext.models.gated_lora import EVERY_ROW, Gate, GatedLoraConfig, add_gated_lora
 from hildanext.models.sampler_head import SamplerHead
 
 
@@ -47,6 +48,7 @@ class Drafter(nn.Module):
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         count, hidden = 1 if shared_place else places, causal_lm.config.hidden_size
         self.place_vectors = nn.Parameter(torch.zeros(count, hidden, dtype=dtype, device=weight.device))
+        self.recomputes = False
         self.sampler = None if sampler is None else SamplerHead(hidden, sampler, dtype, weight.device)
 
     @property
@@ -79,8 +81,7 @@ class Drafter(nn.Module):
         attention: AttentionContext,
     ) -> Float[Tensor, "batch rows hidden"]:
         """Final (normed) states of mask rows alone; `entering` are their anchors' states where masks enter."""
-        with self.gate.after(0):
-            rows = self._layers(self._masks(entering, places), positions, attention, self.enter, None)
+        rows = self._layers(self._masks(entering, places), positions, attention, self.enter, None, clean=0)
         hidden: Tensor = self.causal_lm.model.norm(rows)
         return hidden
 
@@ -100,10 +101,13 @@ class Drafter(nn.Module):
         rows = self.causal_lm.get_input_embeddings()(tokens)
         rows = self._layers(rows, positions[:, :clean], attention, 0, self.enter)
         rows = torch.cat([rows, self._masks(rows[:, anchors], places)], 1)
-        with self.gate.after(clean):
-            rows = self._layers(rows, positions, attention, self.enter, None)
+        rows = self._layers(rows, positions, attention, self.enter, None, clean)
         hidden: Tensor = self.causal_lm.model.norm(rows)
         return hidden
+
+    def recompute_layers(self) -> None:
+        """While training keep only the input of each layer, and compute the layer again in the backward pass."""
+        self.recomputes = True
 
     def told(
         self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
@@ -125,22 +129,36 @@ class Drafter(nn.Module):
         return entering + vectors.to(entering.dtype)
 
     def _layers(
-        self, rows: Tensor, positions: Tensor, attention: AttentionContext, first: int, last: int | None
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        attention: AttentionContext,
+        first: int,
+        last: int | None,
+        clean: int = EVERY_ROW,
     ) -> Tensor:
-        """Layers `first` to `last`; Transformers 4 returns each one's states in a tuple."""
+        """Layers `first` to `last`, rows from number `clean` on adapted; Transformers 4 returns states in a tuple."""
         model = self.causal_lm.model
         layers: Sequence[nn.Module] = model.layers[first:last]
         if not layers:
             return rows
         rotary = model.rotary_emb(rows, positions)
+        mask = no_mask(rows.device)
+
+        def run(layer: nn.Module, rows: Tensor) -> Tensor:
+            with self.gate.after(clean):  # in here: a layer that is computed again has the same gate
+                out = layer(
+                    rows,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    position_embeddings=rotary,
+                    use_cache=False,
+                    hilda=attention,
+                )
+            states: Tensor = out[0] if isinstance(out, tuple) else out
+            return states
+
         for layer in layers:
-            out = layer(
-                rows,
-                attention_mask=no_mask(rows.device),
-                position_ids=positions,
-                position_embeddings=rotary,
-                use_cache=False,
-                hilda=attention,
-            )
-            rows = out[0] if isinstance(out, tuple) else out
+            again = self.recomputes and torch.is_grad_enabled()
+            rows = checkpoint(run, layer, rows, use_reentrant=False) if again else run(layer, rows)
         return rows

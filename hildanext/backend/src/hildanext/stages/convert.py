@@ -1,4 +1,4 @@
-"""Stage 0: the parent becomes a diffusion model on the prepared data."""
+"""Stage 0: on the prepared data the parent becomes a diffusion model, or stays and gets adapters that draft for it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,22 +13,36 @@ PARTS = ("train", "valid")
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
     """Raises `ConfigError` for unknown keys, wrong types, block sizes that do not divide, losses that do not exist."""
-    from hildanext.wsd_stage0 import check as check_conversion
-
     convert, data = _sections(section, context)
-    check_conversion(convert, {**dict.fromkeys(PARTS, ""), **data})
+    check_sections(convert, {**dict.fromkeys(PARTS, ""), **data})
     if context.alone:
         _with_parts(data, context)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Convert, or go on converting."""
+    from hildanext.drafts_stage0 import convert_kept, keeps_parent
     from hildanext.wsd_stage0 import convert
 
     set_threads(context.threads)
     settings, data = _sections(section, context)
-    summary = convert(settings, _with_parts(data, context), context.stage_dir, context.profile, context.quiet)
+    work = convert_kept if keeps_parent(settings) else convert
+    settings = settings if work is convert_kept else _ordinary(settings)
+    summary = work(settings, _with_parts(data, context), context.stage_dir, context.profile, context.quiet)
     return {**summary, "model": summary.get("checkpoint"), "run": str(context.stage_dir)}
+
+
+def check_sections(convert: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
+    """The two configurations, of a parent that stays or one that becomes another model. Raises `ConfigError`."""
+    from hildanext.drafts_stage0 import check as check_kept
+    from hildanext.drafts_stage0 import keeps_parent
+    from hildanext.wsd_stage0 import check as check_conversion
+
+    return check_kept(convert, data) if keeps_parent(convert) else check_conversion(_ordinary(convert), data)
+
+
+def _ordinary(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name != "keep_parent"}
 
 
 def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,12 +1,14 @@
 """The best checkpoints of a run by what was measured on held-out data, and when to stop looking for a better one."""
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hildanext.core.run_dir import save_folder_atomically
-from hildanext.models.bidirectional import DiffusionModel
-from hildanext.models.checkpoint import save_diffusion
+
+Write = Callable[[Path, Mapping[str, Any]], None]
+"""Writes the checkpoint of now into a folder, beside which goes what was measured."""
 
 
 class BestCheckpoints:
@@ -16,10 +18,8 @@ class BestCheckpoints:
     killed at any instant finds what its state names. `state` is for `Callbacks.state`.
     """
 
-    def __init__(
-        self, run: Path, model: DiffusionModel, tokenizer: Any, k: int, measure: str = "bound", highest: bool = False
-    ) -> None:
-        self.run, self.model, self.tokenizer, self.k = run, model, tokenizer, k
+    def __init__(self, run: Path, write: Write, k: int, measure: str = "bound", highest: bool = False) -> None:
+        self.run, self.write, self.k = run, write, k
         self.measure, self.sign = measure, -1.0 if highest else 1.0
         self.state: dict[str, Any] = {"best": [], "since": 0}
 
@@ -32,7 +32,7 @@ class BestCheckpoints:
         others = [other for other in self.state["best"] if other[1] != step and self.folder(other[1]).is_dir()]
         kept = sorted([*others, entry])[: self.k]
         if entry in kept:
-            save_diffusion(self.folder(step), self.model, self.tokenizer)
+            self.write(self.folder(step), measured)
         self.state["best"] = kept
 
     def plateaued(self, patience: int | None) -> bool:

@@ -1,8 +1,6 @@
 """A run of training in its folder: what every stage sets up, records and ends with in one way.
 
-A stage hands in what differs: its sections, its model, its data. Nothing here knows data. The step that trains is a
-`SupervisedStep`, here as in `training.train`: a stage that learns from something else than noised rows shares the
-folder, the records and the end of a run, and would bring its own step and loop.
+A stage hands in what differs: its sections, its model, its data, its step. Nothing here knows data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,7 @@ from hildanext.core.metrics_log import METRICS, MetricLog, run_metrics
 from hildanext.core.plots import training_plots
 from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
-from hildanext.losses import SupervisedStep, TokenLoss
+from hildanext.losses import SupervisedStep, TokenLoss, TrainingStep
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import rehearse_save
 from hildanext.trainer.best_checkpoints import BestCheckpoints
@@ -29,7 +27,7 @@ from hildanext.trainer.task import TrainingTask
 from hildanext.trainer.teacher import reader, teacher_for
 
 CHECKPOINT = "checkpoint"
-COUNTED = ("step", "tokens", "real_tokens", "seconds")
+COUNTED = ("step", "tokens", "real_tokens", "mask_positions", "seconds")
 
 Result = TypeVar("Result")
 
@@ -79,9 +77,9 @@ class TrainingRun:
         facts = {name: value for name, value in record.items() if name != "config"}
         self.on_main(lambda: open_run(self.folder, record["config"], self.config.seed, facts))
 
-    def rehearse_save(self, model: DiffusionModel, best: BestCheckpoints) -> None:
+    def rehearse_save(self, model: DiffusionModel, tokenizer: PreTrainedTokenizerBase, best: BestCheckpoints) -> None:
         """Raise `CheckpointError` now for what would fail at the run's end: its checkpoint, and the best ones kept."""
-        self.on_main(lambda: rehearse_save(self.folder, model, best.tokenizer, 1 + best.k))
+        self.on_main(lambda: rehearse_save(self.folder, model, tokenizer, 1 + best.k))
 
     def supervised(
         self,
@@ -101,16 +99,16 @@ class TrainingRun:
         head = teacher.head if teacher is not None else None
         return SupervisedStep(model, losses, head, train.chunk, special, train.layout), reader(teacher, model)
 
-    def measure_start(self, task: TrainingTask, step: SupervisedStep) -> None:
+    def measure_start(self, task: TrainingTask, step: TrainingStep) -> None:
         """Validate what is about to be trained, once in a run: the line of step 0, to compare the end with."""
         self.on_main(lambda: self._measure_start(task, step))
 
-    def _measure_start(self, task: TrainingTask, step: SupervisedStep) -> None:
+    def _measure_start(self, task: TrainingTask, step: TrainingStep) -> None:
         if task.validate is None or self.evaluations():
             return
         measured = task.validate(step.eval(), 0)
         with MetricLog(self.folder / METRICS) as log:
-            log.write(kind="eval", step=0, tokens=0, **measured)
+            log.write(kind="eval", step=0, tokens=0, mask_positions=0, **measured)
 
     def evaluations(self) -> dict[int, dict[str, Any]]:
         """What each validation of the run measured, by its step."""
@@ -126,7 +124,7 @@ class TrainingRun:
     def _finish(
         self, counters: Mapping[str, Any], task: TrainingTask, conclude: Callable[[bool], dict[str, Any]]
     ) -> dict[str, Any]:
-        whole, finished = counters["tokens"] >= task.total_tokens, task.callbacks.finished
+        whole, finished = counters[task.unit] >= task.total, task.callbacks.finished
         early = not whole and finished is not None and finished()
         summary: dict[str, Any] = {**{name: counters[name] for name in COUNTED}, "whole": whole or early}
         if finished is not None:

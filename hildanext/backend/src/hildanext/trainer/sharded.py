@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hildanext.core.errors import ConfigError
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.drafter import Drafter
 from hildanext.models.quantize import Nf4Linear
 from hildanext.trainer.config import TrainConfig
 
@@ -64,6 +65,7 @@ def check_shardable(module: nn.Module, config: TrainConfig, reads_teacher: bool)
 
     adapted = any(isinstance(part, BaseTunerLayer) for part in module.modules())
     refused = {
+        "a parent that stays": any(isinstance(part, Drafter) for part in module.modules()),
         "a 4-bit model": any(isinstance(part, Nf4Linear) for part in module.modules()),
         "train.optimizer = 'adamw8bit'": config.optimizer != "adamw",
         "train.offload": config.offload is not None,

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from hildanext.corruption.schedules import BlockPhase
 from hildanext.diffusion import NoisedBatch
-from hildanext.losses import SupervisedStep
+
+Unit = Literal["tokens", "mask_positions"]
 
 
 @dataclass
@@ -31,14 +32,18 @@ class Callbacks:
 class TrainingTask:
     """What is learned: from which noised batches, at which block size, for how long, and how it is measured."""
 
-    total_tokens: int
+    total: int
+    """In `unit`s."""
     block_phase: Callable[[int], BlockPhase]
-    """Tokens seen (positions, see `train`) -> phase and block size."""
+    """Units seen -> phase and block size."""
     views: Callable[[int, BlockPhase], list[NoisedBatch]]
     """Global micro-batch index -> its noised views (two for a complementary pair)."""
-    validate: Callable[[SupervisedStep, int], dict[str, Any]] | None = None
+    validate: Callable[[Any, int], dict[str, Any]] | None = None
+    """The `TrainingStep` that the stage trains, and the optimiser's step -> what was measured."""
     teacher: Callable[[NoisedBatch], Tensor] | None = None
     turns: int = 1
+    unit: Unit = "tokens"
+    """What the length of the run is counted in: positions of documents (see `train`), or masks that were learnt."""
     seed: int = 0
     pad_id: int | None = None
     """What fills the last block of a document, if anything does."""

@@ -37,21 +37,29 @@ def grouped_attention(
     query: Float[Tensor, "batch heads query head_dim"],
     key: Float[Tensor, "batch kv_heads key head_dim"],
     value: Float[Tensor, "batch kv_heads key head_dim"],
-    mask: Bool[Tensor, "#batch 1 query key"] | None,
+    mask: Bool[Tensor, "#batch 1 query key"] | Float[Tensor, "#batch 1 folded key"] | None,
     scale: float,
 ) -> Float[Tensor, "batch heads query head_dim"]:
     """Grouped-query attention without copying keys: a group's heads become extra query rows.
 
-    `mask` None means that every query sees every key.
+    `mask` None means that every query sees every key; one of numbers comes from `folded_mask`.
     """
     batch, heads, seq, head_dim = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
     folded = query.reshape(batch, kv_heads, group * seq, head_dim)
-    if mask is not None and group > 1:
+    if mask is not None and group > 1 and mask.dtype == torch.bool:
         mask = mask.repeat(1, 1, group, 1)
     out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
     return out.reshape(batch, heads, seq, head_dim)
+
+
+def folded_mask(
+    mask: Bool[Tensor, "#batch query key"], group: int, dtype: torch.dtype
+) -> Float[Tensor, "#batch 1 folded key"]:
+    """What `grouped_attention` adds to the scores, made once for all layers: 0 where the mask allows, else -inf."""
+    allowed = mask[:, None].repeat(1, 1, group, 1)
+    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, float("-inf"))
 
 
 @dataclass
