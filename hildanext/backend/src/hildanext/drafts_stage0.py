@@ -63,7 +63,7 @@ class DraftsConfig:
     """The layer at which masks enter, from the last clean token's state there; 0 is the embedding."""
     shared_place: bool = False
     """One vector for all places of a group, in place of one for each."""
-    sampler: int | None = Field(default=None, ge=1)
+    sampler: int | None = Field(default=512, ge=1)
     """Inner size of a head that tells each mask the token before its own; None: there is none."""
     lora: GatedLoraConfig = GatedLoraConfig()
     loss: DraftLossConfig = DraftLossConfig()
