@@ -16,7 +16,7 @@ from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.registry import build
 from hildanext.data.batch import Batch, RowDataset
-from hildanext.data.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
+from hildanext.data.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, WholeLayout, tokenizer_hash
 from hildanext.data.packing.folder import (
     ANSWERS,
     FORMAT,
@@ -35,7 +35,7 @@ BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 1 << 20
 """A tokenizer call takes at most this much, so that memory does not grow with the corpus."""
 
-Packing = Literal["documents", "stream"]
+Packing = Literal["documents", "best_fit", "stream"]
 
 
 class Answered(NamedTuple):
@@ -267,6 +267,9 @@ class PackedDataset:
     (same document, maskable); one that does not fit is cut at the row's end, and its rest opens the next row as a
     new document at position 0. What is left of a row is padding (document -1). Every real token is in exactly one row.
 
+    Packing "best_fit" leaves documents whole: each goes into the fullest row that has room for it, and only one that is
+    longer than a row is cut.
+
     Packing "stream" cuts the token stream into windows, each one document. Of prompts with answers (`Answered`) only
     the answers are maskable; they are not laid as a stream.
 
@@ -303,18 +306,19 @@ class PackedDataset:
         if not self.tokens:
             raise DataError(f"{str(folder)!r} holds no tokens", "prepare it again")
         if packing == "stream" and manifest["settings"].get(ANSWERS):
-            raise ConfigError(f"{str(folder)!r} holds answers to prompts", "set data.packing to documents")
+            raise ConfigError(f"{str(folder)!r} holds answers to prompts", "set data.packing to best_fit or documents")
         self._block = block
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layout(self) -> Layout | WholeLayout:
         if self.packing == "stream":  # the layout's "documents" are then the shards
             lengths = np.array([len(shard.tokens) for shard in self._maps], dtype=np.int64)
             return Layout(lengths, self.sequence_length, 1)
         lengths = np.concatenate([np.diff(shard.offsets.astype(np.int64)) for shard in self._maps])
         if int(lengths.min()) < 1 or int(lengths.sum()) != self.tokens:
             raise DataError("the document offsets do not fit the tokens", "the shards were damaged; prepare them again")
-        return Layout(lengths, self.sequence_length, self._block)
+        kind = WholeLayout if self.packing == "best_fit" else Layout
+        return kind(lengths, self.sequence_length, self._block)
 
     @cached_property
     def _first_document(self) -> np.ndarray:

@@ -20,7 +20,12 @@ from hildanext.models.gated_lora import GatedLinear
 Array = np.ndarray[Any, np.dtype[Any]]
 
 LINEAR = ("qkv", "o", "gate_up", "down")
-PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",), "gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
+PARTS = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
 ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone."""
 
@@ -112,7 +117,10 @@ def _layer(layer: nn.Module, order: Array) -> LayerWeights:
             matrices[0] = matrices[0][:, order]
         weights.linear[name] = np.concatenate(matrices)
         if any(getattr(base, "bias", None) is not None for base in bases):
-            biases = [np.zeros(len(m), np.float32) if b.bias is None else _array(b.bias) for m, b in zip(matrices, bases, strict=True)]
+            biases = [
+                np.zeros(len(m), np.float32) if b.bias is None else _array(b.bias)
+                for m, b in zip(matrices, bases, strict=True)
+            ]
             if name == "qkv":
                 biases[0] = biases[0][order]
             weights.biases[name] = np.concatenate(biases)

@@ -46,7 +46,9 @@ class _Builder:
         self.constants: dict[str, onnx.TensorProto] = {}
         self._quantized: dict[str, tuple[str, str]] = {}
 
-    def node(self, op: str, inputs: list[str], outputs: int | list[str] = 1, domain: str = "", **attributes: Any) -> Any:
+    def node(
+        self, op: str, inputs: list[str], outputs: int | list[str] = 1, domain: str = "", **attributes: Any
+    ) -> Any:
         """Returns the output's name, or the list of them."""
         number = len(self.nodes)
         names = [f"n{number}_{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
@@ -245,7 +247,11 @@ def _ports(weights: NetworkWeights, kind: GraphKind, early: bool) -> tuple[list[
             info(f"{which}bias", single, [f"{rows}*{group}", "seen"]),
         ]  # fmt: skip
     if kind.masks:
-        inputs += [info("anchors", whole, ["masks"]), info("places", whole, ["masks"]), info("gate", single, [1, "rows", 1])]
+        inputs += [
+            info("anchors", whole, ["masks"]),
+            info("places", whole, ["masks"]),
+            info("gate", single, [1, "rows", 1]),
+        ]
     outputs = [info("hidden", single, [1, "rows", weights.hidden])]
     for number in range(len(weights.layers)):
         for part in ("keys", "values"):
