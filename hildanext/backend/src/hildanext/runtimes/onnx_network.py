@@ -14,6 +14,7 @@ from hildanext.export.onnx_card import OnnxCard
 from hildanext.export.onnx_layout import BOTH, CLEAN, HEAD, SAMPLER, SLOTS
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftSegment
+from hildanext.models.loading.files import DTYPE
 from hildanext.models.loading.model_config import read_config
 from hildanext.runtimes.onnx_session import BoundSession
 
@@ -146,7 +147,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
     """The model's configuration and shapes, without weights."""
     model_config = read_config(parse((folder / "config.json").read_bytes()), folder)
     with torch.device("meta"):
-        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(model_config)
+        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, **{DTYPE: torch.float32})
     if (folder / "generation_config.json").is_file():
         causal_lm.generation_config = GenerationConfig.from_pretrained(folder)
     return causal_lm

@@ -90,7 +90,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
 
     settings = validate(SampleConfig, section, where=context.key)
     name = settings.model if settings.model is not None else str(context.outcome("model"))
-    opened = LoadedModel.open(name, context.runtime)
+    opened = LoadedModel.open(name, context.runtime_config)
     if settings.prompts_file is None:
         return _samples(settings, context, opened, generation_config(settings, context, batch_size=1, trace=True))
     together, decoders = generation_config(settings, context), _decoders(settings, context)
