@@ -87,7 +87,7 @@ def locate_drafts(name: str) -> Path:
     """The folder of a set of draft adapters. Raises `ModelError`."""
     if name == "tiny":
         return tiny.folder("drafts")
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_dir():
         return path
     raise ModelError(f"no draft adapters {name!r}", "give the folder that convert wrote (keep_parent), or 'tiny'")

@@ -12,10 +12,11 @@ from hildanext.core.errors import ModelError
 
 
 def folder(kind: Literal["ar", "diffusion", "drafts"]) -> Path:
-    """The folder of one of the three. Raises `ModelError` where this installation lacks it."""
+    """The folder of one of the pair, or of the adapters that draft for the first. Raises `ModelError` where this
+    installation lacks it."""
     path = Path(str(files("hildanext"))) / "assets" / "tiny" / kind
     if not (path / ("hilda.json" if kind == "drafts" else "config.json")).is_file():
         raise ModelError(
-            f"the embedded model's part {kind!r} is not in this installation", "reinstall, or run scripts/train_tiny.py"
+            f"the embedded model's {kind} part is not in this installation", "reinstall, or run scripts/train_tiny.py"
         )
     return path
