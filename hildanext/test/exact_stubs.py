@@ -1,6 +1,10 @@
-"""Parents and drafters without a network: what is said at a position is looked up, so that verdicts are known."""
+"""Parents and drafters without a network: what is said at a position is looked up, so that verdicts are known.
+
+And adapters for the embedded parent.
+"""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +13,13 @@ from torch import Tensor
 from hildanext.decoding.exact.expected import Placement
 from hildanext.decoding.exact.policy import ExactConfig, Placing
 from hildanext.decoding.exact.state import ExactRow, ExactState
+from hildanext.models.draft_card import DraftCard
+from hildanext.models.draft_checkpoint import save_drafts
 from hildanext.models.drafter import Drafter
 from hildanext.models.gated_lora import GatedLoraConfig
+from hildanext.models.loading.files import weights_hash
+from hildanext.models.loading.load import load_parent
+from hildanext.models.loading.names import locate
 from small_models import small_causal
 
 VOCAB = 64
@@ -59,3 +68,19 @@ def started(drafter: Any, placing: Placing, prompt: list[int], limit: int, confi
     row = state.row(prompt, limit, 0, 0)
     state.prefill(row)
     return state, row
+
+
+def tiny_drafts(folder: Path, noise: float = 0.02) -> Path:
+    """Adapters for the embedded parent that say something, right or wrong."""
+    lora = GatedLoraConfig(rank=2)
+    drafter = Drafter(load_parent("tiny")[0], lora, 3)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in drafter.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(noise * torch.randn(parameter.shape, generator=generator))
+    card = DraftCard(
+        parent="tiny", parent_hash=weights_hash(locate("tiny")), places=3, lora=lora, acceptance=(0.6, 0.4, 0.2)
+    )
+    save_drafts(folder, drafter, card)
+    return folder

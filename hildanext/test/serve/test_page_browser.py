@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from exact_stubs import tiny_drafts
 from hildanext.decoding import DECODERS
 from hildanext.engine.local import LocalEngineConfig
 from hildanext.serve.settings import ServeConfig
@@ -440,6 +441,43 @@ def test_a_threshold_out_of_range_is_an_error_in_words(session: PageSession, pag
     page.fill("#max-tokens", "16")
     write(page)
     assert page.locator("#problem").is_hidden() and page.get_attribute("#tau-mask", "aria-invalid") is None
+
+
+def test_exact_mode_and_its_parent_write_the_same_text_at_two_speeds(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HILDANEXT_HOME", str(tmp_path / "home"))
+    adapters = str(tiny_drafts(tmp_path / "drafts"))
+    engine = LocalEngineConfig(threads=1, dtype="fp32", adapters=adapters).open("tiny", "tiny", "for a test")
+    with live(ServeConfig(port=0, jobs_folder=None), engine) as address:
+        session = PageSession(browser, f"{address}/")
+        page = session.open()
+        page.wait_for_selector(".status.up")
+        asked = asked_by(page)
+        page.check("input[name=mode][value=exact]")
+        assert page.locator("#effort-field").is_hidden() and page.locator("#decoder-field").is_hidden()
+        page.select_option("#after", "all")
+        page.fill("#temperature", "0.9")
+        page.fill("#max-tokens", "32")
+        page.check("#compare")
+        write(page, "parent")
+        sampling = {"prompt": "Once upon a time", "max_new_tokens": 32, "temperature": 0.9}
+        assert asked == [
+            {**sampling, "mode": "exact", "decoder": {"after": "all"}},
+            {**sampling, "parent": True},
+        ]
+        said = page.locator("#verdict").inner_text()
+        assert re.match("This once the (exact mode|AR parent) was", said) and said.endswith("Both wrote the same text.")
+        assert page.locator("#diffusion-name").inner_text() == "Exact mode"
+        assert text_of(page) == text_of(page, "parent")
+        ours = figures(page, "diffusion")
+        assert re.fullmatch(r"\d+ of \d+", ours["drafts kept"]) and "drafts kept" not in figures(page, "parent")
+        assert counts(page, "was-edited") == int(ours["edits"]) > 0, "the parent's edits can be seen"
+        page.check("input[name=mode][value=S_MODE]")
+        page.fill("#temperature", "")
+        write(page)
+        assert page.locator("#diffusion-name").inner_text() == "Diffusion model" and asked[2]["mode"] == "S_MODE"
+        session.close()
 
 
 def test_settings_reach_the_service(page: Page):

@@ -18,12 +18,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "generate", "load", "stream"]
 
 _FACADE = {"load": "load_model", "generate": "generate_text", "stream": "stream_text"}
-"""Public name to the function of the front door `inference` behind it."""
+"""Public name to the function of `facade` behind it."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _FACADE:
-        return getattr(importlib.import_module("hildanext.inference"), _FACADE[name])
+        return getattr(importlib.import_module("hildanext.facade"), _FACADE[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -63,7 +63,7 @@ class DraftsConfig:
     """The layer at which masks enter, from the last clean token's state there; 0 is the embedding."""
     shared_place: bool = False
     """One vector for all places of a group, in place of one for each."""
-    sampler: int | None = Field(default=None, ge=1)
+    sampler: int | None = Field(default=512, ge=1)
     """Inner size of a head that tells each mask the token before its own; None: there is none."""
     lora: GatedLoraConfig = GatedLoraConfig()
     loss: DraftLossConfig = DraftLossConfig()
@@ -151,7 +151,7 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
             f"data.pad_to_block {data_section['pad_to_block']} means nothing where the parent is kept",
             "leave it out, or set it to null: a group of masks may stand anywhere",
         )
-    data = replace(validate(DataConfig, data_section, "data"), pad_to_block=None)
+    data = replace(validate(DataConfig, {"packing": "best_fit", **data_section}, "data"), pad_to_block=None)
     if data.sequence_length < config.drafts.places + 2:
         raise ConfigError(
             f"data.sequence_length {data.sequence_length} has no room for a group of {config.drafts.places} drafts",

@@ -1,32 +1,43 @@
-"""Prompt in, the parent's own text out, several tokens a forward. No command runs it yet.
+"""Prompt in, the parent's own text out, several tokens a forward.
 
 `generate_exact` takes token ids; `LoadedDrafter` is a parent with its draft adapters, ready to be asked. Greedy text is
-the parent's greedy text token for token; sampled text has the parent's distribution. A seed gives the same sampled text
-for the same drafter and placement alone, since what was drafted decides which uniform number a token is drawn with.
+the parent's greedy text token for token, and sampled text the one that the parent draws with the same seed, whatever
+was drafted. Only with `sample_drafts` it is another text of the same distribution: what was drafted decides then which
+uniform number a token is drawn with.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.errors import ConfigError, PromptError
+from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import Runtime, RuntimeConfig, machine
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
 from hildanext.decoding.exact.costs import row_costs
 from hildanext.decoding.exact.network import Network, network_of
-from hildanext.decoding.exact.policy import ExactConfig, Placing
+from hildanext.decoding.exact.policy import NGRAM_DRAFTS, ExactConfig, Placing
 from hildanext.decoding.exact.state import ExactRow, ExactState
 from hildanext.decoding.sequence import Step
-from hildanext.inference import DEFAULT_NEW_TOKENS, Event, GenerationConfig, OnCompletion, OnEvent, eos_ids
-from hildanext.models.draft_card import DraftCard
-from hildanext.models.draft_checkpoint import load_drafts
+from hildanext.inference import (
+    Event,
+    GenerationConfig,
+    OnCompletion,
+    OnEvent,
+    checked_prompt,
+    eos_ids,
+    length_limit,
+)
+from hildanext.models.draft_card import DraftCard, holds_drafts
+from hildanext.models.draft_checkpoint import load_drafts, refuse_without_drafts
 from hildanext.models.drafter import Drafter
+from hildanext.models.loading.load import load_parent
 
 
 @dataclass(frozen=True)
@@ -36,14 +47,28 @@ class LoadedDrafter:
     name: str
     drafter: Drafter
     tokenizer: PreTrainedTokenizerBase
-    card: DraftCard
+    card: DraftCard | None
+    """None for a parent without adapters, which drafts from the text itself."""
     runtime: Runtime
 
     @classmethod
-    def open(cls, name: str, config: RuntimeConfig, parent: str | None = None) -> "LoadedDrafter":
-        """Raises `ConfigError`, `UnknownChoice`, `ModelError` or `CheckpointError`, each with what to do about it."""
+    def open(
+        cls, name: str, config: RuntimeConfig, parent: str | None = None, adapters: bool = True
+    ) -> "LoadedDrafter":
+        """Draft adapters by their folder (or `tiny`), beside the parent of their card or the one that is named; or,
+        where no `adapters` are needed, an autoregressive model by its own name.
+
+        Raises `ConfigError`, `UnknownChoice`, `ModelError` or `CheckpointError`, each with what to do about it.
+        """
         runtime = config.resolve()
-        return cls(name, *load_drafts(name, runtime.dtype, runtime.device, parent), runtime)
+        if holds_drafts(name):
+            return cls(name, *load_drafts(name, runtime.dtype, runtime.device, parent), runtime)
+        if adapters:
+            refuse_without_drafts(name)
+        if parent is not None:
+            raise ConfigError(f"{name!r} has no draft adapters that the parent {parent!r} could be of", "leave it out")
+        causal_lm, tokenizer = load_parent(name, runtime.dtype, runtime.device)
+        return cls(name, Drafter(causal_lm, None).eval(), tokenizer, None, runtime)
 
     @property
     def parent(self) -> Parent:
@@ -52,11 +77,22 @@ class LoadedDrafter:
 
     def placing(self, config: ExactConfig) -> Placing:
         """Raises `ConfigError` for more drafts than the checkpoint has learnt."""
-        return placing_for(self.drafter, config, self.card.acceptance, self.runtime)
+        acceptance = self.card.acceptance if self.card is not None else ()
+        return placing_for(self.drafter, config, acceptance, self.runtime)
 
     def machine(self) -> dict[str, Any]:
         """What a result was measured on, for its record."""
         return machine(self.runtime.device, self.runtime.dtype)
+
+    def summary(self) -> dict[str, Any]:
+        """The few facts that stand beside each text, as `LoadedModel.summary` has them."""
+        return {
+            "model": self.name,
+            "dtype": str(self.runtime.dtype).removeprefix("torch."),
+            "device": str(self.runtime.device),
+            "threads": self.runtime.threads,
+            "block_size": None,
+        }
 
 
 def placing_for(
@@ -64,19 +100,26 @@ def placing_for(
 ) -> Placing:
     """How masks are placed under `config`; `auto` measures the device where `runtime` says which it is.
 
-    Raises `ConfigError` for more drafts than the drafter has places.
+    Raises `ConfigError` for more drafts than the drafter has places, and for adapters where there are none.
     """
-    most = config.drafts if config.drafts is not None else drafter.places
-    if most > drafter.places and config.drafter in ("adapters", "both"):
+    most = config.drafts if config.drafts is not None else drafter.places or NGRAM_DRAFTS
+    if config.uses_adapters and not drafter.places:
+        raise ConfigError(
+            "this model has no draft adapters",
+            "train them (convert with convert.keep_parent), or take drafter ngram",
+        )
+    if config.drafter == "none" and not drafter.places:
+        most = 0
+    if config.uses_adapters and most > drafter.places:
         raise ConfigError(
             f"drafts {most}, and the adapters have learnt {drafter.places}", f"ask for 1 to {drafter.places} drafts"
         )
     if config.fixed_rows is None:
         config = replace(config, fixed_rows=drafter.dtype in (torch.bfloat16, torch.float16))
-    measured = config.after == "auto" and config.drafter in ("adapters", "both") and runtime is not None
-    return Placing(
-        config, most, acceptance, row_costs(network_of(drafter), runtime) if measured and runtime is not None else None
-    )
+    costs = None
+    if config.after == "auto" and config.drafter != "none" and runtime is not None:
+        costs = row_costs(network_of(drafter), runtime)
+    return Placing(config, most, acceptance, costs)
 
 
 def generate_exact(
@@ -90,30 +133,23 @@ def generate_exact(
     on_completion: OnCompletion | None = None,
 ) -> list[GenerationResult]:
     """Continue every prompt (token ids); `settings.batch_size` of them share a forward, and row i draws from
-    `settings.seed` + i. Raises `PromptError` for a prompt that is empty or leaves no room, `ConfigError`.
+    `settings.seed` + i; an empty prompt starts from BOS. Raises `PromptError` for a prompt that leaves no room or holds
+    ids that are no tokens, `ConfigError` for settings of denoising.
     """
     settings = settings if settings is not None else GenerationConfig()
+    for name in ("commit", "cached", "debug"):
+        if getattr(settings, name) != getattr(GenerationConfig, name):
+            raise ConfigError(f"generation.{name} is about denoising, and exact mode has none", "leave it out")
     placing = placing if placing is not None else placing_for(drafter, config)
     parent = Parent(drafter.causal_lm, tokenizer)
-    limits = [_limit(parent, len(prompt), settings.max_new_tokens) for prompt in prompts]
+    prompts = [checked_prompt(parent, tokenizer, prompt) for prompt in prompts]
+    limits = [length_limit(parent, len(prompt), settings.max_new_tokens) for prompt in prompts]
     writing = _Writing(drafter, tokenizer, config, settings, placing, on_event, on_completion)
     results: list[GenerationResult] = []
     for first in range(0, len(prompts), settings.batch_size):
         batch = range(first, min(first + settings.batch_size, len(prompts)))
         results += writing.batch([(i, prompts[i], limits[i]) for i in batch])
     return results
-
-
-def _limit(parent: Parent, prompt: int, new: int | None) -> int:
-    """Tokens of the finished document."""
-    context = int(parent.causal_lm.config.max_position_embeddings)
-    if 0 < prompt >= context:
-        raise PromptError(
-            f"the prompt has {prompt} tokens, the model's context is {context}", f"shorten it to {context - 1} or fewer"
-        )
-    wanted = new if new is not None else min(DEFAULT_NEW_TOKENS, context - prompt)
-    parent.check_length(prompt, wanted)
-    return prompt + wanted
 
 
 class _Writing:
@@ -190,6 +226,31 @@ class ExactStats(GenerationStats):
     """Drafts that the parent was asked about ..."""
     confirmed: int = 0
     """... and that it kept."""
+    verified: int = 0
+    """Forwards in which there were any."""
+    confirmed_per_place: tuple[int, ...] = ()
+    """How often the first j drafts were all kept, j from 1."""
+
+    @classmethod
+    def total(cls, parts: Iterable[GenerationStats]) -> "ExactStats":
+        """Sums over texts, place by place too."""
+        every = [part for part in parts if isinstance(part, cls)]
+        if not every:
+            return cls()
+        sums = {
+            part.name: sum(getattr(stats, part.name) for stats in every)
+            for part in fields(cls)
+            if part.name != "confirmed_per_place"
+        }
+        places = zip_longest(*(stats.confirmed_per_place for stats in every), fillvalue=0)
+        return cls(**sums, confirmed_per_place=tuple(map(sum, places)))
+
+    @property
+    def rows_per_forward(self) -> float:
+        return self.rows / max(self.denoise_forwards, 1)
+
+    def to_record(self) -> dict[str, Any]:
+        return {**super().to_record(), "rows_per_forward": self.rows_per_forward}
 
 
 def exact_stats(row: ExactRow, tokens: int, seconds: float, prefill_seconds: float) -> ExactStats:
@@ -202,6 +263,8 @@ def exact_stats(row: ExactRow, tokens: int, seconds: float, prefill_seconds: flo
         rows=row.rows,
         drafted=sum(row.offered),
         confirmed=sum(row.confirmed),
+        verified=row.offered[0] if row.offered else 0,
+        confirmed_per_place=tuple(row.confirmed),
         seconds=seconds,
         prefill_seconds=prefill_seconds,
     )

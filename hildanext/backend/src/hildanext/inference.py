@@ -1,39 +1,28 @@
 """Prompt in, text and timings out: batches of prompts through a decoder, with events while it runs.
 
-`generate` takes token ids and a decoder; `load_model`, `generate_text` and `stream_text` take names and texts: they are
-what `from hildanext import load, generate, stream` gives.
-
 A prompt's whole blocks are prefilled; its tail shares the first active block and is never written. A row ends
 when a finished block holds the end of text or a stop string, or at its length; tokens beyond are cut.
 """
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.config import AnySeed, config, validate
+from hildanext.core.config import AnySeed, config
 from hildanext.core.errors import PromptError
-from hildanext.core.runtime import RuntimeConfig
 from hildanext.data.generation_result import GenerationResult, GenerationStats
-from hildanext.decoding import decoder_section, make_decoder
 from hildanext.decoding.base import Decoder, run
 from hildanext.decoding.commit import Commit
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.models.loading.loaded_model import LoadedModel
-from hildanext.tokenization import encode_prompt
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -109,9 +98,10 @@ def generate(
     return completions
 
 
-def context_length(model: DiffusionModel) -> int:
-    """Positions the model can address, in whole blocks."""
-    return model.causal_lm.config.max_position_embeddings // model.card.block_size * model.card.block_size
+def context_length(model: DiffusionModel | Parent) -> int:
+    """Positions the model can address; of a diffusion model in whole blocks."""
+    context = int(model.causal_lm.config.max_position_embeddings)
+    return context if isinstance(model, Parent) else context // model.card.block_size * model.card.block_size
 
 
 class _Batch:
@@ -233,7 +223,7 @@ def checked_prompt(model: DiffusionModel | Parent, tokenizer: Any, prompt: Itera
     return ids
 
 
-def length_limit(model: DiffusionModel, prompt: int, new: int | None) -> int:
+def length_limit(model: DiffusionModel | Parent, prompt: int, new: int | None) -> int:
     """Tokens of the finished document. Raises `PromptError` where they do not fit the context."""
     context = context_length(model)
     left = context - prompt
@@ -247,82 +237,3 @@ def length_limit(model: DiffusionModel, prompt: int, new: int | None) -> int:
             f"ask for at most {left} new tokens",
         )
     return prompt + (new if new is not None else min(DEFAULT_NEW_TOKENS, left))
-
-
-def load_model(
-    name: str = "tiny", device: str = "auto", dtype: str = "auto", threads: int | None = None
-) -> LoadedModel:
-    """A diffusion checkpoint with its tokenizer: `tiny` (inside the package) or a folder.
-
-    Raises `ConfigError`, `UnknownChoice`, `ModelError` or `CheckpointError`, each with what to do about it.
-    """
-    return LoadedModel.open(name, RuntimeConfig(device=device, dtype=dtype, threads=threads))
-
-
-@overload
-def generate_text(model: LoadedModel, prompt: str, mode: str | None = ..., **options: Any) -> GenerationResult: ...
-@overload
-def generate_text(
-    model: LoadedModel, prompt: Sequence[str], mode: str | None = ..., **options: Any
-) -> list[GenerationResult]: ...
-def generate_text(
-    model: LoadedModel, prompt: str | Sequence[str], mode: str | None = None, **options: Any
-) -> GenerationResult | list[GenerationResult]:
-    """Continue a text, or each of several in one batch: `text`, `tokens`, `finish_reason` and `stats` of each.
-
-    `mode` is S_MODE where none is named. Options: `effort`; `decoder`, a mapping of fields laid over the mode
-    (`{"tau_edit": None}`) or another decoder's section (`{"name": ...}`); and the fields of `GenerationConfig`
-    (`max_new_tokens`, `seed`, `stop`, ...). Raises `ConfigError`, `UnknownChoice`, `PromptError`.
-    """
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    results = _text_run(model, texts, mode, **options)(None)
-    return results[0] if isinstance(prompt, str) else results
-
-
-def stream_text(model: LoadedModel, prompt: str, mode: str | None = None, **options: Any) -> Iterator[str]:
-    """The pieces of `generate_text(...).text`, a finished block at a time, while the next one is being denoised.
-
-    The model runs in a thread beside the reader; whoever stops reading stops it at its next forward. Raises what
-    `generate_text` raises: at once what is wrong with the options, with the first piece what is wrong with the prompt.
-    """
-    return _pieces(_text_run(model, [prompt], mode, **options))
-
-
-class _Abandoned(Exception):
-    """Nobody reads the stream any more."""
-
-
-def _pieces(text_run: Callable[[OnEvent | None], list[GenerationResult]]) -> Iterator[str]:
-    pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    unread = threading.Event()
-
-    def on_event(event: Event) -> None:
-        if unread.is_set():
-            raise _Abandoned
-        if event.kind == "text":
-            pieces.put(event.text)
-
-    with ThreadPoolExecutor(1) as executor:
-        running = executor.submit(text_run, on_event)
-        running.add_done_callback(lambda _: pieces.put(None))
-        try:
-            yield from iter(pieces.get, None)
-        finally:
-            unread.set()
-            with suppress(_Abandoned):
-                running.result()
-
-
-def _text_run(
-    model: LoadedModel,
-    texts: Sequence[str],
-    mode: str | None,
-    effort: str | None = None,
-    decoder: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> Callable[[OnEvent | None], list[GenerationResult]]:
-    """A generation with everything checked, to be run in any thread; a research decoder needs the caller's profile."""
-    built = make_decoder(decoder_section(mode, effort, decoder))
-    chosen = validate(GenerationConfig, settings, where="settings of a generation")
-    prompts = [encode_prompt(model.tokenizer, text) for text in texts]
-    return lambda on_event: generate(model.model, model.tokenizer, prompts, built, chosen, on_event)

@@ -23,7 +23,7 @@ from hildanext.ar import Parent
 from hildanext.core.config import Seed, config, plain
 from hildanext.core.progress import Repeats
 from hildanext.core.runtime import machine
-from hildanext.decoding import MODES, make_decoder
+from hildanext.decoding import DIFFUSION_MODES, MODES, make_decoder
 from hildanext.decoding.base import step
 from hildanext.decoding.state import DecodeState
 from hildanext.eval.generation import GenerationBenchConfig, compare, label
@@ -38,7 +38,9 @@ class DecodeSpeedConfig:
     new_tokens: int = Field(default=64, ge=1)
     repeats: int = Field(default=3, ge=1)
     seed: Seed = 0
-    decoders: dict[str, dict[str, Any]] = Field(default_factory=lambda: {name: dict(MODES[name]) for name in MODES})
+    decoders: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: {name: dict(MODES[name]) for name in DIFFUSION_MODES}
+    )
 
     def __post_init__(self) -> None:
         for section in self.decoders.values():

@@ -170,6 +170,7 @@ def _repeat(
     engine: LocalEngine, parent: Parent | None, settings: EngineSpeedConfig, draw: torch.Generator
 ) -> dict[str, Any]:
     model = engine.model
+    assert model is not None
     prompts = torch.randint(model.card.vocab_real - 1, (settings.concurrency, settings.prompt_tokens), generator=draw)
     requests = [
         Request(tokens=tuple(row), decoder=settings.decoder, max_new_tokens=settings.new_tokens, ignore_eos=True)
@@ -219,10 +220,12 @@ def _loop(engine: LocalEngine, request: Request, settings: EngineSpeedConfig) ->
     """Seconds of the decode loop without an engine, texts included, over those of the network alone."""
     how = GenerationConfig(max_new_tokens=settings.new_tokens, ignore_eos=True)
     prompt = request.tokens if request.tokens is not None else ()
-    with beside(engine.model) as pairs:
+    model = engine.model
+    assert model is not None
+    with beside(model) as pairs:
         begun = time.perf_counter()
-        generate(engine.model, engine.tokenizer, [prompt], make_decoder(dict(settings.decoder)), how)
-        finish(engine.model.device)
+        generate(model, engine.tokenizer, [prompt], make_decoder(dict(settings.decoder)), how)
+        finish(model.device)
         seconds = time.perf_counter() - begun
     network, pause = _sums(pairs)
     return (seconds - pause) / network

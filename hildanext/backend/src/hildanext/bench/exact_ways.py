@@ -25,6 +25,7 @@ from hildanext.decoding.exact.state import ExactRow, ExactState
 from hildanext.decoding.state import DecodeState
 from hildanext.exact import LoadedDrafter, placing_for
 from hildanext.inference import eos_ids
+from hildanext.models.draft_card import DraftCard
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
 
@@ -100,9 +101,15 @@ class Opened:
     def loaded(self) -> LoadedDrafter:
         return LoadedDrafter.open(self.settings.model, self.settings.runtime, self.settings.parent)
 
+    @property
+    def card(self) -> DraftCard:
+        card = self.loaded.card
+        assert card is not None, "a folder of draft adapters is asked for"
+        return card
+
     @cached_property
     def parent_name(self) -> str:
-        return self.settings.parent if self.settings.parent is not None else self.loaded.card.parent
+        return self.settings.parent if self.settings.parent is not None else self.card.parent
 
     @cached_property
     def parent(self) -> Parent:
@@ -131,7 +138,7 @@ class Opened:
         """Where masks stand; the parent at another's rows has every forward in that one's shape."""
         network = self.network(*way.network)
         runtime = self.runtime if way.runtime == "torch" else replace(self.runtime, dtype=network.dtype)
-        card = self.loaded.card
+        card = self.card
         if way.rows_of is None:
             return placing_for(network, self.exact_config(way.drafter), card.acceptance, runtime)
         like = placing_for(network, self.exact_config(way.rows_of), card.acceptance, runtime)
@@ -141,7 +148,7 @@ class Opened:
         from hildanext.bench.llama_cpp import LlamaCpp, gguf_of
 
         file = gguf_of(self.parent.causal_lm, self.parent.tokenizer, weights, self.settings.gguf_folder)
-        drafts = self.settings.drafts if self.settings.drafts is not None else self.loaded.card.places
+        drafts = self.settings.drafts if self.settings.drafts is not None else self.card.places
         return LlamaCpp(file, torch.get_num_threads(), drafts if drafter == "ngram" else None)
 
     def writer(self, way: Way) -> Write:

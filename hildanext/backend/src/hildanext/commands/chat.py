@@ -33,7 +33,7 @@ QUIT = "/quit"
 EMBEDDED = "tiny"
 STORIES = "it knows children's stories alone; --model names one that was fine-tuned on conversations"
 HELP = """/reset          forget the conversation; the system's text stays
-/mode [NAME]    answer in S_MODE, Q_MODE, speed or quality from now on; alone: say which it is
+/mode [NAME]    answer in S_MODE, Q_MODE or exact (or speed, quality) from now on; alone: say which it is
 /system [TEXT]  what the model is told before the conversation; alone: nothing
 /history        show the conversation
 /save FILE      keep it as a line of JSON, as generate --batch, sft and prepare read it
@@ -83,11 +83,22 @@ def _open(options: argparse.Namespace, asked: Generation) -> "tuple[Engine, Stat
     """
     from hildanext.commands.generation_records import stats_line
     from hildanext.data.chat_template import set_template
+    from hildanext.decoding import ExactConfig, make_method
     from hildanext.engine.local import LocalEngine, LocalEngineConfig
+    from hildanext.models.draft_card import holds_drafts
 
     settings = LocalEngineConfig(slots=1, special_tokens_in_text=asked.special_tokens_in_text, **vars(asked.runtime))
-    engine = settings.open(asked.model or EMBEDDED, None, "asked for")
-    assert isinstance(engine, LocalEngine)
+    model = asked.model or EMBEDDED
+    (method,) = (make_method(section) for section in asked.modes.values())
+    opened: Engine
+    if isinstance(method, ExactConfig) and (model != EMBEDDED or not holds_drafts(EMBEDDED)):
+        opened = settings.open_exact(model, asked.parent, "asked for", method.uses_adapters)
+    else:  # the embedded model has all modes, for `/mode`
+        opened = settings.open(model, EMBEDDED if model == EMBEDDED else None, "asked for")
+    assert isinstance(opened, LocalEngine)
+    engine = opened
+    if isinstance(method, ExactConfig) and engine.exact is not None:
+        engine.exact.warm(method)
     facts = engine.facts
     if options.plain or asked.model is None:
         set_template(engine.tokenizer, "auto")

@@ -3,6 +3,8 @@
 hildanext generate --prompt "Once upon a time" --mode S_MODE
 hildanext generate --prompt "Once upon a time" --mode quality --tau-edit off --trace trace.json
 hildanext generate --batch prompts.txt --json
+hildanext generate --prompt "Once upon a time" --mode exact
+hildanext generate --prompt "Once upon a time" --mode exact --model smollm2-135m --drafter ngram
 hildanext generate --server http://127.0.0.1:8000 --prompt "Once upon a time" --trace
 hildanext generate --model runs/sft-tiny/checkpoint --chat --prompt "Lily has 5 apples. She gets 3. How many?"
 """
@@ -17,6 +19,7 @@ from hildanext.detokenization import TokenCells
 if TYPE_CHECKING:
     from hildanext.data.generation_result import GenerationResult
     from hildanext.data.prompts import Prompt
+    from hildanext.exact import LoadedDrafter
     from hildanext.inference import Event
     from hildanext.models.loading.loaded_model import LoadedModel
 
@@ -51,35 +54,49 @@ def run(options: argparse.Namespace) -> int:
         from hildanext.commands.remote import ask
 
         return ask(options)
-    from hildanext.models.loading.loaded_model import LoadedModel
-
     asked = read_generation(options, {"generate": {"model": "tiny"}})
-    opened = LoadedModel.open(str(asked.model), asked.runtime)
-    prompts = [_encoded(asked, opened.tokenizer, prompt) for prompt in asked.prompts]
+    opened: dict[bool, LoadedModel | LoadedDrafter] = {}
     for mode, section in asked.modes.items():
+        exact = section["name"] == "exact"
+        if exact not in opened:
+            opened[exact] = _open(asked, section)
+        model = opened[exact]
+        prompts = [_encoded(asked, model.tokenizer, prompt) for prompt in asked.prompts]
         if len(asked.modes) > 1 and not options.json:
             print(f"{mode}:")
-        _write(options, opened, asked, prompts, {**opened.summary(), "mode": mode_line(mode), "decoder": section})
+        _write(options, model, asked, prompts, {**model.summary(), "mode": mode_line(mode), "decoder": section})
     return 0
+
+
+def _open(asked: Generation, section: dict[str, Any]) -> "LoadedModel | LoadedDrafter":
+    """Whom a section asks. Raises what is wrong with the section before anything is loaded, and what loading raises."""
+    from hildanext.decoding import ExactConfig, make_method
+    from hildanext.models.loading.loaded_model import LoadedModel
+
+    method = make_method(section)
+    if not isinstance(method, ExactConfig):
+        return LoadedModel.open(str(asked.model), asked.runtime)
+    from hildanext.exact import LoadedDrafter
+
+    return LoadedDrafter.open(str(asked.model), asked.runtime, asked.parent, method.uses_adapters)
 
 
 def _write(
     options: argparse.Namespace,
-    opened: "LoadedModel",
+    opened: "LoadedModel | LoadedDrafter",
     asked: Generation,
     prompts: list[list[int]],
     machine: dict[str, Any],
 ) -> None:
     """Answer all prompts in one mode, shown as it happens and as it ends."""
     from hildanext.commands.generation_records import save_trace, stats_line
-    from hildanext.decoding import make_decoder
     from hildanext.decoding.trace import trace_record
-    from hildanext.inference import generate
+    from hildanext.facade import writer_of
 
-    model, tokenizer, decoder = opened.model, opened.tokenizer, make_decoder(machine["decoder"])
+    tokenizer, write = opened.tokenizer, writer_of(opened, machine["decoder"])
     watcher = _Watcher(options, [asked.shown(prompt) for prompt in asked.prompts], prompts, tokenizer)
     with watcher:
-        results = generate(model, tokenizer, prompts, decoder, asked.config, watcher.on_event)
+        results = write(prompts, asked.config, watcher.on_event)
     watcher.finish(results)
     rows = [{**prompt.said(), **result.to_record()} for prompt, result in zip(asked.prompts, results, strict=True)]
     if options.trace:

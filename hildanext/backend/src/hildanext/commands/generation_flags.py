@@ -4,6 +4,7 @@ Every knob of a decoder is a flag: they are made from the source of the decoders
 """
 
 import argparse
+import ast
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,10 @@ ENGINES_OWN = ("commit", "cached", "debug")
 
 def add_asking_flags(parser: argparse.ArgumentParser) -> None:
     """Who is asked, here or elsewhere, how it decodes, and where an answer ends."""
-    parser.add_argument("--model", help="diffusion checkpoint: a folder, or tiny (default)")
+    parser.add_argument("--model", help="diffusion checkpoint or draft adapters: a folder, or tiny (default)")
+    parser.add_argument(
+        "--parent", help="with --mode exact: the parent of draft adapters, where it is not where it was"
+    )
     parser.add_argument(
         "--server", metavar="URL", help="ask a running service (its key: environment variable HILDA_API_KEY)"
     )
@@ -43,9 +47,11 @@ def add_asking_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
     """--decoder, its presets, and a flag for each knob of each decoder; all are also --set decoder.KNOB=VALUE."""
-    family = knobs_in(DECODING, "DECODERS")
+    family = {**knobs_in(DECODING, "DECODERS"), **knobs_in(DECODING, "EXACT")}
     parser.add_argument("--decoder", metavar="NAME", help=f"{', '.join(family)}; any of its knobs: --set decoder.X=Y")
-    parser.add_argument("--mode", help="S_MODE (default; alias speed) or Q_MODE (alias quality)")
+    parser.add_argument(
+        "--mode", help="S_MODE (default; alias speed), Q_MODE (alias quality) or exact: the parent's own text, drafted"
+    )
     parser.add_argument("--effort", help="instant, low, medium, high or adaptive: knobs laid over the mode")
     parser.set_defaults(knobs=[])
     for name, knobs in family.items():
@@ -58,13 +64,18 @@ def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
 def _add_flag(group: argparse._ArgumentGroup, knob: Knob) -> None:
     """A flag that gives a pair to `options.knobs`; a switch needs no value."""
 
+    words = knob.type.startswith("Literal[")  # of which `none` may be one
+
     def read(text: str) -> tuple[str, Any]:
         from hildanext.core.config import read_value
 
+        if words:
+            return knob.name, text
         return knob.name, "off" if text.lower() in ("off", "none") else read_value(text)
 
     switch: dict[str, Any] = {"nargs": "?", "const": (knob.name, True)} if knob.type == "bool" else {}
-    flag, value = f"--{knob.name.replace('_', '-')}", f"{knob.type.upper()}{' or off' if knob.optional else ''}"
+    kind = "|".join(ast.literal_eval(knob.type.removeprefix("Literal"))) if words else knob.type.upper()
+    flag, value = f"--{knob.name.replace('_', '-')}", f"{kind}{' or off' if knob.optional else ''}"
     group.add_argument(
         flag, dest="knobs", action="append", type=read, help=knob.help.replace("%", "%%"), metavar=value, **switch
     )
@@ -78,6 +89,8 @@ class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
     """A decoder's section by the mode's name."""
     config: "GenerationConfig"
     model: str | None
+    parent: str | None
+    """Of draft adapters, in place of the one that their card names."""
     chat: bool
     system: str | None
     """Of conversations: what the model is told before them."""
@@ -127,6 +140,7 @@ class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
 def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Generation:
     """The section `generate` of the run with the flags in it, checked. Raises `ConfigError` and its like."""
     from hildanext.core.config import validate
+    from hildanext.decoding import EXACT
     from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config
 
     if options.trace == "" and options.json:
@@ -135,11 +149,13 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
     settings = validate(SampleConfig, section, "generate")
     prompts, modes = _prompts(options, settings), decoder_sections(settings, context)
     flag = "--trace" if options.trace is not None else "--server" if options.server is not None else options.verb
+    if options.parent is not None and set(modes) != set(EXACT):
+        raise ConfigError("--parent is about draft adapters", "add --mode exact, or leave it out")
     if len(modes) > 1 and flag != "generate":
         raise ConfigError(f"{flag} is about one mode, and the run names {', '.join(modes)}", "choose one with --mode")
     config = generation_config(settings, context, trace=options.trace is not None)
     return Generation(
-        prompts, modes, config, settings.model, settings.chat, options.system,
+        prompts, modes, config, settings.model, options.parent, settings.chat, options.system,
         settings.special_tokens_in_text, context.runtime,
     )  # fmt: skip
 
@@ -156,7 +172,18 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     flags |= {"chat": options.chat or None, "modes": [options.mode] if options.mode is not None else None}
     named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
     decoder = {**merge({"decoder": section_of(section, "decoder")}, named)["decoder"], **dict(options.knobs)}
-    return {**section, **{name: value for name, value in flags.items() if value is not None}, "decoder": decoder}
+    folded = {**section, **{name: value for name, value in flags.items() if value is not None}, "decoder": decoder}
+    if options.server is None and not folded.get("modes") and "name" not in decoder and _drafts_alone(folded):
+        folded["modes"] = ["exact"]
+    return folded
+
+
+def _drafts_alone(section: Mapping[str, Any]) -> bool:
+    """Whether the model that is named is a set of draft adapters, which has one mode."""
+    from hildanext.models.draft_card import holds_drafts
+
+    model = section.get("model")
+    return isinstance(model, str) and model != "tiny" and holds_drafts(model)
 
 
 def _prompts(options: argparse.Namespace, settings: "SampleConfig") -> "list[Prompt]":

@@ -25,21 +25,38 @@ def stats_line(results: Sequence[GenerationResult], machine: Mapping[str, Any], 
     stats = [result.stats for result in results]
     starts = range(0, len(stats), batch_size)
     seconds = sum(max(part.seconds for part in stats[at : at + batch_size]) for at in starts)
-    total = GenerationStats.total(stats)
+    total = type(stats[0]).total(stats)
     counts = {kind: getattr(total, f"{kind}_forwards") for kind in ("prefill", "denoise", "commit", "revise")}
     knobs = {name: "off" if value is None else value for name, value in machine["decoder"].items() if name != "name"}
+    exact = _exact_parts(total, machine["decoder"])
     parts = [
         f"{total.tokens / max(seconds, 1e-9):.1f} tokens/s",
         f"{total.tokens} tokens",
         f"{total.forwards} forwards ({', '.join(f'{count} {kind}' for kind, count in counts.items() if count)})",
         f"{total.tokens_per_forward:.2f} tokens per forward",
+        *exact,
         f"{total.edits} edits",
         f"{machine['dtype']} on {machine['device']}, {machine['threads']} threads",
-        f"block {machine['block_size']}",
+        "" if exact else f"block {machine['block_size']}",
         ", ".join(f"{name} {value}" for name, value in knobs.items()),
         machine["mode"],
     ]
-    return "[" + "; ".join(parts) + "]"
+    return "[" + "; ".join(part for part in parts if part) + "]"
+
+
+def _exact_parts(total: GenerationStats, decoder: Mapping[str, Any]) -> list[str]:
+    """What exact mode says besides; nothing in another mode."""
+    if decoder["name"] != "exact":
+        return []
+    from hildanext.exact import ExactStats
+
+    if not isinstance(total, ExactStats):  # the parent wrote alone
+        return []
+    share = f" ({100 * total.confirmed / total.drafted:.0f} %)" if total.drafted else ""
+    return [
+        f"{total.rows_per_forward:.1f} rows per forward",
+        f"{total.confirmed} of {total.drafted} drafts confirmed{share}",
+    ]
 
 
 def remote_stats_line(outputs: "Sequence[RequestOutput]", server: Mapping[str, Any]) -> str:

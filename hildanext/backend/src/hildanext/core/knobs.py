@@ -38,7 +38,7 @@ def knobs_in(package: Path, table: str) -> dict[str, tuple[Knob, ...]]:
     """The knobs of each member of a family: `table` is the name of its table in the package's `__init__.py`."""
     front = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
     home = {
-        alias.asname or alias.name: (str(node.module).rpartition(".")[2], alias.name)
+        alias.asname or alias.name: (str(node.module), alias.name)
         for node in front.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
@@ -65,7 +65,11 @@ def _table(front: ast.Module, table: str) -> ast.Dict:
 
 
 def _class(package: Path, module: str, name: str) -> ast.ClassDef:
-    body = ast.parse((package / f"{module}.py").read_text(encoding="utf-8")).body
+    """Of a module of the package, or of a package in it."""
+    parts = module.split(".")
+    places = (package / f"{'/'.join(parts[at:])}.py" for at in reversed(range(len(parts))))
+    file = next(place for place in places if place.is_file())
+    body = ast.parse(file.read_text(encoding="utf-8")).body
     return next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
 
 

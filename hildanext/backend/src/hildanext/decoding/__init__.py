@@ -22,6 +22,7 @@ from hildanext.core.config import may_be_none
 from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build
 from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
+from hildanext.decoding.exact.policy import ExactConfig
 from hildanext.decoding.s2d2 import S2D2
 from hildanext.decoding.threshold_edit import ThresholdEdit
 
@@ -30,11 +31,21 @@ DECODERS: dict[str, type[Decoder]] = {
     "s2d2": S2D2,
 }
 
+EXACT: dict[str, type[ExactConfig]] = {
+    "exact": ExactConfig,
+}
+"""What a section may name besides: no decoder of a diffusion model, but drafts that an autoregressive parent judges."""
+
 MODES: dict[str, dict[str, Any]] = {
     "S_MODE": {"name": "threshold_edit", "tau_mask": 0.5, "tau_edit": 0.0, "max_post": 16},
     "Q_MODE": {"name": "threshold_edit", "tau_mask": 0.7, "tau_edit": 0.5, "max_post": 16},
+    "exact": {"name": "exact"},
 }
-"""LLaDA2.1's published presets: S is its Speedy one (fills early, edits on any disagreement), Q its Quality one."""
+"""LLaDA2.1's published presets: S is its Speedy one (fills early, edits on any disagreement), Q its Quality one. And
+exact: the parent's own text."""
+
+DIFFUSION_MODES = tuple(mode for mode, section in MODES.items() if section["name"] in DECODERS)
+"""Those of a diffusion model."""
 
 MODE_ALIASES: dict[str, str] = {"speed": "S_MODE", "quality": "Q_MODE"}
 
@@ -70,25 +81,48 @@ def decoder_section(
     """
     if effort is not None and effort not in EFFORTS:
         raise UnknownChoice("effort", effort, EFFORTS)
-    base = {**MODES[mode_name(mode if mode is not None else "S_MODE")], **EFFORTS.get(str(effort), {})}
+    base = dict(MODES[mode_name(mode if mode is not None else "S_MODE")])
+    if effort is not None and base["name"] in EXACT:
+        raise ConfigError(f"efforts lie over the modes of a diffusion model, not over {base['name']!r}", "leave it out")
+    base |= EFFORTS.get(str(effort), {})
     chosen = {**(over if over is not None else {}), **knobs}
     name = chosen.get("name", base["name"])
     if name != base["name"]:
         if mode is not None or effort is not None:
             raise ConfigError(f"modes and efforts are presets of {base['name']!r}, not of {name!r}", "leave them out")
         base = {}
-    off = may_be_none(DECODERS[name]) if isinstance(name, str) and name in DECODERS else frozenset()
+    table = methods()
+    off = may_be_none(table[name]) if isinstance(name, str) and name in table else frozenset()
     return {**base, **{key: None if value == "off" and key in off else value for key, value in chosen.items()}}
 
 
 def make_decoder(section: Mapping[str, Any], strict: bool = False) -> Decoder:
-    """A decoder from its section. Raises `UnknownChoice`, or `ConfigError` for a knob out of range."""
+    """A decoder from its section. Raises `UnknownChoice`, or `ConfigError` for a knob out of range and for exact mode,
+    which is no decoder."""
+    if section.get("name") in EXACT:
+        raise ConfigError(
+            "exact mode is not for this: the text it writes is the autoregressive parent's",
+            "measure the parent, or write with hildanext generate, chat and serve",
+        )
     return build("decoder", DECODERS, section, strict)
+
+
+def make_method(section: Mapping[str, Any], strict: bool = False) -> Decoder | ExactConfig:
+    """A decoder, or the knobs of exact mode, from a section. Raises as `make_decoder`."""
+    method: Decoder | ExactConfig = build("decoder", methods(), section, strict)
+    return method
+
+
+def methods() -> dict[str, type[Any]]:
+    """All that a section may name."""
+    return {**DECODERS, **EXACT}
 
 
 __all__ = [
     "DECODERS",
+    "DIFFUSION_MODES",
     "EFFORTS",
+    "EXACT",
     "MODES",
     "MODE_ALIASES",
     "MODE_MEANS",
@@ -97,8 +131,11 @@ __all__ = [
     "Decoder",
     "Denoiser",
     "Edit",
+    "ExactConfig",
     "ThresholdEdit",
     "decoder_section",
     "make_decoder",
+    "make_method",
+    "methods",
     "mode_name",
 ]

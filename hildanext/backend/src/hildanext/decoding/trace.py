@@ -12,7 +12,10 @@ from hildanext.decoding.sequence import Step
 from hildanext.detokenization import TokenCells, cell_bytes, pieces_of
 
 TRACE_FORMAT = 1
-STYLES = {"prompt": "dim", "kept": "", "draft": "bold green", "edit": "bold black on yellow", "mask": "dim blue"}
+STYLES = {
+    "prompt": "dim", "kept": "", "draft": "bold green", "edit": "bold black on yellow", "mask": "dim blue",
+    "gone": "strike red",
+}  # fmt: skip
 MASK = "░"
 
 
@@ -20,8 +23,10 @@ def step_record(step: Step, texts: TokenCells | None = None) -> dict[str, Any]:
     """A step in JSON types; beside the ids what their texts are, where there are any (`TokenCells.cell`)."""
     drafts: list[dict[str, Any]]
     edits: list[dict[str, Any]]
-    drafts = [{"position": at, "token": new, "probability": round(p, 6)} for at, new, p in step.drafts]
-    edits = [{"position": at, "old": old, "new": new, "probability": round(p, 6)} for at, old, new, p in step.edits]
+    # Of exact mode they are the parent's own, which are told to all the digits that they have.
+    sure = (lambda p: float(f"{p:.9g}")) if step.kind == "exact" else (lambda p: round(p, 6))
+    drafts = [{"position": at, "token": new, "probability": sure(p)} for at, new, p in step.drafts]
+    edits = [{"position": at, "old": old, "new": new, "probability": sure(p)} for at, old, new, p in step.edits]
     if texts is not None:
         for cell in drafts:
             cell |= texts.cell(cell["position"], cell["token"])
@@ -54,7 +59,7 @@ class TerminalView:
 
     def __init__(self, prompt: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
         self.console = console if console is not None else wide_console()
-        self.cells: dict[int, tuple[bytes, str]] = {cell["position"]: (cell_bytes(cell), "prompt") for cell in prompt}
+        self.cells: dict[float, tuple[bytes, str]] = {cell["position"]: (cell_bytes(cell), "prompt") for cell in prompt}
         self.forwards = 0
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
 
@@ -70,10 +75,16 @@ class TerminalView:
     def show(self, step: Mapping[str, Any]) -> None:
         """Draw the canvas after a step, told by its record."""
         self.forwards += 1
-        self.cells = {at: (raw, "kept" if how in ("draft", "edit") else how) for at, (raw, how) in self.cells.items()}
+        self.cells = {
+            at: (raw, "kept" if how in ("draft", "edit") else how)
+            for at, (raw, how) in self.cells.items()
+            if how != "gone"
+        }
         self.cells |= {at: (MASK.encode(), "mask") for at in step["masks"]}
         self.cells |= {cell["position"]: (cell_bytes(cell), "draft") for cell in step["drafts"]}
         self.cells |= {cell["position"]: (cell_bytes(cell, "new_"), "edit") for cell in step["edits"]}
+        if step["kind"] == "exact":  # the draft was never part of the text: it stands before what is, for this step
+            self.cells |= {cell["position"] - 0.5: (cell_bytes(cell, "old_"), "gone") for cell in step["edits"]}
         if self._live is not None:
             self._live.update(self.render(), refresh=True)
         else:
@@ -111,5 +122,6 @@ class TerminalView:
         head = f"{self.forwards:4d} {step['kind']} block at {start}: {len(step['masks'])} masks, "
         line = Text(f"{head}+{len(step['drafts'])} drafts, {len(step['edits'])} edits{final} | ")
         for text, how in self._texts(start):
-            line.append(text.replace("\n", "⏎"), style=STYLES[how])
+            shown = text.replace("\n", "⏎")
+            line.append(f"[{shown} →]" if how == "gone" else shown, style=STYLES[how])
         return line

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from hildanext.core.errors import HildaError
 from hildanext.data.chat_template import Message
 from hildanext.data.generation_result import GenerationResult
+from hildanext.decoding import MODES
 
 
 class Overloaded(HildaError):
@@ -189,6 +190,10 @@ class EngineFacts:
     """Whether that template writes the header of the answer; without one the model must write it itself."""
     special_tokens: frozenset[int] = frozenset()
     """Ids that no text shows, as the end of text; empty where they are not known."""
+    modes: tuple[str, ...] = tuple(MODES)
+    """What a request may ask for, the usual one first."""
+    drafts: int = 0
+    """Tokens that draft adapters have learnt to draft at a time; 0: there are none, or it is not known."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,11 @@ class EngineLoad:
     """Forwards that requests took part in, added up."""
     edits: int = 0
     blocks: int = 0
+    drafts: int = 0
+    """Forwards of exact mode that verified drafts, and below the drafts in them, those kept, those by place."""
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_per_position: tuple[int, ...] = ()
     finished: Mapping[str, int] = field(default_factory=dict)
     """Ended requests by reason: eos, stop, length, cancelled, deadline, error."""
 

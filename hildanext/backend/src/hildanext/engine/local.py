@@ -20,10 +20,9 @@ from pydantic import Field
 from hildanext.ar import Parent
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, HildaError, LogitsNotFinite, PromptError
-from hildanext.core.json_text import check_prompt_text
 from hildanext.core.runtime import RuntimeConfig, available_memory
-from hildanext.data.chat_template import encode_chat, opens_answers
-from hildanext.decoding import decoder_section, make_decoder
+from hildanext.data.chat_template import opens_answers
+from hildanext.decoding import Decoder, ExactConfig, make_method
 from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces, special_ids
 from hildanext.engine.base import (
     Cancelled,
@@ -42,17 +41,22 @@ from hildanext.engine.base import (
     Started,
     TokenScore,
 )
-from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Totals, step_all
+from hildanext.engine.exact_runner import PREFIX_BLOCK, ExactRunner
+from hildanext.engine.local_models import LocalModels
+from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Runner, Totals, step_all
 from hildanext.engine.scheduler import Admission, Scheduler
-from hildanext.inference import checked_prompt, context_length, length_limit
+from hildanext.exact import ExactStats, LoadedDrafter
+from hildanext.inference import context_length, length_limit
 from hildanext.kv_cache import bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.draft_card import holds_drafts
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
-from hildanext.tokenization import encode_prompt, same_words
 
 logger = logging.getLogger(__name__)
+
+EMBEDDED = "tiny"
 
 _open: "weakref.WeakSet[LocalEngine]" = weakref.WeakSet()
 """Engines whose threads live: a forward that goes on while the interpreter ends would abort the program."""
@@ -72,6 +76,9 @@ class LocalEngineConfig:
     """Tokens of joining prompts that a forward may feed beside the running blocks."""
     cache_mib: int | None = Field(default=None, ge=1)
     """Keys and values of all requests and kept prefixes; None: a quarter of the memory that is free at the start."""
+    adapters: str | None = None
+    """Draft adapters of the parent, for exact mode beside a diffusion model: a folder. The embedded parent has its own;
+    any other drafts from the text alone (drafter ngram) where none are given."""
     keep_prefixes: bool = True
     """Keep the blocks of ended requests for those that begin with the same ones, in what the running ones leave."""
     special_tokens_in_text: bool = False
@@ -82,10 +89,31 @@ class LocalEngineConfig:
 
     def open(self, model: str, parent: str | None, reason: str) -> Engine:
         """Load the models and start the thread. Raises `ModelError`, `CheckpointError` or `ConfigError`."""
-        opened = LoadedModel.open(model, RuntimeConfig(self.device, self.dtype, self.threads))
+        config = RuntimeConfig(self.device, self.dtype, self.threads)
+        if model != EMBEDDED and holds_drafts(model):
+            return self.open_exact(model, parent, reason)
+        opened = LoadedModel.open(model, config)
         runtime = opened.runtime
-        autoregressive = Parent(*load_parent(parent, runtime.dtype, runtime.device)) if parent is not None else None
-        return LocalEngine(opened.model, opened.tokenizer, autoregressive, self, model, parent, reason, runtime.threads)
+        adapters = self.adapters
+        if adapters is None and parent == EMBEDDED and holds_drafts(EMBEDDED):
+            adapters = EMBEDDED
+        drafter, autoregressive = None, None
+        if adapters is not None:
+            drafter = LoadedDrafter.open(adapters, config, parent)
+            autoregressive = drafter.parent
+        elif parent is not None:
+            autoregressive = Parent(*load_parent(parent, runtime.dtype, runtime.device))
+        return LocalEngine(
+            opened.model, opened.tokenizer, autoregressive, self, model, parent, reason, runtime.threads, drafter
+        )
+
+    def open_exact(self, model: str, parent: str | None, reason: str, adapters: bool = True) -> "LocalEngine":
+        """The same without a diffusion model: draft adapters beside their parent; or, where no `adapters` are needed,
+        an autoregressive model by its own name."""
+        drafter = LoadedDrafter.open(model, RuntimeConfig(self.device, self.dtype, self.threads), parent, adapters)
+        own = parent if parent is not None else drafter.card.parent if drafter.card is not None else None
+        threads = drafter.runtime.threads
+        return LocalEngine(None, drafter.tokenizer, drafter.parent, self, model, own, reason, threads, drafter)
 
 
 class LocalEngine(Engine):
@@ -93,7 +121,7 @@ class LocalEngine(Engine):
 
     def __init__(
         self,
-        model: DiffusionModel,
+        model: DiffusionModel | None,
         tokenizer: Any,
         parent: Parent | None = None,
         settings: LocalEngineConfig | None = None,
@@ -101,31 +129,26 @@ class LocalEngine(Engine):
         parent_name: str | None = None,
         reason: str = "chosen by hand",
         threads: int | None = None,
+        drafter: LoadedDrafter | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.parent = model, tokenizer, parent
         self.settings = settings = settings if settings is not None else LocalEngineConfig()
-        own = parent.tokenizer if parent is not None else None
-        self.parent_tokenizer = tokenizer if own is None or own is tokenizer or same_words(own, tokenizer) else own
-        """The model's where they have the same words, so that both are asked with the same template."""
-        self.token_bytes = bytes_per_token(model.causal_lm)
-        self.limit_bytes = _cache_limit(settings, model.device)
+        self.models = models = LocalModels(model, tokenizer, parent, settings.special_tokens_in_text, drafter)
+        self.model, self.tokenizer, self.parent = model, tokenizer, parent
+        self.parent_tokenizer = models.parent_tokenizer
+        self.token_bytes = bytes_per_token(models.first.causal_lm)
+        self.limit_bytes = _cache_limit(settings, models.first.device)
         self.totals = Totals()
-        kept = self.limit_bytes if settings.keep_prefixes else 0
-        self.prefixes = PrefixCache(model.card.block_size, kept)
-        self.diffusion = DiffusionRunner(model, tokenizer, self.prefixes, settings.prefill_tokens, self.totals)
-        self.autoregressive = self._ar_runner(parent)
-        own = Parent(model.causal_lm, tokenizer, model.banned) if model.card.alignment == "parent" else None
-        self.one_by_one = self._ar_runner(own)
+        self._build_runners(parent_name or "parent", threads)
         self._facts = EngineFacts(
             engine="transformers",
             reason=reason,
             model=name,
             parent=(parent_name if parent_name is not None else "parent") if parent is not None else None,
-            device=str(model.device),
-            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(models.first.device),
+            dtype=str(models.dtype).removeprefix("torch."),
             threads=threads,
-            block_size=model.card.block_size,
-            context=context_length(model),
+            block_size=model.card.block_size if model is not None else None,
+            context=context_length(models.first),
             slots=settings.slots,
             queue=settings.queue,
             supports_editing=True,
@@ -134,6 +157,8 @@ class LocalEngine(Engine):
             chat_template=tokenizer.chat_template is not None,
             generation_prompt=None if tokenizer.chat_template is None else opens_answers(tokenizer),
             special_tokens=special_ids(tokenizer),
+            modes=models.modes,
+            drafts=drafter.drafter.places if drafter is not None else 0,
         )
         self._scheduler: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)
         self._ids = itertools.count()
@@ -144,14 +169,35 @@ class LocalEngine(Engine):
         self._give_up = float("inf")
         self._counts: dict[str, int] = dict.fromkeys(("eos", "stop", "length", "cancelled", "deadline", "error"), 0)
         self._tokens = {"prompt": 0, "cached": 0, "generated": 0, "edits": 0}
+        self._drafted = ExactStats()
         self._thread = threading.Thread(target=self._run, name="hilda-model", daemon=True)
         self._thread.start()
         _open.add(self)
 
-    def _ar_runner(self, parent: Parent | None) -> ARRunner | None:
-        if parent is None:
-            return None
-        return ARRunner(parent, self.model.card.block_size, self.settings.prefill_tokens, self.totals)
+    def _build_runners(self, parent_name: str, threads: int | None) -> None:
+        model, settings, totals = self.model, self.settings, self.totals
+        turn = model.card.block_size if model is not None else PREFIX_BLOCK
+        kept = self.limit_bytes if settings.keep_prefixes else 0
+        self.prefixes, self.exact_prefixes = PrefixCache(turn, kept), PrefixCache(PREFIX_BLOCK, kept)
+        self.diffusion = (
+            DiffusionRunner(model, self.tokenizer, self.prefixes, settings.prefill_tokens, totals)
+            if model is not None
+            else None
+        )
+        own = model is not None and model.card.alignment == "parent"
+        one_by_one = Parent(model.causal_lm, self.tokenizer, model.banned) if model is not None and own else None
+        self.autoregressive, self.one_by_one = (
+            ARRunner(parent, turn, settings.prefill_tokens, totals) if parent is not None else None
+            for parent in (self.parent, one_by_one)
+        )
+        drafts = self.models.drafts(parent_name, threads)
+        self.exact = (
+            ExactRunner(drafts, self.exact_prefixes, turn, settings.prefill_tokens, totals)
+            if drafts is not None
+            else None
+        )
+        if self.exact is not None and drafts is not None and drafts.card is not None:
+            self.exact.warm(ExactConfig())
 
     @property
     def facts(self) -> EngineFacts:
@@ -163,7 +209,7 @@ class LocalEngine(Engine):
                 waiting=len(self._scheduler.waiting),
                 running=len(self._scheduler.running),
                 alive=self._thread.is_alive() and not self._closing,
-                cache_bytes=self._taken() + self.prefixes.bytes,
+                cache_bytes=self._taken() + self.prefixes.bytes + self.exact_prefixes.bytes,
                 cache_limit_bytes=self.limit_bytes,
                 prompt_tokens=self._tokens["prompt"],
                 cached_tokens=self._tokens["cached"],
@@ -172,17 +218,20 @@ class LocalEngine(Engine):
                 denoising_steps=self.totals.denoising_steps,
                 edits=self._tokens["edits"],
                 blocks=self.totals.blocks,
+                drafts=self._drafted.verified,
+                draft_tokens=self._drafted.drafted,
+                accepted_tokens=self._drafted.confirmed,
+                accepted_per_position=self._drafted.confirmed_per_place,
                 finished=dict(self._counts),
             )
 
     def submit(self, request: Request, sink: Sink) -> "EngineTicket":
-        prompt = self._encode(request)
+        prompt = self.models.encode(request)
         if request.max_new_tokens == 0 and not request.scores:
             raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
-        limit = length_limit(self.model, len(prompt), request.max_new_tokens)
-        if request.parent and self.parent is not None:
-            self.parent.check_length(len(prompt), limit - len(prompt))
-        size = self._cache_bytes(request, limit)
+        limit = length_limit(self.models.asked(request)[0], len(prompt), request.max_new_tokens)
+        decoder = make_method(self.models.section(request))
+        size = self._cache_bytes(request, decoder, limit)
         if size > self.limit_bytes:
             raise PromptError(
                 f"{limit} tokens take {size >> 20} MiB of keys and values, the limit is {self.limit_bytes >> 20}",
@@ -194,7 +243,7 @@ class LocalEngine(Engine):
             sink=sink,
             prompt=prompt,
             limit=limit,
-            decoder=make_decoder(dict(request.decoder) if request.decoder else decoder_section()),
+            decoder=decoder,
             bytes=size,
             submitted=time.perf_counter(),
         )
@@ -220,46 +269,17 @@ class LocalEngine(Engine):
             state.cancelled = True
             self._changed.notify_all()
 
-    def _cache_bytes(self, request: Request, limit: int) -> int:
-        """Keys and values of `limit` tokens: of the diffusion model in whole blocks."""
+    def _cache_bytes(self, request: Request, decoder: Decoder | ExactConfig, limit: int) -> int:
+        """Keys and values of `limit` tokens: of the diffusion model in whole blocks. Raises `ConfigError` for more
+        drafts than were learnt."""
+        if isinstance(decoder, ExactConfig) and self.exact is not None and not request.parent:
+            return self.exact.cache_bytes(decoder, limit)
         if request.parent and self.autoregressive is not None:
             return limit * self.autoregressive.token_bytes
-        if request.scores:
+        if request.scores or self.model is None:
             return limit * self.token_bytes
         block = self.model.card.block_size
         return -(-limit // block) * block * self.token_bytes
-
-    def _encode(self, request: Request) -> list[int]:
-        kinds = [request.prompt is not None, bool(request.messages), request.tokens is not None]
-        if sum(kinds) != 1:
-            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(kinds)}")
-        if request.parent and self.parent is None:
-            raise ConfigError("this server has no autoregressive parent", "start it with --parent")
-        if request.scores and not request.parent and self.one_by_one is None:
-            raise ConfigError(
-                "this model has no likelihood of single tokens: its alignment is 'block', and predicts them in blocks",
-                "ask the autoregressive parent, or measure a bound with hildanext eval",
-            )
-        texts = [request.prompt or "", *(message.content for message in request.messages), *request.stop]
-        for text in texts:
-            check_prompt_text(text)
-        model, tokenizer = self._asked(request)
-        with self._encoding:  # the tokenizers library borrows a tokenizer exclusively while it is set up
-            if request.tokens is not None:
-                ids = list(request.tokens)
-            elif request.messages:
-                ids = encode_chat(tokenizer, request.messages, self.settings.special_tokens_in_text)
-            else:
-                ids = encode_prompt(tokenizer, request.prompt or "")
-        if tokenizer is self.tokenizer and self.model.card.mask_id in ids:
-            raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
-        return checked_prompt(model, tokenizer, ids)
-
-    def _asked(self, request: Request) -> tuple[DiffusionModel | Parent, Any]:
-        """Who answers, and the tokenizer of its ids."""
-        if request.parent and self.parent is not None:
-            return self.parent, self.parent_tokenizer
-        return self.model, self.tokenizer
 
     def _run(self) -> None:
         """The model thread. Whatever ends it, nobody is left waiting."""
@@ -300,9 +320,9 @@ class LocalEngine(Engine):
             self._runner(state).pause(state)
         while (started := self._admit()) is not None:
             self._start(started)
-        runners = [runner for runner in (self.diffusion, self.autoregressive, self.one_by_one) if runner is not None]
+        runners: list[Runner | None] = [self.diffusion, self.autoregressive, self.one_by_one, self.exact]
         try:
-            ended = step_all(runners)
+            ended = step_all([runner for runner in runners if runner is not None])
         except LogitsNotFinite as problem:
             logger.error("%s, with %d requests", problem, len(self._scheduler.running))
             for state in [state for state in self._scheduler.running if state.id in problem.rows]:
@@ -325,22 +345,26 @@ class LocalEngine(Engine):
         taken = self._taken()
         if taken + state.bytes > self.limit_bytes:
             return Admission.STOP
-        if self._runner(state) is self.diffusion and self.diffusion.feeds_the_same(state.prompt):
+        runner, left = self._runner(state), self.limit_bytes - taken - state.bytes
+        if isinstance(runner, DiffusionRunner | ExactRunner) and runner.feeds_the_same(state):
             return Admission.LATER
-        self.prefixes.shrink(self.limit_bytes - taken - state.bytes)
+        self.prefixes.shrink(left - self.exact_prefixes.bytes)
+        self.exact_prefixes.shrink(left - self.prefixes.bytes)
         return Admission.GO
 
     def _taken(self) -> int:
         return sum(state.bytes for state in self._live.values() if state.begun)
 
-    def _runner(self, state: RequestState) -> DiffusionRunner | ARRunner:
-        if state.request.parent:
-            assert self.autoregressive is not None
-            return self.autoregressive
-        if state.request.scores:
-            assert self.one_by_one is not None
-            return self.one_by_one
-        return self.diffusion
+    def _runner(self, state: RequestState) -> Runner:
+        exact, scores = isinstance(state.decoder, ExactConfig), state.request.scores
+        # The likelihoods of exact mode's text are the parent's, who writes the same one.
+        runner: Runner | None
+        if state.request.parent or (exact and scores):
+            runner = self.autoregressive
+        else:
+            runner = self.exact if exact else self.one_by_one if scores else self.diffusion
+        assert runner is not None, "a request that nobody here can answer"
+        return runner
 
     def _start(self, state: RequestState) -> None:
         first = not state.started
@@ -352,7 +376,7 @@ class LocalEngine(Engine):
         with self._changed:
             self._tokens["prompt"] += len(state.prompt)
             self._tokens["cached"] += state.cached
-        tokenizer = self._asked(state.request)[1]
+        tokenizer = self.models.asked(state.request)[1]
         state.cells = TokenCells(tokenizer, state.prompt) if state.request.steps else None
         cells = [Cell(**cell) for cell in state.cells.prompt()] if state.cells is not None else []
         state.sink(Started(len(state.prompt), state.cached, state.started - state.submitted, cells))
@@ -376,12 +400,14 @@ class LocalEngine(Engine):
         with self._changed:
             self._tokens["generated"] += len(answer.tokens)
             self._tokens["edits"] += answer.stats.edits
+            if isinstance(answer.stats, ExactStats):
+                self._drafted = ExactStats.total([self._drafted, answer.stats])
         state.sink(Finished(answer))
 
     def _scores(self, state: RequestState, answer: Sequence[int]) -> tuple[TokenScore, ...]:
         """Of the prompt's tokens and the answer's, as text."""
         assert state.ending is not None
-        tokenizer = self._asked(state.request)[1]
+        tokenizer = self.models.asked(state.request)[1]
         of_prompt, of_answer = Detokenizer(tokenizer), Detokenizer(tokenizer, state.prompt)
         texts = cut_pieces(of_prompt.raws(state.prompt), of_prompt.text(state.prompt))
         texts += cut_pieces(of_answer.raws(answer), state.ending.text)

@@ -1,12 +1,13 @@
 """How requests are computed: all rows of the diffusion model in one forward, all of the parent's in another.
 
-Both runners belong to the engine's one model thread; nothing here is safe to call from another.
+Runners belong to the engine's one model thread; nothing here is safe to call from another. That of exact mode is in
+`exact_runner`.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -15,6 +16,8 @@ from hildanext.core.runtime import send
 from hildanext.data.generation_result import GenerationStats
 from hildanext.decoding.base import Decoder, step
 from hildanext.decoding.detokenizer import IncrementalDetokenizer, Stop
+from hildanext.decoding.exact.policy import ExactConfig
+from hildanext.decoding.exact.state import ExactRow
 from hildanext.decoding.per_row import PerRow
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
@@ -22,6 +25,7 @@ from hildanext.decoding.trace import step_record
 from hildanext.detokenization import TokenCells
 from hildanext.engine.base import Piece, Request, Sink, Stepped
 from hildanext.engine.scheduler import Schedulable
+from hildanext.exact import exact_stats
 from hildanext.inference import eos_ids, stats_of
 from hildanext.kv_cache import BlockCache, CachedAttention, Segment, bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
@@ -40,7 +44,7 @@ class RequestState(Schedulable):
     prompt: list[int]
     limit: int
     """Tokens of the finished document."""
-    decoder: Decoder
+    decoder: Decoder | ExactConfig
     bytes: int
     """Keys and values it will take."""
     submitted: float
@@ -50,6 +54,10 @@ class RequestState(Schedulable):
     cached: int = 0
     cancelled: bool = False
     row: SequenceState | None = None
+    exact: ExactRow | None = None
+    """Its row in exact mode."""
+    turns: int = 0
+    """Blocks it has written in exact mode, where nothing else counts them."""
     prefix_key: int | None = None
     """Its key in the prefix cache while it lives."""
     cache: BlockCache | None = None
@@ -81,6 +89,8 @@ class RequestState(Schedulable):
         now = time.perf_counter()
         kept = len(self.ending.tokens) if self.ending is not None else 0
         prefill = self.prefilled - self.started if self.prefilled else 0.0
+        if self.exact is not None:
+            return exact_stats(self.exact, kept, now - self.started, prefill)
         if self.row is not None:
             return stats_of(self.row, kept, now - self.started, prefill)
         return GenerationStats(
@@ -141,9 +151,9 @@ class DiffusionRunner:
             self.prefixes.keep(cache, row.last_clean_hidden, row.tokens[: cache.length].tolist())
             row.cache = None
 
-    def feeds_the_same(self, prompt: list[int]) -> bool:
+    def feeds_the_same(self, request: RequestState) -> bool:
         """Whether a prompt being fed right now shares blocks with this one that nobody has yet."""
-        size = self.model.card.block_size
+        size, prompt = self.model.card.block_size, request.prompt
         match = self.prefixes.find(prompt)
         have = 0 if match is None else match[1]
         if len(prompt) < have + size:
@@ -160,7 +170,7 @@ class DiffusionRunner:
         if canvas is not None:
             requests = [self._requests[row.index] for row in state.rows]
             self.totals.denoising_steps += len(requests)
-            for row in step(PerRow([request.decoder for request in requests]), state, canvas):
+            for row in step(PerRow([_decoder(request) for request in requests]), state, canvas):
                 requests[row].blocks += 1
                 self.totals.blocks += 1
         elif joining:
@@ -199,7 +209,7 @@ class DiffusionRunner:
     def _ended(self, row: SequenceState, tokens: list[int]) -> bool:
         request = self._requests[row.index]
         assert request.detokenizer is not None
-        held = request.decoder.window * self.model.card.block_size
+        held = _decoder(request).window * self.model.card.block_size
         request.ending = request.detokenizer.add(tokens[row.prompt : row.limit], row.start >= row.limit, held)
         return request.ending is not None
 
@@ -326,13 +336,28 @@ class ARRunner:
                 request.scores += score_tokens(self.parent, hidden[begin : begin + len(tokens)], tokens)
 
 
+def _decoder(request: RequestState) -> Decoder:
+    assert isinstance(request.decoder, Decoder), "exact mode has a runner of its own"
+    return request.decoder
+
+
 def _sampling(decoder: Mapping[str, Any]) -> tuple[float, float | None, int | None]:
     """Temperature, top-p and top-k of a decoder's section, which is all of it that the parent heeds."""
     return decoder.get("temperature") or 0.0, decoder.get("top_p"), decoder.get("top_k")
 
 
+@runtime_checkable
+class Runner(Protocol):
+    """Computes some of the requests; each is in the hands of one runner."""
+
+    def resume(self, request: RequestState) -> None: ...
+    def pause(self, request: RequestState) -> None: ...
+    def finish(self, request: RequestState) -> None: ...
+    def step(self) -> list[RequestState]: ...
+
+
 @torch.inference_mode()
-def step_all(runners: Sequence[DiffusionRunner | ARRunner]) -> list[RequestState]:
+def step_all(runners: Sequence[Runner]) -> list[RequestState]:
     """One step of every runner; the requests that have ended with it. After `LogitsNotFinite` the requests that it
     does not name go on; what had ended is told by the next step."""
     return [request for runner in runners for request in runner.step()]

@@ -19,7 +19,7 @@ from hildanext.ar import Parent
 from hildanext.core.config import Seed, config
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.datasets import PackedDataset
-from hildanext.decoding import MODE_MEANS, MODES, make_decoder
+from hildanext.decoding import DIFFUSION_MODES, MODE_MEANS, MODES, make_decoder
 from hildanext.inference import GenerationConfig, eos_ids, generate
 from hildanext.likelihood.base import number
 from hildanext.models import DiffusionModel
@@ -43,7 +43,10 @@ class GenerationBenchConfig:
     temperature: float = Field(default=0.0, ge=0)
     seed: Seed = 0
     decoders: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: {**{name: dict(MODES[name]) for name in MODES}, "one per step": dict(ONE_PER_STEP)}
+        default_factory=lambda: {
+            **{name: dict(MODES[name]) for name in DIFFUSION_MODES},
+            "one per step": dict(ONE_PER_STEP),
+        }
     )
     """Name to decoder section."""
 

@@ -70,7 +70,7 @@ def read_card(folder: str | Path) -> Card:
     if isinstance(fields, dict) and fields.get("kind") == DRAFTS:
         raise CheckpointError(
             f"{str(folder)!r} holds draft adapters of a parent that stays, and no diffusion model",
-            "it decodes in exact mode alone",
+            "they write in exact mode alone: --mode exact",
         )
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(

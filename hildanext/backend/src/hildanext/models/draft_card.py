@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hildanext.core.config import config, plain, validate
-from hildanext.core.errors import CheckpointError
+from hildanext.core.errors import CheckpointError, ModelError
 from hildanext.core.json_text import BadJson, parse
 from hildanext.models.card import CARD, DRAFTS, FORMAT_VERSION
 from hildanext.models.gated_lora import GatedLoraConfig
+from hildanext.models.loading.names import locate_drafts
 
 
 @config
@@ -49,6 +50,14 @@ class DraftCard:
 def is_draft_folder(folder: str | Path) -> bool:
     """Whether `hilda.json` there says that the folder holds draft adapters."""
     return _fields(Path(folder)).get("kind") == DRAFTS
+
+
+def holds_drafts(name: str) -> bool:
+    """Whether a name is that of a set of draft adapters. Raises `CheckpointError` where its card is broken."""
+    try:
+        return is_draft_folder(locate_drafts(name))
+    except ModelError:
+        return False
 
 
 def read_draft_card(folder: str | Path) -> DraftCard:

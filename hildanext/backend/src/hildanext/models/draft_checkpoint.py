@@ -19,7 +19,7 @@ from hildanext.models.drafter import Drafter
 from hildanext.models.gated_lora import gated_layers
 from hildanext.models.loading.files import check_safetensors, weights_hash
 from hildanext.models.loading.load import load_parent
-from hildanext.models.loading.names import locate, locate_drafts
+from hildanext.models.loading.names import NAMES, is_hub_id, locate, locate_drafts
 
 ADAPTER = "adapter_model.safetensors"
 PLACES = "places.safetensors"
@@ -56,6 +56,20 @@ def save_drafts(folder: str | Path, drafter: Drafter, card: DraftCard, dtype: to
             shutil.copymode(fresh / CARD, fresh / file)
 
     save_folder_atomically(folder, write)
+
+
+def refuse_without_drafts(name: str) -> None:
+    """Raise for a model that nobody has trained draft adapters for: `CheckpointError`, or `ModelError` for none."""
+    place = None if name in NAMES or is_hub_id(name) else locate(name)
+    if place is not None and (place / CARD).is_file():
+        raise CheckpointError(
+            f"{name!r} is a diffusion checkpoint that keeps no parent to be exact to",
+            "give draft adapters (convert with convert.keep_parent), or its parent with --drafter ngram",
+        )
+    raise CheckpointError(
+        f"{name!r} has no draft adapters",
+        "train them (convert with convert.keep_parent) and give their folder, or draft from the text: --drafter ngram",
+    )
 
 
 def rehearse_drafts(folder: str | Path, drafter: Drafter, card: DraftCard) -> None:

@@ -24,15 +24,16 @@ from hildanext.models.sampler_head import SamplerHead
 class Drafter(nn.Module):
     """A frozen causal language model with gated adapters and a vector for each place of a group.
 
-    `places`: mask rows of a group at most. With `shared_place` one vector serves all of them. `sampler` is the inner
-    size of the sampler head; None: there is none.
+    `places`: mask rows of a group at most. With `shared_place` one vector serves all of them. Without `lora` there are
+    no adapters and no mask rows: drafts come from elsewhere. `sampler` is the inner size of the sampler head; None:
+    there is none.
     """
 
     def __init__(
         self,
         causal_lm: PreTrainedModel,
-        lora: GatedLoraConfig,
-        places: int,
+        lora: GatedLoraConfig | None,
+        places: int = 0,
         enter: int = 0,
         shared_place: bool = False,
         sampler: int | None = None,
@@ -43,7 +44,7 @@ class Drafter(nn.Module):
         if not 0 <= enter < layers:
             raise ModelError(f"masks cannot enter at layer {enter}", f"the model has layers 0 to {layers - 1}")
         self.causal_lm, self.lora, self.places, self.enter = causal_lm, lora, places, enter
-        self.gate: Gate = add_gated_lora(causal_lm, lora, enter)
+        self.gate: Gate = add_gated_lora(causal_lm, lora, enter) if lora is not None else Gate()
         weight = causal_lm.get_input_embeddings().weight
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         count, hidden = 1 if shared_place else places, causal_lm.config.hidden_size

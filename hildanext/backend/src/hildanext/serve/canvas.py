@@ -45,6 +45,8 @@ class Canvas:
         for at, glyph in self.glyphs.items():
             if glyph.state == "edited":
                 glyph.state = "draft" if at in self._open else "committed"
+            elif glyph.state == "draft" and at not in self._open:  # in exact mode what is written is final
+                glyph.state = "committed"
         for at in record["masks"]:
             self.glyphs[at] = Glyph()
             self._open.add(at)

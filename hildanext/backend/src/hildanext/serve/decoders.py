@@ -8,12 +8,12 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from hildanext.core.knobs import knobs_of
-from hildanext.decoding import DECODERS, MODES
+from hildanext.decoding import MODES, methods
 
 
 def decoder_schemas() -> dict[str, dict[str, Any]]:
     """By name, what the field `decoder` of a request may hold."""
-    members: dict[str, Any] = dict(DECODERS)
+    members: dict[str, Any] = dict(methods())
     return {name: _schema(name, cls) for name, cls in members.items()}
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hildanext.data.chat_template import Message
-from hildanext.decoding import DECODERS, decoder_section, make_decoder
+from hildanext.decoding import MODES, decoder_section, make_method, methods
 from hildanext.engine.base import EngineFacts, Request
 from hildanext.inference import DEFAULT_NEW_TOKENS
 from hildanext.serve.decoders import request_maxima
@@ -111,14 +111,29 @@ def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str
             "a step may fill a single token: choose the pace by effort or tau_mask",
             param="steps",
         )
-    section = decoder_section(body.mode, effort if effort is not None else body.effort, body.decoder, **knobs)
-    make_decoder(section, strict=True)
-    for knob, most in request_maxima(DECODERS[section["name"]]).items():
+    mode = body.mode
+    if mode is None and "name" not in (body.decoder or {}) and facts.modes[0] != next(iter(MODES)):
+        mode = facts.modes[0]
+    section = decoder_section(mode, effort if effort is not None else body.effort, body.decoder, **knobs)
+    make_method(section, strict=True)
+    _offered(section["name"], facts)
+    for knob, most in request_maxima(methods()[section["name"]]).items():
         if (section.get(knob) or 0) > most:
             raise Refused(
                 f"{knob}: {section[knob]} is above {most}", f"this service takes {most} at most", param="decoder"
             )
     return section
+
+
+def _offered(name: str, facts: EngineFacts) -> None:
+    """Raise `Refused` for a method that no mode here has: exact without a parent, denoising without a model for it."""
+    exact = name in MODES
+    if (name if exact else next(iter(MODES))) not in facts.modes:
+        raise Refused(
+            f"{'mode ' + name if exact else name} is not offered here",
+            f"there is {', '.join(facts.modes)}",
+            param="mode",
+        )
 
 
 def _stop(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from hildanext.engine.base import Engine, RequestOutput
+from hildanext.exact import ExactStats
 from hildanext.jobs.service import JobService
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -40,7 +41,7 @@ class Metrics:
 
     def answered(self, answer: RequestOutput, parent: bool) -> None:
         """A text is whole."""
-        by = "parent" if parent else "diffusion"
+        by = "parent" if parent else "exact" if isinstance(answer.stats, ExactStats) else "diffusion"
         self.first_block.labels(by).observe(answer.first_piece_seconds)
         self.whole.labels(by).observe(answer.seconds)
         self.queued.labels(by).observe(answer.queue_seconds)
@@ -84,9 +85,20 @@ class _EngineTotals(Collector):
             "hilda_denoising_steps": ("Forwards that texts took part in, added up", load.denoising_steps),
             "hilda_edits": ("Written tokens that were replaced", load.edits),
             "hilda_blocks": ("Finished blocks", load.blocks),
+            "hilda_spec_decode_num_drafts": ("Forwards of exact mode that verified drafts", load.drafts),
+            "hilda_spec_decode_num_draft_tokens": ("Tokens that were drafted", load.draft_tokens),
+            "hilda_spec_decode_num_accepted_tokens": ("Drafts that the parent kept", load.accepted_tokens),
         }
         for name, (help_text, value) in counters.items():
             yield CounterMetricFamily(name, help_text, value=value)
+        per_place = CounterMetricFamily(
+            "hilda_spec_decode_num_accepted_tokens_per_pos",
+            "Drafts that the parent kept, by place",
+            labels=["position"],
+        )
+        for place, count in enumerate(load.accepted_per_position):
+            per_place.add_metric([str(place)], count)
+        yield per_place
         ended = CounterMetricFamily("hilda_texts", "Texts that have ended", labels=["reason"])
         for reason, count in load.finished.items():
             ended.add_metric([reason], count)

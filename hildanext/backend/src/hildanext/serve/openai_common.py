@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from fastapi import Request as HttpRequest
 
+from hildanext.data.generation_result import GenerationStats
+from hildanext.decoding import EXACT
 from hildanext.detokenization import cell_bytes, pieces_of
 from hildanext.engine.base import (
     EngineEvent,
@@ -20,6 +22,7 @@ from hildanext.engine.base import (
     Stepped,
     TokenScore,
 )
+from hildanext.exact import ExactStats
 from hildanext.serve.canvas import NEVER, Canvas
 from hildanext.serve.decoding_params import decoding_params
 from hildanext.serve.engine_bridge import EngineCall
@@ -95,11 +98,12 @@ class Call:
         """The probabilities are exact likelihoods, not those at which masks were filled."""
         self._check(len(prompts))
         if self.scored:
-            self._check_scores()
             body = body.model_copy(update={"block_size": None})
         elif tokens == 0:
             raise Refused("0 new tokens", "ask for one or more, or for echo with logprobs", param="max_tokens")
         params = decoding_params(body, self.facts, service.settings, tokens, effort)
+        if self.scored:
+            self._check_scores(params.decoder)
         if wishes.top and not self.scored and params.decoder.get("temperature"):
             what = "of tokens that are drawn the most probable ones are not kept"
             raise Refused(what, "set temperature to 0, or ask for no alternatives", param="logprobs")
@@ -157,6 +161,8 @@ class Call:
         answers = [choice.answer for choice in self.choices if choice.answer is not None]
         prompts = sum(answer.prompt_tokens for answer in answers[:: self.n])
         written = sum(len(answer.tokens) for answer in answers)
+        exact = ExactStats.total(answer.stats for answer in answers)
+        whole = GenerationStats.total(answer.stats for answer in answers)
         steps = sum(answer.stats.denoise_forwards + answer.stats.revise_forwards for answer in answers)
         return Usage(
             prompt_tokens=prompts,
@@ -164,8 +170,11 @@ class Call:
             total_tokens=prompts + written,
             completion_tokens_details=CompletionTokensDetails(
                 denoising_steps=0 if self.parent else steps,
-                forward_passes=sum(answer.stats.forwards for answer in answers),
-                edited_tokens=sum(answer.stats.edits for answer in answers),
+                forward_passes=whole.forwards,
+                edited_tokens=whole.edits,
+                drafted_tokens=exact.drafted,
+                confirmed_tokens=exact.confirmed,
+                tokens_per_forward=whole.tokens_per_forward,
             ),
             prompt_tokens_details=PromptTokensDetails(
                 cached_tokens=sum(answer.cached_tokens for answer in answers[:: self.n])
@@ -210,13 +219,13 @@ class Call:
                 "diffusing and stream_denoising", "are two ways to show the same: give one", param="diffusing"
             )
 
-    def _check_scores(self) -> None:
+    def _check_scores(self, decoder: Mapping[str, Any]) -> None:
         """Raise `Refused` where the likelihood of single tokens is not known."""
         if not self.facts.supports_scores:
             what = f"the engine {self.facts.engine} tells no likelihoods"
             raise Refused(what, "leave logprobs out", param="logprobs")
         own = self.facts.block_size
-        if not self.parent and (self.body.block_size or own) != 1:
+        if not self.parent and decoder["name"] not in EXACT and (self.body.block_size or own) != 1:
             beside = f"ask {self.service.parent!r}, " if self.service.parent is not None else ""
             raise Refused(
                 f"inside a block of {own} tokens the likelihood of one is not known, only a bound for all",

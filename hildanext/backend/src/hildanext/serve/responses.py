@@ -41,11 +41,13 @@ class Frame(BaseModel):
     """One forward's effect. Positions count from the document's first token, the prompt included."""
 
     forward: int
-    kind: Literal["denoise", "revise"]
+    kind: Literal["denoise", "revise", "exact"]
     block_start: int
     masks: list[int] = Field(description="masked positions before the forward")
-    drafts: list[Cell] = Field(description="masks that it filled")
-    edits: list[FrameEdit] = Field(description="written tokens that it replaced")
+    drafts: list[Cell] = Field(
+        description="masks that it filled; in exact mode drafts that the parent kept, or its token"
+    )
+    edits: list[FrameEdit] = Field(description="tokens that it replaced; in exact mode a draft, by the parent's token")
     final: bool = Field(description="its block is finished")
     seconds: float = Field(description="since the request arrived")
 
@@ -74,6 +76,9 @@ class GenerateUsage(BaseModel):
     forward_passes: int = Field(description="all forwards the request took part in")
     denoising_steps: int
     edited_tokens: int
+    drafted_tokens: int = Field(0, description="in exact mode: drafts that the parent was asked about")
+    confirmed_tokens: int = Field(0, description="and those that it kept")
+    fed_rows: int = Field(0, description="in exact mode: rows of all forwards but the prompt's")
 
 
 class Timing(BaseModel):
@@ -108,7 +113,7 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "hilda"
-    kind: Literal["diffusion", "autoregressive"]
+    kind: Literal["diffusion", "autoregressive", "drafts"]
     max_model_len: int | None = Field(description="tokens of the context")
     block_size: int | None
 
@@ -122,6 +127,9 @@ class CompletionTokensDetails(BaseModel):
     denoising_steps: int
     forward_passes: int
     edited_tokens: int
+    drafted_tokens: int = Field(0, description="in exact mode: drafts that the parent was asked about")
+    confirmed_tokens: int = Field(0, description="and those that it kept")
+    tokens_per_forward: float = Field(0.0, description="without the forwards of the prompt")
 
 
 class PromptTokensDetails(BaseModel):
@@ -210,6 +218,10 @@ class Load(BaseModel):
     denoising_steps: int
     edits: int
     blocks: int
+    drafts: int = Field(description="forwards of exact mode that verified drafts")
+    draft_tokens: int
+    accepted_tokens: int
+    accepted_per_position: list[int]
     finished: dict[str, int]
 
 
@@ -222,6 +234,7 @@ class EngineAnswer(BaseModel):
     context: int | None
     supports_editing: bool
     supports_steps: bool
+    drafts: int = Field(description="tokens that draft adapters have learnt to draft at a time; 0: there are none")
     chat_template: bool | None = Field(
         description="whether the model came with a chat template of its own: without one it was not taught to chat, "
         "and the service writes User: and Assistant:, or refuses conversations; null where it is not known"
@@ -246,7 +259,7 @@ class HealthAnswer(BaseModel):
     jobs: bool = Field(description="whether jobs can be submitted")
     key_required: bool
     limits: dict[str, int | float] = Field(description="what a request may be at most")
-    modes: dict[str, dict[str, Any]]
+    modes: dict[str, dict[str, Any]] = Field(description="that a request may name here, the usual one first")
     efforts: list[str]
     decoders: dict[str, dict[str, Any]]
     """JSON Schema of what the field `decoder` of a request may hold, by name."""

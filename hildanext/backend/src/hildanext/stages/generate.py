@@ -78,7 +78,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     settings = validate(SampleConfig, section, where=context.key)
     if settings.chat and settings.prompts_file is None and not context.alone:
         raise ConfigError("chat is about a file of prompts", "give prompts_file")
-    _decoders(settings, context)
+    _check_sections(settings, context)
     generation_config(settings, context)
     if settings.prompts_file is not None:
         read_prompts(settings.prompts_file)
@@ -120,6 +120,14 @@ def generation_config(settings: SampleConfig, context: StageContext, **fixed: An
     own = {name: getattr(settings, name) for name in ("max_new_tokens", "seed", "stop", "batch_size")}
     named = {name: value for name, value in own.items() if value is not None}
     return validate(GenerationConfig, {**usual, **settings.generation, **named, **fixed}, "section generation")
+
+
+def _check_sections(settings: SampleConfig, context: StageContext) -> None:
+    """Of the verb alone exact mode may be asked for."""
+    from hildanext.decoding import make_decoder, make_method
+
+    for section in decoder_sections(settings, context).values():
+        (make_method if context.alone else make_decoder)(section)
 
 
 def _decoders(settings: SampleConfig, context: StageContext) -> "dict[str, Decoder]":

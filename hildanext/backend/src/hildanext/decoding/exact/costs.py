@@ -4,9 +4,11 @@ import hashlib
 import json
 import statistics
 import time
+from contextlib import suppress
 
 import torch
 
+from hildanext.core.errors import StorageError
 from hildanext.core.json_text import parse
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import Runtime, cpu_name, versions
@@ -30,7 +32,8 @@ def row_costs(network: Network, runtime: Runtime) -> RowCosts:
         return RowCosts({int(rows): float(seconds) for rows, seconds in stored["seconds"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not whole: measured again
         measured = measure(network)
-        write_atomically(path, json.dumps({"seconds": measured}, indent=1) + "\n")
+        with suppress(StorageError):  # then the next process measures again
+            write_atomically(path, json.dumps({"seconds": measured}, indent=1) + "\n")
         return RowCosts(measured)
 
 
@@ -38,8 +41,8 @@ def row_costs(network: Network, runtime: Runtime) -> RowCosts:
 def measure(network: Network) -> dict[int, float]:
     """Median seconds of a forward with its head, by rows; sizes take turns, so that a busy moment hits all of them.
 
-    From 2 rows on they are a clean row and masks behind it; the head reads the clean row and as many masks as were
-    drafted at once.
+    Where there are adapters, a third of the rows is clean and the others are masks; the head reads the clean ones and
+    as many masks as were drafted at once.
     """
     cache = network.new_cache(CONTEXT + max(ROWS))
     cache.keys.zero_()
@@ -61,7 +64,8 @@ def measure(network: Network) -> dict[int, float]:
 
 
 def _forward(network: Network, cache: BlockCache, rows: int) -> None:
-    clean = (rows + 2) // 3 if rows > 1 else 1  # about the share that drafts behind every point have
+    masks = network.places > 0 and rows > 1
+    clean = (rows + 2) // 3 if masks else rows  # about the share that drafts behind every point have
     segment = DraftSegment(CONTEXT, clean, (0,) * (rows - clean), 1)
     hidden = network.forward([0] * clean, [cache], [segment])
     network.logits(hidden[:clean]).argmax(-1)

@@ -79,10 +79,25 @@ def placements(most: int) -> list[Placement]:
     return chosen
 
 
-def fastest(most: int, right: Sequence[float], cost: Callable[[int], float]) -> Placement:
-    """The placement with the most tokens a second. The first of equal ones, the parent alone before all."""
+def looked_up(most: int) -> list[Placement]:
+    """None, and every number of drafts that come from elsewhere: there are no masks."""
+    return [PARENT, *(Placement(drafts, ()) for drafts in range(1, most + 1))]
+
+
+def fastest(
+    most: int,
+    right: Sequence[float],
+    cost: Callable[[int], float],
+    may: Callable[[Placement], bool] | None = None,
+    masks: bool = True,
+) -> Placement:
+    """The placement with the most tokens a second, of those that `may` be chosen. The first of equal ones, the parent
+    alone before all. Without `masks`, of forwards that a look-up has found drafts for."""
 
     def speed(placement: Placement) -> float:
+        if not masks:
+            return (1.0 + sum(right[: placement.drafts])) / cost(1 + placement.drafts)
         return tokens_per_forward(placement, right) / seconds_per_forward(placement, right, cost)
 
-    return max(placements(min(most, len(right))), key=speed)
+    every = (placements if masks else looked_up)(min(most, len(right)))
+    return max((placement for placement in every if may is None or may(placement)), key=speed)

@@ -98,7 +98,8 @@ class TorchNetwork:
 
     @property
     def costs_key(self) -> Hashable:
-        return self.drafter.enter, self.drafter.lora.rank, self.has_sampler
+        lora = self.drafter.lora
+        return self.drafter.enter, lora.rank if lora is not None else None, self.has_sampler
 
     @property
     def has_sampler(self) -> bool:

@@ -1,4 +1,9 @@
-"""Which way to place masks pays: the measured cost of a forward's rows against the acceptance seen so far."""
+"""Which way to place masks pays: the measured cost of a forward's rows against the acceptance seen so far.
+
+No choice may lose more than `LOSS` of what the parent alone would have taken: each row keeps an account, in forwards of
+the parent, of what drafting has won it, and a placement is affordable where even a forward that writes a single token
+leaves the account above the limit.
+"""
 
 from bisect import bisect_left
 from collections.abc import Mapping
@@ -7,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from hildanext.core.config import config
+from hildanext.core.errors import ConfigError
 from hildanext.decoding.exact.expected import PARENT, Placement, all_points, fastest, last_point
 
 if TYPE_CHECKING:
@@ -18,6 +24,15 @@ EVERY = 8
 """Forwards of a row between two choices."""
 PROBE = 48
 """Where drafts do not pay, one forward in so many drafts all the same, to notice a text that becomes easier."""
+LOSS = 0.025
+"""Share of the parent's time that drafting may cost by the table of costs; what the table does not see comes on top."""
+HORIZON = 64
+"""Tokens whose share may be spent before they are written; of a shorter text what it is allowed."""
+NGRAM_DRAFTS = 6
+"""Tokens that are looked up at a time where there are no adapters and nobody says."""
+MOST_DRAFTS = 16
+GUESS = 0.5
+"""The chance that is assumed of the next looked-up token, given that those before it were right."""
 
 
 @config
@@ -29,18 +44,38 @@ class ExactConfig:
     drafter: Literal["adapters", "ngram", "both", "none"] = "adapters"
     """Who drafts: the checkpoint's adapters, a look-up in the text so far, the look-up where it finds something and
     else the adapters, or nobody (the parent alone; with fixed rows in forwards of the adapters' shape)."""
-    drafts: int | None = Field(default=None, ge=1)
-    """Tokens that are drafted at a time, at most; None: what the checkpoint has learnt."""
-    temperature: float = Field(default=0.0, ge=0)
+    drafts: int | None = Field(default=None, ge=1, le=MOST_DRAFTS)
+    """Tokens that are drafted at a time, at most; None: what the checkpoint has learnt, of ngram alone 6."""
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, json_schema_extra={"request_maximum": 100})
     """0 writes the parent's greedy text."""
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    """Draw from the likeliest tokens that hold this probability together; None is all of them."""
+    top_k: int | None = Field(default=None, ge=1, le=2147483648)
+    """Draw from this many of the likeliest tokens; None is all of them."""
     fixed_rows: bool | None = None
     """Feed the same number of rows in every forward of a request, junk where there are no drafts. In 16-bit types a
     row's numbers depend on how many are fed with it; so the text is what the parent writes at that number of rows.
     None: on in 16-bit types, off in others."""
     sample_drafts: bool = False
-    """Draw drafts from the adapters' distribution; else they are its likeliest tokens. The text's law is the same."""
+    """Draw drafts from the adapters' distribution; else they are its likeliest tokens. The text's law is the same. A
+    seed then gives another text with other drafts."""
+
+    def __post_init__(self) -> None:
+        if not self.sample_drafts:
+            return
+        if not self.uses_adapters:
+            raise ConfigError(f"sample_drafts is about adapters, and the drafter is {self.drafter!r}", "leave it out")
+        if self.temperature <= 0:
+            raise ConfigError("sample_drafts at temperature 0 draws nothing", "give a temperature, or leave it out")
+        if self.after == "auto":
+            raise ConfigError(
+                "sample_drafts under after 'auto': a seed would give another text on another device",
+                "give after: all or last",
+            )
+
+    @property
+    def uses_adapters(self) -> bool:
+        return self.drafter in ("adapters", "both")
 
 
 class RowCosts:
@@ -66,30 +101,35 @@ class Placing:
         """`acceptance[j - 1]` is the card's share of places at which the first j drafts were right."""
         self.config = config
         self.most = 0 if config.drafter == "none" and not config.fixed_rows else most
-        self.acceptance = acceptance
+        self.acceptance = acceptance if config.uses_adapters else tuple(GUESS**place for place in range(1, most + 1))
         self.costs = costs
         self.fixed = bool(config.fixed_rows)
-        self._chosen: dict[int, Placement] = {}
 
     def choose(self, row: "ExactRow", rows: int = 1) -> Placement:
         """For a row's next forward, which `rows` rows share."""
         if self.most == 0:
             return PARENT
-        if self.config.drafter == "ngram":
-            return Placement(self.most, ())
-        if self.config.after == "last" or (self.config.after == "auto" and self.costs is None):
+        if self.config.after != "auto" or self.costs is None:
+            if self.config.drafter == "ngram":
+                return Placement(self.most, ())
             return last_point(self.most) if self.config.after == "last" else all_points(self.most)
-        if self.config.after == "all":
-            return all_points(self.most)
-        assert self.costs is not None
-        number = id(row)
-        if number not in self._chosen or (row.forwards % EVERY == 0 and not self.fixed):
-            costs = self.costs
-            self._chosen[number] = fastest(self.most, self.right(row), lambda fed: costs(fed * rows) / rows)
-        chosen = self._chosen[number]
-        if chosen.drafts == 0 and row.forwards % PROBE < 2 and not self.fixed:
-            return last_point(1)
+        if self.fixed:  # chosen once: the number of rows decides which numbers the parent computes
+            if row.placement is None:
+                row.placement = self._fastest(row, 1, afford=False)
+            return row.placement
+        stale = row.placement is None or row.forwards % EVERY == 0
+        if stale or not self._affords(row, row.placement or PARENT, rows):
+            row.placement = self._fastest(row, rows)
+        chosen = row.placement or PARENT
+        probe = last_point(1) if self.config.uses_adapters else Placement(1, ())
+        if chosen.drafts == 0 and row.forwards % PROBE < 2 and self._affords(row, probe, rows):
+            return probe
         return chosen
+
+    def note(self, row: "ExactRow", fed: int, written: int, rows: int = 1) -> None:
+        """A forward that `rows` rows shared fed `fed` rows of this one and wrote `written` tokens of it."""
+        if self.costs is not None:
+            row.won += written - self._price(fed, rows)
 
     def right(self, row: "ExactRow") -> list[float]:
         """The chance that the first j drafts are right, j from 1: the card's, then the row's own."""
@@ -100,3 +140,23 @@ class Placing:
             confirmed = row.confirmed[place] if place < len(row.confirmed) else 0
             chances.append((TRUST * prior + confirmed) / (TRUST + offered))
         return chances
+
+    def _price(self, fed: int, rows: int) -> float:
+        """A forward of `fed` rows for each of `rows` documents, in forwards of the parent for as many."""
+        assert self.costs is not None
+        return self.costs(fed * rows) / self.costs(rows)
+
+    def _affords(self, row: "ExactRow", placement: Placement, rows: int) -> bool:
+        """Whether the row may lose what this placement loses where all its drafts are wrong."""
+        if placement.drafts == 0:
+            return True
+        tokens = len(row.tokens) + 1 - row.prompt
+        allowed = LOSS * max(tokens, min(HORIZON, row.limit - row.prompt))
+        return row.won + 1.0 - self._price(max(placement.rows, placement.rows_without), rows) >= -allowed
+
+    def _fastest(self, row: "ExactRow", rows: int, afford: bool = True) -> Placement:
+        """Of those that the row can afford."""
+        may = (lambda placement: self._affords(row, placement, rows)) if afford else None
+        return fastest(
+            self.most, self.right(row), lambda fed: self._price(fed, rows), may, masks=self.config.uses_adapters
+        )

@@ -25,7 +25,7 @@ from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftSegment
 from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.drafter import Drafter
-from hildanext.models.sampling import NO_TOKEN, law, uniforms
+from hildanext.models.sampling import NO_TOKEN, law, sample, uniforms
 
 
 @dataclass(eq=False)
@@ -41,7 +41,7 @@ class ExactRow:
     """Certain ones; the last is not cached yet."""
     cache: BlockCache
     uniform: Float[Tensor, "three capacity"]
-    """For each position: whether its draft stays, which token is drawn there, which draft."""
+    """For each position behind the prompt: which token is drawn there, whether its draft stays, which draft."""
     drafts: list[int] = field(default_factory=list)
     draft_law: Float[Tensor, "drafts vocab"] | None = None
     """What sampled drafts were drawn from."""
@@ -54,6 +54,10 @@ class ExactRow:
     """How often a draft stood at each place ..."""
     confirmed: list[int] = field(default_factory=list)
     """... and how often all up to it were right."""
+    placement: Placement | None = None
+    """What `Placing` has chosen for it."""
+    won: float = 0.0
+    """What drafting has won it by the table of costs, in forwards of the parent."""
 
     @property
     def room(self) -> int:
@@ -104,30 +108,48 @@ class ExactState:
 
     def row(self, prompt: Sequence[int], limit: int, seed: int, index: int) -> ExactRow:
         """A document that is to have `limit` tokens; its cache, with room for the scratch of masks, is made here."""
-        most = self.placing.most
-        capacity = limit + most + (most + 1) * most
+        capacity = self.capacity(limit)
         cache = self.network.new_cache(capacity)
         drawn = uniforms(seed, 3 * capacity).view(3, capacity).to(self.network.device, non_blocking=True)
         return ExactRow(index, len(prompt), limit, list(prompt), cache, drawn)
 
+    def capacity(self, limit: int) -> int:
+        """Slots of a document that is to have `limit` tokens: behind them lie the masks of a forward."""
+        most = self.placing.most
+        return limit + most + (most + 1) * most
+
     @torch.inference_mode()
     def prefill(self, row: ExactRow) -> None:
         """Feed the prompt but for its last token, and let the row take part."""
-        while (unfed := len(row.tokens) - 1 - row.cache.length) > 0:
-            piece = min(unfed, PREFILL_TOKENS)
+        while self.feed(row, PREFILL_TOKENS):
+            pass
+        self.rows.append(row)
+
+    @torch.inference_mode()
+    def feed(self, row: ExactRow, most: int) -> int:
+        """Feed a piece of the prompt, of at most so many tokens; how many are left then."""
+        piece = min(len(row.tokens) - 1 - row.cache.length, most)
+        if piece > 0:
             segment = DraftSegment(row.cache.length, piece, (), 0)
             self.network.forward(row.tokens[segment.start : segment.start + piece], [row.cache], [segment])
             row.cache.commit(segment.start + piece)
             row.prefill += 1
-        self.rows.append(row)
+        return len(row.tokens) - 1 - row.cache.length
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One forward of all rows. The host waits for the device once; twice where somebody looks.
+        """One forward of all rows; with fixed rows one of each, since their number is part of what the parent computes.
 
-        Raises `LogitsNotFinite` naming the rows whose next token cannot be told.
+        The host waits for the device once a forward; twice where somebody looks. Raises `LogitsNotFinite` naming the
+        rows whose next token cannot be told; those that it does not name have not moved or have moved whole.
         """
-        plans = [self._plan(row) for row in self.rows]
+        together = [[row] for row in self.rows] if self.placing.fixed else [self.rows]
+        for rows in together:
+            self._forward_of(rows)
+        self.rows = [row for row in self.rows if not self.ended(row)]
+
+    def _forward_of(self, rows: Sequence[ExactRow]) -> None:
+        plans = [self._plan(row, len(rows)) for row in rows]
         segments = [plan.segment for plan in plans]
         hidden = self._forward(plans, segments)
         clean = sum(segment.clean for segment in segments)
@@ -148,10 +170,10 @@ class ExactState:
             if chances is not None:
                 self._show(plan, accepted, token, chances[number])
             self._write(plan, accepted, token, following[: segment.places] if keeps else [], law_of)
-        self.rows = [row for row in self.rows if not self.ended(row)]
+            self.placing.note(plan.row, segment.clean + segment.masks, accepted + 1, len(rows))
 
-    def _plan(self, row: ExactRow) -> _Plan:
-        placement = self.placing.choose(row, len(self.rows))
+    def _plan(self, row: ExactRow, rows: int) -> _Plan:
+        placement = self.placing.choose(row, rows)
         drafts = row.drafts[: min(placement.drafts, row.room)] if self.config.drafter != "none" else []
         if self.config.drafter in ("ngram", "both") and placement.drafts:
             shortest = 1 if self.config.drafter == "ngram" else 2  # one token in common says less than the adapters
@@ -188,9 +210,16 @@ class ExactState:
         given = given.view(len(plans), most - 1)
         if config.temperature <= 0.0:
             verdict = verify_greedy(logits.argmax(-1)[index], drafts, given)
+        elif not config.sample_drafts:
+            # Drafts without a law of their own: what the parent draws is drawn first, and a draft stays where it is
+            # the same. Each is so with the chance that the rule min(1, p / q) gives it, and a seed's text is the
+            # parent's own whatever was drafted.
+            draw = self._uniform(plans, most, 0)
+            picks = sample(logits[index.flatten()], draw.flatten(), config.temperature, config.top_p, config.top_k)
+            verdict = verify_greedy(picks.view(index.shape), drafts, given)
         else:
             laws = law(logits, config.temperature, config.top_p, config.top_k)[index]
-            accept, draw = self._uniform(plans, most, 0)[:, :-1], self._uniform(plans, most, 1)
+            draw, accept = self._uniform(plans, most, 0), self._uniform(plans, most, 1)[:, :-1]
             verdict = verify_sampled(laws, drafts, given, self._draft_laws(plans, most - 1, laws), accept, draw)
         finite = logits.amax(-1).isfinite()[index].gather(1, verdict.accepted[:, None])[:, 0]
         verdict = verdict._replace(token=torch.where(finite, verdict.token, NO_TOKEN))
@@ -204,7 +233,8 @@ class ExactState:
 
     def _uniform(self, plans: Sequence[_Plan], count: int, kind: int) -> Float[Tensor, "documents count"]:
         """Of the positions behind each row's certain token."""
-        return torch.stack([plan.row.uniform[kind, len(plan.row.tokens) :][:count] for plan in plans])
+        begins = [len(plan.row.tokens) - plan.row.prompt for plan in plans]
+        return torch.stack([plan.row.uniform[kind, at : at + count] for at, plan in zip(begins, plans, strict=True)])
 
     def _draft_laws(
         self, plans: Sequence[_Plan], count: int, like: Tensor
@@ -263,10 +293,11 @@ class ExactState:
 
     def _draft_uniform(self, plans: Sequence[_Plan], verdict: Verdict, most: int) -> Float[Tensor, "documents places"]:
         """Draft i of a row stands i + 1 positions behind the token that this forward has made certain."""
-        device, capacity = verdict.accepted.device, plans[0].row.uniform.shape[1]
-        starts = send([len(plan.row.tokens) + 1 for plan in plans], device, torch.long)
+        device = verdict.accepted.device
+        starts = send([len(plan.row.tokens) + 1 - plan.row.prompt for plan in plans], device, torch.long)
         places = (starts + verdict.accepted)[:, None] + torch.arange(most, device=device)
-        return torch.stack([plan.row.uniform[2] for plan in plans]).gather(1, places.clamp_max(capacity - 1))
+        drawn = [plan.row.uniform[2] for plan in plans]
+        return torch.stack([row[at.clamp_max(len(row) - 1)] for row, at in zip(drawn, places, strict=True)])
 
     def _drawn(
         self, logits: Float[Tensor, "documents places vocab"], chances: Float[Tensor, "documents places"]

@@ -82,7 +82,8 @@ class DInferEngine(Engine):
 
     def __init__(self, settings: DInferConfig, model: str, tokenizer: Any, reason: str) -> None:
         self.settings, self.model, self.tokenizer = settings, model, tokenizer
-        self.threshold: float = MODES[mode_name(settings.mode)]["tau_mask"]
+        preset = make_decoder(MODES[mode_name(settings.mode)])
+        self.threshold: float = plain(preset)["tau_mask"]
         mask = settings.mask_id if settings.mask_id is not None else tokenizer.mask_token_id
         if mask is None or tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer names no mask or no end of text", "give engine.mask_id; mend the model")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError
 from hildanext.data.generation_result import GenerationStats
-from hildanext.decoding import MODES, make_decoder
+from hildanext.decoding import MODES, make_decoder, make_method
 from hildanext.engine.base import Cell, EngineEvent, EngineFailed, Piece, Request, RequestOutput, Started, Stepped
 from hildanext.engine.remote.http import ServerEvent, failure, parsed
 from hildanext.inference import DEFAULT_NEW_TOKENS
@@ -87,7 +87,7 @@ class Native(Conversation):
         body: dict[str, Any] = {}
         if request.decoder:
             decoder = dict(request.decoder)
-            body["decoder"] = {"name": decoder["name"], **plain(make_decoder(decoder))}
+            body["decoder"] = {"name": decoder["name"], **plain(make_method(decoder))}
         if request.tokens is not None:
             body["tokens"] = list(request.tokens)
         elif request.messages:

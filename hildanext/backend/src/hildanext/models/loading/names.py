@@ -85,10 +85,12 @@ def locate_diffusion(name: str) -> Path:
 
 def locate_drafts(name: str) -> Path:
     """The folder of a set of draft adapters. Raises `ModelError`."""
-    path = Path(name).expanduser()
+    if name == "tiny":
+        return tiny.folder("drafts")
+    path = expand_home(name)
     if path.is_dir():
         return path
-    raise ModelError(f"no draft adapters {name!r}", "give a folder that `save_drafts` wrote")
+    raise ModelError(f"no draft adapters {name!r}", "give the folder that convert wrote (keep_parent), or 'tiny'")
 
 
 def refuse_run(folder: Path) -> None:

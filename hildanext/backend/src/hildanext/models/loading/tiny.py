@@ -1,6 +1,7 @@
-"""The embedded pair: a small autoregressive model and its diffusion twin, shipped as package data.
+"""The embedded pair: a small autoregressive model and its diffusion twin, shipped as package data with adapters that
+draft for the first.
 
-`scripts/train_tiny.py` makes both.
+`scripts/train_tiny.py` makes all three.
 """
 
 from importlib.resources import files
@@ -10,11 +11,12 @@ from typing import Literal
 from hildanext.core.errors import ModelError
 
 
-def folder(kind: Literal["ar", "diffusion"]) -> Path:
-    """The folder of one of the pair. Raises `ModelError` where this installation lacks it."""
+def folder(kind: Literal["ar", "diffusion", "drafts"]) -> Path:
+    """The folder of one of the pair, or of the adapters that draft for the first. Raises `ModelError` where this
+    installation lacks it."""
     path = Path(str(files("hildanext"))) / "assets" / "tiny" / kind
-    if not (path / "config.json").is_file():
+    if not (path / ("hilda.json" if kind == "drafts" else "config.json")).is_file():
         raise ModelError(
-            f"the embedded model's {kind} half is not in this installation", "reinstall, or run scripts/train_tiny.py"
+            f"the embedded model's {kind} part is not in this installation", "reinstall, or run scripts/train_tiny.py"
         )
     return path

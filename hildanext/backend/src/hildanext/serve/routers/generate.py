@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 
 from hildanext.engine.base import EngineFailed, Failed, Finished, Piece, Request, RequestOutput, Started, Stepped
+from hildanext.exact import ExactStats
 from hildanext.serve.decoding_params import DecodingParams, check_length, conversation, decoding_params
 from hildanext.serve.engine_bridge import EngineCall
 from hildanext.serve.errors import Refused, responses, shape_of
@@ -61,7 +62,7 @@ class GenerateCall:
         return {**kept, "seconds": round(time.perf_counter() - self.arrived, 6)}
 
     def finished(self, answer: RequestOutput, frames: list[dict[str, Any]] | None = None) -> GenerateAnswer:
-        stats = answer.stats
+        stats, exact = answer.stats, ExactStats.total([answer.stats])
         self.service.metrics.answered(answer, self.body.parent)
         # Field by field, not `GenerationResult`'s one form: these names are a promise to clients, grouped for them,
         # and knobs of the request stand among them. A field that the engine renames must not rename theirs.
@@ -84,6 +85,9 @@ class GenerateCall:
                 forward_passes=stats.forwards,
                 denoising_steps=0 if self.body.parent else stats.denoise_forwards + stats.revise_forwards,
                 edited_tokens=stats.edits,
+                drafted_tokens=exact.drafted,
+                confirmed_tokens=exact.confirmed,
+                fed_rows=exact.rows,
             ),
             timing=Timing(
                 queue_seconds=answer.queue_seconds,

@@ -55,6 +55,7 @@ def health(service: TheService) -> HealthAnswer:
             context=facts.context,
             supports_editing=facts.supports_editing,
             supports_steps=facts.supports_steps,
+            drafts=facts.drafts,
             chat_template=facts.chat_template,
             generation_prompt=facts.generation_prompt,
         ),
@@ -67,7 +68,7 @@ def health(service: TheService) -> HealthAnswer:
         jobs=service.jobs is not None,
         key_required=service.settings.api_key_env is not None,
         limits={name: getattr(service.settings, name) for name in LIMITS},
-        modes=MODES,
+        modes={mode: MODES[mode] for mode in facts.modes},
         efforts=list(EFFORTS),
         decoders=decoder_schemas(),
     )

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from hildanext.decoding import EXACT
 from hildanext.serve.errors import responses
 from hildanext.serve.responses import ModelCard, ModelList
 from hildanext.serve.service import Service, service_of
@@ -32,7 +33,7 @@ def _card(service: Service, name: str) -> ModelCard:
     return ModelCard(
         id=name,
         created=int(service.since),
-        kind="autoregressive" if parent else "diffusion",
+        kind="autoregressive" if parent else "drafts" if facts.modes[0] in EXACT else "diffusion",
         max_model_len=facts.context,
         block_size=None if parent else facts.block_size,
     )

@@ -3,6 +3,9 @@
 import { ApiError } from "./api.js";
 import { Knobs } from "./knobs.js";
 
+/** The method that is a mode of its own, and no decoder to choose under another mode. */
+const EXACT = "exact";
+
 const $ = (id) => document.getElementById(id);
 
 const NUMBERS = {
@@ -57,7 +60,13 @@ export class Ask {
     return this.modes[this.mode]?.name;
   }
 
+  /** Whether the parent's own text is asked for, drafted. */
+  get isExact() {
+    return !this.parentOnly && this.presetDecoder === EXACT;
+  }
+
   get decoder() {
+    if (this.presetDecoder === EXACT) return EXACT;
     return $("decoder").value || this.presetDecoder;
   }
 
@@ -65,11 +74,14 @@ export class Ask {
   offer(health) {
     this.modes = health.modes ?? this.modes;
     this.decoders = health.decoders ?? this.decoders;
-    const chosen = this.decoder;
-    $("decoder").replaceChildren(...Object.keys(this.decoders).map((name) => new Option(name, name)));
-    $("decoder").value = chosen in this.decoders ? chosen : this.presetDecoder;
+    this.drafts = health.engine.drafts ?? 0;
+    this.offerModes();
+    const chosen = $("decoder").value, named = Object.keys(this.decoders).filter((name) => name !== EXACT);
+    $("decoder").replaceChildren(...named.map((name) => new Option(name, name)));
+    $("decoder").value = named.includes(chosen) ? chosen : named.includes(this.presetDecoder) ? this.presetDecoder : named[0];
     const now = $("model").value;
-    const options = [["diffusion", `${health.model} (diffusion)`]];
+    const kind = Object.values(this.modes).every(({ name }) => name === EXACT) ? "drafts for its parent" : "diffusion";
+    const options = [["diffusion", `${health.model} (${kind})`]];
     if (health.parent) options.push(["parent", `${health.parent} (autoregressive parent)`]);
     $("model").replaceChildren(...options.map(([value, text]) => new Option(text, value)));
     $("model").value = options.some(([value]) => value === now) ? now : "diffusion";
@@ -79,6 +91,13 @@ export class Ask {
     this.showDefaults();
   }
 
+  /** Show the modes that there are, one of them chosen. */
+  offerModes() {
+    const radios = [...document.querySelectorAll("input[name=mode]")];
+    for (const radio of radios) radio.closest("label").hidden = !(radio.value in this.modes);
+    if (!(this.mode in this.modes)) radios.find((radio) => radio.value in this.modes).checked = true;
+  }
+
   /** The body of a request. Throws `ApiError` for what is no number. */
   body() {
     const body = { max_new_tokens: null, ...this.source(), ...this.numbers() };
@@ -86,8 +105,16 @@ export class Ask {
     if (stop.length) body.stop = stop;
     if (this.parentOnly) return { ...body, ...this.knobs.values(true), parent: true };
     const knobs = this.knobs.values(false);
+    if (this.isExact) return { ...body, ...this.exactly(knobs) };
     if (this.decoder !== this.presetDecoder) return { ...body, decoder: { name: this.decoder, ...knobs } };
     return { ...body, ...knobs, mode: this.mode, ...($("effort").value ? { effort: $("effort").value } : {}) };
+  }
+
+  /** Exact mode's own knobs stand in its section; those of sampling are the parent's too. */
+  exactly(knobs) {
+    const usual = this.drafts ? {} : { drafter: "ngram" };  // without adapters drafts come from the text
+    const { sampling, own } = this.knobs.parted({ ...usual, ...knobs });
+    return { ...sampling, mode: this.mode, ...(Object.keys(own).length ? { decoder: own } : {}) };
   }
 
   source() {
@@ -148,13 +175,14 @@ export class Ask {
     const isPreset = this.decoder === this.presetDecoder;
     const schema = this.decoders[this.parentOnly ? this.presetDecoder : this.decoder];
     if (schema) this.knobs.show(schema);
-    const laid = isPreset && Boolean($("effort").value) && $("effort").value !== "medium";
+    const laid = isPreset && !this.isExact && Boolean($("effort").value) && $("effort").value !== "medium";
     this.knobs.describe(isPreset ? this.modes[this.mode] ?? {} : {}, laid, this.parentOnly);
     $("presets").hidden = this.parentOnly || !isPreset;
-    $("decoder-field").hidden = this.parentOnly || Object.keys(this.decoders).length < 2;
+    $("effort-field").hidden = this.isExact;
+    $("decoder-field").hidden = this.parentOnly || this.isExact || $("decoder").options.length < 2;
     $("decoder-note").textContent = schema?.description ?? "";
     $("compare-field").hidden = !this.hasParent || this.parentOnly;
-    const diffusion = isPreset ? [`mode ${this.mode[0]}`, $("effort").value && `${$("effort").value} effort`] : [this.decoder];
+    const diffusion = this.isExact ? ["exact mode"] : isPreset ? [`mode ${this.mode[0]}`, $("effort").value && `${$("effort").value} effort`] : [this.decoder];
     const told = this.parentOnly ? ["AR parent"] : diffusion;
     $("settings-brief").textContent = [...told, `${$("max-tokens").value || 256} tokens`].filter(Boolean).join(", ");
   }

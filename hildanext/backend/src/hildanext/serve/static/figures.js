@@ -20,7 +20,7 @@ export function figuresOf({ usage, timing }) {
     tokens: usage.completion_tokens, forwards: usage.forward_passes, edits: usage.edited_tokens,
     tokensPerSecond: timing.tokens_per_second, tokensPerForward: timing.tokens_per_forward,
     first: timing.first_block_seconds, seconds: timing.seconds, whole: true,
-    cached: usage.cached_tokens,
+    cached: usage.cached_tokens, drafted: usage.drafted_tokens, confirmed: usage.confirmed_tokens,
   };
 }
 
@@ -32,6 +32,7 @@ export function drawFigures(list, figures) {
     ["forwards", number(figures.forwards)],
     ["tokens per forward", number(figures.tokensPerForward, 2)],
     ...(figures.withEdits ? [["edits", number(figures.edits)]] : []),
+    ...(figures.drafted ? [["drafts kept", `${figures.confirmed} of ${figures.drafted}`]] : []),
     [figures.firstName, seconds(figures.first)],
     [figures.whole ? "in all" : "so far", seconds(figures.seconds)],
   ];
@@ -50,40 +51,46 @@ export function drawFigures(list, figures) {
 }
 
 /** What stands behind a ratio of speeds. */
-function because(diffusion, parent) {
+function because(diffusion, parent, name) {
   const forwards = `${number(diffusion.tokensPerForward, 2)} tokens per forward against ${number(parent.tokensPerForward, 2)}.`;
-  return diffusion.cached > 0 ? `${forwards} The diffusion model had ${diffusion.cached} tokens of the prompt in its cache.` : forwards;
+  return diffusion.cached > 0 ? `${forwards} The ${name} had ${diffusion.cached} tokens of the prompt in its cache.` : forwards;
 }
 
-/** Who was faster, and how: `ratio` is the diffusion model's speed over the parent's. */
-function faster(ratio) {
-  const [fast, slow] = ratio >= 1 ? ["diffusion model", "AR parent"] : ["AR parent", "diffusion model"];
+/** Who was faster, and how: `ratio` is the speed of `name` over the parent's. */
+function faster(ratio, name) {
+  const [fast, slow] = ratio >= 1 ? [name, "AR parent"] : ["AR parent", name];
   return { fast, slow, times: (value) => (ratio >= 1 ? value : 1 / value).toFixed(2) };
 }
 
 /** One sentence about two finished answers: what one run each can tell. */
-export function verdict(diffusion, parent) {
+export function verdict(diffusion, parent, name = "diffusion model") {
   if (!diffusion.tokensPerSecond || !parent.tokensPerSecond) return "";
   const ratio = diffusion.tokensPerSecond / parent.tokensPerSecond;
-  const { fast, slow, times } = faster(ratio);
-  return `This once the ${fast} was ${times(ratio)} times as fast as the ${slow}: ${because(diffusion, parent)}`;
+  const { fast, slow, times } = faster(ratio, name);
+  return `This once the ${fast} was ${times(ratio)} times as fast as the ${slow}: ${because(diffusion, parent, name)}`;
+}
+
+/** What exact mode promises, looked at. */
+export function sameText(one, other) {
+  return one === other ? "Both wrote the same text."
+    : "The texts differ: 16-bit numbers depend on how many rows a forward has. In fp32 they do not.";
 }
 
 /**
  * What repeats tell, each a pair of runs right after each other: the median of their ratios, and its range.
  * @param {{diffusion: Figures, parent: Figures}[]} pairs
  */
-export function verdictOf(pairs) {
+export function verdictOf(pairs, name = "diffusion model") {
   const ratios = pairs.map(({ diffusion, parent }) => diffusion.tokensPerSecond / parent.tokensPerSecond)
     .filter((ratio) => Number.isFinite(ratio) && ratio > 0).sort((one, other) => one - other);
   if (ratios.length === 0) return "";
   const half = (ratios.length - 1) / 2;
   const median = (ratios[Math.floor(half)] + ratios[Math.ceil(half)]) / 2;
-  const { fast, slow, times } = faster(median);
+  const { fast, slow, times } = faster(median, name);
   const range = [times(ratios[0]), times(ratios.at(-1))].sort((one, other) => one - other).join(" to ");
   const found = ratios[0] < 1 && ratios.at(-1) > 1
     ? `neither was faster every time; the ${fast} was ${times(median)} times as fast as the ${slow} in the median (${range})`
     : `the ${fast} was ${times(median)} times as fast as the ${slow} in the median (${range})`;
   const { diffusion, parent } = pairs.at(-1);
-  return `In ${ratios.length} runs each, in turns, ${found}: ${because(diffusion, parent)}`;
+  return `In ${ratios.length} runs each, in turns, ${found}: ${because(diffusion, parent, name)}`;
 }

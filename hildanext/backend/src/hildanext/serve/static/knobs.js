@@ -89,6 +89,12 @@ export class Knobs {
     return chosen;
   }
 
+  /** What was chosen, in two: what the parent reads, too, and what it does not. */
+  parted(chosen) {
+    const of = (sampling) => Object.fromEntries(Object.entries(chosen).filter(([name]) => SAMPLING.includes(name) === sampling));
+    return { sampling: of(true), own: of(false) };
+  }
+
   /** Of a body, what the parent is not told. */
   without(body) {
     const { mode, effort, decoder, ...rest } = body;

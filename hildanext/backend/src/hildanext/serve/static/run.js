@@ -2,7 +2,7 @@
 
 import { ApiError, events, postJson } from "./api.js";
 import { Canvas } from "./canvas.js";
-import { drawFigures, figuresOf, number, seconds, verdict, verdictOf } from "./figures.js";
+import { drawFigures, figuresOf, number, sameText, seconds, verdict, verdictOf } from "./figures.js";
 import { Player } from "./player.js";
 import { Recording } from "./recording.js";
 
@@ -74,7 +74,8 @@ class Side {
 
   /** Figures of a moment, from what was seen until then; of the last one the service's own, which know all forwards. */
   figures(count = this.recording.length) {
-    const shared = { firstName: this.name === "parent" ? "to the first token" : "to the first block", withEdits: this.name !== "parent" };
+    const soon = this.name === "parent" || this.exact;
+    const shared = { firstName: soon ? "to the first token" : "to the first block", withEdits: this.name !== "parent" };
     if (this.answer && count === this.recording.length) return { ...shared, ...figuresOf(this.answer) };
     const { tokens: drawn, forwards, edits, seconds: now } = this.recording.tally(count);
     // A piece of text alone may be several tokens; it is one each where the answer counts as many, but for its end.
@@ -139,6 +140,11 @@ export class Bench {
     $("copy").addEventListener("click", () => this.copy());
   }
 
+  /** Who writes beside the parent. */
+  get name() {
+    return this.sides.diffusion.exact ? "exact mode" : "diffusion model";
+  }
+
   get running() {
     return this.abort !== null;
   }
@@ -164,8 +170,10 @@ export class Bench {
     $("verdict").textContent = $("readout").textContent = "";
     $("repeat").hidden = true;
     this.shown = tasks.map(([name]) => this.sides[name]);
+    this.sides.diffusion.exact = tasks[0][1].mode === "exact";
+    $("diffusion-name").textContent = this.name[0].toUpperCase() + this.name.slice(1);
     for (const side of Object.values(this.sides)) {
-      side.reset(side === this.shown[0] ? "" : "Waits until the diffusion model is done, so that both are timed alone.");
+      side.reset(side === this.shown[0] ? "" : `Waits until the ${this.name} is done, so that both are timed alone.`);
       side.sheet.hidden = !this.shown.includes(side);
     }
     $("announce").textContent = "Writing.";
@@ -192,7 +200,8 @@ export class Bench {
     const speed = `${number(figures.tokensPerSecond, 1)} tokens per second, ${figures.forwards} forwards, ${seconds(figures.seconds)}`;
     $("announce").textContent = `Done: ${speed}. ${first.text}`;
     if (!second) return;
-    $("verdict").textContent = verdict(figures, second.figures());
+    const same = first.exact ? ` ${sameText(first.text, second.text)}` : "";
+    $("verdict").textContent = verdict(figures, second.figures(), this.name) + same;
     $("repeat").hidden = false;
   }
 
@@ -210,7 +219,7 @@ export class Bench {
         for (const [name, body] of order) pair[name] = figuresOf(await postJson("generate", body, this.abort.signal));
         pairs.push(pair);
       }
-      place.textContent = verdictOf(pairs);
+      place.textContent = verdictOf(pairs, this.name);
     } catch (problem) {
       place.textContent = before;
       throw problem;

@@ -1,0 +1,106 @@
+"""The models of our own engine: who is asked by a request, with which words, and how much room its text needs."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hildanext.ar import Parent
+from hildanext.core.errors import ConfigError, PromptError
+from hildanext.core.json_text import check_prompt_text
+from hildanext.core.runtime import Runtime
+from hildanext.data.chat_template import encode_chat
+from hildanext.decoding import DIFFUSION_MODES, EXACT, decoder_section
+from hildanext.engine.base import Request
+from hildanext.exact import LoadedDrafter
+from hildanext.inference import checked_prompt
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.drafter import Drafter
+from hildanext.tokenization import encode_prompt, same_words
+
+
+@dataclass
+class LocalModels:
+    """A diffusion model, an autoregressive parent, or both. `drafter` has the parent's own weights, and drafts."""
+
+    model: DiffusionModel | None
+    tokenizer: Any
+    parent: Parent | None
+    special_tokens_in_text: bool
+    drafter: LoadedDrafter | None = None
+    _encoding: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        own = self.parent.tokenizer if self.parent is not None else None
+        same = own is None or own is self.tokenizer or same_words(own, self.tokenizer)
+        self.parent_tokenizer = self.tokenizer if same else own
+        """The model's where they have the same words, so that both are asked with the same template."""
+
+    @property
+    def first(self) -> DiffusionModel | Parent:
+        """Who answers where nothing else is said."""
+        first = self.model if self.model is not None else self.parent
+        assert first is not None, "an engine without a model"
+        return first
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.first.causal_lm.dtype
+        return dtype
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What a request may ask for, the usual one first."""
+        exact = tuple(EXACT) if self.parent is not None else ()
+        return (*(DIFFUSION_MODES if self.model is not None else ()), *exact)
+
+    def drafts(self, name: str, threads: int | None) -> LoadedDrafter | None:
+        """The parent as it drafts, from the text alone where it has no adapters; None without a parent."""
+        if self.drafter is None and self.parent is not None:
+            causal_lm = self.parent.causal_lm
+            runtime = Runtime(self.parent.device, causal_lm.dtype, threads or torch.get_num_threads())
+            drafter = Drafter(causal_lm, None).eval()
+            self.drafter = LoadedDrafter(name, drafter, self.parent_tokenizer, None, runtime)
+        return self.drafter
+
+    def section(self, request: Request) -> dict[str, Any]:
+        """Of its decoder; the usual mode's where it names none."""
+        return dict(request.decoder) if request.decoder else decoder_section(self.modes[0])
+
+    def is_exact(self, request: Request) -> bool:
+        return not request.parent and self.section(request).get("name") in EXACT
+
+    def asked(self, request: Request) -> tuple[DiffusionModel | Parent, Any]:
+        """Who answers, and the tokenizer of its ids. Raises `ConfigError` for somebody who is not here."""
+        if not request.parent and not self.is_exact(request):
+            if self.model is None:
+                raise ConfigError("there is no diffusion model here, but a parent that drafts", "ask for mode exact")
+            return self.model, self.tokenizer
+        if self.parent is None:
+            raise ConfigError("this server has no autoregressive parent", "start it with --parent")
+        return self.parent, self.parent_tokenizer
+
+    def encode(self, request: Request) -> list[int]:
+        """The prompt's ids. Raises `PromptError`, and `ConfigError` for a request that asks nobody or not one thing."""
+        kinds = [request.prompt is not None, bool(request.messages), request.tokens is not None]
+        if sum(kinds) != 1:
+            raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(kinds)}")
+        asked, tokenizer = self.asked(request)
+        if request.scores and isinstance(asked, DiffusionModel) and asked.card.alignment != "parent":
+            raise ConfigError(
+                "this model has no likelihood of single tokens: its alignment is 'block', and predicts them in blocks",
+                "ask the autoregressive parent, or measure a bound with hildanext eval",
+            )
+        for text in [request.prompt or "", *(message.content for message in request.messages), *request.stop]:
+            check_prompt_text(text)
+        with self._encoding:  # the tokenizers library borrows a tokenizer exclusively while it is set up
+            if request.tokens is not None:
+                ids = list(request.tokens)
+            elif request.messages:
+                ids = encode_chat(tokenizer, request.messages, self.special_tokens_in_text)
+            else:
+                ids = encode_prompt(tokenizer, request.prompt or "")
+        if tokenizer is self.tokenizer and self.model is not None and self.model.card.mask_id in ids:
+            raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
+        return checked_prompt(asked, tokenizer, ids)
