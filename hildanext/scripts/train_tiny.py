@@ -1,9 +1,11 @@
-"""Make the embedded pair: a tokenizer, a small autoregressive model, and its diffusion twin.
+"""Make the embedded models: a tokenizer, a small autoregressive one, its diffusion twin, adapters that draft for it.
 
     python hildanext/scripts/train_tiny.py ar --data train.txt --work build/tiny
     python hildanext/scripts/train_tiny.py install-ar --work build/tiny
     python hildanext/scripts/train_tiny.py twin
     python hildanext/scripts/train_tiny.py install-twin --checkpoint build/tiny/run/convert/checkpoint
+    python hildanext/scripts/train_tiny.py drafts
+    python hildanext/scripts/train_tiny.py install-drafts --checkpoint runs/tiny-keep-parent/convert/checkpoint
 
 `ar` wants TinyStories (stories separated by `<|endoftext|>` lines, CDLA-Sharing-1.0) and takes about a quarter
 of an hour of one core; killed, it goes on where it was. Same data, same seed, same machine: same weights.
@@ -29,6 +31,7 @@ from hildanext.ar import Parent
 from hildanext.core.run_dir import write_atomically
 from hildanext.models.attention.dense import MaskedAttention, install_seam, no_mask
 from hildanext.models.checkpoint import save_causal, save_diffusion
+from hildanext.models.draft_checkpoint import load_drafts, save_drafts
 from hildanext.models.loading.load import load_diffusion, load_parent
 
 SEPARATOR = "<|endoftext|>"
@@ -286,7 +289,7 @@ def install_ar(arguments: argparse.Namespace) -> None:
 
 
 def train_twin(arguments: argparse.Namespace) -> None:
-    """Sample a corpus from the installed autoregressive half and convert it with the project's own stage 0."""
+    """Sample a corpus from the installed autoregressive half and do the project's own stage 0 on it."""
     command = ["run", arguments.config]
     for assignment in arguments.set:
         command += ["--set", assignment]
@@ -297,6 +300,13 @@ def install_twin(arguments: argparse.Namespace) -> None:
     """Store a converted checkpoint in half precision as the package's diffusion half."""
     model, tokenizer = load_diffusion(arguments.checkpoint, torch.float16)
     save_diffusion(ASSETS / "diffusion", model, tokenizer)
+    _report()
+
+
+def install_drafts(arguments: argparse.Namespace) -> None:
+    """Store trained adapters in half precision as the package's drafts."""
+    drafter, _, card = load_drafts(arguments.checkpoint)
+    save_drafts(ASSETS / "drafts", drafter, card, torch.float16)
     _report()
 
 
@@ -318,13 +328,15 @@ def main() -> None:
     step = steps.add_parser("install-ar")
     step.add_argument("--work", default="build/tiny")
     step.set_defaults(run=install_ar)
-    twin = steps.add_parser("twin")
-    twin.add_argument("--config", default="hildanext/runs/configs/tiny.json")
-    twin.add_argument("--set", action="append", default=[])
-    twin.set_defaults(run=train_twin)
-    step = steps.add_parser("install-twin")
-    step.add_argument("--checkpoint", required=True)
-    step.set_defaults(run=install_twin)
+    for name, config in (("twin", "tiny"), ("drafts", "tiny-keep-parent")):
+        step = steps.add_parser(name)
+        step.add_argument("--config", default=f"hildanext/runs/configs/{config}.json")
+        step.add_argument("--set", action="append", default=[])
+        step.set_defaults(run=train_twin)
+    for name, install in (("install-twin", install_twin), ("install-drafts", install_drafts)):
+        step = steps.add_parser(name)
+        step.add_argument("--checkpoint", required=True)
+        step.set_defaults(run=install)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

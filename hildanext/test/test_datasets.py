@@ -296,6 +296,27 @@ def test_the_manifest_follows_the_data(make_folder: MakeFolder) -> None:
     assert first == same != differs
 
 
+@pytest.mark.parametrize("block", [1, 4])
+def test_best_fit_leaves_documents_whole_and_loses_no_token(
+    block: int, tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    lengths = [9, 3, 30, 5, 16, 1, 7, 12]
+    documents = [[2 + (number + at) % 50 for at in range(length)] for number, length in enumerate(lengths)]
+    folder = make_folder(documents, edges=False)
+    data = PackedDataset(folder, 16, "best_fit", block)
+    pieces = []
+    for row in map(data.row, range(len(data))):
+        for number in range(int(row["document"].max()) + 1):
+            here = row["document"] == number
+            assert row["position"][here].tolist() == list(range(here.sum()))
+            pieces.append(row["tokens"][here].tolist())
+    padded = [piece + [data.pad_id] * (-len(piece) % block) for piece in (
+        *(document for document in documents if len(document) <= 16), documents[2][:16], documents[2][16:],
+    )]  # fmt: skip
+    assert sorted(pieces) == sorted(padded)
+    assert len(data) <= 7 if block == 4 else len(data) == 6, "83 tokens fill six rows of 16"
+
+
 def test_a_million_documents_are_laid_out_quickly(tmp_path: Path, make_folder: MakeFolder) -> None:
     """The index of 1,000,000 documents is one vectorised pass: far below a second; a loop would take many."""
     from time import perf_counter

@@ -2,13 +2,16 @@
 
 import json
 import math
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
+from hildanext.bench.step_memory import added_bytes, standing_bytes
 from hildanext.cli import main
 from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError
@@ -157,7 +160,35 @@ def test_training_speed_reports_both_ways_and_the_products(make_model):
     result = train_speed.measure(model, settings)
     assert set(result["ways"]) == {"fast", "plain"} and result["speedup"] > 0
     assert result["product_flop_per_second"] > 0
-    assert train_speed.tables(result)[0].row_count == 3
+    assert [table.row_count for table in train_speed.tables(result)] == [3, 2]
+
+
+def test_the_step_of_a_parent_that_stays_is_measured_by_the_mask(make_model):
+    """On the same rows: groups of its own number, less memory between steps, and the model under test is left alone."""
+    model = make_model("llama", "block", dtype=torch.float32)
+    settings = train_speed.TrainSpeedConfig(
+        sequence_length=32, block_size=4, batch_size=2, repeats=1, precision="no", plain=False, places=3, groups=5
+    )
+    kept = train_speed.measure(model, settings)["kept"]
+    ways = kept["ways"]
+    assert 0 < ways["kept"]["mask_positions"] <= 2 * 5 * 3 and ways["fast"]["mask_positions"] > 0
+    assert ways["kept"]["ms_per_mask"] == pytest.approx(ways["kept"]["step_ms"] / ways["kept"]["mask_positions"])
+    assert kept["speedup_ms_per_mask"] == pytest.approx(ways["fast"]["ms_per_mask"] / ways["kept"]["ms_per_mask"])
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    none = train_speed.measure(model, replace(settings, kept=False))
+    assert none["kept"] is None and len(train_speed.tables(none)) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system tells no peak")
+def test_what_a_step_adds_is_measured_and_what_stands_is_counted():
+    layer = torch.nn.Linear(1024, 1024)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 1024)).sum().backward()
+    optimizer.step()
+    assert standing_bytes(layer, optimizer) == pytest.approx(3 * 4 * (1024 * 1024 + 1024), rel=1e-3)
+    size = 64 * 2**20
+    added = added_bytes(lambda: torch.ones(size // 4), torch.device("cpu"))
+    assert added is not None and 0.9 * size < added < 1.5 * size
 
 
 def conversations(folder: Path) -> dict[str, str]:

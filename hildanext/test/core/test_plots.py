@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +71,21 @@ def test_importing_plots_loads_no_matplotlib():
     check = "import sys, hildanext.core.plots; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
     environment = {"PYTHONPATH": ":".join(sys.path)}
     assert subprocess.run([sys.executable, "-c", check], env=environment, check=False).returncode == 0
+
+
+def test_drafts_are_drawn_by_their_place_over_masks(tmp_path: Path):
+    lines: list[dict] = []
+    for step in range(1, 21):
+        losses = {"place_1": 3 - step / 20, "place_2": 4 - step / 20}
+        counted = {"step": step, "tokens": 50 * step, "mask_positions": 30 * step, "loss": 3.0, "losses": losses}
+        lines.append({"kind": "train", "phase": "stable", "block_size": 2, "accuracy_by_place": {"1": 0.5}, **counted})
+        lines.append({"kind": "eval", **counted, "tokens_per_forward": 1 + step / 40})
+    figure = plots.drafts_figure(lines)
+    assert figure is not None
+    above, below = figure.axes
+    assert [line.get_label() for line in above.get_lines()] == ["place 1", "place 2"]
+    assert list(below.get_lines()[0].get_xdata())[-1] == 600 and below.get_xlabel() == "masks learnt from"
+    assert plots.parts_figure(lines) is None, "they are not drawn twice"
+    names = [path.stem for path in plots.training_plots(lines, tmp_path)]
+    assert "drafts" in names and "masked_accuracy" not in names
+    assert plots.drafts_figure(metric_lines()) is None

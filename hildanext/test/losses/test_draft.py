@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from hildanext.ar import Parent
-from hildanext.corruption.anchors import DraftGroups, draw_groups
+from hildanext.corruption.anchors import DraftGroups, draw_groups, show_tokens
 from hildanext.diffusion import NoisedBatch
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
-from hildanext.losses.draft import DraftLossConfig, DraftStep
+from hildanext.losses.draft import DraftLossConfig, DraftNoise, DraftStep, confirmed
 from hildanext.models.drafter import Drafter
 from hildanext.models.gated_lora import GatedLoraConfig
 from small_models import small_causal
@@ -95,6 +95,69 @@ def test_masks_see_in_training_what_they_see_in_decoding(enter: int, sampler: in
     exact = reads.hidden(batch.clean, batch.document, batch.position)[0]
     columns = groups.columns(9)[0].flatten()
     torch.testing.assert_close(parent, exact[columns], rtol=0, atol=1e-12)
+
+
+def test_rows_that_attend_a_few_at_a_time_see_what_they_see_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = drafter(), view([[30], [12, 12]])
+    groups = draw_groups(batch.document, batch.maskable, 10, PLACES, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = DraftStep(model, DraftLossConfig()).read(batch, groups)[0].view(2, 10, PLACES, -1)
+        monkeypatch.setattr("hildanext.models.attention.kept.TOGETHER", 2 * PLACES)
+        few = DraftStep(model, DraftLossConfig()).read(batch, groups)[0].view(2, 10, PLACES, -1)
+    torch.testing.assert_close(few, together, rtol=0, atol=1e-12)
+
+
+def test_layers_that_are_computed_again_have_the_gate_of_their_forward() -> None:
+    gradients = []
+    for again in (False, True):
+        model, batch = drafter(), view([[12]])
+        if again:
+            model.recompute_layers()
+        step = DraftStep(model, DraftLossConfig(groups=4))
+        step(batch, generator=torch.Generator().manual_seed(0)).total.backward()
+        gradients.append({name: part.grad for name, part in model.named_parameters() if part.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-12)
+
+
+def test_partly_filled_groups_learn_what_is_not_shown() -> None:
+    """A row learns unless the next one shows the token that it is to say; a wrong token is there to be mended."""
+    batch = view([[40]] * 8)
+    whole = draw_groups(batch.document, batch.maskable, 12, PLACES, torch.Generator().manual_seed(0))
+    groups = show_tokens(whole, batch.clean, 0.5, 0.4, 60, torch.Generator().manual_seed(1))
+    assert groups.shown is not None and show_tokens(whole, batch.clean, 0.0, 0.4, 60, None) is whole
+    assert 0.2 < groups.noised.float().mean() < 0.5
+    rows = torch.arange(8)[:, None, None]
+    own = batch.clean[rows, groups.columns(40)]
+    right = groups.shown == own
+    shown = groups.shown >= 0
+    assert 0.5 < right[shown].float().mean() < 0.75, "about four in ten are random"
+    for place in range(PLACES):
+        settled = right[..., place + 1] if place + 1 < PLACES else torch.zeros_like(right[..., 0])
+        assert torch.equal(groups.learnt[..., place], whole.learnt[..., place] & ~settled)
+    assert torch.equal(groups.learnt[~groups.noised], whole.learnt[~groups.noised])
+
+
+def test_a_row_that_shows_a_token_starts_from_it_and_counts_apart() -> None:
+    model, batch = drafter(), view([[30]])
+    step = DraftStep(model, DraftLossConfig(groups=8), noise=DraftNoise(share=1.0))
+    assert step.buckets == ("1", "2", "3", "noised")
+    groups = step.draw(batch, torch.Generator().manual_seed(3))
+    assert groups.shown is not None
+    shown = groups.shown.flatten(1)
+    states = torch.zeros(1, shown.shape[1], model.head.shape[1], dtype=torch.float64)
+    entering = step._entering(states, groups)
+    embedding = model.causal_lm.get_input_embeddings().weight
+    assert torch.equal(entering[shown >= 0], embedding[shown[shown >= 0]]) and not entering[shown < 0].any()
+    outcome = step(batch, generator=torch.Generator().manual_seed(3))
+    counted = [int(groups.learnt[~groups.noised][:, place].sum()) for place in range(PLACES)]
+    assert outcome.masked.tolist() == [*counted, int(groups.learnt[groups.noised].sum())]
+
+
+def test_a_draft_is_kept_where_it_and_all_before_it_are_what_the_parent_says() -> None:
+    drafts, said = torch.tensor([[1, 2, 3], [1, 5, 3], [4, 2, 3]]), torch.tensor([[1, 2, 3]] * 3)
+    assert confirmed(drafts, said).tolist() == [[True] * 3, [True, False, False], [False] * 3]
 
 
 def test_only_adapters_and_vectors_learn_and_what_is_not_learnt_has_no_part() -> None:

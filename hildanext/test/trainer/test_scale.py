@@ -138,7 +138,8 @@ def test_the_first_process_is_the_main_one(said, main_one, monkeypatch):
     assert is_main_process() == main_one
 
 
-CARD = sorted((FILES.parent / "configs").glob("qwen3-*-8gb*.json"))
+CARD = [path for path in sorted((FILES.parent / "configs").glob("qwen3-*-8gb*.json")) if "keep" not in path.stem]
+KEPT = FILES.parent / "configs" / "qwen3-0.6b-8gb-keep-parent.json"
 
 
 @pytest.mark.parametrize("path", CARD, ids=lambda path: path.name)
@@ -151,6 +152,19 @@ def test_the_configurations_of_the_8_gb_card_hold_and_fit_it(path, capsys):
         stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
         assert stages["convert"]["fits"] == stages["sft"]["fits"] == fits
         assert stages["convert"]["model"] == json.loads(path.read_text())["parent"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "quantize", "fits"), [("8GiB", None, True), ("4GiB", None, False), ("4GiB", "nf4", True)]
+)
+def test_a_parent_that_stays_is_planned_by_its_mask_rows(memory, quantize, fits, capsys):
+    assert main(["check", str(KEPT)]) == 0
+    capsys.readouterr()
+    words = ["--set", f"convert.quantize={quantize}"] if quantize else []
+    main(["plan", "--config", str(KEPT), "--vram", memory, "--machine", "pascal", "--json", *words])
+    stage = json.loads(capsys.readouterr().out)["stages"][0]
+    assert stage["stage"] == "convert" and stage["fits"] == fits
+    assert stage["parts"]["attention"] > 2 * 1024 * 2 * 1024 * 28 * 4, "keys and values of the clean rows are kept"
 
 
 def launched(name: str, arguments: list[str]) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,9 +16,11 @@ from hildanext.core.config import config, plain
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.registry import build
 from hildanext.data.batch import Batch, RowDataset
-from hildanext.data.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, tokenizer_hash
+from hildanext.data.packing import Encoder, Layout, Piece, RowOrder, ShardWriter, WholeLayout, tokenizer_hash
 from hildanext.data.packing.folder import (
+    ANSWERS,
     FORMAT,
+    Shard,
     open_manifests,
     open_shards,
     part_name,
@@ -33,11 +35,27 @@ BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 1 << 20
 """A tokenizer call takes at most this much, so that memory does not grow with the corpus."""
 
-Packing = Literal["documents", "stream"]
+Packing = Literal["documents", "best_fit", "stream"]
+
+
+class Answered(NamedTuple):
+    """A prompt and its answer as tokens, of which the answer alone is learnt; or why there is none."""
+
+    tokens: Sequence[int]
+    start: int
+    """Tokens of the prompt."""
+    where: str
+    refused: str = ""
+
+
 TokenDocuments = Iterable[Sequence[int]] | Callable[[int], Iterable[Sequence[int]]]
 """Documents that are tokens already; a function is called with the number of documents to skip."""
+AnsweredDocuments = Callable[[int], Iterable[Answered]]
+"""The same of answers."""
 OnProgress = Callable[[int, int], None]
 """Called with the numbers of new documents and new tokens."""
+OnShare = Callable[[float], None]
+"""Called with the share of the input that is read, wherever that is known; at once with where it begins."""
 
 
 @config
@@ -67,6 +85,7 @@ class _Read(NamedTuple):
     where: str
     cursor: Cursor
     report: dict[str, Any]
+    start: int = 0
 
 
 def prepare(
@@ -75,12 +94,16 @@ def prepare(
     shard: tuple[int, int] = (0, 1),
     documents: TokenDocuments | None = None,
     progress: OnProgress | None = None,
+    answers: AnsweredDocuments | None = None,
+    reached: OnShare | None = None,
+    total: int | None = None,
 ) -> dict[str, Any]:
     """Tokenise a source into shards and return their manifest. A folder that is whole is returned as it is.
 
     `shard` (i, n) does part i of n into `out/part-i-of-n`. `documents` replaces the source's texts by token
-    documents (BOS and EOS are added to those as well, unless they are there). Killed at any instant, the same call
-    goes on after the last whole shard and ends with the same bytes.
+    documents (BOS and EOS are added to those as well, unless they are there), `answers` by prompts and answers, to
+    which nothing is added; `total` says how many there are. Killed at any instant, the same call goes on after the
+    last whole shard and ends with the same bytes.
 
     Raises `DataError` when nothing could be read, for an id outside the vocabulary, and for a folder begun
     with another tokenizer or other settings.
@@ -88,10 +111,13 @@ def prepare(
     part, parts = shard
     if not 0 <= part < parts:
         raise ConfigError(f"part {part} of {parts}", "parts are counted from 0: --shard 0/4 to --shard 3/4")
-    source = None if documents is not None else build("source", SOURCES, settings.source)
+    as_tokens = documents is not None or answers is not None
+    source = None if as_tokens else build("source", SOURCES, settings.source)
     encoder = _encoder(settings, tokenizer)
     folder = Path(settings.out) if parts == 1 else Path(settings.out) / part_name(part, parts)
     identity = {"tokenizer": tokenizer_hash(tokenizer), **_identity(settings, encoder, source, shard)}
+    if answers is not None:
+        identity[ANSWERS] = True
     refuse_other_parts(Path(settings.out), part, parts, identity)
     with locked(folder):
         manifest = read_manifest(folder)
@@ -103,11 +129,15 @@ def prepare(
         done = writer.resume()
         report = Report(**done.report) if done is not None else Report()
         cursor = Cursor(*done.cursor) if done is not None else Cursor()
-        if documents is not None:
+        if answers is not None:
+            read = _read_answers(answers, report, shard, cursor)
+        elif documents is not None:
             read = _read_tokens(documents, encoder, report, shard, cursor)
         else:
             assert source is not None
             read = _read_texts(source, encoder, report, shard, cursor)
+        if reached is not None:
+            read = _telling(read, reached, _shares(source, total), cursor)
         _write(read, writer, progress)
         _refuse_nothing(source, writer, report, settings)
         manifest = _manifest(writer, encoder, report, identity)
@@ -118,12 +148,30 @@ def prepare(
 def _write(read: Iterator[_Read], writer: ShardWriter, progress: OnProgress | None) -> None:
     item = None
     for item in read:
-        if writer.add(item.ids, item.where):
+        if writer.add(item.ids, item.where, item.start):
             writer.close_shard(item.cursor, item.report)
         if progress is not None:
             progress(1, len(item.ids))
     if item is not None:
         writer.close_shard(item.cursor, item.report)
+
+
+def _shares(source: Source | None, total: int | None) -> Callable[[Cursor], float | None]:
+    if source is not None:
+        return source.share_before()
+    return lambda cursor: cursor.record / total if total else None
+
+
+def _telling(
+    read: Iterator[_Read], reached: OnShare, shares: Callable[[Cursor], float | None], start: Cursor
+) -> Iterator[_Read]:
+    """The same, and the share of the input before each."""
+    for cursor, item in chain([(start, None)], ((item.cursor, item) for item in read)):
+        share = shares(cursor)
+        if share is not None:
+            reached(share)
+        if item is not None:
+            yield item
 
 
 def _encoder(settings: PrepareConfig, tokenizer: Any) -> Encoder:
@@ -167,6 +215,16 @@ def _read_tokens(
             report.bad("empty document", f"document {record + 1}")
             continue
         yield _Read(encoder.framed(list(ids)), f"document {record + 1}", Cursor(0, 0, record + 1), report.snapshot())
+
+
+def _read_answers(answers: AnsweredDocuments, report: Report, shard: tuple[int, int], start: Cursor) -> Iterator[_Read]:
+    for record, answer in enumerate(answers(start.record), start=start.record):
+        if record % shard[1] != shard[0]:
+            continue
+        if answer.refused:
+            report.bad(answer.refused, answer.where)
+            continue
+        yield _Read(answer.tokens, answer.where, Cursor(0, 0, record + 1), report.snapshot(), answer.start)
 
 
 def _identity(
@@ -233,7 +291,11 @@ class PackedDataset:
     (same document, maskable); one that does not fit is cut at the row's end, and its rest opens the next row as a
     new document at position 0. What is left of a row is padding (document -1). Every real token is in exactly one row.
 
-    Packing "stream" cuts the token stream into windows, each one document.
+    Packing "best_fit" leaves documents whole: each goes into the fullest row that has room for it, and only one that is
+    longer than a row is cut.
+
+    Packing "stream" cuts the token stream into windows, each one document. Of prompts with answers (`Answered`) only
+    the answers are maskable; they are not laid as a stream.
 
     `verify` re-hashes the shards on opening; `tokenizer`, where given, must be the one that made them. Raises
     `DataError` for a folder that is not whole or was tampered with, and for ids outside its vocabulary.
@@ -267,30 +329,33 @@ class PackedDataset:
         self.tokens = sum(manifest["tokens"] for _, manifest in self.manifests)
         if not self.tokens:
             raise DataError(f"{str(folder)!r} holds no tokens", "prepare it again")
+        if packing == "stream" and manifest["settings"].get(ANSWERS):
+            raise ConfigError(f"{str(folder)!r} holds answers to prompts", "set data.packing to best_fit or documents")
         self._block = block
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layout(self) -> Layout | WholeLayout:
         if self.packing == "stream":  # the layout's "documents" are then the shards
-            lengths = np.array([len(tokens) for tokens, _ in self._maps], dtype=np.int64)
+            lengths = np.array([len(shard.tokens) for shard in self._maps], dtype=np.int64)
             return Layout(lengths, self.sequence_length, 1)
-        lengths = np.concatenate([np.diff(offsets.astype(np.int64)) for _, offsets in self._maps])
+        lengths = np.concatenate([np.diff(shard.offsets.astype(np.int64)) for shard in self._maps])
         if int(lengths.min()) < 1 or int(lengths.sum()) != self.tokens:
             raise DataError("the document offsets do not fit the tokens", "the shards were damaged; prepare them again")
-        return Layout(lengths, self.sequence_length, self._block)
+        kind = WholeLayout if self.packing == "best_fit" else Layout
+        return kind(lengths, self.sequence_length, self._block)
 
     @cached_property
     def _first_document(self) -> np.ndarray:
-        return np.cumsum([0] + [len(offsets) - 1 for _, offsets in self._maps])
+        return np.cumsum([0] + [len(shard.offsets) - 1 for shard in self._maps])
 
     def __len__(self) -> int:
         return len(self._layout)
 
     def documents(self) -> Iterator[np.ndarray]:
         """The tokens of each document, as they were prepared."""
-        for tokens, offsets in self._maps:
-            for begin, end in pairwise(offsets.tolist()):
-                yield tokens[begin:end]
+        for shard in self._maps:
+            for begin, end in pairwise(shard.offsets.tolist()):
+                yield shard.tokens[begin:end]
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Row `index` as int64 arrays `tokens`, `document`, `position` and a bool array `maskable`, each [seq]."""
@@ -299,19 +364,21 @@ class PackedDataset:
         tokens = np.full(self.sequence_length, self.pad_id, dtype=np.int64)
         document = np.full(self.sequence_length, -1, dtype=np.int64)
         position = np.zeros(self.sequence_length, dtype=np.int64)
+        given = np.zeros(self.sequence_length, dtype=bool)
         at = 0
         for number, piece in enumerate(self._layout.row(index)):
             tokens[at : at + piece.end - piece.begin] = self._tokens(piece)
             stream = self.packing == "stream"
             document[at : at + piece.length] = 0 if stream else number
             position[at : at + piece.length] = np.arange(piece.length) + (at if stream else 0)
+            given[at : at + min(max(self._start(piece) - piece.begin, 0), piece.length)] = True
             at += piece.length
         if int(tokens.max()) >= self.vocab_size:
             raise DataError(
                 f"row {index} holds token id {int(tokens.max())}, outside the vocabulary of {self.vocab_size}",
                 "the shards were damaged; prepare them again",
             )
-        maskable = document >= 0
+        maskable = (document >= 0) & ~given
         if self.bos_id is not None:
             maskable &= (position != 0) | (tokens != self.bos_id)
         return {"tokens": tokens, "document": document, "position": position, "maskable": maskable}
@@ -323,11 +390,22 @@ class PackedDataset:
 
     def _tokens(self, piece: Piece) -> np.ndarray:
         if self.packing == "stream":
-            return self._maps[piece.document][0][piece.begin : piece.end]
+            return self._maps[piece.document].tokens[piece.begin : piece.end]
+        shard, number = self._place(piece)
+        begin = int(shard.offsets[number])
+        return shard.tokens[begin + piece.begin : begin + piece.end]
+
+    def _start(self, piece: Piece) -> int:
+        """Tokens of the piece's document that are given and not learnt."""
+        if self.packing == "stream":
+            return 0
+        shard, number = self._place(piece)
+        return 0 if shard.starts is None else int(shard.starts[number])
+
+    def _place(self, piece: Piece) -> tuple[Shard, int]:
+        """The shard of a piece's document, and the document's number in it."""
         shard = int(np.searchsorted(self._first_document, piece.document, side="right")) - 1
-        tokens, offsets = self._maps[shard]
-        begin = int(offsets[piece.document - int(self._first_document[shard])])
-        return tokens[begin + piece.begin : begin + piece.end]
+        return self._maps[shard], piece.document - int(self._first_document[shard])
 
 
 def batches(dataset: RowDataset, batch_size: int, seed: int, start: int = 0, step: int = 1) -> Iterator[Batch]:

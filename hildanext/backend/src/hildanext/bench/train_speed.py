@@ -5,14 +5,19 @@ Model FLOP of a step = 6 * N_body * tokens fed (two copies of each data token) +
 backbone without the embedding. The FLOP are what the method needs, the same for both implementations: work that the
 plain one adds (logits nobody asked for, masked pairs) earns it nothing. On a CPU the processor's time is taken beside
 the clock's: it does not count what other programs were given.
+
+Beside it runs the step of a parent that stays (`convert.keep_parent`) on the same rows: masks are what both learn from,
+so they are compared by the time a mask takes, and by memory.
 """
 
+import copy
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,15 +28,20 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from hildanext import masks
 from hildanext.bench.decode_speed import finish
+from hildanext.bench.step_memory import added_bytes, standing_bytes
 from hildanext.core.config import RowLength, Seed, config, plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.progress import Repeats
 from hildanext.core.runtime import accelerates_bf16, machine
+from hildanext.corruption.anchors import draw_groups
 from hildanext.corruption.input_layout import build_layout
 from hildanext.diffusion import SMALLEST_TIME, NoisedBatch, block_index, block_times, elbo_weight, mask_tokens, targets
-from hildanext.losses import SupervisedStep
+from hildanext.losses import SupervisedStep, TrainingStep
+from hildanext.losses.draft import DraftLossConfig, DraftStep
 from hildanext.losses.mask_to_token import MaskToToken
 from hildanext.models import DiffusionModel
+from hildanext.models.drafter import Drafter
+from hildanext.models.gated_lora import GatedLoraConfig
 from hildanext.trainer.config import TrainConfig
 from hildanext.training import make_optimizer
 
@@ -46,6 +56,12 @@ class TrainSpeedConfig:
     repeats: int = Field(default=5, ge=1)
     plain: bool = True
     """Also measure the plain implementation (it needs memory for the logits of all 2L positions)."""
+    kept: bool = True
+    """Also measure the step of a parent that stays."""
+    places: int = Field(default=4, ge=1, le=16)
+    """Masks of a group in that step."""
+    groups: int = Field(default=64, ge=1)
+    """Groups in a row of that step."""
     precision: str = "auto"
     """Autocast of the fast step: auto, bf16 or no. The plain one is fp32."""
     seed: Seed = 0
@@ -166,31 +182,68 @@ def measure(
     device = model.device
     wide = settings.precision == "no" or (settings.precision == "auto" and not accelerates_bf16(device))
     step = SupervisedStep(model, {"m2t": MaskToToken()}, chunk=TrainConfig().chunk, layout="double")
-    optimizer = make_optimizer(step, TrainConfig())
+    steps: dict[str, TrainingStep] = {"fast": step}
+    if settings.kept:
+        steps["kept"] = _kept_step(model, settings, torch.float32 if wide else torch.bfloat16)
+    optimizers = {name: make_optimizer(one, TrainConfig()) for name, one in steps.items()}
     autocast = nullcontext() if wide else torch.autocast(device.type, dtype=torch.bfloat16)
-    times: dict[str, list[Seconds]] = {"fast": [], "plain": []}
+    times: dict[str, list[Seconds]] = {"fast": [], "plain": [], "kept": []}
+    memory: dict[str, dict[str, int | None]] = {}
     rates: list[Seconds] = []
     view = _view(model, settings, 0)
     products = MatrixProducts(model, view, torch.float32 if wide else torch.bfloat16)
 
-    def fast() -> Tensor:
+    def loss_of(one: TrainingStep) -> Tensor:
         with autocast:
-            return step(view).total
+            total: Tensor = one(view, generator=torch.Generator().manual_seed(settings.seed)).total
+            return total
 
-    variants: dict[str, Callable[[], Tensor]] = {"fast": fast}
+    variants: dict[str, Callable[[], Tensor]] = {name: partial(loss_of, one) for name, one in steps.items()}
     if settings.plain:
         variants["plain"] = lambda: plain_loss(model, view)
+        optimizers["plain"] = optimizers["fast"]
     model.train()
     repeats = Repeats(settings.repeats, say)
     for repeat in range(settings.repeats + 1):
         for name, loss in variants.items():
-            seconds = _timed_step(loss, optimizer, device)
+            seconds = _timed_step(loss, optimizers[name], device)
             if repeat > 0:  # the first of each pays for allocations
                 times[name].append(seconds)
         rates.append(products.flop_per_second(device))
         if repeat > 0:
             repeats.done(repeat)
-    return _result(model, settings, view, times, medians(rates[1:]), wide)
+    for name, one in steps.items():
+        added = added_bytes(partial(_timed_step, variants[name], optimizers[name], device), device)
+        memory[name] = {"standing": standing_bytes(one, optimizers[name]), "added": added}
+    result = _result(model, settings, view, times, medians(rates[1:]), wide)
+    return {**result, "kept": _kept_result(settings, view, times, memory) if settings.kept else None}
+
+
+def _kept_step(model: DiffusionModel, settings: TrainSpeedConfig, dtype: torch.dtype) -> DraftStep:
+    """The step of `convert.keep_parent` over a copy of the weights, in the dtype that it keeps them in."""
+    drafter = Drafter(copy.deepcopy(model.causal_lm).to(dtype), GatedLoraConfig(), settings.places)
+    return DraftStep(drafter, DraftLossConfig(groups=settings.groups), TrainConfig().chunk)
+
+
+def _kept_result(
+    settings: TrainSpeedConfig,
+    view: NoisedBatch,
+    times: dict[str, list[Seconds]],
+    memory: dict[str, dict[str, int | None]],
+) -> dict[str, Any]:
+    """Both steps by the mask: milliseconds, and bytes of memory."""
+    groups = draw_groups(
+        view.document, view.maskable, settings.groups, settings.places, torch.Generator().manual_seed(settings.seed)
+    )
+    masks = {"fast": int(view.masked.sum()), "kept": int(groups.learnt.sum())}
+    ways = {}
+    for name, count in masks.items():
+        median = medians(times[name])
+        per_mask = {"ms_per_mask": 1000 * median.wall / count, "processor_ms_per_mask": 1000 * median.processor / count}
+        ways[name] = {"step_ms": 1000 * median.wall, "mask_positions": count, **per_mask, "memory": memory[name]}
+    keys = ("ms_per_mask", "processor_ms_per_mask")
+    faster = {f"speedup_{key}": ways["fast"][key] / ways["kept"][key] for key in keys}  # type: ignore[operator]
+    return {"groups": settings.groups, "places": settings.places, "ways": ways, **faster}
 
 
 def _result(
@@ -205,7 +258,7 @@ def _result(
     total = sum(flop.values())
     measured = {}
     for name, seconds in times.items():
-        if seconds:
+        if seconds and name != "kept":  # its operations are others
             median = medians(seconds)
             measured[name] = {
                 "step_ms": 1000 * median.wall,
@@ -277,4 +330,26 @@ def tables(result: dict[str, Any]) -> list[Table]:
     if result["speedup"] is not None:
         processor = f"{result['speedup_processor']:.2f} in processor time"
         table.caption = f"{result['speedup']:.2f} times the plain implementation, {processor}"
-    return [table]
+    return [table, *([_kept_table(result["kept"])] if result["kept"] is not None else [])]
+
+
+def _kept_table(kept: dict[str, Any]) -> Table:
+    """The ordinary step beside that of a parent that stays."""
+    table = Table(
+        title=f"By the mask: the ordinary doubled step, and a parent that stays ({kept['groups']} groups of "
+        f"{kept['places']} masks in a row)",
+        title_justify="left",
+    )
+    for column in ("", "ms/step", "masks", "ms/mask", "processor ms/mask", "MiB between steps", "MiB more in one"):
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
+    names = {"fast": "doubled, every weight learns", "kept": "parent stays, adapters learn"}
+    for key, way in kept["ways"].items():
+        added = way["memory"]["added"]
+        sizes = (f"{way['memory']['standing'] / 2**20:,.0f}", "?" if added is None else f"{added / 2**20:,.0f}")
+        times = (f"{way['ms_per_mask']:.2f}", f"{way['processor_ms_per_mask']:.2f}")
+        table.add_row(names[key], f"{way['step_ms']:.0f}", f"{way['mask_positions']:,}", *times, *sizes)
+    table.caption = (
+        f"{kept['speedup_ms_per_mask']:.2f} times as fast by the mask, "
+        f"{kept['speedup_processor_ms_per_mask']:.2f} in processor time"
+    )
+    return table

@@ -3,6 +3,7 @@
 hildanext bench decode --model tiny
 hildanext bench train --model smollm2-135m --set bench.block_size=32
 hildanext bench engine --model tiny --parent tiny
+hildanext bench exact --model my-drafts --parent smollm2-135m --out exact.json
 hildanext bench serve --clients 1,2,4,8 --out load.json
 hildanext bench serve --url http://127.0.0.1:8000 --clients 8
 """
@@ -35,11 +36,14 @@ EPILOG = """commands to paste:
   hildanext bench train --model smollm2-135m                 an autoregressive model, converted in memory
   hildanext bench train --model tiny --alignment block --set bench.batch_size=4 --set bench.repeats=9
   hildanext bench train --model smollm2-135m --alignment block --chat gsm8k.jsonl
+  hildanext bench exact --model my-drafts --threads 2 --out exact.json        every way to write the parent's text
+  hildanext bench peers --model my-drafts --prompts gsm8k.jsonl,stories.txt   ... and llama.cpp on the same weights
   hildanext bench serve --model my-checkpoint --parent smollm2-135m --clients 1,2,4,8 --rate 1,2 --out load.json
   hildanext bench serve --prompts questions.jsonl            the embedded model, asked what a file asks
   hildanext bench serve --url http://127.0.0.1:8000 --clients 8 --parent auto
   hildanext bench serve --url http://127.0.0.1:8000 --rate 4 --cancel-rate 0.2 --deadline 5
 
+exact and peers take draft adapters as --model; --out writes JSON, and Markdown and a picture beside it.
 --chat measures steps of fine-tuning on conversations (JSON lines), with and without doubling their prompts.
 All measure the parts in turns and print medians; the section 'bench' of a run holds the same knobs."""
 
@@ -47,10 +51,13 @@ All measure the parts in turns and print medians; the section 'bench' of a run h
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("what", choices=("decode", "engine", "train", "serve"), help="what is measured")
+    parser.add_argument(
+        "what", choices=("decode", "engine", "train", "exact", "peers", "serve"), help="what is measured"
+    )
     parser.add_argument(
         "--model",
-        help="a diffusion checkpoint (default tiny), or an autoregressive model, untrained; serve --url: a name there",
+        help="a diffusion checkpoint (default tiny), or an autoregressive model, untrained; exact, peers: draft "
+        "adapters; serve --url: a name there",
     )
     parser.add_argument(
         "--parent",
@@ -58,6 +65,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--alignment", choices=("block", "parent"), help="of an untrained conversion (default parent)")
     parser.add_argument("--block-size", type=int, help="of an untrained conversion, and of training (default 32)")
+    parser.add_argument("--diffusion", metavar="NAME", help="exact, peers: a diffusion checkpoint to measure, too")
+    parser.add_argument("--prompts", metavar="FILE", help="serve: ask these, a line each, or JSON lines (default: made "
+                        "ones); exact, peers: a file for each kind, behind commas (default: three kinds)")  # fmt: skip
+    parser.add_argument("--new-tokens", type=int, help="serve, exact, peers: of each answer (default 64)")
     parser.add_argument("--chat", metavar="FILE", help="train: steps of fine-tuning on these conversations")
     add_runtime_flags(parser)
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
@@ -67,9 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--url", help="address of a running service; without it one is started and stopped again")
     load.add_argument("--clients", metavar="N,N", help="closed loops: requests open at the same time (default 4)")
     load.add_argument("--rate", metavar="R,R", help="open loops: arrivals per second")
-    load.add_argument("--prompts", metavar="FILE", help="ask these: a line each, or JSON lines (default: made ones)")
     load.add_argument("--requests", type=int, help="how many (default 32)")
-    load.add_argument("--new-tokens", type=int, help="of each (default 64)")
     load.add_argument("--cancel-rate", type=float, help="share of clients that go away")
     load.add_argument("--deadline", type=float, metavar="SECONDS", help="of every request")
     load.add_argument("--seed", type=int)
@@ -85,11 +94,18 @@ LOAD_FLAGS = {"requests": "requests", "seed": "seed", "prompts": "prompts_file"}
 """Flags of `serve` to its knobs."""
 
 
+COMPARED = {"prompts": "prompts_file", "new_tokens": "new_tokens", "diffusion": "diffusion"}
+"""Flags of `exact` and `peers` to their knobs."""
+
+
 def run(options: argparse.Namespace) -> int:
+    compares = options.what in ("exact", "peers")
+    if options.diffusion is not None and not compares:
+        raise ConfigError("--diffusion is about ways to write", "use it with bench exact or bench peers")
     if options.what == "serve":
         return _load(options)
-    flags = ("url", "api_key_env", "clients", "rate", *LOAD_FLAGS)
-    stray = [name for name in flags if getattr(options, name) is not None]
+    flags = {"url", "api_key_env", "clients", "rate", *LOAD_FLAGS} - (set(COMPARED) if compares else set())
+    stray = [name for name in sorted(flags) if getattr(options, name) is not None]
     if stray:
         raise ConfigError(f"--{stray[0].replace('_', '-')} is about a service", "use it with bench serve")
     if options.what == "decode" and options.chat is not None:
@@ -101,6 +117,12 @@ def run(options: argparse.Namespace) -> int:
     opened = open_stage(options, lambda section: _folded(section, options), {"bench": {"model": "tiny"}})
     result, tables = measure(*opened, _tell)
     _show(options, result, tables, machine_line(result))
+    if compares and options.out is not None:
+        from hildanext.bench import exact_report
+
+        out = Path(options.out)
+        write_atomically(out.with_suffix(".md"), exact_report.markdown(result))
+        _tell(f"tables: {out.with_suffix('.md')}, picture: {exact_report.draw(result, out.with_suffix('.png'))}")
     return 0
 
 
@@ -113,6 +135,9 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     flags = {name: getattr(options, name) for name in ("model", "parent", "alignment", "block_size")}
     own |= {name: value for name, value in flags.items() if value is not None}
     what = "answers" if options.chat is not None else options.what
+    if what in ("exact", "peers"):
+        asked = {knob: getattr(options, flag) for flag, knob in COMPARED.items()}
+        knobs |= {knob: value for knob, value in asked.items() if value is not None}
     if what == "train" and "block_size" in own:
         knobs["block_size"] = own["block_size"]
     if what == "answers":

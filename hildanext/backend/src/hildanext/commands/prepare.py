@@ -20,6 +20,7 @@ from hildanext.core.knobs import names_in
 from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
+    from hildanext.core.progress import InputShare
     from hildanext.datasets import OnProgress
 
 DATA = Path(__file__).parents[1] / "data"
@@ -30,6 +31,7 @@ EPILOG = """commands to paste:
   hildanext prepare --source jsonl --path posts.jsonl --set prepare.source.text_field=body --out data/posts
   hildanext prepare --source dolma --path 'dolma/v1_6/*.json.gz' --tokenizer qwen3-0.6b --out data/dolma --shard 0/8
   hildanext prepare --source huggingface --set prepare.source.dataset=roneneldan/TinyStories --out data/hub
+  hildanext prepare --source parent --parent smollm2-135m --prompts questions.txt --chat --out data/answers
   hildanext prepare --graphs rule:gsm8k --path gsm8k/train.jsonl --out data/gsm8k
   hildanext prepare --graphs json:teacher --path taught.jsonl --set graphs.field=links --out data/taught.jsonl
 
@@ -47,6 +49,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--source", metavar="NAME", help=_names("sources", "SOURCES"))
     parser.add_argument("--path", action="append", help="a file, a folder or a pattern; may be given several times")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="with --source parent: what it is asked, one per line (or a .jsonl file)"
+    )
+    parser.add_argument("--parent", metavar="MODEL", help="with --source parent: who writes (default tiny)")
+    parser.add_argument("--chat", action="store_true", help="with --prompts: a prompt is a question to the model")
     parser.add_argument("--out", metavar="FOLDER", help="where the shards go")
     parser.add_argument(
         "--tokenizer", metavar="MODEL", help="a model's name, folder, hub id or .gguf file (default tiny)"
@@ -70,13 +77,15 @@ def run(options: argparse.Namespace) -> int:
         return _graphs(options)
     from hildanext.stages.prepare import prepare_parts
 
+    if options.parent:
+        options.assignments.append(f"parent={options.parent}")
     shard = _shard(options.shard)
     section, context = open_stage(options, lambda section: _folded(section, options))
     if not options.out and "out" not in section:
         raise ConfigError("no output folder", "give --out FOLDER")
     started = time.perf_counter()
-    with _display(options.quiet) as (progress, seen):
-        for _, out, manifest in prepare_parts(section, context, shard, progress):
+    with _display(options.quiet) as (progress, seen, share):
+        for _, out, manifest in prepare_parts(section, context, shard, progress, share.reached):
             _print_part(out, manifest, seen["tokens"], time.perf_counter() - started)
             seen["tokens"], started = 0, time.perf_counter()
     return 0
@@ -128,12 +137,16 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     from hildanext.recipe import section_of
 
     source: dict[str, Any] = {"name": options.source} if options.source else {}
+    if options.prompts:
+        source["prompts"] = options.prompts
+    if options.chat:
+        source["chat"] = True
     if options.path:
         source["path"] = options.path[0] if len(options.path) == 1 else options.path
     parts = [name for name in ("train", "valid") if name in section]
     if source and parts:
         raise ConfigError(
-            f"--source and --path are one source, and the run's section 'prepare' has {' and '.join(parts)}",
+            f"--source and its flags are one source, and the run's section 'prepare' has {' and '.join(parts)}",
             f"leave them out, or write --set prepare.{parts[0]}.source.path=FILE",
         )
     if source or "source" in section:
@@ -153,14 +166,17 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _display(quiet: bool) -> Iterator[tuple["OnProgress", dict[str, int]]]:
-    """A line with documents, tokens and tokens/s; the mapping holds what was done in this process."""
+def _display(quiet: bool) -> Iterator[tuple["OnProgress", dict[str, int], "InputShare"]]:
+    """A line with documents, tokens, tokens/s and the time left; the mapping holds what was done in this process."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from hildanext.core.progress import InputShare
 
     seen = {"documents": 0, "tokens": 0}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(file=sys.stderr)
+    share = InputShare(None if quiet or console.is_terminal else console.print)
     begun = shown = time.perf_counter()
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as display:
         task = display.add_task("reading", total=None)
@@ -173,7 +189,9 @@ def _display(quiet: bool) -> Iterator[tuple["OnProgress", dict[str, int]]]:
             if now - shown > 0.2:
                 shown = now
                 speed = seen["tokens"] / (now - begun)
-                text = f"{seen['documents']:,} documents  {seen['tokens']:,} tokens  {speed:,.0f} tokens/s"
+                text = (
+                    f"{seen['documents']:,} documents  {seen['tokens']:,} tokens  {speed:,.0f} tokens/s{share.left()}"
+                )
                 display.update(task, description=text)
 
-        yield progress, seen
+        yield progress, seen, share

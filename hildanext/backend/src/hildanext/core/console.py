@@ -17,10 +17,11 @@ def wide_console() -> Console:
 
 
 def machine_line(result: Mapping[str, Any]) -> str:
-    """Device, dtype, threads, block size and versions in one line."""
-    ran_on, card = result["machine"], result["card"]
+    """Device, dtype, threads, block size (where blocks were decoded) and versions in one line."""
+    ran_on, card = result["machine"], result.get("card")
+    blocks = "" if card is None else f"block size {card['block_size']}, shift {card['shift']}, "
     return (
         f"{ran_on['device_name'] or ran_on['device']}, {ran_on['dtype']}, {ran_on['threads']} threads, "
-        f"block size {card['block_size']}, shift {card['shift']}, torch {ran_on['versions']['torch']}, "
+        f"{blocks}torch {ran_on['versions']['torch']}, "
         f"transformers {ran_on['versions']['transformers']}"
     )

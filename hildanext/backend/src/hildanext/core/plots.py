@@ -65,6 +65,7 @@ def training_plots(metrics: Metrics, folder: str | Path) -> list[Path]:
     drawers: dict[str, Callable[[Metrics], Figure | None]] = {
         "loss": loss_figure,
         "losses": parts_figure,
+        "drafts": drafts_figure,
         "masked_accuracy": accuracy_figure,
         "held_out": held_out_figure,
         "learning_rate": lambda lines: _curve_figure(lines, "learning_rate", "learning rate", smooth=False),
@@ -100,7 +101,7 @@ def parts_figure(metrics: Metrics) -> "Figure | None":
     """Each part of the loss over the run; parts have their own weights and are not comparable in height."""
     lines = _training(metrics, "losses")
     names = sorted({name for line in lines for name in line["losses"]})
-    if not names:
+    if not names or any("accuracy_by_place" in line for line in lines):  # those of places are in `drafts_figure`
         return None
     figure, axes = new_figure()
     shade_phases(axes, metrics)
@@ -113,6 +114,28 @@ def parts_figure(metrics: Metrics) -> "Figure | None":
     _limit(axes, everything)
     axes.set_ylabel("nats per maskable token")
     _finish(figure, axes, "Parts of the loss (weighted, smoothed)")
+    return figure
+
+
+def drafts_figure(metrics: Metrics) -> "Figure | None":
+    """The loss of each place of a group, and below it the tokens that a forward gives on held-out text."""
+    lines, measured = _training(metrics, "accuracy_by_place"), _of_kind(metrics, "eval", "tokens_per_forward")
+    if not lines:
+        return None
+    figure, ((above,), (below,)) = new_grid(2, 1, 8.0, 5.2)
+    names = sorted({name for line in lines for name in line["losses"]})
+    for colour, name in zip(_colours(), names, strict=False):
+        present = [line for line in lines if line["losses"].get(name) is not None]
+        values = smoothed([float(line["losses"][name]) for line in present])
+        label = name.replace("place_", "place ")
+        above.plot(_column(present, "mask_positions"), values, color=colour, label=label)
+    above.set_ylabel("nats per mask")
+    masks, gains = _column(measured, "mask_positions"), _column(measured, "tokens_per_forward")
+    below.plot(masks, gains, color=INK, marker="o", markersize=4, label="tokens per forward, held out")
+    below.set_ylabel("tokens per forward, greedy")
+    _finish(figure, below, "", "masks learnt from")
+    above.set_title("Drafts by their place (smoothed), and what they give", loc="left", fontsize=11, color=INK)
+    above.legend(fontsize=8.5, frameon=False, ncols=4)
     return figure
 
 
@@ -330,9 +353,9 @@ def _style(axes: "Axes") -> None:
     axes.tick_params(colors=INK, labelsize=8.5)
 
 
-def _finish(figure: "Figure", axes: "Axes", title: str) -> None:
+def _finish(figure: "Figure", axes: "Axes", title: str, over: str = "data tokens") -> None:
     axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.set_xlabel("data tokens")
+    axes.set_xlabel(over)
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     handles, labels = axes.get_legend_handles_labels()
     if handles:

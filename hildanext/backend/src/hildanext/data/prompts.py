@@ -35,12 +35,12 @@ class Prompt:
         return {**record, "messages": [{"role": role, "content": content} for role, content in self.messages]}
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a text file (one per line) or of a `.jsonl` file.
+def read_prompts(path: str | Path, field: str = "prompt") -> list[Prompt]:
+    """The prompts of a text file (one per line) or of a `.jsonl` file, where `field` holds the text.
 
     A line ends at a line feed, with or without a carriage return before it; other breaks stay inside a prompt. A
     byte-order mark at the start is dropped. Blank lines are no prompts; they are counted in the log. A line of JSON is
-    a string, or an object with `prompt` (text) or `messages` (of role and content), and maybe an `id`; other keys are
+    a string, or an object with `field` (text) or `messages` (of role and content), and maybe an `id`; other keys are
     left alone where they do not belong into what the model reads. Raises `DataError` with the line's number.
     """
     path = Path(path)
@@ -57,13 +57,13 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if len(lines) < len(everything):
         logger.warning("%s: blank lines skipped: %d", path, len(everything) - len(lines))
     if path.suffix == ".jsonl":
-        return [_parsed(path, number, line) for number, line in lines]
+        return [_parsed(path, number, line, field) for number, line in lines]
     return [Prompt(number, text=line) for number, line in lines]
 
 
-def _parsed(path: Path, number: int, line: str) -> Prompt:
+def _parsed(path: Path, number: int, line: str, field: str) -> Prompt:
     def wrong(what: str) -> DataError:
-        return DataError(f"{path} line {number}: {what}", 'write "text", {"prompt": ...} or {"messages": [...]}')
+        return DataError(f"{path} line {number}: {what}", f'write "text", {{"{field}": ...}} or {{"messages": [...]}}')
 
     try:
         value = parse(line)
@@ -71,18 +71,18 @@ def _parsed(path: Path, number: int, line: str) -> Prompt:
         raise wrong(f"no JSON ({problem.detail})" if problem.kind == BROKEN else str(problem)) from None
     if isinstance(value, str):
         return Prompt(number, text=value)
-    if not isinstance(value, Mapping) or ("prompt" in value) == ("messages" in value):
-        raise wrong("one of prompt and messages is needed")
+    if not isinstance(value, Mapping) or (field in value) == ("messages" in value):
+        raise wrong(f"one of {field} and messages is needed")
     unread = unread_key(value, (*OF_RECORDS, "system"))
     if unread is not None:
         raise wrong(f"nobody reads {unread!r}; a system's turn belongs into messages")
     name = value.get("id")
     if name is not None and not isinstance(name, str | int):
         raise wrong("id is neither text nor a whole number")
-    if "prompt" in value:
-        if not isinstance(value["prompt"], str):
-            raise wrong("prompt is no text")
-        return Prompt(number, text=value["prompt"], id=name)
+    if field in value:
+        if not isinstance(value[field], str):
+            raise wrong(f"{field} is no text")
+        return Prompt(number, text=value[field], id=name)
     messages = value["messages"]
     if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
         raise wrong(f"messages is no list of role ({', '.join(ROLES)}) and content")

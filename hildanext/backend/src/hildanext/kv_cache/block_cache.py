@@ -42,10 +42,18 @@ class BlockCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         debug: bool = False,
+        slots_first: int | None = None,
     ) -> None:
-        shape = (layers, kv_heads, capacity, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        """`slots_first` lays memory out as [layers slots kv_heads head_dim], zeroed, for a multiple of so many slots,
+        which is how runtimes other than torch look at it; the shape stays as it is."""
+        if slots_first is None:
+            shape = (layers, kv_heads, capacity, head_dim)
+            self.keys = torch.empty(shape, dtype=dtype, device=device)
+            self.values = torch.empty(shape, dtype=dtype, device=device)
+        else:
+            shape = (layers, -(-capacity // slots_first) * slots_first, kv_heads, head_dim)
+            self.keys = torch.zeros(shape, dtype=dtype, device=device)[:, :capacity].transpose(1, 2)
+            self.values = torch.zeros(shape, dtype=dtype, device=device)[:, :capacity].transpose(1, 2)
         self.block_size = block_size
         self.clean_mask = clean_mask
         self.length = 0

@@ -8,6 +8,8 @@ from typing import Any
 from hildanext.core.errors import ConfigError, ModelError
 from hildanext.core.run_dir import expand_home
 from hildanext.corruption.input_layout import WORTH_WHILE, layout_of
+from hildanext.drafts_stage0 import KeepConfig, keeps_parent
+from hildanext.drafts_stage0 import check as check_kept
 from hildanext.losses import make_losses
 from hildanext.memory_plan.architecture import Architecture, find_architecture
 from hildanext.memory_plan.layer import FLOAT, Feed, Learning
@@ -42,13 +44,40 @@ class Question:
 
 def convert_question(section: Mapping[str, Any], data: Mapping[str, Any], machine: Machine) -> Question:
     """Raises `ConfigError` for sections that `convert` would refuse, `ModelError` for an unknown parent."""
-    config, rows = check_convert(section, {"train": "", "valid": "", **data})
+    data = {"train": "", "valid": "", **data}
+    if keeps_parent(section):
+        return _kept_question(*check_kept(section, data), machine)
+    config, rows = check_convert({name: value for name, value in section.items() if name != "keep_parent"}, data)
     shape = find_architecture(config.parent)
     feeds = [_rows_fed(config, rows, block) for block in sorted({block_phase.block_size for block_phase in config.wsd})]
     several = config.complementary or config.turns > 1
     cases = tuple(_case(shape, feed, config, machine, several) for feed in feeds)
     limit = config.train.max_vram_fraction
     return Question("convert", cases, None, limit, config.block_size, assumes=("rows without padding",))
+
+
+def _kept_question(config: KeepConfig, rows: DataConfig, machine: Machine) -> Question:
+    """Of a parent that stays: mask rows alone are trained, beside what is kept of the clean ones."""
+    shape, train, drafts = find_architecture(config.parent), config.train, config.drafts
+    narrow, places, clean = narrow_bytes(train, machine), drafts.places, train.batch_size * rows.sequence_length
+    masks = drafts.loss.groups * places
+    case = Case(
+        shape=shape,
+        feed=Feed(train.batch_size, masks, 0, places, False),
+        how=Learning(narrow, drafts.lora.rank, drafts.lora.targets, config.quantize is not None),
+        chunk=train.chunk,
+        supervised=train.batch_size * masks,
+        teacher="own",
+        eight_bit=train.optimizer == "adamw8bit",
+        recompute=train.gradient_checkpointing,
+        resting=train.offload is not None,
+        several=train.accumulate > 1,
+        on_cpu=machine.on_cpu,
+        frozen=narrow,
+        kept=clean * (2 * shape.key * (shape.layers - drafts.enter) + 2 * shape.hidden) * narrow,
+    )
+    assumes = ("the parent stays: mask rows alone are trained, counted as if all layers had them",)
+    return Question("convert", (case,), None, train.max_vram_fraction, places, assumes)
 
 
 def _rows_fed(config: ConvertConfig, rows: DataConfig, block: int) -> Feed:

@@ -55,6 +55,10 @@ class Case:
     several: bool = False
     """More than one backward pass in a step, so that gradients exist during the later ones."""
     on_cpu: bool = False
+    frozen: int = FLOAT
+    """Bytes of a number of the weights that lie there."""
+    kept: int = 0
+    """Bytes of keys, values and states that are there before the forward: of clean rows that run without gradients."""
 
     @property
     def learning(self) -> int:
@@ -112,12 +116,12 @@ def _largest(moments: Iterable[dict[str, int]]) -> dict[str, int]:
 def _standing(case: Case) -> dict[str, int]:
     """What lies there through the whole step."""
     shape, how = case.shape, case.how
-    weights = weights_bytes(shape, how.packed)
+    weights = weights_bytes(shape, how.packed, case.frozen)
     if how.rank is not None:
         weights += case.learning * FLOAT
     states = int(case.learning * (EIGHT_BIT if case.eight_bit else 2 * FLOAT))
     teacher = weights_bytes(shape, False, how.narrow) if case.teacher == "copy" else 0
-    return {"weights": weights, "optimizer": states, "teacher": teacher}
+    return {"weights": weights, "optimizer": states, "teacher": teacher, "attention": case.kept}
 
 
 def _kept(case: Case, layers: int) -> dict[str, int]:

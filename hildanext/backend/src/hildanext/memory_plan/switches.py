@@ -63,7 +63,7 @@ def _nf4(case: Case) -> Case | None:
 def _half(case: Case) -> Case | None:
     feed = case.feed
     blocks = max(feed.clean, feed.noisy) // feed.block
-    if blocks < 2 or blocks % 2:
+    if blocks < 2 or blocks % 2 or case.kept:
         return None
     return replace(
         case, feed=replace(feed, noisy=feed.noisy // 2, clean=feed.clean // 2), supervised=case.supervised // 2

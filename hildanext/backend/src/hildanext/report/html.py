@@ -53,6 +53,8 @@ CAPTIONS = {
     "loss": "Training loss (nats per maskable token) with the phases shaded and the block size as steps. Losses at "
     "different block sizes are different problems: a larger block is a harder one. Points are the held-out bound.",
     "losses": "The parts of the loss with their weights; their heights are not comparable with each other.",
+    "drafts": "A parent that stays: the loss of each place of a group of masks, and below it the tokens that a forward "
+    "gives on held-out text when drafts stand behind every token (1 + the drafts that the parent keeps).",
     "masked_accuracy": "Share of masked tokens whose most likely prediction was right, by noise level t.",
     "held_out": "On held-out rows: masked tokens whose most likely prediction was right; of random wrong tokens among "
     "right ones, those that a forward with tau_edit 0 would mend; of the right ones, those that it would leave alone.",
@@ -113,7 +115,11 @@ def _page(title: str, body: str) -> str:
 def _head(title: str, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     card = evaluation.get("card", {})
     parent = escape(str(card.get("parent") or record.get("config", {}).get("parent", "")))
-    origin = f"The autoregressive model <b>{parent}</b> became an editable diffusion language model. " if parent else ""
+    keeps = record.get("config", {}).get("convert", {}).get("keep_parent")
+    became = (
+        "stays as it is and got adapters that draft for it" if keeps else "became an editable diffusion language model"
+    )
+    origin = f"The autoregressive model <b>{parent}</b> {became}. " if parent else ""
     alignment = "parent" if card.get("shift") == "left" else "block"
     how = f"Alignment {alignment}, block size {card['block_size']}. " if card else ""
     version = escape(str(record.get("hildanext", "")))

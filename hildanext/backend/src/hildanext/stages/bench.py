@@ -25,11 +25,12 @@ logger = logging.getLogger(__name__)
 
 @config
 class BenchConfig:
-    """What is measured. `decode`, `engine`, `train` and `answers` hold the knobs of the measurements."""
+    """What is measured. The sections named as the choices of `what` hold the knobs of the measurements."""
 
-    what: Literal["decode", "engine", "train", "answers"] = "decode"
+    what: Literal["decode", "engine", "train", "answers", "exact", "peers"] = "decode"
     model: str | None = None
-    """A diffusion checkpoint, or an autoregressive model; None is the one an earlier stage made."""
+    """A diffusion checkpoint, or an autoregressive model; None is the one an earlier stage made. Of exact decoding and
+    its peers: draft adapters."""
     parent: str | None = None
     """The autoregressive model beside it while decoding, "" for none; None is the run's, else the card's."""
     alignment: Literal["block", "parent"] = "parent"
@@ -40,6 +41,8 @@ class BenchConfig:
     engine: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     answers: dict[str, Any] = Field(default_factory=dict)
+    exact: dict[str, Any] = Field(default_factory=dict)
+    peers: dict[str, Any] = Field(default_factory=dict)
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
@@ -71,6 +74,12 @@ def measure(
     if what in ("train", "answers"):
         runtime = replace(runtime, dtype="fp32")  # as in training, whose steps autocast
     name = settings.model if settings.model is not None else str(context.outcome("model"))
+    if what in ("exact", "peers"):
+        from hildanext.bench import exact_report
+
+        beside = settings.parent if settings.parent is not None else context.parent
+        compared = speed.measure(name, beside, runtime, knobs, what == "peers", say)
+        return {"model": name, **compared}, exact_report.tables(compared)
     opened = open_model(name, runtime, settings.alignment, settings.block_size, say)
     measured: list[Any] = [opened.model]
     if what in ("answers", "engine"):
@@ -84,13 +93,15 @@ def measure(
 
 def _knobs(what: str, section: Mapping[str, Any], context: StageContext) -> tuple[Any, Any]:
     """The module that measures it, and its knobs. Raises `ConfigError`."""
-    from hildanext.bench import answer_speed, decode_speed, engine_speed, train_speed
+    from hildanext.bench import answer_speed, decode_speed, engine_speed, exact_speed, train_speed
 
     modules: dict[str, tuple[Any, type[Any]]] = {
         "decode": (decode_speed, decode_speed.DecodeSpeedConfig),
         "engine": (engine_speed, engine_speed.EngineSpeedConfig),
         "train": (train_speed, train_speed.TrainSpeedConfig),
         "answers": (answer_speed, answer_speed.AnswerSpeedConfig),
+        "exact": (exact_speed, exact_speed.ExactSpeedConfig),
+        "peers": (exact_speed, exact_speed.ExactSpeedConfig),
     }
     module, kind = modules[what]
     usual: dict[str, Any] = {"seed": context.seed}

@@ -1,8 +1,9 @@
 """Text, or the parent's own samples, to packed shards: `train` and `valid` below the stage's folder."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +12,21 @@ from pydantic import Field
 
 from hildanext.core.config import Seed, config, merge, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.progress import InputShare
 from hildanext.core.registry import build
 from hildanext.data.sources import SOURCES
 from hildanext.recipe import StageContext
+from hildanext.stages.parent_answers import answers, asks, identified, read_asked
 
 if TYPE_CHECKING:
-    from hildanext.datasets import OnProgress, PrepareConfig
+    from hildanext.ar import Parent
+    from hildanext.datasets import OnProgress, OnShare, PrepareConfig
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "valid")
 SEED_OF = {"train": 0, "valid": 1}
 """Added to the run's seed where a part's samples name none, so that none is held out that is also trained on."""
-OpenDocuments = Callable[[int], Iterator[Sequence[int]]]
-"""Number of documents that are done already -> those after them."""
 
 
 @config
@@ -47,7 +49,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     for part in parts.values():
         settings = validate(PrepareConfig, part, where=context.key)
         if settings.source.get("name") == "parent":
-            _samples(settings.source)
+            (read_asked if asks(settings.source) else _samples)(settings.source)
         else:
             build("source", SOURCES, settings.source)
     if len({str(Path(part["out"]).resolve()) for part in parts.values()}) < len(parts):
@@ -57,7 +59,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Prepare each part. A part that is whole is not done again, and a half one goes on."""
     outcome: dict[str, Any] = {}
-    for name, out, manifest in prepare_parts(section, context):
+    for name, out, manifest in prepare_parts(section, context, reached=InputShare(logger.info).reached):
         outcome[name] = out
         outcome[f"{name}_tokens"], outcome[f"{name}_documents"] = manifest["tokens"], manifest["documents"]
         logger.info("%s: %s documents, %s tokens", name, f"{manifest['documents']:,}", f"{manifest['tokens']:,}")
@@ -69,20 +71,23 @@ def prepare_parts(
     context: StageContext,
     shard: tuple[int, int] = (0, 1),
     progress: "OnProgress | None" = None,
+    reached: "OnShare | None" = None,
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, folder and manifest of each part, as soon as it is whole."""
     from hildanext.datasets import prepare
 
     for name, part in _parts(section, context).items():
-        settings, tokenizer, documents = _open_part(name, part, section.get("tokenizer"), context)
-        yield name, settings.out, prepare(settings, tokenizer, shard, documents, progress)
+        settings, tokenizer, written = _open_part(name, part, section.get("tokenizer"), context)
+        if "answers" in written and shard != (0, 1):
+            raise ConfigError("--shard with prompts", "one process answers them; leave it out")
+        yield name, settings.out, prepare(settings, tokenizer, shard, progress=progress, reached=reached, **written)
 
 
 def _open_part(
     name: str, part: Mapping[str, Any], tokenizer_name: str | None, context: StageContext
-) -> "tuple[PrepareConfig, Any, OpenDocuments | None]":
-    """What `prepare` is called with for a part: its knobs, its tokenizer (None: the parent's), and where its documents
-    are drawn from the parent those. Raises `ConfigError`, or `ModelError` for a model that is not there."""
+) -> "tuple[PrepareConfig, Any, dict[str, Any]]":
+    """What `prepare` is called with for a part: its knobs, its tokenizer (None: the parent's), and what the parent
+    writes, where it does. Raises `ConfigError`, or `ModelError` for a model that is not there."""
     from hildanext.datasets import PrepareConfig
     from hildanext.models.loading.names import locate
 
@@ -90,9 +95,27 @@ def _open_part(
     if settings.source.get("name") == "parent":
         seed = context.seed + SEED_OF[name]
         source = {**({"seed": seed} if seed else {}), **settings.source}
-        tokenizer, documents = _from_parent(source, context)
-        return replace(settings, source=_identified(source, context.start)), tokenizer, documents
-    return settings, load_tokenizer(locate(tokenizer_name or context.start)), None
+        facts = _parent_facts(context.start)
+        if asks(source):
+            asked = read_asked(source)
+            parent = _open_parent(context)
+            whole = replace(settings, source=identified(*asked, facts), add_bos=False, add_eos=False)
+            return (
+                whole,
+                parent.tokenizer,
+                {
+                    "answers": partial(answers, *asked, parent, Path(settings.out)),
+                    "total": len(asked[1]),
+                },
+            )
+        parent, wanted = _open_parent(context), _samples(source)
+        documents = partial(_drawn, parent, wanted)
+        return (
+            replace(settings, source={**source, **facts}),
+            parent.tokenizer,
+            {"documents": documents, "total": wanted.documents},
+        )
+    return settings, load_tokenizer(locate(tokenizer_name or context.start)), {}
 
 
 def load_tokenizer(place: Path) -> Any:
@@ -125,33 +148,34 @@ def _samples(source: Mapping[str, Any]) -> ParentSamples:
     return validate(ParentSamples, {key: value for key, value in source.items() if key != "name"}, "source parent")
 
 
-def _identified(source: Mapping[str, Any], parent: str) -> dict[str, Any]:
-    """The source with the parent's name and weights in it, or samples of one parent would pass for another's."""
+def _parent_facts(parent: str) -> dict[str, Any]:
+    """The parent's name and weights, without which samples of one parent would pass for another's."""
     from hildanext.models.loading.files import weights_hash
     from hildanext.models.loading.names import locate
     from hildanext.models.start import public_name
 
-    return {**source, "parent": public_name(parent), "weights": weights_hash(locate(parent))}
+    return {"parent": public_name(parent), "weights": weights_hash(locate(parent))}
 
 
-def _from_parent(source: Mapping[str, Any], context: StageContext) -> tuple[Any, OpenDocuments]:
-    from hildanext.ar import Parent, sample_documents
+def _open_parent(context: StageContext) -> "Parent":
+    from hildanext.ar import Parent
     from hildanext.models.loading.load import load_parent
 
     device, dtype = context.open_device()
-    causal_lm, tokenizer = load_parent(context.start, dtype, device)
-    parent, wanted = Parent(causal_lm, tokenizer), _samples(source)
+    return Parent(*load_parent(context.start, dtype, device))
 
-    def documents(skip: int) -> Iterator[Sequence[int]]:
-        drawn = sample_documents(
-            parent,
-            wanted.documents,
-            wanted.max_tokens,
-            wanted.seed,
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            batch_size=wanted.batch_size,
-        )
-        return islice(drawn, skip, None)
 
-    return tokenizer, documents
+def _drawn(parent: "Parent", wanted: ParentSamples, skip: int) -> Iterator[Sequence[int]]:
+    """Documents of the parent's own; those that are done already are drawn again and left out."""
+    from hildanext.ar import sample_documents
+
+    drawn = sample_documents(
+        parent,
+        wanted.documents,
+        wanted.max_tokens,
+        wanted.seed,
+        temperature=wanted.temperature,
+        top_p=wanted.top_p,
+        batch_size=wanted.batch_size,
+    )
+    return islice(drawn, skip, None)

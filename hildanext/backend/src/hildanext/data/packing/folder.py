@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,15 +12,28 @@ from hildanext.core.json_text import BadJson, parse
 
 MANIFEST = "manifest.json"
 FORMAT = "hildanext-shards-1"
-TOKENS, OFFSETS = "<u4", "<u8"
+TOKENS, OFFSETS, STARTS = "<u4", "<u8", "<u4"
+ANSWERS = "answers"
+"""Setting of a folder whose documents are prompts and answers: each says where its answer begins."""
 
 
 def part_name(part: int, parts: int) -> str:
     return f"part-{part:05d}-of-{parts:05d}"
 
 
-def shard_names(number: int) -> tuple[str, str]:
-    return f"shard-{number:05d}.tokens.u32", f"shard-{number:05d}.offsets.u64"
+def shard_names(number: int, answers: bool = False) -> tuple[str, ...]:
+    names = (f"shard-{number:05d}.tokens.u32", f"shard-{number:05d}.offsets.u64")
+    return (*names, f"shard-{number:05d}.starts.u32") if answers else names
+
+
+class Shard(NamedTuple):
+    """Memory maps of one."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    """Where each document begins, and where the last one ends."""
+    starts: np.ndarray | None
+    """Of each document, how many of its tokens are given and not learnt; None where all are learnt."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -81,11 +94,12 @@ def open_manifests(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     return manifests
 
 
-def open_shards(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Memory maps of each shard's tokens and offsets. Raises `DataError` for one that is not what was written."""
+def open_shards(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Iterator[Shard]:
+    """Memory maps of each shard. Raises `DataError` for one that is not what was written."""
+    answers = bool(manifest["settings"].get(ANSWERS))
     for number, entry in enumerate(manifest["shards"]):
-        sizes = (4 * entry["tokens"], 8 * (entry["documents"] + 1))
-        for name, size in zip(shard_names(number), sizes, strict=True):
+        sizes = (4 * entry["tokens"], 8 * (entry["documents"] + 1), 4 * entry["documents"])
+        for name, size in zip(shard_names(number, answers), sizes, strict=False):
             file = folder / name
             if not file.is_file() or file.stat().st_size != size:
                 raise DataError(
@@ -95,8 +109,9 @@ def open_shards(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Iter
                 raise DataError(
                     f"{str(file)!r} is not what was written (its hash differs)", f"delete {folder} and prepare it again"
                 )
-        tokens, offsets = (folder / name for name in shard_names(number))
-        yield np.memmap(tokens, TOKENS, "r"), np.memmap(offsets, OFFSETS, "r")
+        maps = zip(shard_names(number, answers), (TOKENS, OFFSETS, STARTS), strict=False)
+        tokens, offsets, *starts = (np.memmap(folder / name, kind, "r") for name, kind in maps)
+        yield Shard(tokens, offsets, starts[0] if starts else None)
 
 
 def sha256(path: Path) -> str:

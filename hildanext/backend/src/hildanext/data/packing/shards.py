@@ -18,7 +18,15 @@ import numpy as np
 from hildanext.core.errors import DataError
 from hildanext.core.json_text import BadJson, parse
 from hildanext.core.run_dir import disk_errors, write_atomically
-from hildanext.data.packing.folder import MANIFEST, OFFSETS, TOKENS, refuse_other_settings, shard_names
+from hildanext.data.packing.folder import (
+    ANSWERS,
+    MANIFEST,
+    OFFSETS,
+    STARTS,
+    TOKENS,
+    refuse_other_settings,
+    shard_names,
+)
 
 try:
     import fcntl
@@ -67,7 +75,9 @@ class ShardWriter:
         self.folder, self.settings = folder, settings
         self.shard_tokens, self.vocab_size = shard_tokens, vocab_size
         self.shards: list[dict[str, Any]] = []
+        self.answers = bool(settings.get(ANSWERS))
         self._pieces: list[np.ndarray] = []
+        self._starts: list[int] = []
         self._held = 0
 
     @property
@@ -82,7 +92,7 @@ class ShardWriter:
         if entries:
             refuse_other_settings(self.folder, entries[0], self.settings)
         self.shards = [entry["shard"] for entry in entries[1:]]
-        known = {name for number in range(len(self.shards)) for name in shard_names(number)}
+        known = {name for number in range(len(self.shards)) for name in shard_names(number, self.answers)}
         for file in {*self.folder.glob("shard-*"), *self.folder.glob("*.tmp-*")}:
             if file.name not in known:
                 file.unlink()
@@ -93,8 +103,9 @@ class ShardWriter:
         file_index, offset, record = entries[-1]["cursor"]
         return Progress((file_index, offset, record), entries[-1]["report"])
 
-    def add(self, tokens: Sequence[int] | np.ndarray, where: str) -> bool:
-        """Take one document; True when the shard is full and wants `close_shard`.
+    def add(self, tokens: Sequence[int] | np.ndarray, where: str, start: int = 0) -> bool:
+        """Take one document, of which `start` tokens are not learnt; True when the shard is full and wants
+        `close_shard`.
 
         Raises `DataError` for an id outside the vocabulary: ids are never wrapped.
         """
@@ -106,6 +117,7 @@ class ShardWriter:
                 "the documents were made with another tokenizer; give the tokenizer that made them",
             )
         self._pieces.append(ids.astype(TOKENS))
+        self._starts.append(start)
         self._held += ids.size
         return self._held >= self.shard_tokens
 
@@ -116,7 +128,8 @@ class ShardWriter:
         tokens = np.concatenate(self._pieces)
         offsets = np.cumsum([0, *map(len, self._pieces)]).astype(OFFSETS)
         entry: dict[str, Any] = {"tokens": int(tokens.size), "documents": len(self._pieces), "sha256": {}}
-        for name, array in zip(shard_names(len(self.shards)), (tokens, offsets), strict=True):
+        arrays = (tokens, offsets, np.array(self._starts, dtype=STARTS))
+        for name, array in zip(shard_names(len(self.shards), self.answers), arrays, strict=False):
             data = array.tobytes()
             entry["sha256"][name] = hashlib.sha256(data).hexdigest()
             write_atomically(self.folder / name, data)
@@ -125,7 +138,7 @@ class ShardWriter:
             stream.flush()
             os.fsync(stream.fileno())
         self.shards.append(entry)
-        self._pieces, self._held = [], 0
+        self._pieces, self._starts, self._held = [], [], 0
 
     def finish(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, then drop the journal: a folder with a manifest is whole."""

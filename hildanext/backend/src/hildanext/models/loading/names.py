@@ -90,7 +90,7 @@ def locate_drafts(name: str) -> Path:
     path = expand_home(name)
     if path.is_dir():
         return path
-    raise ModelError(f"no draft adapters {name!r}", "give a folder that `save_drafts` wrote")
+    raise ModelError(f"no draft adapters {name!r}", "give the folder that convert wrote (keep_parent), or 'tiny'")
 
 
 def refuse_run(folder: Path) -> None:

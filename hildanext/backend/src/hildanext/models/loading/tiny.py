@@ -1,6 +1,7 @@
-"""The embedded pair: a small autoregressive model and its diffusion twin, shipped as package data.
+"""The embedded pair: a small autoregressive model and its diffusion twin, shipped as package data with adapters that
+draft for the first.
 
-`scripts/train_tiny.py` makes both.
+`scripts/train_tiny.py` makes all three.
 """
 
 from importlib.resources import files

@@ -1,0 +1,1 @@
+"""Networks that something else than torch computes."""
