@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from transformers import GenerationConfig
 
 from hildanext.ar import Parent
 from hildanext.core.runtime import RuntimeConfig
-from hildanext.decoding import MODES, make_decoder
+from hildanext.decoding import DECODERS, MODES, make_decoder
 from hildanext.decoding.base import run
 from hildanext.decoding.exact.expected import Placement
 from hildanext.decoding.exact.network import Network, network_of
@@ -26,6 +26,7 @@ from hildanext.decoding.state import DecodeState
 from hildanext.exact import LoadedDrafter, placing_for
 from hildanext.inference import eos_ids
 from hildanext.models.draft_card import DraftCard
+from hildanext.models.draft_checkpoint import load_drafts
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
 
@@ -260,7 +261,7 @@ class SamePlacing(Placing):
 class _NewRow:
     """A row that has shown nothing yet, as `Placing` looks at one."""
 
-    forwards, offered, confirmed = 0, (), ()
+    forwards, offered, confirmed, placement = 0, (), (), None
 
 
 class _Clock:
@@ -302,7 +303,16 @@ def _torch_network(opened: Opened, weights: str) -> Network:
     return network_of(opened.loaded.drafter)
 
 
-RUNTIMES: dict[str, Callable[[Opened, str], Network]] = {"torch": _torch_network}
+def _onnx_network(opened: Opened, weights: str) -> Network:
+    from hildanext.export.network_weights import weights_of
+    from hildanext.runtimes.onnx_network import OnnxNetwork  # onnxruntime and onnx are an extra
+
+    drafter, *_ = load_drafts(opened.settings.model, torch.float32, "cpu", opened.settings.parent)
+    network = OnnxNetwork(weights_of(drafter), drafter.causal_lm, weights, torch.get_num_threads())
+    return cast(Network, network)
+
+
+RUNTIMES: dict[str, Callable[[Opened, str], Network]] = {"torch": _torch_network, "onnx": _onnx_network}
 """How a runtime opens a network of the named weights."""
 DRAFTERS = {"ngram": "ngram", "adapters": "adapters", "both": "ngram + adapters"}
 
@@ -316,7 +326,7 @@ def own_ways(opened: Opened, weights_of: Mapping[str, Sequence[str]]) -> list[Wa
         *_exact_ways("torch", dtype, opened.runtime.dtype in (torch.bfloat16, torch.float16)),
     ]
     if opened.settings.diffusion is not None:
-        ways += [Way(f"blocks, {mode}", "torch", dtype, "blocks") for mode in MODES]
+        ways += [Way(f"blocks, {mode}", "torch", dtype, "blocks") for mode in MODES if MODES[mode]["name"] in DECODERS]
     for runtime, every in weights_of.items():
         for weights in every:
             ways.append(Way("parent", runtime, weights, "exact"))
