@@ -29,6 +29,7 @@ def load_model(
     threads: int | None = None,
     mode: str | None = None,
     parent: str | None = None,
+    runtime: str = "auto",
 ) -> LoadedModel | LoadedDrafter:
     """A model with its tokenizer: `tiny` (inside the package) or a folder.
 
@@ -36,13 +37,13 @@ def load_model(
     names it where it is not where the adapters' card says, and by its own name it drafts from the text alone.
     Raises `ConfigError`, `UnknownChoice`, `ModelError` or `CheckpointError`, each with what to do about it.
     """
-    runtime = RuntimeConfig(device=device, dtype=dtype, threads=threads)
+    asked = RuntimeConfig(device=device, dtype=dtype, threads=threads, runtime=runtime)
     exact = mode is not None and mode_name(mode) in EXACT
     if exact or (mode is None and name != "tiny" and holds_drafts(name)):
-        return LoadedDrafter.open(name, runtime, parent, adapters=False)
+        return LoadedDrafter.open(name, asked, parent, adapters=False)
     if parent is not None:
         raise ConfigError("parent is about draft adapters", 'add mode="exact", or leave it out')
-    return LoadedModel.open(name, runtime)
+    return LoadedModel.open(name, asked)
 
 
 def open_for(

@@ -158,7 +158,7 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
     config = generation_config(settings, context, trace=options.trace is not None)
     return Generation(
         prompts, modes, config, settings.model, options.parent, settings.drafts, settings.chat, options.system,
-        settings.special_tokens_in_text, context.runtime,
+        settings.special_tokens_in_text, context.runtime_config,
     )  # fmt: skip
 
 

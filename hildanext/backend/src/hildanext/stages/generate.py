@@ -95,7 +95,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     if settings.prompts_file is None:
         return _samples(settings, context, name)
-    opened = LoadedModel.open(name, context.runtime)
+    opened = LoadedModel.open(name, context.runtime_config)
     together, decoders = generation_config(settings, context), _decoders(settings, context)
     prompts, model, tokenizer = settings.prompts_file, opened.model, opened.tokenizer
     asked = (settings.chat, settings.special_tokens_in_text)
@@ -150,7 +150,7 @@ def _samples(settings: SampleConfig, context: StageContext, name: str) -> dict[s
     for mode, section in decoder_sections(settings, context).items():
         model = settings.drafts if section["name"] == "exact" and settings.drafts is not None else name
         if model not in opened:
-            opened[model] = open_for(section, model, context.runtime, settings.parent or None)
+            opened[model] = open_for(section, model, context.runtime_config, settings.parent or None)
         samples += _written(settings, opened[model], mode, section, generation)
     first = next(iter(opened.values()))
     parent, missing = _parent(settings, context, first)
