@@ -1,6 +1,7 @@
 """Exact decoding writes what the parent writes: verdicts, caches, ends, in every setting and on every road."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -180,6 +181,14 @@ def test_without_a_gradient_adapters_say_what_they_say_in_training(dtype: torch.
         assert not torch.equal(got[:, clean:], base(rows)[:, clean:])
 
 
+def _counting(drafter: Drafter, made: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        made.append(1)
+        return drafter.logits(hidden)
+
+    return logits
+
+
 @pytest.mark.parametrize("placement", [last_point(3), all_points(2), all_points(3)])
 def test_one_pass_of_the_head_and_two_say_the_same(placement: Placement, monkeypatch: pytest.MonkeyPatch) -> None:
     drafter, drafted = trained(), []
@@ -187,7 +196,7 @@ def test_one_pass_of_the_head_and_two_say_the_same(placement: Placement, monkeyp
         monkeypatch.setattr(network, "UNREAD", unread)
         state, row = started(drafter, Always(placement), PROMPTS[0], 24)
         made: list[int] = []
-        monkeypatch.setattr(state.network, "logits", lambda hidden: made.append(1) or drafter.logits(hidden))
+        monkeypatch.setattr(state.network, "logits", _counting(drafter, made))
         seen = []
         while state.rows:
             state.step()

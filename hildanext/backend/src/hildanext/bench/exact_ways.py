@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import GenerationConfig
@@ -26,7 +26,6 @@ from hildanext.decoding.state import DecodeState
 from hildanext.exact import LoadedDrafter, placing_for
 from hildanext.inference import eos_ids
 from hildanext.models.draft_card import DraftCard
-from hildanext.models.draft_checkpoint import load_drafts
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
 
@@ -304,12 +303,11 @@ def _torch_network(opened: Opened, weights: str) -> Network:
 
 
 def _onnx_network(opened: Opened, weights: str) -> Network:
-    from hildanext.export.network_weights import weights_of
-    from hildanext.runtimes.onnx_network import OnnxNetwork  # onnxruntime and onnx are an extra
+    from hildanext.runtimes.onnx_open import open_onnx  # onnxruntime and onnx are an extra
 
-    drafter, *_ = load_drafts(opened.settings.model, torch.float32, "cpu", opened.settings.parent)
-    network = OnnxNetwork(weights_of(drafter), drafter.causal_lm, weights, torch.get_num_threads())
-    return cast(Network, network)
+    settings = opened.settings
+    asked = replace(settings.runtime, device="cpu", dtype=weights, runtime="onnx")
+    return open_onnx(settings.model, asked, settings.parent).network
 
 
 RUNTIMES: dict[str, Callable[[Opened, str], Network]] = {"torch": _torch_network, "onnx": _onnx_network}
