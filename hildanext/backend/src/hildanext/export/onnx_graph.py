@@ -45,6 +45,8 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self._quantized: dict[str, tuple[str, str]] = {}
+        self._even: dict[str, str] = {}
+        self._sums: dict[str, str] = {}
 
     def node(
         self, op: str, inputs: list[str], outputs: int | list[str] = 1, domain: str = "", **attributes: Any
@@ -63,34 +65,84 @@ class _Builder:
     def shape(self, *sizes: int) -> str:
         return self.constant("shape_" + "_".join(map(str, sizes)), np.array(sizes, np.int64))
 
-    def linear(self, rows: str, matrix: Array, name: str, bias: Array | None = None, bits: int | None = None) -> str:
-        """rows @ matrix.T (+ bias), in the type of the graph."""
-        added = [self.constant(f"{name}.bias", bias)] if bias is not None else []
+    def linear(
+        self,
+        rows: str,
+        matrix: Array,
+        name: str,
+        bias: Array | None = None,
+        more: str | None = None,
+        bits: int | None = None,
+        fine: bool = False,
+    ) -> str:
+        """rows @ matrix.T (+ bias), in the type of the graph or in blocks of so many `bits`; `more` as `adapter` gives.
+        With `fine`, rows that are put in 8 bits keep 16."""
         if self.kind.dtype == "fp32":
             out = self.node("MatMul", [rows, self.constant(name, matrix.T)])
         elif self.kind.dtype == "q8" and bits is None:
-            out = self._channelwise(rows, matrix, name)
+            small, largest = self._rows_in_8_bits(rows)
+            out = self._columns_in_16_bits(rows, matrix, name) if fine else self._columns_in_8_bits(small, matrix, name)
+            out = self.node("Mul", [out if more is None else self.node("Add", [out, more]), largest])
         else:
-            bits = bits or (4 if self.kind.dtype == "q4" else 8)
-            packed, scales = quantize_blocks(matrix, bits, BLOCK)
-            inputs = [rows, self.constant(name, packed), self.constant(f"{name}.scales", scales)]
+            bits = bits or 4
+            blocks = quantize_blocks(matrix, bits, BLOCK)
+            inputs = [rows, self.constant(name, blocks.packed), self.constant(f"{name}.scales", blocks.scales)]
             sizes = {"K": matrix.shape[1], "N": matrix.shape[0], "bits": bits, "block_size": BLOCK, "accuracy_level": 4}
             out = self.node("MatMulNBits", inputs, domain=CONTRIB, **sizes)
-        return self.node("Add", [out, *added]) if added else out
+            if blocks.middles is not None:
+                out = self.node("Add", [out, self._middles(rows, blocks.middles, matrix.shape[1], f"{name}.middles")])
+        return self.node("Add", [out, self.constant(f"{name}.bias", bias)]) if bias is not None else out
 
-    def _channelwise(self, rows: str, matrix: Array, name: str) -> str:
-        """Signed 8-bit rows with one scale each, times 8-bit columns with one scale each, added up exactly."""
+    def adapter(self, rows: str, down: Array, up: Array, name: str) -> str:
+        """What an adapter adds to rows in 8 bits, in units of each row's largest entry."""
+        small, _ = self._rows_in_8_bits(rows)
+        lengths = np.maximum(np.linalg.norm(down, axis=1), 1e-12)[:, None]  # entries of the inner rows below about 1
+        inner = self.node("Mul", [self._columns_in_8_bits(small, down / lengths, f"{name}.a"), "gate"])
+        inner = self.node("QuantizeLinear", [inner, self._step(), self._middle()])
+        return self._columns_in_8_bits(inner, up * lengths[:, 0], f"{name}.b")
+
+    def _columns_in_8_bits(self, small: str, matrix: Array, name: str) -> str:
+        """8-bit rows times 8-bit columns with one scale each, added up exactly."""
         quantized, scales = quantize_channels(matrix)
-        small, largest = self._rows_in_8_bits(rows)
-        columns = quantized.T
-        zero = []
+        columns, zero = quantized.T, []
         if self.kind.unsigned:
-            columns = (columns.astype(np.int16) + 128).astype(np.uint8)
-            zero = [self.constant("middle", np.full((), 128, np.uint8))]
-        inputs = [small, self.constant(name, columns), self.constant("step", np.float32(1 / 127)),
-                  self.constant(f"{name}.scales", scales), self.constant("middle", np.full((), 128, np.uint8)), *zero]  # fmt: skip
-        product = self.node("MatMulIntegerToFloat", inputs, domain=CONTRIB)
-        return self.node("Mul", [product, largest])
+            columns, zero = (columns.astype(np.int16) + 128).astype(np.uint8), [self._middle()]
+        scale = self.constant(f"{name}.scales", scales)
+        inputs = [small, self.constant(name, columns), self._step(), scale, self._middle(), *zero]
+        return str(self.node("MatMulIntegerToFloat", inputs, domain=CONTRIB))
+
+    def _columns_in_16_bits(self, rows: str, matrix: Array, name: str) -> str:
+        """The same, and what rounding to 8 bits left of the rows as as many rows more."""
+        small, even = self._quantized[rows][0], self._even[rows]
+        known = self.node("DequantizeLinear", [small, self._step(), self._middle()])
+        finer = self.constant("finer", np.asarray(1 / (127 * 254), np.float32))
+        rest = self.node("QuantizeLinear", [self.node("Sub", [even, known]), finer, self._middle()])
+        both = self._columns_in_8_bits(self.node("Concat", [small, rest], axis=-2), matrix, name)
+        coarse, fine = self.node("Split", [both], 2, axis=-2, num_outputs=2)
+        return str(
+            self.node(
+                "Add", [coarse, self.node("Mul", [fine, self.constant("share", np.asarray(1 / 254, np.float32))])]
+            )
+        )
+
+    def _middles(self, rows: str, middles: Array, inner: int, name: str) -> str:
+        """What the middles of blocks add: a block's inputs add up, times its middle."""
+        blocks = middles.shape[1]
+        short = blocks * BLOCK - inner
+        if short:
+            pads = self.constant(f"pads_{short}", np.array([0, 0, 0, 0, 0, short], np.int64))
+            rows = self.node("Pad", [rows, pads])
+        if rows not in self._sums:
+            parts = self.node("Reshape", [rows, self.shape(1, -1, blocks, BLOCK)])
+            axis = self.constant("last", np.array([-1], np.int64))
+            self._sums[rows] = self.node("ReduceSum", [parts, axis], keepdims=0)
+        return str(self.node("MatMul", [self._sums[rows], self.constant(name, middles.T)]))
+
+    def _step(self) -> str:
+        return self.constant("step", np.asarray(1 / 127, np.float32))
+
+    def _middle(self) -> str:
+        return self.constant("middle", np.asarray(128, np.uint8))
 
     def _rows_in_8_bits(self, rows: str) -> tuple[str, str]:
         """Rows over their largest entry, in 8 bits; and that entry."""
@@ -98,11 +150,10 @@ class _Builder:
             magnitude = self.node("Abs", [rows])
             axis = self.constant("last", np.array([-1], np.int64))
             largest = self.node("ReduceMax", [magnitude, axis], keepdims=1)
-            largest = self.node("Max", [largest, self.constant("tiny", np.float32(1e-12))])
+            largest = self.node("Max", [largest, self.constant("tiny", np.asarray(1e-12, np.float32))])
             even = self.node("Div", [rows, largest])
-            middle = self.constant("middle", np.full((), 128, np.uint8))
-            small = self.node("QuantizeLinear", [even, self.constant("step", np.float32(1 / 127)), middle])
-            self._quantized[rows] = (small, largest)
+            small = self.node("QuantizeLinear", [even, self._step(), self._middle()])
+            self._quantized[rows], self._even[rows] = (small, largest), even
         return self._quantized[rows]
 
 
@@ -133,9 +184,8 @@ def network_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
 def head_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
     """`hidden` [rows hidden] to `logits` [rows vocab]."""
     b = _Builder(kind)
-    out = b.linear("hidden", weights.head, "head")
+    b.linear("hidden", weights.head, "head", bits=8 if kind.dtype == "q4" else None, fine=True)
     b.nodes[-1].output[0] = "logits"
-    del out
     inputs = [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["rows", weights.hidden])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", len(weights.head)])]
     return _model(b, inputs, outputs)
@@ -170,7 +220,7 @@ def _enter_between(b: _Builder, weights: NetworkWeights, rows: str, skip: str | 
     clean = b.node("Shape", ["tokens"])
     end = b.constant("end", np.array([np.iinfo(np.int64).max], np.int64))
     masks = b.node("Slice", [whole, clean, end, count])
-    nothing = b.node("Mul", [masks, b.constant("zero", np.float32(0))])
+    nothing = b.node("Mul", [masks, b.constant("zero", np.asarray(0, np.float32))])
     return b.node("Concat", [rows, masks], axis=1), b.node("Concat", [skip, nothing], axis=1)
 
 
@@ -188,14 +238,15 @@ def _norm(
 
 def _adapted(b: _Builder, layer: LayerWeights, name: str, number: int, rows: str, adapted: bool) -> str:
     """A linear layer; what its adapter adds is zero for clean rows, exactly."""
-    out = b.linear(rows, layer.linear[name], f"{number}.{name}", layer.biases.get(name))
+    label, matrix, bias = f"{number}.{name}", layer.linear[name], layer.biases.get(name)
     if not adapted or name not in layer.adapters:
-        return out
+        return b.linear(rows, matrix, label, bias, fine=name == "down")
     down, up = layer.adapters[name]
+    if b.kind.dtype == "q8":
+        return b.linear(rows, matrix, label, bias, b.adapter(rows, down, up, label), fine=name == "down")
     bits = None if b.kind.dtype == "fp32" else 8
-    inner = b.linear(rows, down, f"{number}.{name}.a", bits=bits)
-    inner = b.node("Mul", [inner, "gate"])
-    return str(b.node("Add", [out, b.linear(inner, up, f"{number}.{name}.b", bits=bits)]))
+    inner = b.node("Mul", [b.linear(rows, down, f"{label}.a", bits=bits), "gate"])
+    return str(b.node("Add", [b.linear(rows, matrix, label, bias), b.linear(inner, up, f"{label}.b", bits=bits)]))
 
 
 def _attention(

@@ -66,7 +66,7 @@ def measure(network: Network) -> dict[int, float]:
 def _forward(network: Network, cache: BlockCache, rows: int) -> None:
     masks = network.places > 0 and rows > 1
     clean = (rows + 2) // 3 if masks else rows  # about the share that drafts behind every point have
-    segment = DraftSegment(CONTEXT, clean, (0,) * (rows - clean), 1)
+    segment = DraftSegment(CONTEXT, clean, (0,) * (rows - clean), int(masks))  # groups of one: any number of rows
     hidden = network.forward([0] * clean, [cache], [segment])
     network.logits(hidden[:clean]).argmax(-1)
     if rows == clean:
