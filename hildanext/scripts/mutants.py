@@ -97,14 +97,14 @@ MUTANTS: list[Mutant] = [
         ("a row's filling is padding", "return (document >= 0) & (column", "return (document >= -1) & (column"),
     ),
     *of(
+        "decoding/base.py",
+        "decoding/test_strictness.py",
+        ("tau_mask is not strict", "fill = masked & (confidence > tau)", "fill = masked & (confidence >= tau)"),
+    ),
+    *of(
         "decoding/threshold_edit.py",
         "decoding/test_strictness.py",
         ("tau_edit is not strict", "(confidence > self.tau_edit)", "(confidence >= self.tau_edit)"),
-        (
-            "tau_mask is not strict",
-            "(confidence > self._fill_threshold(confidence, canvas))",
-            "(confidence >= self._fill_threshold(confidence, canvas))",
-        ),
         (
             "max_post is off by one",
             "final |= filled & (checks >= self.max_post)",
@@ -460,5 +460,49 @@ MUTANTS: list[Mutant] = [
         "data/overlap.py",
         "data/test_overlap.py",
         ("copies count once", "count = sum(digest in seen for _, digest in held)", "count = len(seen)"),
+    ),
+    *of(
+        "corruption/anchors.py",
+        "losses/test_draft.py",
+        (
+            "a shown token is learnt all the same",
+            "learnt=groups.learnt & ~settled, shown=shown",
+            "learnt=groups.learnt, shown=shown",
+        ),
+    ),
+    *of(
+        "losses/draft.py",
+        "losses/test_draft.py",
+        (
+            "a row that shows a token starts as a mask",
+            "return torch.where((shown >= 0)[..., None], tokens, anchors)",
+            "return anchors",
+        ),
+        ("drafts behind a wrong one are kept", ".int().cumprod(-1).bool()", ""),
+    ),
+    *of(
+        "models/drafter.py",
+        "losses/test_draft.py",
+        (
+            "a layer computed again is the parent's",
+            "with self.gate.after(clean):  # in here",
+            "with self.gate.after(EVERY_ROW if torch.is_grad_enabled() and self.recomputes else clean):  # in here",
+        ),
+    ),
+    *of(
+        "models/attention/kept.py",
+        "losses/test_draft.py",
+        ("the few groups see one clean row less", "int(part.max()) + 1 for part", "int(part.max()) for part"),
+    ),
+    *of(
+        "trainer/draft_validation.py",
+        "trainer/test_draft_validation.py",
+        ("groups that are cut short count", "whole = groups.learnt.all(-1)", "whole = groups.learnt.any(-1)"),
+    ),
+    *of(
+        "drafts_stage0.py",
+        "test_drafts_stage0.py",
+        ("the last checkpoint is kept, not the best", '"tokens_per_forward", highest=True)', '"tokens_per_forward")'),
+        ("a run's length is counted in tokens", 'unit="mask_positions",', 'unit="tokens",'),
     ),
 ]

@@ -9,6 +9,7 @@ import torch
 
 from hildanext.core.errors import CheckpointError, ConfigError, DataError, HildaError, ModelError
 from hildanext.core.metrics_log import run_metrics
+from hildanext.data.chat_dataset import ChatDataset
 from hildanext.datasets import PrepareConfig, prepare
 from hildanext.decoding.exact.policy import ExactConfig
 from hildanext.drafts_stage0 import check, convert_kept
@@ -237,5 +238,25 @@ def test_a_parent_in_four_bits_teaches_and_stays(sections: Sections, tmp_path: P
     summary = convert_kept({**conversion, "quantize": "nf4"}, data, tmp_path / "run", quiet=True)
     card = read_draft_card(summary["checkpoint"])
     assert "4 bits (nf4)" in card.trained_on
-    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    assert summary["last"]["divergence"] < summary["before"]["divergence"]
     load_drafts(summary["checkpoint"])
+
+
+def test_of_conversations_the_answers_alone_are_learnt(tmp_path: Path) -> None:
+    chat = {"train": {"name": "arithmetic", "count": 60, "steps": 1}, "valid_share": 0.2, "sequence_length": 96}
+    section = {
+        "keep_parent": True, "drafts": {"places": 2, "lora": {"rank": 4}, "loss": {"groups": 8}, "mask_positions": 60},
+        "chat": chat, "valid_rows": 4, "train": {"batch_size": 2, "precision": "no"},
+    }  # fmt: skip
+    context = StageContext(tmp_path / "run", "convert", quiet=True, alone=True)
+    convert_stage.check(section, context)
+    outcome = convert_stage.stage(section, context)
+    card = read_draft_card(outcome["model"])
+    assert card.trained_on == "answers of conversations of the source 'arithmetic'"
+    data = ChatDataset(tmp_path / "run" / "data", "train", 96, 1, 0)
+    batch = data.batch([0, 1])
+    assert 0 < int(batch.maskable.sum()) < int((batch.document >= 0).sum())
+    with pytest.raises(ConfigError, match="chat.sequence_length was 96 and is 64"):
+        convert_stage.stage({**section, "chat": {**chat, "sequence_length": 64}}, context)
+    with pytest.raises(HildaError, match="unknown chat source"):
+        convert_stage.check({**section, "chat": {"train": {"name": "riddles"}}}, context)

@@ -18,7 +18,7 @@ from hildanext.core.config import may_be_none
 from hildanext.core.errors import ConfigError
 from hildanext.core.knobs import knobs_in, knobs_of
 from hildanext.core.registry import under_profile
-from hildanext.decoding import DECODERS, decoder_section, make_decoder
+from hildanext.decoding import DECODERS, decoder_section, make_decoder, methods
 from hildanext.engine.local import LocalEngineConfig
 from hildanext.eval.lm_harness import from_arguments
 from hildanext.serve.requests import DECODING_ALIASES, GenerateBody
@@ -112,13 +112,13 @@ def test_the_harness_takes_it():
 def test_the_page_and_the_document_are_told_of_it(engine):
     schemas = ask(engine, "GET", "/health").json()["decoders"]
     assert (
-        set(schemas) == set(DECODERS)
+        set(schemas) == set(methods())
         and schemas["toy"]["description"] == "Fill whatever is surer than alpha, and else everything."
     )
     alpha = {"default": 0.5, "description": "How sure.", "maximum": 1, "minimum": 0, "title": "Alpha", "type": "number"}
     assert schemas["toy"]["properties"]["alpha"] == alpha and schemas["toy"]["required"] == ["name"]
     body = ask(engine, "GET", "/openapi.json").json()["components"]["schemas"]["GenerateBody"]
-    assert [choice.get("title") for choice in body["properties"]["decoder"]["anyOf"]] == [*DECODERS, None]
+    assert [choice.get("title") for choice in body["properties"]["decoder"]["anyOf"]] == [*methods(), None]
     assert {"tau_mask", "tau_edit", "window", "threshold"} <= set(body["properties"])
 
 

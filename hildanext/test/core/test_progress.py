@@ -3,7 +3,7 @@
 import pytest
 
 from hildanext.core import progress
-from hildanext.core.progress import ProgressLine, Repeats, time_left
+from hildanext.core.progress import InputShare, ProgressLine, Repeats, time_left
 
 
 @pytest.fixture
@@ -93,3 +93,17 @@ def test_repeats_say_how_long_the_others_will_take(monkeypatch):
     repeats.done(1)
     repeats.done(3)
     assert said == ["repeat 1 of 3, 10 min left", "repeat 3 of 3"]
+
+
+def test_the_time_that_an_input_takes_is_told_early_and_once_a_minute() -> None:
+    now, told = [0.0], list[str]()
+    share = InputShare(told.append, lambda: now[0])
+    for second in range(200):
+        now[0] = float(second)
+        share.reached(0.2 + second / 1000)  # a fifth was read by another session
+    assert told == ["20% read, 13 min left", "26% read, 12 min left", "32% read, 11 min left", "38% read, 10 min left"]
+    share.reached(0.0)  # another input
+    assert share.left() == ""
+    now[0] += 1.0
+    share.reached(0.5)
+    assert share.left() == "" and len(told) == 4, "a minute or less is not worth a word"

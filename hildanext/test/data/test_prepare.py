@@ -494,3 +494,18 @@ def test_the_help_names_every_row_of_the_tables():
     data = Path(hildanext.__file__).parent / "data"
     assert names_in(data / "sources", "SOURCES") == tuple(SOURCES)
     assert names_in(data / "causal_graphs", "EXTRACTORS") == tuple(EXTRACTORS)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_how_much_of_the_files_is_read_is_known(packed: bool, stories: dict[str, Any], tmp_path: Path) -> None:
+    import gzip
+
+    text = Path(stories["path"]).read_bytes()
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_bytes(gzip.compress(text) if packed else text)
+    source = {**stories, "path": [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]}
+    shares: list[float] = []
+    whole = prepare(knobs(source, tmp_path / "out", shard_tokens=30), small_tokenizer(), reached=shares.append)
+    assert len(shares) == whole["documents"] + 1 and shares[0] == 0.0
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0, abs=0.02)
+    assert shares[len(shares) // 2] == pytest.approx(0.5, abs=0.02)

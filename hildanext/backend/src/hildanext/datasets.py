@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,6 +54,8 @@ AnsweredDocuments = Callable[[int], Iterable[Answered]]
 """The same of answers."""
 OnProgress = Callable[[int, int], None]
 """Called with the numbers of new documents and new tokens."""
+OnShare = Callable[[float], None]
+"""Called with the share of the input that is read, wherever that is known; at once with where it begins."""
 
 
 @config
@@ -93,13 +95,15 @@ def prepare(
     documents: TokenDocuments | None = None,
     progress: OnProgress | None = None,
     answers: AnsweredDocuments | None = None,
+    reached: OnShare | None = None,
+    total: int | None = None,
 ) -> dict[str, Any]:
     """Tokenise a source into shards and return their manifest. A folder that is whole is returned as it is.
 
     `shard` (i, n) does part i of n into `out/part-i-of-n`. `documents` replaces the source's texts by token
     documents (BOS and EOS are added to those as well, unless they are there), `answers` by prompts and answers, to
-    which nothing is added. Killed at any instant, the same call goes on after the last whole shard and ends with the
-    same bytes.
+    which nothing is added; `total` says how many there are. Killed at any instant, the same call goes on after the
+    last whole shard and ends with the same bytes.
 
     Raises `DataError` when nothing could be read, for an id outside the vocabulary, and for a folder begun
     with another tokenizer or other settings.
@@ -132,6 +136,8 @@ def prepare(
         else:
             assert source is not None
             read = _read_texts(source, encoder, report, shard, cursor)
+        if reached is not None:
+            read = _telling(read, reached, _shares(source, total), cursor)
         _write(read, writer, progress)
         _refuse_nothing(source, writer, report, settings)
         manifest = _manifest(writer, encoder, report, identity)
@@ -148,6 +154,24 @@ def _write(read: Iterator[_Read], writer: ShardWriter, progress: OnProgress | No
             progress(1, len(item.ids))
     if item is not None:
         writer.close_shard(item.cursor, item.report)
+
+
+def _shares(source: Source | None, total: int | None) -> Callable[[Cursor], float | None]:
+    if source is not None:
+        return source.share_before()
+    return lambda cursor: cursor.record / total if total else None
+
+
+def _telling(
+    read: Iterator[_Read], reached: OnShare, shares: Callable[[Cursor], float | None], start: Cursor
+) -> Iterator[_Read]:
+    """The same, and the share of the input before each."""
+    for cursor, item in chain([(start, None)], ((item.cursor, item) for item in read)):
+        share = shares(cursor)
+        if share is not None:
+            reached(share)
+        if item is not None:
+            yield item
 
 
 def _encoder(settings: PrepareConfig, tokenizer: Any) -> Encoder:
@@ -305,7 +329,8 @@ class PackedDataset:
         self.tokens = sum(manifest["tokens"] for _, manifest in self.manifests)
         if not self.tokens:
             raise DataError(f"{str(folder)!r} holds no tokens", "prepare it again")
-        if packing == "stream" and manifest["settings"].get(ANSWERS):
+        self._answers = bool(manifest["settings"].get(ANSWERS))
+        if packing == "stream" and self._answers:
             raise ConfigError(f"{str(folder)!r} holds answers to prompts", "set data.packing to best_fit or documents")
         self._block = block
 
@@ -348,6 +373,9 @@ class PackedDataset:
             document[at : at + piece.length] = 0 if stream else number
             position[at : at + piece.length] = np.arange(piece.length) + (at if stream else 0)
             given[at : at + min(max(self._start(piece) - piece.begin, 0), piece.length)] = True
+            until = at + piece.end - piece.begin
+            if self._answers and tokens[until - 1] != self.pad_id:
+                given[until : at + piece.length] = True  # an answer that was cut short: nothing ends here
             at += piece.length
         if int(tokens.max()) >= self.vocab_size:
             raise DataError(

@@ -5,12 +5,14 @@ written; what the adapters draft, the parent keeps or edits (`exact`).
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +21,17 @@ from hildanext.core.errors import ConfigError
 from hildanext.core.run_dir import expand_home
 from hildanext.corruption.noised_batches import CleanBatches
 from hildanext.corruption.schedules import BlockPhase, LearningRate, MaskNoise
+from hildanext.data.batch import RowDataset
+from hildanext.data.chat_dataset import (
+    ChatDataConfig,
+    ChatDataset,
+    chat_identity,
+    chat_rows,
+    open_sources,
+    prepare_chat,
+)
+from hildanext.data.chat_template import set_template
 from hildanext.data.overlap import count_overlap
-from hildanext.datasets import PackedDataset
 from hildanext.losses.draft import DraftLossConfig, DraftNoise, DraftStep
 from hildanext.models.draft_card import DraftCard
 from hildanext.models.draft_checkpoint import rehearse_drafts, save_drafts
@@ -39,6 +50,8 @@ from hildanext.trainer.validation import drawn_batches
 from hildanext.training import train
 from hildanext.wsd_stage0 import ConvertConfig, DataConfig, open_data, refuse_other_kind, shards_of
 
+DATA = "data"
+"""Of a run's folder: conversations as tokens."""
 TRAIN_DEFAULTS = {"learning_rate": {"peak": 2e-3, "warmup": 0.03, "decay": 0.4}, "weight_decay": 0.0}
 """Under what the section says: adapters alone learn, at a higher rate than whole models, and not towards zero."""
 INSTEAD = {
@@ -49,7 +62,7 @@ INSTEAD = {
 }
 """What says here what a key of an ordinary conversion says there."""
 
-UNTOLD = ("weights", "batch_size", "seed")
+UNTOLD = ("name", "weights", "batch_size", "seed")
 """Of a source, in the card's words: what changes nothing that a reader would ask."""
 
 
@@ -86,6 +99,8 @@ class KeepConfig:
     parent: str
     keep_parent: Literal[True] = True
     drafts: DraftsConfig = DraftsConfig()
+    chat: ChatDataConfig | None = None
+    """Conversations in place of the section `data`: their answers alone are learnt."""
     quantize: Quantize | None = None
     """`nf4`: the parent's linear layers in 4 bits (QLoRA), which is then who teaches."""
     valid_rows: int = Field(default=32, ge=1)
@@ -120,14 +135,15 @@ def convert_kept(
     config, data = check(convert_section, data_section)
     run = TrainingRun(folder, config)
     drafter, tokenizer = _start(config, run)
-    dataset, valid = open_data(data, tokenizer, len(drafter.head))
-    card = _card(config, dataset)
+    source = _chat(config.chat, run, tokenizer) if config.chat is not None else _packed(data, tokenizer, drafter)
+    card = _card(config, source)
     resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
-    shards = {"train": shards_of(dataset), "valid": shards_of(valid)}
-    overlap = run.on_main(lambda: count_overlap(dataset.documents(), valid.documents()))
-    record = run.record(resolved, full=[], start=card.parent_hash, data=shards, held_out=overlap)
+    record = run.record(resolved, full=[], start=card.parent_hash, data=source.identity)
     run.check_resumes(record, _comparable)
-    run.write_record(record)
+    run.on_main(source.prepare)
+    dataset, valid = source.open()
+    overlap = run.on_main(lambda: count_overlap(*source.documents()))
+    run.write_record({**record, "held_out": overlap})
     run.on_main(lambda: rehearse_drafts(run.folder, drafter, card))
     step = DraftStep(drafter, config.drafts.loss, config.train.chunk, config.drafts.noise)
     best = BestCheckpoints(run.folder, partial(_save, drafter, card), 1, "tokens_per_forward", highest=True)
@@ -152,7 +168,9 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
             "leave it out, or set it to null: a group of masks may stand anywhere",
         )
     data = replace(validate(DataConfig, {"packing": "best_fit", **data_section}, "data"), pad_to_block=None)
-    if data.sequence_length < config.drafts.places + 2:
+    if config.chat is not None:
+        open_sources(config.chat)
+    elif data.sequence_length < config.drafts.places + 2:
         raise ConfigError(
             f"data.sequence_length {data.sequence_length} has no room for a group of {config.drafts.places} drafts",
             "raise it, or lower convert.drafts.places",
@@ -181,8 +199,6 @@ def _default(value: Any) -> Any:
 
 def _start(config: KeepConfig, run: TrainingRun) -> tuple[Drafter, PreTrainedTokenizerBase]:
     """The frozen parent with untrained adapters, in the dtype that the run computes in."""
-    import torch
-
     dtype = torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
     drafts = config.drafts
     causal_lm, tokenizer = load_parent(
@@ -193,7 +209,56 @@ def _start(config: KeepConfig, run: TrainingRun) -> tuple[Drafter, PreTrainedTok
     return Drafter(causal_lm, *shape), tokenizer
 
 
-def _card(config: KeepConfig, dataset: PackedDataset) -> DraftCard:
+@dataclass(frozen=True)
+class _Source:
+    """Where the rows come from."""
+
+    identity: dict[str, Any]
+    """What decides them."""
+    trained_on: str
+    prepare: Callable[[], object]
+    """Done by one process, once it is known that the run goes on under it."""
+    open: Callable[[], tuple[RowDataset, RowDataset]]
+    documents: Callable[[], tuple[Iterable[np.ndarray], Iterable[np.ndarray]]]
+
+
+def _packed(data: DataConfig, tokenizer: PreTrainedTokenizerBase, drafter: Drafter) -> _Source:
+    """Raises `DataError` (see `wsd_stage0.open_data`)."""
+    train_rows, valid_rows = open_data(data, tokenizer, len(drafter.head))
+    return _Source(
+        {"train": shards_of(train_rows), "valid": shards_of(valid_rows)},
+        "; ".join(dict.fromkeys(_told(manifest["settings"]["source"]) for _, manifest in train_rows.manifests)),
+        lambda: None,
+        lambda: (train_rows, valid_rows),
+        lambda: (train_rows.documents(), valid_rows.documents()),
+    )
+
+
+def _told(source: Mapping[str, Any]) -> str:
+    """In words: the parent's own text or somebody else's, and its knobs."""
+    name = source.get("name", "?")
+    kind = "the parent's own text" if name == "parent" else f"text of the source {name!r}"
+    told = {key: value for key, value in source.items() if key not in UNTOLD and value is not None}
+    return f"{kind} ({', '.join(f'{key} {value}' for key, value in told.items())})" if told else kind
+
+
+def _chat(chat: ChatDataConfig, run: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> _Source:
+    """Answers alone; a group of masks may stand anywhere, so that no block of theirs is filled."""
+    set_template(tokenizer, chat.template, chat.template_options)
+    folder, end = run.folder / DATA, int(tokenizer.eos_token_id)
+    return _Source(
+        chat_identity(chat, tokenizer, 1),
+        f"answers of conversations of the source {chat.train['name']!r}",
+        lambda: prepare_chat(folder, chat, tokenizer, 1),
+        lambda: (
+            ChatDataset(folder, "train", chat.sequence_length, 1, end, chat.packing),
+            ChatDataset(folder, "valid", chat.sequence_length, 1, end, chat.packing),
+        ),
+        lambda: (chat_rows(folder, "train"), chat_rows(folder, "valid")),
+    )
+
+
+def _card(config: KeepConfig, source: _Source) -> DraftCard:
     """What the adapters are to say of themselves, but for what is measured."""
     drafts, here = config.drafts, expand_home(config.parent)
     return DraftCard(
@@ -204,21 +269,8 @@ def _card(config: KeepConfig, dataset: PackedDataset) -> DraftCard:
         shared_place=drafts.shared_place,
         sampler=drafts.sampler,
         lora=drafts.lora,
-        trained_on=_trained_on(dataset, config.quantize),
+        trained_on=source.trained_on + ("; the parent in 4 bits (nf4)" if config.quantize is not None else ""),
     )
-
-
-def _trained_on(dataset: PackedDataset, quantize: Quantize | None) -> str:
-    """In words: the parent's own text or somebody else's, from which source."""
-    told = []
-    for _, manifest in dataset.manifests:
-        source = dict(manifest["settings"]["source"])
-        name = source.pop("name", "?")
-        kind = "the parent's own text" if name == "parent" else f"text of the source {name!r}"
-        knobs = ", ".join(f"{key} {value}" for key, value in source.items() if key not in UNTOLD and value is not None)
-        told.append(f"{kind} ({knobs})" if knobs else kind)
-    beside = "; the parent in 4 bits (nf4)" if quantize is not None else ""
-    return "; ".join(dict.fromkeys(told)) + beside
 
 
 def _save(drafter: Drafter, card: DraftCard, folder: Path, measured: Mapping[str, Any]) -> None:
@@ -227,7 +279,7 @@ def _save(drafter: Drafter, card: DraftCard, folder: Path, measured: Mapping[str
     save_drafts(folder, drafter, replace(card, acceptance=acceptance, mask_positions=seen))
 
 
-def _task(config: KeepConfig, dataset: PackedDataset, valid: PackedDataset, best: BestCheckpoints) -> TrainingTask:
+def _task(config: KeepConfig, dataset: RowDataset, valid: RowDataset, best: BestCheckpoints) -> TrainingTask:
     drafts, rows = config.drafts, config.train.batch_size
     held_out = drawn_batches(valid, config.valid_rows, rows)
     return TrainingTask(

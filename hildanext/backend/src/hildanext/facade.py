@@ -46,6 +46,17 @@ def load_model(
     return LoadedModel.open(name, asked)
 
 
+def open_for(
+    section: Mapping[str, Any], name: str, runtime: RuntimeConfig, parent: str | None = None
+) -> LoadedModel | LoadedDrafter:
+    """Whom the section of a decoder asks: a diffusion checkpoint, or for exact mode draft adapters (or, where none are
+    needed, any autoregressive model). Raises what is wrong with the section before anything is loaded."""
+    method = make_method(section)
+    if not isinstance(method, ExactConfig):
+        return LoadedModel.open(name, runtime)
+    return LoadedDrafter.open(name, runtime, parent, method.uses_adapters)
+
+
 def writer_of(model: LoadedModel | LoadedDrafter, section: Mapping[str, Any]) -> Writer:
     """What writes with `model` as the section of a decoder says, everything in it checked.
 

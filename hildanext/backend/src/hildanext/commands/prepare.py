@@ -7,6 +7,7 @@ hildanext prepare --graphs rule:gsm8k --path gsm8k/train.jsonl --out data/gsm8k
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from hildanext.core.knobs import names_in
 from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
+    from hildanext.core.progress import InputShare
     from hildanext.datasets import OnProgress
 
 DATA = Path(__file__).parents[1] / "data"
@@ -77,14 +79,14 @@ def run(options: argparse.Namespace) -> int:
     from hildanext.stages.prepare import prepare_parts
 
     if options.parent:
-        options.assignments.append(f"parent={options.parent}")
+        options.assignments = [*options.assignments, f"parent={json.dumps(options.parent)}"]
     shard = _shard(options.shard)
     section, context = open_stage(options, lambda section: _folded(section, options))
     if not options.out and "out" not in section:
         raise ConfigError("no output folder", "give --out FOLDER")
     started = time.perf_counter()
-    with _display(options.quiet) as (progress, seen):
-        for _, out, manifest in prepare_parts(section, context, shard, progress):
+    with _display(options.quiet) as (progress, seen, share):
+        for _, out, manifest in prepare_parts(section, context, shard, progress, share.reached):
             _print_part(out, manifest, seen["tokens"], time.perf_counter() - started)
             seen["tokens"], started = 0, time.perf_counter()
     return 0
@@ -165,14 +167,17 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _display(quiet: bool) -> Iterator[tuple["OnProgress", dict[str, int]]]:
-    """A line with documents, tokens and tokens/s; the mapping holds what was done in this process."""
+def _display(quiet: bool) -> Iterator[tuple["OnProgress", dict[str, int], "InputShare"]]:
+    """A line with documents, tokens, tokens/s and the time left; the mapping holds what was done in this process."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from hildanext.core.progress import InputShare
 
     seen = {"documents": 0, "tokens": 0}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(file=sys.stderr)
+    share = InputShare(None if quiet or console.is_terminal else console.print)
     begun = shown = time.perf_counter()
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as display:
         task = display.add_task("reading", total=None)
@@ -185,7 +190,9 @@ def _display(quiet: bool) -> Iterator[tuple["OnProgress", dict[str, int]]]:
             if now - shown > 0.2:
                 shown = now
                 speed = seen["tokens"] / (now - begun)
-                text = f"{seen['documents']:,} documents  {seen['tokens']:,} tokens  {speed:,.0f} tokens/s"
+                text = (
+                    f"{seen['documents']:,} documents  {seen['tokens']:,} tokens  {speed:,.0f} tokens/s{share.left()}"
+                )
                 display.update(task, description=text)
 
-        yield progress, seen
+        yield progress, seen, share

@@ -97,6 +97,35 @@ def time_left(seconds: float) -> str:
     return f", {duration(seconds)} left" if seconds > 60 else ""
 
 
+class InputShare:
+    """How long the rest of an input will take, from the share of it that is read. Says so after a few seconds, and
+    then once a minute, where more than a minute is left."""
+
+    FIRST, EVERY = 5.0, 60.0
+
+    def __init__(self, say: Callable[[str], None] | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.say, self.clock = say, clock
+        self.begun, self.start, self.next = clock(), 0.0, 0.0
+        self.share = 0.0
+
+    def reached(self, share: float) -> None:
+        """So much is read; less than before is another input, and the pace is measured anew."""
+        now = self.clock()
+        if share < self.share or self.next == 0.0:
+            self.begun, self.start, self.next = now, share, now + self.FIRST
+        self.share = share
+        if now >= self.next:
+            self.next = now + self.EVERY
+            left = self.left()
+            if self.say is not None and left:
+                self.say(f"{share:.0%} read{left}")
+
+    def left(self) -> str:
+        """The time left in words; nothing where it is a minute or less, or not known yet."""
+        done = self.share - self.start
+        return time_left((self.clock() - self.begun) / done * (1.0 - self.share)) if done > 0 else ""
+
+
 class Repeats:
     """Says which of `count` repeats is done, and how long the others will take."""
 

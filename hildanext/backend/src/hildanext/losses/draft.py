@@ -31,8 +31,8 @@ class DraftLossConfig:
     kind: Literal["kl", "ce", "both"] = "kl"
     decay: float = Field(default=0.8, gt=0, le=1)
     """Mask i of a group weighs decay to the power of i: without the masks before it, it is never used."""
-    groups: int = Field(default=24, ge=1)
-    """Anchors in a row of the batch."""
+    groups: int = Field(default=64, ge=1)
+    """Anchors in a row of the batch. More of them share a row's clean half, and say less that is new."""
 
 
 @config

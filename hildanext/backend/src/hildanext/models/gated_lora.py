@@ -79,11 +79,15 @@ class GatedLinear(nn.Module):
         if clean >= rows.shape[1]:
             return out
         noisy = rows[:, clean:]
-        down, up = self.lora_A.to(noisy.dtype), self.lora_B.to(noisy.dtype)
-        delta = (noisy @ down.T @ up.T) * self.scale
-        if clean == 0:
-            return out + delta
-        return torch.cat([out[:, :clean], out[:, clean:] + delta], 1)
+        if not torch.is_grad_enabled():
+            # The few rows are cast to the adapters' type, not the adapters to theirs; clean rows are not even copied.
+            delta = noisy.to(self.lora_A.dtype) @ self.lora_A.T @ self.lora_B.T
+            out[:, clean:].add_(delta, alpha=self.scale)
+            return out
+        down, up = self.lora_A.to(out.dtype), self.lora_B.to(out.dtype)
+        inner = noisy.to(out.dtype) @ down.T * self.scale  # scaled where it is small
+        adapted = torch.addmm(out[:, clean:].flatten(0, 1), inner.flatten(0, 1), up.T).view_as(out[:, clean:])
+        return adapted if clean == 0 else torch.cat([out[:, :clean], adapted], 1)
 
 
 def add_gated_lora(causal_lm: PreTrainedModel, lora: GatedLoraConfig, enter: int = 0) -> Gate:

@@ -115,7 +115,11 @@ def _page(title: str, body: str) -> str:
 def _head(title: str, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     card = evaluation.get("card", {})
     parent = escape(str(card.get("parent") or record.get("config", {}).get("parent", "")))
-    origin = f"The autoregressive model <b>{parent}</b> became an editable diffusion language model. " if parent else ""
+    keeps = record.get("config", {}).get("convert", {}).get("keep_parent")
+    became = (
+        "stays as it is and got adapters that draft for it" if keeps else "became an editable diffusion language model"
+    )
+    origin = f"The autoregressive model <b>{parent}</b> {became}. " if parent else ""
     alignment = "parent" if card.get("shift") == "left" else "block"
     how = f"Alignment {alignment}, block size {card['block_size']}. " if card else ""
     version = escape(str(record.get("hildanext", "")))

@@ -16,7 +16,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     convert, data = _sections(section, context)
     check_sections(convert, {**dict.fromkeys(PARTS, ""), **data})
     if context.alone:
-        _with_parts(data, context)
+        _with_parts(convert, data, context)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     settings, data = _sections(section, context)
     work = convert_kept if keeps_parent(settings) else convert
     settings = settings if work is convert_kept else _ordinary(settings)
-    summary = work(settings, _with_parts(data, context), context.stage_dir, context.profile, context.quiet)
+    summary = work(settings, _with_parts(settings, data, context), context.stage_dir, context.profile, context.quiet)
     return {**summary, "model": summary.get("checkpoint"), "run": str(context.stage_dir)}
 
 
@@ -50,6 +50,8 @@ def _sections(section: Mapping[str, Any], context: StageContext) -> tuple[dict[s
     return settings, dict(section_of({"data": settings.pop("data", {})}, "data"))
 
 
-def _with_parts(data: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
-    """The section `data` with the folders that an earlier stage prepared."""
+def _with_parts(convert: Mapping[str, Any], data: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
+    """The section `data` with the folders that an earlier stage prepared; conversations stand in their place."""
+    if convert.get("chat") is not None:
+        return {**dict.fromkeys(PARTS, ""), **data}
     return {**{part: context.outcome(part) for part in PARTS if part not in data}, **data}

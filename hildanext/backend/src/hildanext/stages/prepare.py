@@ -12,6 +12,7 @@ from pydantic import Field
 
 from hildanext.core.config import Seed, config, merge, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.progress import InputShare
 from hildanext.core.registry import build
 from hildanext.data.sources import SOURCES
 from hildanext.recipe import StageContext
@@ -19,7 +20,7 @@ from hildanext.stages.parent_answers import answers, asks, identified, read_aske
 
 if TYPE_CHECKING:
     from hildanext.ar import Parent
-    from hildanext.datasets import OnProgress, PrepareConfig
+    from hildanext.datasets import OnProgress, OnShare, PrepareConfig
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Prepare each part. A part that is whole is not done again, and a half one goes on."""
     outcome: dict[str, Any] = {}
-    for name, out, manifest in prepare_parts(section, context):
+    for name, out, manifest in prepare_parts(section, context, reached=InputShare(logger.info).reached):
         outcome[name] = out
         outcome[f"{name}_tokens"], outcome[f"{name}_documents"] = manifest["tokens"], manifest["documents"]
         logger.info("%s: %s documents, %s tokens", name, f"{manifest['documents']:,}", f"{manifest['tokens']:,}")
@@ -70,6 +71,7 @@ def prepare_parts(
     context: StageContext,
     shard: tuple[int, int] = (0, 1),
     progress: "OnProgress | None" = None,
+    reached: "OnShare | None" = None,
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, folder and manifest of each part, as soon as it is whole."""
     from hildanext.datasets import prepare
@@ -78,7 +80,7 @@ def prepare_parts(
         settings, tokenizer, written = _open_part(name, part, section.get("tokenizer"), context)
         if "answers" in written and shard != (0, 1):
             raise ConfigError("--shard with prompts", "one process answers them; leave it out")
-        yield name, settings.out, prepare(settings, tokenizer, shard, progress=progress, **written)
+        yield name, settings.out, prepare(settings, tokenizer, shard, progress=progress, reached=reached, **written)
 
 
 def _open_part(
@@ -98,10 +100,21 @@ def _open_part(
             asked = read_asked(source)
             parent = _open_parent(context)
             whole = replace(settings, source=identified(*asked, facts), add_bos=False, add_eos=False)
-            return whole, parent.tokenizer, {"answers": partial(answers, *asked, parent, Path(settings.out))}
+            return (
+                whole,
+                parent.tokenizer,
+                {
+                    "answers": partial(answers, *asked, parent, Path(settings.out)),
+                    "total": len(asked[1]),
+                },
+            )
         parent, wanted = _open_parent(context), _samples(source)
         documents = partial(_drawn, parent, wanted)
-        return replace(settings, source={**source, **facts}), parent.tokenizer, {"documents": documents}
+        return (
+            replace(settings, source={**source, **facts}),
+            parent.tokenizer,
+            {"documents": documents, "total": wanted.documents},
+        )
     return settings, load_tokenizer(locate(tokenizer_name or context.start)), {}
 
 
@@ -145,11 +158,16 @@ def _parent_facts(parent: str) -> dict[str, Any]:
 
 
 def _open_parent(context: StageContext) -> "Parent":
+    """Rows of its embedding that stand for no word are never drawn: no text holds them."""
+    import torch
+
     from hildanext.ar import Parent
     from hildanext.models.loading.load import load_parent
 
     device, dtype = context.open_device()
-    return Parent(*load_parent(context.start, dtype, device))
+    causal_lm, tokenizer = load_parent(context.start, dtype, device)
+    rows, words = len(causal_lm.get_output_embeddings().weight), max(tokenizer.get_vocab().values()) + 1
+    return Parent(causal_lm, tokenizer, torch.arange(rows, device=device) >= words if rows > words else None)
 
 
 def _drawn(parent: "Parent", wanted: ParentSamples, skip: int) -> Iterator[Sequence[int]]:

@@ -9,8 +9,9 @@ import glob
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedIOBase
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -123,6 +124,10 @@ class Source:
         """How many files there are; 0 where the source has no files."""
         return 0
 
+    def share_before(self) -> Callable[[Cursor], float | None]:
+        """How much of the input lies before a cursor; None where that is not known."""
+        return lambda cursor: None
+
 
 @config
 class FileSource(Source):
@@ -159,6 +164,17 @@ class FileSource(Source):
 
     def whole(self) -> int:
         return len(self.files())
+
+    def share_before(self) -> Callable[[Cursor], float | None]:
+        """By bytes of the files as they are read."""
+        sizes = [_size(file) for file in self.files()]
+        begins = [0, *accumulate(sizes)]
+
+        def share(cursor: Cursor) -> float:
+            inside = min(cursor.offset, sizes[cursor.file])
+            return (begins[cursor.file] + inside) / max(begins[-1], 1)
+
+        return share
 
     def read(
         self, report: Report, shard: int = 0, shards: int = 1, start: Cursor | None = None
@@ -225,13 +241,28 @@ class FileSource(Source):
 
 def open_binary(file: Path) -> BufferedIOBase:
     """Open a plain or gzip file for reading bytes; gzip is known by its first two bytes, not by its name."""
-    with open(file, "rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    if zipped:
+    if _is_gzip(file):
         return gzip.open(file, "rb")
     if file.name.endswith(".gz") and file.stat().st_size > 0:
         raise gzip.BadGzipFile(f"{file.name} is no gzip file")
     return open(file, "rb")
+
+
+def _is_gzip(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def _size(file: Path) -> int:
+    """Bytes when it is read: of a gzip what its last four bytes say, which is wrong beyond 4 GiB or of several in one;
+    then, as far as it can be seen, three times its own."""
+    size = file.stat().st_size
+    if size < 18 or not _is_gzip(file):  # no shorter gzip is whole
+        return size
+    with open(file, "rb") as stream:
+        stream.seek(-4, 2)
+        told = int.from_bytes(stream.read(4), "little")
+    return told if told >= size // 2 else 3 * size
 
 
 def read_lines(stream: BufferedIOBase, start: int, limit: int) -> Iterator[Line]:
