@@ -39,6 +39,9 @@ from hildanext.models.draft_card import DraftCard, holds_drafts
 from hildanext.models.draft_checkpoint import load_drafts, refuse_without_drafts
 from hildanext.models.drafter import Drafter
 from hildanext.models.loading.load import load_parent
+from hildanext.runtimes.onnx_network import OnnxNetwork
+from hildanext.runtimes.onnx_open import open_onnx
+from hildanext.runtimes.onnx_parent import OnnxParent
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,6 @@ class LoadedDrafter:
 
     @classmethod
     def _open_onnx(cls, name: str, config: RuntimeConfig, parent: str | None, adapters: bool) -> "LoadedDrafter":
-        from hildanext.runtimes.onnx_open import open_onnx
-
         if adapters and not is_onnx_folder(name) and not holds_drafts(name):
             refuse_without_drafts(name)
         opened = open_onnx(name, config, parent)
@@ -97,9 +98,6 @@ class LoadedDrafter:
         """The parent alone; its rows run through the same layers with the adapters off."""
         if isinstance(self.drafter, Drafter):
             return Parent(self.drafter.causal_lm, self.tokenizer)
-        from hildanext.runtimes.onnx_network import OnnxNetwork
-        from hildanext.runtimes.onnx_parent import OnnxParent
-
         assert isinstance(self.drafter, OnnxNetwork)
         return OnnxParent(self.drafter, self.tokenizer)
 

@@ -7,10 +7,11 @@ hildanext generate --mode exact --model my-drafts-onnx --prompt "Once upon a tim
 import argparse
 import importlib
 
+from hildanext.core.errors import UnknownChoice
+from hildanext.export import FORMATS
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from hildanext.export import FORMATS
-
     parser.add_argument("model", help="draft adapters, or an autoregressive model: a name, a folder or a GGUF file")
     parser.add_argument("--out", required=True, metavar="FOLDER")
     parser.add_argument("--format", default="onnx", help=f"{', '.join(FORMATS)} (default onnx)")
@@ -20,9 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hildanext.core.errors import UnknownChoice
     from hildanext.core.runtime import set_threads
-    from hildanext.export import FORMATS
     from hildanext.export.onnx_export import precision_of
     from hildanext.runtimes.onnx_session import load_onnxruntime
 

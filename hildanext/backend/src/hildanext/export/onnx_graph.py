@@ -333,7 +333,7 @@ def _ports(weights: NetworkWeights, kind: GraphKind, early: bool) -> tuple[list[
     outputs = [info("hidden", single, [1, "rows", weights.hidden])]
     for number in range(len(weights.layers)):
         for part in ("keys", "values"):
-            shape = ["seen", weights.kv_heads, weights.head_dim]
+            shape: list[str | int | None] = ["seen", weights.kv_heads, weights.head_dim]
             inputs.append(info(f"{part}.{number}", single, shape))
             outputs.append(info(f"{part}_out.{number}", single, shape))
     return inputs, outputs
