@@ -19,9 +19,9 @@ PACKAGE = Path(importlib.util.find_spec("hildanext").origin).parent
 TESTS = Path(__file__).parent
 
 ROOMS = (
-    "core grading masks diffusion tokenization detokenization data datasets models corruption ar kv_cache losses "
-    "decoding inference exact facade likelihood trainer training engine wsd_stage0 drafts_stage0 sft_stage1 eval bench "
-    "memory_plan report recipe jobs stages serve api commands cli"
+    "core grading masks diffusion tokenization detokenization data datasets models corruption ar kv_cache export "
+    "losses decoding runtimes inference exact facade likelihood trainer training engine wsd_stage0 drafts_stage0 "
+    "sft_stage1 eval bench memory_plan report recipe jobs stages serve api commands cli"
 ).split()
 """Rooms and front doors in the order in which they may import, lowest first; `DESIGN.md` draws it."""
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 import hildanext
-from hildanext import inference
+from hildanext import facade
 from hildanext.core.errors import ConfigError, UnknownChoice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,13 +180,13 @@ class TestTheFacade:
             hildanext.generate(tiny, "Once", mode="X_MODE")
 
     def test_a_stream_that_nobody_reads_stops_its_model(self, tiny, monkeypatch):
-        ran, generate = [], inference.generate
+        ran, generate = [], facade.generate
 
         def counted(*arguments):
             *positional, on_event = arguments
             return generate(*positional, lambda event: (ran.append(event.kind), on_event(event)))
 
-        monkeypatch.setattr(inference, "generate", counted)
+        monkeypatch.setattr(facade, "generate", counted)
         pieces = hildanext.stream(tiny, "Once upon a time", max_new_tokens=200)
         next(pieces)
         pieces.close()

@@ -123,7 +123,7 @@ def test_the_command_writes_three_files(drafts, tmp_path, capsys):
         (["decode", "--diffusion", "tiny"], "--diffusion is about ways to write"),
         (["decode", "--new-tokens", "3"], "--new-tokens is about a service"),
         (["exact", "--clients", "3"], "--clients is about a service"),
-        (["exact", "--model", "nowhere"], "no draft adapters 'nowhere'"),
+        (["exact", "--model", "nowhere"], "no model 'nowhere'"),
         (["exact", "--set", "bench.new_tokens=1"], "new_tokens: 1 is below 2"),
         (["peers", "--set", 'bench.llama=["Q5"]'], "no quantisation 'Q5': choices: Q8_0"),
         (["exact", "--set", 'bench.weights={"nothing":["int8"]}'], "no runtime 'nothing' to measure"),

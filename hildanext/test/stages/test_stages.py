@@ -16,9 +16,14 @@ from hildanext.data.packing import tokenizer_hash
 from hildanext.datasets import PackedDataset
 from hildanext.inference import eos_ids
 from hildanext.models.checkpoint import save_causal
-from hildanext.models.loading.load import load_diffusion
+from hildanext.models.draft_card import DraftCard
+from hildanext.models.draft_checkpoint import save_drafts
+from hildanext.models.drafter import Drafter
+from hildanext.models.gated_lora import GatedLoraConfig
+from hildanext.models.loading.files import weights_hash
+from hildanext.models.loading.load import load_diffusion, load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
-from hildanext.models.loading.names import locate_diffusion
+from hildanext.models.loading.names import locate, locate_diffusion
 from hildanext.recipe import check, execute
 from hildanext.stages import STAGES
 from hildanext.tokenization import encode_prompt
@@ -275,3 +280,28 @@ def test_samples_are_written_without_a_parent_that_is_gone_unless_it_was_named(t
         samples_of(tmp_path / "named", model=str(tmp_path / "moved"), parent="gone")
     with pytest.raises(ConfigError, match="no file of prompts"):
         samples_of(tmp_path / "file", parent="tiny", prompts=None, prompts_file="prompts.txt")
+
+
+def drafts_of_tiny(folder: Path) -> Path:
+    """Adapters of the embedded parent that have learnt nothing but to be there."""
+    drafter = Drafter(load_parent("tiny")[0], GatedLoraConfig(rank=2), 2)
+    card = DraftCard(
+        parent="tiny", parent_hash=weights_hash(locate("tiny")), places=2, lora=drafter.lora, acceptance=(0.5, 0.2)
+    )
+    save_drafts(folder, drafter, card)
+    return folder
+
+
+def test_exact_mode_stands_among_the_samples_with_the_parents_text(tmp_path):
+    drafts = str(drafts_of_tiny(tmp_path / "drafts"))
+    record = samples_of(tmp_path / "beside", modes=["S_MODE", "exact"], drafts=drafts, max_new_tokens=12)
+    blocks, exact, parent = record["samples"]
+    assert [one["way"] for one in record["samples"]] == ["S_MODE", "exact", "AR parent"]
+    assert exact["text"] == parent["text"] and blocks["trace"]["steps"] != exact["trace"]["steps"]
+    assert exact["prompt_cells"] == parent["prompt_cells"] and exact["trace"]["steps"]
+    alone = samples_of(tmp_path / "alone", model=drafts, modes=["exact"], max_new_tokens=12)
+    assert [one["text"] for one in alone["samples"]] == [parent["text"]] * 2
+    with pytest.raises(HildaError, match="draft adapters"):
+        samples_of(tmp_path / "wrong", model=drafts)
+    with pytest.raises(HildaError, match="has no draft adapters|no diffusion|exact"):
+        samples_of(tmp_path / "without", model=str(locate_diffusion("tiny")), modes=["exact"])

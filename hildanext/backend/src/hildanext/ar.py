@@ -83,6 +83,9 @@ class Parent:
     matrix would spend some on the mask.
     """
 
+    slots_first: int | None = None
+    """How a runtime other than torch wants its caches laid out; see `kv_cache.BlockCache`."""
+
     def __init__(
         self,
         causal_lm: PreTrainedModel,

@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("hildanext.commands.eval", "likelihoods, quality and speed beside the parent"),
     "bench": ("hildanext.commands.bench", "how fast training and decoding are here"),
     "plan": ("hildanext.commands.plan", "how much memory a run takes, and what would make it fit"),
+    "export": ("hildanext.commands.export", "write a model for another program: ONNX"),
     "runs": ("hildanext.commands.runs", "list run folders, and compare some of them"),
     "serve": ("hildanext.commands.serve", "a model behind REST, OpenAI's protocol and a page"),
     "jobs": ("hildanext.commands.jobs", "submit a stage as a background job, and see what becomes of it"),

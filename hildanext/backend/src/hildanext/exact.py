@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
-from hildanext.core.errors import ConfigError
+from hildanext.core.errors import CheckpointError, ConfigError
 from hildanext.core.runtime import Runtime, RuntimeConfig, machine
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
@@ -25,6 +25,7 @@ from hildanext.decoding.exact.network import Network, network_of
 from hildanext.decoding.exact.policy import NGRAM_DRAFTS, ExactConfig, Placing
 from hildanext.decoding.exact.state import ExactRow, ExactState
 from hildanext.decoding.sequence import Step
+from hildanext.export.onnx_card import Distance, is_onnx_folder
 from hildanext.inference import (
     Event,
     GenerationConfig,
@@ -45,11 +46,15 @@ class LoadedDrafter:
     """A kept parent with the adapters that draft for it, and what it runs on."""
 
     name: str
-    drafter: Drafter
+    drafter: Drafter | Network
     tokenizer: PreTrainedTokenizerBase
     card: DraftCard | None
     """None for a parent without adapters, which drafts from the text itself."""
     runtime: Runtime
+    quantized: str = ""
+    """In ONNX Runtime the type of its weights: fp32, q8 or q4."""
+    distance: Distance | None = None
+    """Of such weights from the parent in fp32."""
 
     @classmethod
     def open(
@@ -60,6 +65,8 @@ class LoadedDrafter:
 
         Raises `ConfigError`, `UnknownChoice`, `ModelError` or `CheckpointError`, each with what to do about it.
         """
+        if config.is_onnx or is_onnx_folder(name):
+            return cls._open_onnx(name, config, parent, adapters)
         runtime = config.resolve()
         if holds_drafts(name):
             return cls(name, *load_drafts(name, runtime.dtype, runtime.device, parent), runtime)
@@ -70,10 +77,31 @@ class LoadedDrafter:
         causal_lm, tokenizer = load_parent(name, runtime.dtype, runtime.device)
         return cls(name, Drafter(causal_lm, None).eval(), tokenizer, None, runtime)
 
+    @classmethod
+    def _open_onnx(cls, name: str, config: RuntimeConfig, parent: str | None, adapters: bool) -> "LoadedDrafter":
+        from hildanext.runtimes.onnx_open import open_onnx
+
+        if adapters and not is_onnx_folder(name) and not holds_drafts(name):
+            refuse_without_drafts(name)
+        opened = open_onnx(name, config, parent)
+        network, card = opened.network, opened.card
+        if adapters and card.drafts is None:
+            raise CheckpointError(
+                f"{name!r} was exported without draft adapters", "draft from the text: --drafter ngram"
+            )
+        runtime = Runtime(network.device, network.dtype, network.threads)
+        return cls(name, network, opened.tokenizer, card.drafts, runtime, card.dtype, card.distance)
+
     @property
     def parent(self) -> Parent:
         """The parent alone; its rows run through the same layers with the adapters off."""
-        return Parent(self.drafter.causal_lm, self.tokenizer)
+        if isinstance(self.drafter, Drafter):
+            return Parent(self.drafter.causal_lm, self.tokenizer)
+        from hildanext.runtimes.onnx_network import OnnxNetwork
+        from hildanext.runtimes.onnx_parent import OnnxParent
+
+        assert isinstance(self.drafter, OnnxNetwork)
+        return OnnxParent(self.drafter, self.tokenizer)
 
     def placing(self, config: ExactConfig) -> Placing:
         """Raises `ConfigError` for more drafts than the checkpoint has learnt."""
@@ -88,10 +116,12 @@ class LoadedDrafter:
         """The few facts that stand beside each text, as `LoadedModel.summary` has them."""
         return {
             "model": self.name,
-            "dtype": str(self.runtime.dtype).removeprefix("torch."),
+            "dtype": self.quantized or str(self.runtime.dtype).removeprefix("torch."),
             "device": str(self.runtime.device),
             "threads": self.runtime.threads,
             "block_size": None,
+            **({"runtime": "onnx"} if self.quantized else {}),
+            **({"from_fp32": self.distance.line()} if self.distance is not None else {}),
         }
 
 

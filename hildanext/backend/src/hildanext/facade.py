@@ -29,6 +29,7 @@ def load_model(
     threads: int | None = None,
     mode: str | None = None,
     parent: str | None = None,
+    runtime: str = "auto",
 ) -> LoadedModel | LoadedDrafter:
     """A model with its tokenizer: `tiny` (inside the package) or a folder.
 
@@ -36,13 +37,24 @@ def load_model(
     names it where it is not where the adapters' card says, and by its own name it drafts from the text alone.
     Raises `ConfigError`, `UnknownChoice`, `ModelError` or `CheckpointError`, each with what to do about it.
     """
-    runtime = RuntimeConfig(device=device, dtype=dtype, threads=threads)
+    asked = RuntimeConfig(device=device, dtype=dtype, threads=threads, runtime=runtime)
     exact = mode is not None and mode_name(mode) in EXACT
     if exact or (mode is None and name != "tiny" and holds_drafts(name)):
-        return LoadedDrafter.open(name, runtime, parent, adapters=False)
+        return LoadedDrafter.open(name, asked, parent, adapters=False)
     if parent is not None:
         raise ConfigError("parent is about draft adapters", 'add mode="exact", or leave it out')
-    return LoadedModel.open(name, runtime)
+    return LoadedModel.open(name, asked)
+
+
+def open_for(
+    section: Mapping[str, Any], name: str, runtime: RuntimeConfig, parent: str | None = None
+) -> LoadedModel | LoadedDrafter:
+    """Whom the section of a decoder asks: a diffusion checkpoint, or for exact mode draft adapters (or, where none are
+    needed, any autoregressive model). Raises what is wrong with the section before anything is loaded."""
+    method = make_method(section)
+    if not isinstance(method, ExactConfig):
+        return LoadedModel.open(name, runtime)
+    return LoadedDrafter.open(name, runtime, parent, method.uses_adapters)
 
 
 def writer_of(model: LoadedModel | LoadedDrafter, section: Mapping[str, Any]) -> Writer:

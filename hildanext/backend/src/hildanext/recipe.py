@@ -51,6 +51,8 @@ class RunConfig:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
+    """What computes a model that writes: torch, or ONNX Runtime (exact mode, on the CPU)."""
     parent: str | None = None
     """The autoregressive model: a name, a folder, a hub id or a GGUF file. None: of a model that is there already the
     one that its card names, of a conversion the embedded one."""
@@ -72,6 +74,7 @@ class StageContext:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    runtime: str = "auto"
     parent: str | None = None
     name: str = ""
     outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -103,13 +106,13 @@ class StageContext:
 
     def open_device(self) -> "tuple[torch.device, torch.dtype]":
         """Where the stage computes, and in what; from here on with the run's threads."""
-        runtime = self.runtime.resolve()
+        runtime = self.runtime_config.resolve()
         return runtime.device, runtime.dtype
 
     @property
-    def runtime(self) -> RuntimeConfig:
+    def runtime_config(self) -> RuntimeConfig:
         """What `LoadedModel.open` takes."""
-        return RuntimeConfig(self.device, self.dtype, self.threads)
+        return RuntimeConfig(self.device, self.dtype, self.threads, self.runtime)
 
     def outcome(self, name: str) -> Any:
         """The latest value of that name among earlier outcomes. Raises `ConfigError` where no stage gave one."""

@@ -1,6 +1,7 @@
 """Exact decoding writes what the parent writes: verdicts, caches, ends, in every setting and on every road."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from exact_stubs import Always, StubDrafter, started
 from hildanext.ar import Parent
 from hildanext.core.errors import ConfigError, LogitsNotFinite
+from hildanext.decoding.exact import network
 from hildanext.decoding.exact.expected import Placement, all_points, last_point
 from hildanext.decoding.exact.ngram import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing, RowCosts
@@ -18,7 +20,7 @@ from hildanext.inference import GenerationConfig
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
 from hildanext.models.drafter import Drafter
-from hildanext.models.gated_lora import GatedLoraConfig
+from hildanext.models.gated_lora import Gate, GatedLinear, GatedLoraConfig
 from hildanext.models.sampling import law
 from small_models import small_causal, small_tokenizer
 
@@ -157,6 +159,51 @@ def test_the_text_is_the_parents_in_every_setting(
     settings = GenerationConfig(max_new_tokens=40, batch_size=batch)
     results = generate_exact(drafter, None, PROMPTS, config, settings, placing)
     assert [result.tokens for result in results] == parents_text(drafter, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_without_a_gradient_adapters_say_what_they_say_in_training(dtype: torch.dtype) -> None:
+    """Of rows behind clean ones, of noisy rows alone, and in several documents; clean rows are the base's."""
+    base = torch.nn.Linear(8, 6, bias=False).to(dtype).requires_grad_(False)
+    gate = Gate()
+    layer = GatedLinear(base, gate, GatedLoraConfig(rank=2))
+    torch.nn.init.normal_(layer.lora_B)
+    rows = torch.randn(2, 5, 8).to(dtype)
+    for clean in (0, 2):
+        with gate.after(clean):
+            wanted = layer(rows)
+            with torch.no_grad():
+                got = layer(rows)
+        assert wanted.requires_grad and torch.equal(got[:, :clean], base(rows)[:, :clean])
+        assert torch.allclose(
+            got, wanted, rtol=1e-12 if dtype == torch.float64 else 0.05, atol=0.05 * (dtype != torch.float64)
+        )
+        assert not torch.equal(got[:, clean:], base(rows)[:, clean:])
+
+
+def _counting(drafter: Drafter, made: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        made.append(1)
+        return drafter.logits(hidden)
+
+    return logits
+
+
+@pytest.mark.parametrize("placement", [last_point(3), all_points(2), all_points(3)])
+def test_one_pass_of_the_head_and_two_say_the_same(placement: Placement, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter, drafted = trained(), []
+    for unread, passes in ((-1, 2), (100, 1)):
+        monkeypatch.setattr(network, "UNREAD", unread)
+        state, row = started(drafter, Always(placement), PROMPTS[0], 24)
+        made: list[int] = []
+        monkeypatch.setattr(state.network, "logits", _counting(drafter, made))
+        seen = []
+        while state.rows:
+            state.step()
+            seen.append((list(row.tokens), list(row.drafts)))
+        drafted.append(seen)
+        assert len(made) == passes * row.forwards
+    assert drafted[0] == drafted[1]
 
 
 def test_each_draft_is_told_the_token_before_it_and_the_first_one_the_parents() -> None:

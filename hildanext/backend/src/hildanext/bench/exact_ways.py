@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from hildanext.ar import Parent
 from hildanext.core.runtime import RuntimeConfig
-from hildanext.decoding import MODES, make_decoder
+from hildanext.decoding import DECODERS, MODES, make_decoder
 from hildanext.decoding.base import run
 from hildanext.decoding.exact.expected import Placement
 from hildanext.decoding.exact.network import Network, network_of
@@ -260,7 +260,7 @@ class SamePlacing(Placing):
 class _NewRow:
     """A row that has shown nothing yet, as `Placing` looks at one."""
 
-    forwards, offered, confirmed = 0, (), ()
+    forwards, offered, confirmed, placement = 0, (), (), None
 
 
 class _Clock:
@@ -302,7 +302,15 @@ def _torch_network(opened: Opened, weights: str) -> Network:
     return network_of(opened.loaded.drafter)
 
 
-RUNTIMES: dict[str, Callable[[Opened, str], Network]] = {"torch": _torch_network}
+def _onnx_network(opened: Opened, weights: str) -> Network:
+    from hildanext.runtimes.onnx_open import open_onnx  # onnxruntime and onnx are an extra
+
+    settings = opened.settings
+    asked = replace(settings.runtime, device="cpu", dtype=weights, runtime="onnx")
+    return open_onnx(settings.model, asked, settings.parent).network
+
+
+RUNTIMES: dict[str, Callable[[Opened, str], Network]] = {"torch": _torch_network, "onnx": _onnx_network}
 """How a runtime opens a network of the named weights."""
 DRAFTERS = {"ngram": "ngram", "adapters": "adapters", "both": "ngram + adapters"}
 
@@ -316,7 +324,7 @@ def own_ways(opened: Opened, weights_of: Mapping[str, Sequence[str]]) -> list[Wa
         *_exact_ways("torch", dtype, opened.runtime.dtype in (torch.bfloat16, torch.float16)),
     ]
     if opened.settings.diffusion is not None:
-        ways += [Way(f"blocks, {mode}", "torch", dtype, "blocks") for mode in MODES]
+        ways += [Way(f"blocks, {mode}", "torch", dtype, "blocks") for mode in MODES if MODES[mode]["name"] in DECODERS]
     for runtime, every in weights_of.items():
         for weights in every:
             ways.append(Way("parent", runtime, weights, "exact"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hildanext.recipe import Fold, StageContext
 
 
-RUNTIME_FLAGS = ("device", "dtype", "threads")
+RUNTIME_FLAGS = ("device", "dtype", "threads", "runtime")
 """Flags that are keys of the run."""
 
 
@@ -45,8 +45,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of verbs that load a model: what it runs on."""
     parser.add_argument("--device", help="auto (default), cpu, cuda, ...")
-    parser.add_argument("--dtype", help="auto (default), fp32, bf16, fp16 or fp64")
+    parser.add_argument("--dtype", help="auto (default), fp32, bf16, fp16 or fp64; of ONNX Runtime fp32, q8 or q4")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--runtime", help="torch, or onnx (exact mode on the CPU); auto (default): onnx for q8 and q4")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:

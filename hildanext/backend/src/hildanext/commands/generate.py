@@ -54,31 +54,21 @@ def run(options: argparse.Namespace) -> int:
         from hildanext.commands.remote import ask
 
         return ask(options)
+    from hildanext.facade import open_for
+
     asked = read_generation(options, {"generate": {"model": "tiny"}})
     opened: dict[bool, LoadedModel | LoadedDrafter] = {}
     for mode, section in asked.modes.items():
         exact = section["name"] == "exact"
+        name = asked.drafts if exact and asked.drafts is not None else asked.model
         if exact not in opened:
-            opened[exact] = _open(asked, section)
+            opened[exact] = open_for(section, str(name), asked.runtime, asked.parent)
         model = opened[exact]
         prompts = [_encoded(asked, model.tokenizer, prompt) for prompt in asked.prompts]
         if len(asked.modes) > 1 and not options.json:
             print(f"{mode}:")
         _write(options, model, asked, prompts, {**model.summary(), "mode": mode_line(mode), "decoder": section})
     return 0
-
-
-def _open(asked: Generation, section: dict[str, Any]) -> "LoadedModel | LoadedDrafter":
-    """Whom a section asks. Raises what is wrong with the section before anything is loaded, and what loading raises."""
-    from hildanext.decoding import ExactConfig, make_method
-    from hildanext.models.loading.loaded_model import LoadedModel
-
-    method = make_method(section)
-    if not isinstance(method, ExactConfig):
-        return LoadedModel.open(str(asked.model), asked.runtime)
-    from hildanext.exact import LoadedDrafter
-
-    return LoadedDrafter.open(str(asked.model), asked.runtime, asked.parent, method.uses_adapters)
 
 
 def _write(

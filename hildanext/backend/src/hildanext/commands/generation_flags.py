@@ -91,6 +91,8 @@ class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
     model: str | None
     parent: str | None
     """Of draft adapters, in place of the one that their card names."""
+    drafts: str | None
+    """Whom exact mode asks in place of `model`."""
     chat: bool
     system: str | None
     """Of conversations: what the model is told before them."""
@@ -155,8 +157,8 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
         raise ConfigError(f"{flag} is about one mode, and the run names {', '.join(modes)}", "choose one with --mode")
     config = generation_config(settings, context, trace=options.trace is not None)
     return Generation(
-        prompts, modes, config, settings.model, options.parent, settings.chat, options.system,
-        settings.special_tokens_in_text, context.runtime,
+        prompts, modes, config, settings.model, options.parent, settings.drafts, settings.chat, options.system,
+        settings.special_tokens_in_text, context.runtime_config,
     )  # fmt: skip
 
 

@@ -2,5 +2,4 @@
 
 ABSENT: dict[str, str] = {
     "rl": "reinforcement learning (stage 2)",
-    "export": "export to other engines",
 }

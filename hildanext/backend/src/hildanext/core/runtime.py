@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+RUNTIMES = ("auto", "torch", "onnx")
+"""What computes a model: torch, or ONNX Runtime on the CPU."""
+QUANTIZED = ("q8", "q4")
+"""Types of weights that ONNX Runtime alone computes with."""
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "safetensors", "gguf", "pydantic")
 REPORTED_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
 
@@ -39,9 +43,21 @@ class RuntimeConfig:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    runtime: str = "auto"
+    """`auto` is torch, but for weights in 8 or 4 bits."""
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether ONNX Runtime is asked for. Raises `UnknownChoice`."""
+        if self.runtime not in RUNTIMES:
+            raise UnknownChoice("runtime", self.runtime, [*RUNTIMES])
+        return self.runtime == "onnx" or (self.runtime == "auto" and self.dtype in QUANTIZED)
 
     def resolve(self) -> "Runtime":
         """Set torch's threads; raises `ConfigError` or `UnknownChoice` for what is not there."""
+        if self.is_onnx:
+            asked = f"dtype {self.dtype}" if self.runtime == "auto" else "the runtime 'onnx'"
+            raise ConfigError(f"{asked} is for exact mode", "ask for mode exact, or leave it out")
         threads = set_threads(self.threads)
         device = choose_device(self.device)
         return Runtime(device, choose_dtype(self.dtype, device), threads)

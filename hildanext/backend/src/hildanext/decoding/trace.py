@@ -100,7 +100,7 @@ class TerminalView:
             picture.append(text, style=STYLES[how])
         return picture
 
-    def _texts(self, start: int = 0) -> list[tuple[str, str]]:
+    def _texts(self, start: float = -1) -> list[tuple[str, str]]:
         """Text and look of each position from `start` on, in order."""
         cells = [self.cells[at] for at in sorted(at for at in self.cells if at >= start)]
         return list(zip(pieces_of(raw for raw, _ in cells), (how for _, how in cells), strict=True))
@@ -121,7 +121,7 @@ class TerminalView:
         start, final = step["block_start"], ", final" if step["final"] else ""
         head = f"{self.forwards:4d} {step['kind']} block at {start}: {len(step['masks'])} masks, "
         line = Text(f"{head}+{len(step['drafts'])} drafts, {len(step['edits'])} edits{final} | ")
-        for text, how in self._texts(start):
+        for text, how in self._texts(start - 0.5):  # with a draft that gave way to the first token
             shown = text.replace("\n", "⏎")
             line.append(f"[{shown} →]" if how == "gone" else shown, style=STYLES[how])
         return line

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -46,6 +46,7 @@ from hildanext.engine.local_models import LocalModels
 from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Runner, Totals, step_all
 from hildanext.engine.scheduler import Admission, Scheduler
 from hildanext.exact import ExactStats, LoadedDrafter
+from hildanext.export.onnx_card import is_onnx_folder
 from hildanext.inference import context_length, length_limit
 from hildanext.kv_cache import bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
@@ -86,11 +87,13 @@ class LocalEngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
+    """What computes draft adapters and their parent: torch, or ONNX Runtime, which auto takes for q8 and q4."""
 
     def open(self, model: str, parent: str | None, reason: str) -> Engine:
         """Load the models and start the thread. Raises `ModelError`, `CheckpointError` or `ConfigError`."""
-        config = RuntimeConfig(self.device, self.dtype, self.threads)
-        if model != EMBEDDED and holds_drafts(model):
+        config = RuntimeConfig(self.device, self.dtype, self.threads, self.runtime)
+        if is_onnx_folder(model) or (model != EMBEDDED and holds_drafts(model)):
             return self.open_exact(model, parent, reason)
         opened = LoadedModel.open(model, config)
         runtime = opened.runtime
@@ -110,7 +113,8 @@ class LocalEngineConfig:
     def open_exact(self, model: str, parent: str | None, reason: str, adapters: bool = True) -> "LocalEngine":
         """The same without a diffusion model: draft adapters beside their parent; or, where no `adapters` are needed,
         an autoregressive model by its own name."""
-        drafter = LoadedDrafter.open(model, RuntimeConfig(self.device, self.dtype, self.threads), parent, adapters)
+        config = RuntimeConfig(self.device, self.dtype, self.threads, self.runtime)
+        drafter = LoadedDrafter.open(model, config, parent, adapters)
         own = parent if parent is not None else drafter.card.parent if drafter.card is not None else None
         threads = drafter.runtime.threads
         return LocalEngine(None, drafter.tokenizer, drafter.parent, self, model, own, reason, threads, drafter)

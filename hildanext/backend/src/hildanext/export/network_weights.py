@@ -1,7 +1,7 @@
-"""A network's weights as an export lays them out: query, key and value as one matrix, gate and up as one, adapters beside.
+"""A network's weights as an export lays them out: query, key and value as one matrix, gate and up as one.
 
-Query heads that share keys lie apart: head g of every group of keys, then head g + 1 of every group. A runtime then reads
-them as more rows of each group without moving anything.
+Query heads that share keys lie apart: head g of every group of keys, then head g + 1 of every group. A runtime then
+reads them as more rows of each group without moving anything.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,6 +59,8 @@ class NetworkWeights:
     enter: int = 0
     places: Array | None = None
     """The vector of each place of a group of masks; None where there are no adapters."""
+    sampler: dict[str, Array] | None = None
+    """Of the sampler head (`models.sampler_head`); None where there is none."""
 
     @property
     def hidden(self) -> int:
@@ -86,10 +88,12 @@ def weights_of(source: Drafter | PreTrainedModel) -> NetworkWeights:
         _array(causal_lm.get_output_embeddings().weight), [_layer(layer, order) for layer in model.layers],
         _array(model.rotary_emb.inv_freq), float(model.rotary_emb.attention_scaling),
     )  # fmt: skip
-    if isinstance(source, Drafter):
+    if isinstance(source, Drafter) and source.places:
         weights.enter = source.enter
         vectors = _array(source.place_vectors)
         weights.places = np.repeat(vectors, source.places, 0) if len(vectors) == 1 else vectors
+        if source.sampler is not None:
+            weights.sampler = {name: _array(part) for name, part in source.sampler.named_parameters()}
     return weights
 
 
@@ -146,5 +150,6 @@ def _adapters(modules: Sequence[nn.Module], widths: Sequence[int]) -> Iterator[t
         begin += width
 
 
-def _array(tensor: torch.Tensor) -> Array:
+def _array(tensor: Any) -> Array:
+    assert isinstance(tensor, torch.Tensor)
     return tensor.detach().to("cpu", torch.float32).numpy().copy()

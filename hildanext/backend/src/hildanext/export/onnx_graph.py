@@ -1,9 +1,9 @@
-"""The network as an ONNX graph for ONNX Runtime: rows of one document over its keys and values, which are written in place.
+"""The network as an ONNX graph for ONNX Runtime: rows of one document over its keys and values, written in place.
 
-Rows in, final states out; the head is a graph of its own, so that only rows that are read go through it. Keys and values
-of a layer are [slots kv_heads head_dim]; a caller binds the outputs to the memory of the inputs. Who sees which slot is an
-additive bias. Its width is the caller's, a multiple of `SLOTS`: sums over slots then add the same numbers in the same
-order whatever stands behind them, and a row's numbers do not depend on the rows beside it.
+Rows in, final states out; the head is a graph of its own, so that only rows that are read go through it. Keys and
+values of a layer are [slots kv_heads head_dim]; a caller binds the outputs to the memory of the inputs. Who sees which
+slot is an additive bias. Its width is the caller's, a multiple of `onnx_layout.SLOTS`: sums over slots then add the
+same numbers in the same order whatever stands behind them, and a row's numbers do not depend on the rows beside it.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,6 @@ from hildanext.export.block_quantize import quantize_blocks
 from hildanext.export.channel_quantize import quantize_channels
 from hildanext.export.network_weights import Array, LayerWeights, NetworkWeights
 
-SLOTS = 64
-"""Slots of a cache are looked at in pieces of so many."""
 BLOCK = 32
 """Inputs that share a scale in block-wise quantised matrices."""
 CONTRIB = "com.microsoft"
@@ -191,14 +189,31 @@ def head_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
     return _model(b, inputs, outputs)
 
 
-def _embed(b: _Builder, weights: NetworkWeights) -> str:
+def sampler_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
+    """`hidden` [rows hidden] and `before` [rows], the tokens before, to `told` [rows hidden]: `models.sampler_head`."""
+    assert weights.sampler is not None
+    b, parts = _Builder(kind), weights.sampler
+    known = b.node("Reshape", [_embed(b, weights, "before"), b.shape(-1, weights.hidden)])
+    scale = b.constant("sampler.scale", parts["scale"])
+    known = b.node("SimplifiedLayerNormalization", [known, scale], axis=-1, epsilon=1e-6)
+    inner = b.node("Concat", ["hidden", known], axis=-1)
+    inner = b.node("MatMul", [inner, b.constant("sampler.down", parts["down"].T)])
+    inner = b.node("QuickGelu", [inner], domain=CONTRIB, alpha=1.0)
+    shift = b.node("MatMul", [inner, b.constant("sampler.up", parts["up"].T)])
+    b.node("Add", ["hidden", shift], ["told"])
+    info = helper.make_tensor_value_info
+    inputs = [info("hidden", TensorProto.FLOAT, ["rows", weights.hidden]), info("before", TensorProto.INT64, ["rows"])]
+    return _model(b, inputs, [info("told", TensorProto.FLOAT, ["rows", weights.hidden])])
+
+
+def _embed(b: _Builder, weights: NetworkWeights, tokens: str = "tokens") -> str:
     """[1 rows hidden]; quantised graphs keep the table in 8 bits, a scale for each token."""
     if b.kind.dtype == "fp32":
-        rows = b.node("Gather", [b.constant("embedding", weights.embedding), "tokens"])
+        rows = b.node("Gather", [b.constant("embedding", weights.embedding), tokens])
     else:
         quantized, scales = quantize_channels(weights.embedding)
-        small = b.node("Gather", [b.constant("embedding", quantized), "tokens"])
-        scale = b.node("Gather", [b.constant("embedding.scales", scales[:, None]), "tokens"])
+        small = b.node("Gather", [b.constant("embedding", quantized), tokens])
+        scale = b.node("Gather", [b.constant("embedding.scales", scales[:, None]), tokens])
         rows = b.node("Mul", [b.node("Cast", [small], to=TensorProto.FLOAT), scale])
     return str(b.node("Reshape", [rows, b.shape(1, -1, weights.hidden)]))
 
@@ -213,7 +228,7 @@ def _enter(b: _Builder, weights: NetworkWeights, clean: str) -> str:
 
 
 def _enter_between(b: _Builder, weights: NetworkWeights, rows: str, skip: str | None) -> tuple[str, str]:
-    """The same behind a layer. What the layer adds stays apart, so that clean rows meet the kernel that they meet alone."""
+    """The same behind a layer, whose product stays apart: clean rows meet the kernel that they meet alone."""
     assert skip is not None
     count = b.constant("one", np.array([1], np.int64))
     whole = _enter(b, weights, b.node("Add", [rows, skip]))

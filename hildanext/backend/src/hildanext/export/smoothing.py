@@ -1,8 +1,8 @@
 """Smoothing: inputs of a matrix are divided by a factor for each channel, and its columns multiplied by it.
 
-The product is the same; but large channels, which would leave few of a row's 8 bits to the others, are even with them.
-The factors go into what stands before: a norm's scale, or the up projection. How large channels are is seen on text that
-the model itself draws.
+The product is the same; but large channels, which would leave few of a row's 8 bits to the others, are even with
+them. The factors go into what stands before: a norm's scale, or the up projection. How large channels are is seen on
+text that the model itself draws.
 
 Paper: SmoothQuant, arXiv:2211.10438. Differs: the down projection is smoothed, too, and no data is needed.
 """
@@ -33,14 +33,13 @@ def activation_peaks(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     Raises `PromptError` where the tokenizer has no first token to draw from.
     """
     parent = Parent(causal_lm, tokenizer)
-    documents = [document for document in sample_documents(parent, DOCUMENTS, TOKENS, batch_size=DOCUMENTS) if document]
     peaks: Peaks = [{} for _ in causal_lm.model.layers]
     hooks = []
     for number, layer in enumerate(causal_lm.model.layers):
         for kind, path in INPUTS.items():
             hooks.append(layer.get_submodule(path).register_forward_pre_hook(_watch(peaks[number], kind)))
     try:
-        for document in documents:
+        for document in drawn_documents(causal_lm, tokenizer):
             tokens = torch.tensor([document], device=parent.device)
             position = torch.arange(len(document), device=parent.device)[None]
             parent.hidden(tokens, torch.zeros_like(tokens), position)
@@ -48,6 +47,13 @@ def activation_peaks(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         for hook in hooks:
             hook.remove()
     return peaks
+
+
+def drawn_documents(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> list[list[int]]:
+    """Text of the model's own. Raises `PromptError` where the tokenizer has no first token to draw from."""
+    parent = Parent(causal_lm, tokenizer)
+    drawn = sample_documents(parent, DOCUMENTS, TOKENS, seed, batch_size=DOCUMENTS)
+    return [document for document in drawn if len(document) > 1]
 
 
 def _watch(seen: dict[str, Array], kind: str) -> Callable[[nn.Module, Any], None]:

@@ -80,7 +80,11 @@ class BlockCache:
     @classmethod
     def of_parent(cls, parent: Parent, capacity: int) -> "BlockCache":
         """The same for an autoregressive model: every token is a block of its own, and sees those before it."""
-        return cls.of_causal(parent.causal_lm, capacity)
+        layers, kv_heads, head_dim = _shape(parent.causal_lm.config)
+        return cls(
+            layers, kv_heads, capacity, head_dim, block_size=1, clean_mask="token_causal",
+            dtype=parent.causal_lm.dtype, device=parent.device, slots_first=parent.slots_first,
+        )  # fmt: skip
 
     @classmethod
     def of_causal(cls, causal_lm: PreTrainedModel, capacity: int) -> "BlockCache":
@@ -203,7 +207,7 @@ class CachedAttention:
     def __init__(self, caches: Sequence[BlockCache], segments: Sequence[Segment]) -> None:
         for cache, segment in zip(caches, segments, strict=True):
             assert segment.end <= cache.capacity, "the cache is too small for this segment"
-        self.segments = list(segments)
+        self.caches, self.segments = list(caches), list(segments)
         device = caches[0].keys.device
         self.positions = positions_of(segments, device)
         self._widths = [segment.num_tokens for segment in segments]

@@ -1,18 +1,22 @@
 """Exact decoding's network in ONNX Runtime: the parent's rows and the masks' rows in one graph, the head in another."""
 
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from hildanext.core.json_text import parse
 from hildanext.decoding.exact.network import anchors_and_places
-from hildanext.export.network_weights import NetworkWeights
-from hildanext.export.onnx_graph import SLOTS, GraphKind, head_graph, network_graph
+from hildanext.export.onnx_card import OnnxCard
+from hildanext.export.onnx_layout import BOTH, CLEAN, HEAD, SAMPLER, SLOTS
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftSegment
-from hildanext.runtimes.onnx_session import BoundSession, has_dot_products
+from hildanext.models.loading.files import DTYPE
+from hildanext.models.loading.model_config import read_config
+from hildanext.runtimes.onnx_session import BoundSession
 
 
 class _Rows(BoundSession):
@@ -38,38 +42,34 @@ class _Rows(BoundSession):
 
 
 class OnnxNetwork:
-    """A `Network` (see `decoding.exact.network`) of weights in memory."""
+    """A `Network` (see `decoding.exact.network`) of an exported folder."""
 
     device = torch.device("cpu")
     dtype = torch.float32
     """Of states and logits. Matrices are in 8 or 4 bits in quantised graphs; a row's numbers are its own in all."""
 
-    def __init__(self, weights: NetworkWeights, causal_lm: PreTrainedModel, dtype: str, threads: int) -> None:
-        """`causal_lm` may be a skeleton on the meta device; `dtype` is fp32, q8 or q4."""
-        self.causal_lm, self.precision, self.threads = causal_lm, dtype, threads
-        self.places = 0 if weights.places is None else len(weights.places)
-        self.enter = weights.enter
-        self._group = weights.group
-        self._shape = len(weights.layers), weights.kv_heads, weights.head_dim
-        self._inv_freq = torch.from_numpy(weights.inv_freq)
-        self._rope_scale = weights.rope_scale
-        self._hidden_size, self._vocab = weights.hidden, len(weights.head)
-        unsigned = not has_dot_products()
-        self._clean = _Rows(_bytes(network_graph(weights, GraphKind(dtype, False, unsigned))), threads)
-        self._head = BoundSession(_bytes(head_graph(weights, GraphKind(dtype, False, unsigned))), threads)
-        self._both: _Rows | None = None
-        if self.places:
-            self._both = _Rows(_bytes(network_graph(weights, GraphKind(dtype, True, unsigned))), threads)
+    def __init__(self, folder: Path, card: OnnxCard, causal_lm: PreTrainedModel, threads: int) -> None:
+        """`folder` holds what `export.onnx_file` wrote; `causal_lm` may be a skeleton on the meta device."""
+        self.causal_lm, self.card, self.threads = causal_lm, card, threads
+        self.places = card.drafts.places if card.drafts is not None else 0
+        self.enter = card.drafts.enter if card.drafts is not None else 0
+        self._inv_freq = torch.tensor(card.inv_freq)
+        self._clean = _Rows(folder / CLEAN, threads)
+        self._head = BoundSession(folder / HEAD, threads)
+        self._both = _Rows(folder / BOTH, threads) if self.places else None
+        self.has_sampler = card.drafts is not None and card.drafts.sampler is not None
+        self._sampler = BoundSession(folder / SAMPLER, threads) if self.has_sampler else None
 
     @property
     def costs_key(self) -> Hashable:
-        return "onnx", self.precision, self.enter, self.places
+        return "onnx", self.card.dtype, self.enter, self.places, self.has_sampler, self.threads
 
     def new_cache(self, capacity: int) -> BlockCache:
-        layers, kv_heads, head_dim = self._shape
+        card = self.card
         return BlockCache(
-            layers, kv_heads, capacity, head_dim, block_size=1, clean_mask="token_causal", slots_first=SLOTS
-        )
+            card.layers, card.kv_heads, capacity, card.head_dim,
+            block_size=1, clean_mask="token_causal", slots_first=SLOTS,
+        )  # fmt: skip
 
     def forward(
         self, tokens: Sequence[int], caches: Sequence[BlockCache], segments: Sequence[DraftSegment]
@@ -108,7 +108,7 @@ class OnnxNetwork:
             gate = torch.ones(1, rows, 1)
             gate[:, : segment.clean] = 0.0
             session.bind("gate", gate)
-        hidden = torch.empty(1, rows, self._hidden_size)
+        hidden = torch.empty(1, rows, self.card.hidden)
         session.bind("hidden", hidden)
         session.run()
         return hidden[0]
@@ -117,20 +117,37 @@ class OnnxNetwork:
         rows = len(positions)
         angles = positions[:, None].float() * self._inv_freq
         session.bind(f"{which}order", torch.arange(rows)[None])
-        session.bind(f"{which}cos", angles.cos() * self._rope_scale)
-        session.bind(f"{which}sin", angles.sin() * self._rope_scale)
+        session.bind(f"{which}cos", angles.cos() * self.card.rope_scale)
+        session.bind(f"{which}sin", angles.sin() * self.card.rope_scale)
         session.bind(f"{which}slots", torch.arange(start, start + rows)[:, None])
-        session.bind(f"{which}bias", bias.repeat_interleave(self._group, 0))
+        session.bind(f"{which}bias", bias.repeat_interleave(self.card.heads // self.card.kv_heads, 0))
+
+    def told(
+        self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "*rows hidden"]:
+        if self._sampler is None:
+            return hidden
+        told = torch.empty(hidden.numel() // self.card.hidden, self.card.hidden)
+        self._sampler.bind("hidden", hidden.reshape(told.shape).contiguous())
+        self._sampler.bind("before", before.reshape(-1).contiguous())
+        self._sampler.bind("told", told)
+        self._sampler.run()
+        return told.view(hidden.shape)
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
-        rows = hidden.reshape(-1, self._hidden_size).contiguous()
-        logits = torch.empty(len(rows), self._vocab)
+        rows = hidden.reshape(-1, self.card.hidden).contiguous()
+        logits = torch.empty(len(rows), self.card.vocab)
         self._head.bind("hidden", rows)
         self._head.bind("logits", logits)
         self._head.run()
-        return logits.view(*hidden.shape[:-1], self._vocab)
+        return logits.view(*hidden.shape[:-1], self.card.vocab)
 
 
-def _bytes(graph: object) -> bytes:
-    serialized: bytes = graph.SerializeToString()  # type: ignore[attr-defined]
-    return serialized
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The model's configuration and shapes, without weights."""
+    model_config = read_config(parse((folder / "config.json").read_bytes()), folder)
+    with torch.device("meta"):
+        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, **{DTYPE: torch.float32})
+    if (folder / "generation_config.json").is_file():
+        causal_lm.generation_config = GenerationConfig.from_pretrained(folder)
+    return causal_lm

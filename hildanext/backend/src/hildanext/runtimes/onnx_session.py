@@ -4,18 +4,17 @@ onnxruntime is imported when the first session is made.
 """
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hildanext.core.errors import ConfigError
-from hildanext.core.runtime import cpu_flags
+from hildanext.core.errors import CheckpointError, ConfigError
+from hildanext.models.card import CARD
 
 OLDEST = (1, 22)
 """The first version whose CPU kernels multiply block-wise 8-bit matrices."""
-DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "i8mm", "amx_int8"})
-"""Instruction sets, in Linux's spelling, that add up signed 8-bit products without saturating."""
 NUMPY = {torch.float32: "float32", torch.int64: "int64"}
 
 
@@ -34,21 +33,28 @@ def load_onnxruntime() -> Any:
     return ort
 
 
-def has_dot_products() -> bool:
-    """Whether this processor adds up 8-bit products at full speed; without, quantised graphs work, more slowly."""
-    return bool(DOT_PRODUCTS & cpu_flags())
-
-
 class BoundSession:
     """One graph, its inputs and outputs bound to tensors."""
 
-    def __init__(self, graph: bytes | str, threads: int) -> None:
+    def __init__(self, graph: Path, threads: int) -> None:
+        """Raises `CheckpointError` for a graph that is not ours or broken, `ConfigError` as `load_onnxruntime`."""
         ort = load_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        if not graph.is_file():
+            raise CheckpointError(f"{graph} is not there", "export the model again")
+        errors = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        try:
+            self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented, errors.InvalidArgument,
+                errors.NoSuchFile, errors.RuntimeException) as problem:  # fmt: skip
+            raise CheckpointError(
+                f"{graph} cannot be run ({str(problem).splitlines()[0]})", "export it again"
+            ) from None
+        if CARD not in self.session.get_modelmeta().custom_metadata_map:
+            raise CheckpointError(f"{graph} is no graph of this package", "export the model with `hildanext export`")
         self.binding = self.session.io_binding()
         self._kept: dict[str, Any] = {}
         self._outputs = {output.name for output in self.session.get_outputs()}

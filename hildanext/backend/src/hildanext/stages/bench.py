@@ -70,7 +70,7 @@ def measure(
     settings = validate(BenchConfig, section, where=context.key)
     what = settings.what
     speed, knobs = _knobs(what, getattr(settings, what), context)
-    runtime = context.runtime
+    runtime = context.runtime_config
     if what in ("train", "answers"):
         runtime = replace(runtime, dtype="fp32")  # as in training, whose steps autocast
     name = settings.model if settings.model is not None else str(context.outcome("model"))

@@ -21,6 +21,7 @@ from hildanext.stages.answer_file import answer_file
 if TYPE_CHECKING:
     from hildanext.ar import Parent
     from hildanext.decoding import Decoder
+    from hildanext.exact import LoadedDrafter
     from hildanext.inference import GenerationConfig
     from hildanext.models.loading.loaded_model import LoadedModel
 
@@ -61,6 +62,8 @@ class SampleConfig:
     """None is the run's."""
     model: str | None = None
     """A diffusion checkpoint; None is the one an earlier stage made."""
+    drafts: str | None = None
+    """Draft adapters (a folder, or `tiny`) that exact mode asks in place of `model`."""
     parent: str | None = None
     """The autoregressive model that continues the same `prompts`, greedily; "" is none. None is the run's, of a
     named model its card's; where that cannot be had it is left out, and log and samples say so."""
@@ -90,9 +93,9 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
 
     settings = validate(SampleConfig, section, where=context.key)
     name = settings.model if settings.model is not None else str(context.outcome("model"))
-    opened = LoadedModel.open(name, context.runtime)
     if settings.prompts_file is None:
-        return _samples(settings, context, opened, generation_config(settings, context, batch_size=1, trace=True))
+        return _samples(settings, context, name)
+    opened = LoadedModel.open(name, context.runtime_config)
     together, decoders = generation_config(settings, context), _decoders(settings, context)
     prompts, model, tokenizer = settings.prompts_file, opened.model, opened.tokenizer
     asked = (settings.chat, settings.special_tokens_in_text)
@@ -123,11 +126,12 @@ def generation_config(settings: SampleConfig, context: StageContext, **fixed: An
 
 
 def _check_sections(settings: SampleConfig, context: StageContext) -> None:
-    """Of the verb alone exact mode may be asked for."""
+    """Answers to a file of prompts are decoded by diffusion alone; else exact mode may be asked for, too."""
     from hildanext.decoding import make_decoder, make_method
 
+    of_file = settings.prompts_file is not None and not context.alone
     for section in decoder_sections(settings, context).values():
-        (make_method if context.alone else make_decoder)(section)
+        (make_decoder if of_file else make_method)(section)
 
 
 def _decoders(settings: SampleConfig, context: StageContext) -> "dict[str, Decoder]":
@@ -136,45 +140,76 @@ def _decoders(settings: SampleConfig, context: StageContext) -> "dict[str, Decod
     return {name: make_decoder(section) for name, section in decoder_sections(settings, context).items()}
 
 
-def _samples(
-    settings: SampleConfig, context: StageContext, opened: "LoadedModel", generation: "GenerationConfig"
-) -> dict[str, Any]:
-    from hildanext.decoding.trace import trace_record
+def _samples(settings: SampleConfig, context: StageContext, name: str) -> dict[str, Any]:
     from hildanext.eval.models import EvalAnswer, GenerationParams, ModelPair
-    from hildanext.inference import generate
-    from hildanext.tokenization import encode_prompt
+    from hildanext.facade import open_for
 
-    texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
-    model, tokenizer = opened.model, opened.tokenizer
-    prompts = [encode_prompt(tokenizer, text) for text in texts]
-    cells = [TokenCells(tokenizer, ids) for ids in prompts]
-    shown_prompts = [pieces_of(cell_bytes(cell) for cell in texts_of.prompt()) for texts_of in cells]
-    parent, missing = _parent(settings, context, opened)
+    generation = generation_config(settings, context, batch_size=1, trace=True)
+    opened: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
-    for mode, decoder in _decoders(settings, context).items():
-        results = generate(model, tokenizer, prompts, decoder, generation)
-        for prompt, texts_of, shown, result in zip(texts, cells, shown_prompts, results, strict=True):
-            trace = trace_record(result.trace, texts_of)
-            head = {"way": mode, "prompt": prompt, **result.flat_record(*COUNTS)}
-            samples.append({**head, "prompt_cells": shown, "trace": trace})
+    for mode, section in decoder_sections(settings, context).items():
+        model = settings.drafts if section["name"] == "exact" and settings.drafts is not None else name
+        if model not in opened:
+            opened[model] = open_for(section, model, context.runtime_config, settings.parent or None)
+        samples += _written(settings, opened[model], mode, section, generation)
+    first = next(iter(opened.values()))
+    parent, missing = _parent(settings, context, first)
     params = GenerationParams(generation.max_new_tokens or NEW_TOKENS, generation.stop)
-    for writer in ModelPair(model, tokenizer, parent).parent_models():
-        for prompt, shown, ids in zip(texts, shown_prompts, prompts, strict=True):
+    for writer in ModelPair(None, first.tokenizer, parent).parent_models():
+        for prompt, ids, shown in _encoded(settings, first.tokenizer):
             answers: dict[int, EvalAnswer] = {}
             # One at a time, as the model's own are, so that their seconds can be set beside each other.
             writer.write([ids], params, [0], answers.__setitem__)
             counts = answers[0].flat_record(*COUNTS)
             samples.append({"way": writer.name, "prompt": prompt, **counts, "prompt_cells": shown})
     path = context.stage_dir / "samples.json"
-    record = {"machine": opened.machine(), "without_parent": missing, "samples": samples}
+    record = {"machine": first.machine(), "without_parent": missing, "samples": samples}
     write_atomically(path, to_json(record, indent=2) + "\n")
     return {"samples": str(path)}
 
 
-def _parent(settings: SampleConfig, context: StageContext, opened: "LoadedModel") -> "tuple[Parent | None, str | None]":
+def _written(
+    settings: SampleConfig,
+    opened: "LoadedModel | LoadedDrafter",
+    mode: str,
+    section: Mapping[str, Any],
+    generation: "GenerationConfig",
+) -> list[dict[str, Any]]:
+    """A sample of each prompt in one mode."""
+    from hildanext.decoding.trace import trace_record
+    from hildanext.facade import writer_of
+
+    asked = _encoded(settings, opened.tokenizer)
+    results = writer_of(opened, section)([ids for _, ids, _ in asked], generation, None)
+    samples = []
+    for (prompt, ids, shown), result in zip(asked, results, strict=True):
+        trace = trace_record(result.trace, TokenCells(opened.tokenizer, ids))
+        head = {"way": mode, "prompt": prompt, **result.flat_record(*COUNTS)}
+        samples.append({**head, "prompt_cells": shown, "trace": trace})
+    return samples
+
+
+def _encoded(settings: SampleConfig, tokenizer: Any) -> list[tuple[str, list[int], list[str]]]:
+    """Each prompt's text, its tokens and their texts."""
+    from hildanext.tokenization import encode_prompt
+
+    texts = settings.prompts if settings.prompts is not None else ("Once upon a time",)
+    encoded = [(text, encode_prompt(tokenizer, text)) for text in texts]
+    return [
+        (text, ids, pieces_of(cell_bytes(cell) for cell in TokenCells(tokenizer, ids).prompt()))
+        for text, ids in encoded
+    ]
+
+
+def _parent(
+    settings: SampleConfig, context: StageContext, opened: "LoadedModel | LoadedDrafter"
+) -> "tuple[Parent | None, str | None]":
     """The parent that writes beside the model, or why there is none. Raises `ModelError` for a named one."""
     from hildanext.ar import Parent
+    from hildanext.models.loading.loaded_model import LoadedModel
 
+    if not isinstance(opened, LoadedModel):
+        return (None, "none was asked for") if settings.parent == "" else (opened.parent, None)
     usual = context.start if settings.model is None else opened.parent_name
     name = settings.parent if settings.parent is not None else usual
     if not name:

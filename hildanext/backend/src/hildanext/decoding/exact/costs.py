@@ -12,7 +12,7 @@ from hildanext.core.errors import StorageError
 from hildanext.core.json_text import parse
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import Runtime, cpu_name, versions
-from hildanext.decoding.exact.network import Network
+from hildanext.decoding.exact.network import Network, head_at_once
 from hildanext.decoding.exact.policy import RowCosts
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftSegment
@@ -68,9 +68,10 @@ def _forward(network: Network, cache: BlockCache, rows: int) -> None:
     clean = (rows + 2) // 3 if masks else rows  # about the share that drafts behind every point have
     segment = DraftSegment(CONTEXT, clean, (0,) * (rows - clean), int(masks))  # groups of one: any number of rows
     hidden = network.forward([0] * clean, [cache], [segment])
-    network.logits(hidden[:clean]).argmax(-1)
-    if rows == clean:
+    if head_at_once(network, rows - 2 * clean):
+        network.logits(hidden).argmax(-1)
         return
+    network.logits(hidden[:clean]).argmax(-1)
     drafted = hidden[-min(clean, rows - clean) :]
     for piece in drafted.split(1) if network.has_sampler else (drafted,):
         network.logits(network.told(piece, piece.new_zeros(len(piece), dtype=torch.long))).argmax(-1)

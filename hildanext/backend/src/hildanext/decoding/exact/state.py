@@ -16,7 +16,7 @@ from torch import Tensor
 from hildanext.core.errors import LogitsNotFinite
 from hildanext.core.runtime import send
 from hildanext.decoding.exact.expected import Placement
-from hildanext.decoding.exact.network import Network, begins_of, network_of
+from hildanext.decoding.exact.network import Network, begins_of, head_at_once, network_of
 from hildanext.decoding.exact.ngram import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing
 from hildanext.decoding.exact.verify import Verdict, verify_greedy, verify_sampled
@@ -153,9 +153,11 @@ class ExactState:
         segments = [plan.segment for plan in plans]
         hidden = self._forward(plans, segments)
         clean = sum(segment.clean for segment in segments)
-        logits = self.network.logits(hidden[:clean])
+        said = self.network.logits(hidden) if self._at_once(segments) else None
+        logits = self.network.logits(hidden[:clean]) if said is None else said[:clean]
         verdict, sure = self._verdict(plans, segments, logits)
-        drafts, laws = self._next_drafts(segments, hidden[clean:], verdict, plans)
+        masks = None if said is None else said[clean:]
+        drafts, laws = self._next_drafts(segments, hidden[clean:], verdict, plans, masks)
         columns = [verdict.accepted[:, None], verdict.token[:, None], *([] if drafts is None else [drafts])]
         read: list[list[int]] = torch.cat(columns, 1).tolist()
         lost = [plan.row.index for plan, (_, token, *_) in zip(plans, read, strict=True) if token == NO_TOKEN]
@@ -171,6 +173,11 @@ class ExactState:
                 self._show(plan, accepted, token, chances[number])
             self._write(plan, accepted, token, following[: segment.places] if keeps else [], law_of)
             self.placing.note(plan.row, segment.clean + segment.masks, accepted + 1, len(rows))
+
+    def _at_once(self, segments: Sequence[DraftSegment]) -> bool:
+        """Whether every row goes through the head in one pass."""
+        masks = [segment for segment in segments if segment.masks]
+        return bool(masks) and head_at_once(self.network, sum(segment.masks - segment.places for segment in masks))
 
     def _plan(self, row: ExactRow, rows: int) -> _Plan:
         placement = self.placing.choose(row, rows)
@@ -257,9 +264,10 @@ class ExactState:
         hidden: Float[Tensor, "masks hidden"],
         verdict: Verdict,
         plans: Sequence[_Plan],
+        said: Float[Tensor, "masks vocab"] | None,
     ) -> tuple[Int[Tensor, "documents places"] | None, Tensor | None]:
         """What the group behind each document's accepted drafts says, one place after another where each is told the
-        one before; the head is applied to that group alone.
+        one before; the head is applied to that group alone, unless it has `said` already what all of them say.
 
         Documents without such a group get what is not read.
         """
@@ -279,10 +287,13 @@ class ExactState:
         laws: list[Tensor] = []
         before = verdict.token[:, None].clamp_min(0)
         for places in torch.arange(most).split(1 if self.network.has_sampler else most):
-            states = hidden[rows[:, places]]
-            if self.network.has_sampler:
-                states = self.network.told(states, before)
-            logits = self.network.logits(states)
+            if said is None:
+                states = hidden[rows[:, places]]
+                if self.network.has_sampler:
+                    states = self.network.told(states, before)
+                logits = self.network.logits(states)
+            else:
+                logits = said[rows[:, places]]
             if chances is None:
                 before = logits.argmax(-1)
             else:

@@ -1,0 +1,57 @@
+"""A model in ONNX Runtime by its name: an exported folder as it is, anything else exported into the cache first."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from hildanext.core.errors import ConfigError
+from hildanext.core.runtime import RuntimeConfig, set_threads
+from hildanext.export.onnx_card import OnnxCard, is_onnx_folder, read_onnx_card
+from hildanext.export.onnx_export import cached_export, has_dot_products, precision_of
+from hildanext.runtimes.onnx_check import export_checked
+from hildanext.runtimes.onnx_network import OnnxNetwork, skeleton
+from hildanext.runtimes.onnx_session import load_onnxruntime
+from hildanext.tokenization import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenedOnnx:
+    """What `exact` takes in place of a drafter, its tokenizer, and what it is."""
+
+    network: OnnxNetwork
+    tokenizer: PreTrainedTokenizerBase
+    card: OnnxCard
+    folder: Path
+
+
+def open_onnx(name: str, config: RuntimeConfig, parent: str | None = None) -> OpenedOnnx:
+    """`name` is an exported folder, draft adapters or an autoregressive model; `config.dtype` fp32, q8 (`auto`) or q4.
+
+    Raises `ConfigError` (onnxruntime is missing or too old, another device, an export of another type),
+    `UnknownChoice`, `ModelError` or `CheckpointError`.
+    """
+    load_onnxruntime()
+    if config.device not in ("auto", "cpu"):
+        raise ConfigError(f"the runtime 'onnx' runs on the CPU, not on {config.device!r}", "leave the device out")
+    threads = set_threads(config.threads)
+    if is_onnx_folder(name):
+        folder, card = Path(name), read_onnx_card(name)
+        if config.dtype not in ("auto", card.dtype):
+            raise ConfigError(f"{name!r} was exported in {card.dtype}, not {config.dtype}", "leave the dtype out")
+    else:
+        precision = precision_of(config.dtype)
+        folder = cached_export(name, precision, parent)
+        if not is_onnx_folder(folder):
+            log.warning("%s is written as ONNX graphs in %s, once, into %s", name, precision, folder)
+            written = export_checked(name, folder, precision, parent)
+            if written.distance is not None:
+                log.warning("from the fp32 parent: %s", written.distance.line())
+        card = read_onnx_card(folder)
+    if card.dtype != "fp32" and not has_dot_products():
+        log.warning("this processor has no 8-bit dot products: %s works, and is slow", card.dtype)
+    network = OnnxNetwork(folder, card, skeleton(folder), threads)
+    return OpenedOnnx(network, load_tokenizer(folder), card, folder)
