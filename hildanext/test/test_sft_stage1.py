@@ -15,7 +15,7 @@ import torch
 from conftest import random_model
 from corpus import write_jsonl
 from hildanext.cli import main
-from hildanext.core.errors import CheckpointError, ConfigError, DataError, ModelError
+from hildanext.core.errors import CheckpointError, ConfigError, DataError, HildaError, ModelError
 from hildanext.core.metrics_log import read_metrics
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
@@ -28,6 +28,7 @@ from hildanext.losses import SupervisedStep
 from hildanext.models.loading import tiny
 from hildanext.models.loading.load import load_diffusion
 from hildanext.recipe import check, execute
+from hildanext.sft_stage1 import check as check_sft
 from hildanext.sft_stage1 import prepare_data, sft
 from hildanext.stages import STAGES
 from hildanext.tokenization import load_tokenizer
@@ -319,6 +320,12 @@ def test_what_cannot_be_is_one_line(section, tmp_path: Path, changes, chat, erro
     with pytest.raises(error, match=words) as problem:
         sft({**section, **changes}, {**CHAT, **chat}, tmp_path / "run", quiet=True)
     assert "\n" not in str(problem.value) and not (tmp_path / "run" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("mode", ["fastest", "exact"])
+def test_samples_in_a_mode_that_is_not_there_are_refused_before_anything_is_loaded(section, mode: str):
+    with pytest.raises(HildaError, match=mode):
+        check_sft({**section, "model": "nowhere", "samples": {"mode": mode}}, CHAT)
 
 
 def test_the_verb_trains_reports_resumes_and_generate_asks_it(section, tmp_path: Path, capsys):

@@ -66,6 +66,15 @@ def test_a_trace_is_shown_and_saved(checkpoint, capsys, tmp_path):
     assert {"masks", "drafts", "edits", "final", "probability"} <= set(steps[0]) | set(steps[0]["drafts"][0])
 
 
+def test_a_trace_that_cannot_be_kept_is_refused_before_anything_is_written(checkpoint, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place, said in ((tmp_path, "Is a directory"), (tmp_path / "file" / "trace.json", "cannot write")):
+        assert call(checkpoint, "--prompt", "w1 w2", "--trace", str(place)) == 2
+        printed = capsys.readouterr()
+        assert said in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
 def test_a_trace_without_a_file_is_shown_and_nothing_is_written(checkpoint, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(checkpoint, "--prompt", "w1 w2", "--trace") == 0

@@ -8,6 +8,7 @@ pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 
 import openai
+from pydantic import ValidationError
 
 from hildanext.api import create_app
 from hildanext.ar import Parent
@@ -15,6 +16,7 @@ from hildanext.data.chat_template import Message, set_template
 from hildanext.engine.base import EngineFailed, Failed, Piece, Request, Started, Stepped, complete
 from hildanext.engine.local import LocalEngineConfig
 from hildanext.likelihood.conditional import Pair, score_parent
+from hildanext.serve.requests import CompletionBody, GenerateBody
 from hildanext.serve.settings import ServeConfig
 from hildanext.tokenization import encode_prompt
 from serving import ScriptedEngine, ask, at_once, events, live
@@ -147,6 +149,16 @@ class TestCompletions:
         assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
         alone = client.completions.create(**asked, prompt="The dog", n=2, seed=5)
         assert [choice.text for choice in both.choices[2:]] == [choice.text for choice in alone.choices]
+
+    @pytest.mark.parametrize("prompt", [[-1] * 200_000, [[-1] * 100_000] * 2])
+    def test_many_wrong_ids_are_one_complaint(self, prompt):
+        """One about each holds the event loop for seconds."""
+        with pytest.raises(ValidationError) as problem:
+            CompletionBody.model_validate({"model": "m", "prompt": prompt})
+        assert problem.value.error_count() <= 4  # of each form that a prompt may have
+        with pytest.raises(ValidationError) as problem:
+            GenerateBody.model_validate({"tokens": [-1] * 200_000})
+        assert problem.value.error_count() == 1
 
     def test_token_ids_are_prompts_too(self, client, engine):
         ids = [engine.tokenizer.bos_token_id, *engine.tokenizer("Once upon a time")["input_ids"]]

@@ -17,13 +17,14 @@ from hildanext.core.errors import ConfigError, DataError, HildaError
 from hildanext.data.chat_template import Message, encode_chat
 from hildanext.datasets import PackedDataset
 from hildanext.inference import eos_ids
+from hildanext.models.checkpoint import save_causal
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.names import locate
 from hildanext.recipe import open_stage
 from hildanext.stages import STAGES
 from hildanext.stages.prepare import prepare_parts
 from hildanext.tokenization import encode_prompt
-from small_models import edit_json
+from small_models import edit_json, small_causal, small_tokenizer
 
 TEXTS = ["Once upon a time", "Tom and Lily went", "The dog", "One day, a big bear saw", "Sam", "A girl named Mia had"]
 NEW = 12
@@ -117,6 +118,26 @@ def test_a_document_that_is_cut_keeps_its_prompt_out_of_what_is_learnt(
         learnt = sum(int(data.row(index)["maskable"].sum()) for index in range(len(data)))
         lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
         assert learnt == sum(len(line["answer"]) for line in lines)
+
+
+def test_the_padding_behind_an_answer_that_was_cut_short_is_no_end_to_learn(
+    home: Path, parent: Parent, prompts: Path, tmp_path: Path
+) -> None:
+    prepared(tmp_path / "out", home, source(prompts))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert {line["finish_reason"] for line in lines} >= {"length"}
+    data = PackedDataset(tmp_path / "out", 64, pad_to_block=64)
+    for index, line in enumerate(lines):
+        behind = data.row(index)["maskable"][len(line["prompt"]) + len(line["answer"]) :]
+        assert behind.all() == (line["answer"][-1] == data.pad_id) and behind.any() == behind.all()
+
+
+def test_rows_that_stand_for_no_word_are_never_drawn(prompts: Path, tmp_path: Path) -> None:
+    """An answer that held one could not be stored: a random model draws them often."""
+    save_causal(tmp_path / "parent", small_causal(rows=64), small_tokenizer(60))
+    prompts.write_text("".join(json.dumps(f"w{number}") + "\n" for number in range(2, 12)))
+    prepared(tmp_path / "out", tmp_path / "parent", source(prompts, temperature=5.0))
+    assert max(int(ids.max()) for ids in PackedDataset(tmp_path / "out", 64).documents()) < 60
 
 
 def test_sampled_answers_are_each_their_own_seeds(home: Path, parent: Parent, prompts: Path, tmp_path: Path) -> None:

@@ -329,7 +329,8 @@ class PackedDataset:
         self.tokens = sum(manifest["tokens"] for _, manifest in self.manifests)
         if not self.tokens:
             raise DataError(f"{str(folder)!r} holds no tokens", "prepare it again")
-        if packing == "stream" and manifest["settings"].get(ANSWERS):
+        self._answers = bool(manifest["settings"].get(ANSWERS))
+        if packing == "stream" and self._answers:
             raise ConfigError(f"{str(folder)!r} holds answers to prompts", "set data.packing to best_fit or documents")
         self._block = block
 
@@ -372,6 +373,9 @@ class PackedDataset:
             document[at : at + piece.length] = 0 if stream else number
             position[at : at + piece.length] = np.arange(piece.length) + (at if stream else 0)
             given[at : at + min(max(self._start(piece) - piece.begin, 0), piece.length)] = True
+            until = at + piece.end - piece.begin
+            if self._answers and tokens[until - 1] != self.pad_id:
+                given[until : at + piece.length] = True  # an answer that was cut short: nothing ends here
             at += piece.length
         if int(tokens.max()) >= self.vocab_size:
             raise DataError(

@@ -28,6 +28,7 @@ from hildanext.data.chat_dataset import (
 )
 from hildanext.data.chat_template import set_template
 from hildanext.data.overlap import count_overlap
+from hildanext.decoding import decoder_section, make_decoder
 from hildanext.losses import SupervisedStep, make_losses
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
@@ -163,6 +164,7 @@ def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tu
         section["train"] = merge(TRAIN_DEFAULTS, section.get("train", {}))
     config = validate(SftConfig, section, "sft")
     make_losses(config.losses, "sft.losses")
+    make_decoder(decoder_section(config.samples.mode))
     data = validate(ChatDataConfig, data_section, "chat")
     open_sources(data)
     check_quantize(config.quantize, config.lora is not None)

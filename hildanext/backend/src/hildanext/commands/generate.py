@@ -50,6 +50,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.trace:  # known before an answer is written that it would lose
+        from hildanext.core.run_dir import check_writable
+
+        check_writable(options.trace)
     if options.server is not None:
         from hildanext.commands.remote import ask
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 EPILOG = """machines: pascal (a GPU without bf16), ampere (a GPU with bf16), cpu, cpu-bf16
 Without --machine and --vram it plans for this machine, and, where that has no GPU, for an 8 GiB card (pascal) too.
 No weights are read and nothing is allocated: the model's config.json is enough. --model NAME without a run plans a
-conversion of that model as hildanext/docs/memory.md does; beside a run it says what a checkpoint is made of."""
+conversion of that model as hildanext/docs/memory.md does; beside a run it says what a checkpoint is made of.
+--model FOLDER of draft adapters (convert.keep_parent) says how fast exact mode is to be with them, by device."""
 NEUTRAL: dict[str, Any] = {
     "convert": {
         "wsd": [{"phase": "stable", "block_size": 32, "tokens": 1000000}],
@@ -58,6 +59,12 @@ def run(options: argparse.Namespace) -> int:
     from hildanext.memory_plan.picture import plan_figure
     from hildanext.memory_plan.plan import bars, make_plan, record
 
+    if options.config is None and options.recipe is None and options.model is not None:
+        from hildanext.core.run_dir import expand_home
+        from hildanext.models.draft_card import is_draft_folder
+
+        if is_draft_folder(expand_home(options.model)):
+            return _plan_drafts(options)
     machine, memory = chosen_machine(options.machine, options.vram)
     if options.context < 1 or options.documents < 1 or not 0 < options.answers <= 1:
         raise ConfigError("--context, --documents or --answers", "give 1 or more, and a share above 0 and up to 1")
@@ -80,6 +87,43 @@ def run(options: argparse.Namespace) -> int:
         shown = {name: parts for plan in plans for name, parts in bars(plan).items()}
         save(plan_figure(shown, memory, plans[0].budget), folder / "plan.png")
     return 0 if all(plan.fits for plan in plans) else 1
+
+
+def _plan_drafts(options: argparse.Namespace) -> int:
+    """What exact mode is to give with these adapters, by device. Raises `CheckpointError`, `ModelError`."""
+    from rich.table import Table
+
+    from hildanext.core.config import plain
+    from hildanext.core.console import wide_console
+    from hildanext.core.run_dir import expand_home
+    from hildanext.core.runtime import RuntimeConfig
+    from hildanext.memory_plan.architecture import find_architecture
+    from hildanext.memory_plan.exact_rates import expected
+    from hildanext.models.draft_card import read_draft_card
+
+    card = read_draft_card(expand_home(options.model))
+    lines = expected(card, find_architecture(card.parent), RuntimeConfig())
+    told = {"model": options.model, "card": plain(card), "exact": [line.record() for line in lines]}
+    if options.out is not None:
+        write_atomically(Path(options.out) / "plan.json", to_json(told, indent=2) + "\n")
+    if options.json:
+        print_json(told)
+        return 0
+    table = Table(
+        "device", "drafts", "masks behind", "tokens per forward", "rows", "times the parent", "tokens/s", "rate"
+    )
+    for line in lines:
+        every, points, speed = range(line.placement.drafts + 1), line.placement.points, line.tokens_per_second
+        behind = "all" if points == tuple(every) else ", ".join(map(str, points))
+        table.add_row(
+            line.rate.name, str(line.placement.drafts), behind if points else "none", f"{line.tokens_per_forward:.2f}",
+            f"{line.rows:.1f}", f"{line.times_parent:.2f}", "" if speed is None else f"{speed:,.0f}", line.rate.source,
+        )  # fmt: skip
+    console = wide_console()
+    right = ", ".join(f"{100 * share:.0f}" for share in card.acceptance)
+    console.print(f"exact mode of {card.parent}; drafts right up to place 1, 2, ...: {right} %", highlight=False)
+    console.print(table)
+    return 0
 
 
 def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Question]":

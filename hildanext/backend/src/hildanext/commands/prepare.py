@@ -7,6 +7,7 @@ hildanext prepare --graphs rule:gsm8k --path gsm8k/train.jsonl --out data/gsm8k
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     from hildanext.stages.prepare import prepare_parts
 
     if options.parent:
-        options.assignments.append(f"parent={options.parent}")
+        options.assignments = [*options.assignments, f"parent={json.dumps(options.parent)}"]
     shard = _shard(options.shard)
     section, context = open_stage(options, lambda section: _folded(section, options))
     if not options.out and "out" not in section:

@@ -61,6 +61,18 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
             fresh.unlink(missing_ok=True)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise `StorageError` where `write_atomically` could not write a file there; nothing of it is left."""
+    path = Path(path)
+    fresh = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        fresh.touch()
+        fresh.unlink()
+
+
 def save_folder_atomically(path: str | Path, writer: Callable[[Path], None]) -> None:
     """Let `writer` fill a temporary folder, fsync its files, and put it in the place of `path`.
 

@@ -208,7 +208,7 @@ def available_memory(device: "torch.device") -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), *container_limits())
 
 
 def total_memory(device: "torch.device") -> int:
@@ -219,7 +219,27 @@ def total_memory(device: "torch.device") -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     import psutil
 
-    return int(psutil.virtual_memory().total)
+    return min(int(psutil.virtual_memory().total), *container_limits())
+
+
+def container_limits(groups: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/self/cgroup") -> list[int]:
+    """What the control groups (v2) around this process let it use in bytes, the innermost first; a machine's own
+    memory says nothing of it. At least one entry: as much as can be counted where nothing is limited."""
+    root = Path(groups)
+    try:
+        lines = Path(own).read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    inner = root / next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+    limits = []
+    for place in (inner, *inner.parents):
+        if place != root and root not in place.parents:
+            break
+        try:
+            limits.append(int((place / "memory.max").read_text()))
+        except (OSError, ValueError):  # the outermost has none; "max" is no limit
+            continue
+    return limits or [sys.maxsize]
 
 
 def cap_allocator(device: "torch.device", fraction: float | None) -> None:

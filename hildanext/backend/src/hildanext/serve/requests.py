@@ -121,6 +121,10 @@ MAXIMA = request_maxima(PRESET)
 KNOBS = {knob.name: _knob(knob.name, PRESET.__pydantic_fields__[knob.name], knob.help) for knob in knobs_of(PRESET)}
 
 
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
+"""The first wrong id refuses them: a complaint about each of 200,000 holds the event loop for seconds."""
+
+
 class DecodingFields(Strict):
     """How a text is written. What is left out is as the mode has it."""
 
@@ -154,7 +158,7 @@ class GenerateBody(Decoding):
     ALIASES = {**DECODING_ALIASES, "max_tokens": "max_new_tokens"}
     prompt: Text | None = Field(None, description="text to continue")
     messages: list[ChatMessage] | None = Field(None, description="a conversation, in the model's chat template")
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(None, description="a prompt of token ids")
+    tokens: TokenIds | None = Field(None, description="a prompt of token ids")
     max_new_tokens: int | None = Field(None, ge=1, description="256 where it is left out, or what the context leaves")
     parent: bool = Field(False, description="the autoregressive parent answers")
     frames: bool | None = Field(None, description="tell every forward; streams do unless false, whole answers if true")
@@ -192,9 +196,9 @@ class CompletionFields(OpenAIBody):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
-        | Annotated[list[list[Annotated[int, Field(ge=0, lt=2**31)]]], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+        | Annotated[TokenIds, Field(min_length=1)]
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
         | None
     ) = Field(description="null begins a new document")
     max_tokens: int | None = Field(None, ge=0, description="0 with echo alone: only the prompt is looked at")

@@ -158,11 +158,16 @@ def _parent_facts(parent: str) -> dict[str, Any]:
 
 
 def _open_parent(context: StageContext) -> "Parent":
+    """Rows of its embedding that stand for no word are never drawn: no text holds them."""
+    import torch
+
     from hildanext.ar import Parent
     from hildanext.models.loading.load import load_parent
 
     device, dtype = context.open_device()
-    return Parent(*load_parent(context.start, dtype, device))
+    causal_lm, tokenizer = load_parent(context.start, dtype, device)
+    rows, words = len(causal_lm.get_output_embeddings().weight), max(tokenizer.get_vocab().values()) + 1
+    return Parent(causal_lm, tokenizer, torch.arange(rows, device=device) >= words if rows > words else None)
 
 
 def _drawn(parent: "Parent", wanted: ParentSamples, skip: int) -> Iterator[Sequence[int]]:

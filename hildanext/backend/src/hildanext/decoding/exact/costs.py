@@ -4,7 +4,10 @@ import hashlib
 import json
 import statistics
 import time
+from collections.abc import Hashable
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,15 +29,23 @@ CONTEXT = 128
 
 def row_costs(network: Network, runtime: Runtime) -> RowCosts:
     """From the cache folder, or measured now (a second or two) and put there."""
-    path = models_folder().parent / "costs" / f"{_identity(network, runtime)}.json"
+    config, key = network.causal_lm.config, network.costs_key
+    stored = stored_costs(config, runtime, key)
+    if stored is not None:
+        return stored
+    measured = measure(network)
+    with suppress(StorageError):  # then the next process measures again
+        write_atomically(_place(config, runtime, key), json.dumps({"seconds": measured}, indent=1) + "\n")
+    return RowCosts(measured)
+
+
+def stored_costs(config: Any, runtime: Runtime, key: Hashable) -> RowCosts | None:
+    """From the cache folder, of a parent's `config` and a network's `costs_key`; None: not there, or not whole."""
     try:
-        stored = parse(path.read_bytes())
+        stored = parse(_place(config, runtime, key).read_bytes())
         return RowCosts({int(rows): float(seconds) for rows, seconds in stored["seconds"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not whole: measured again
-        measured = measure(network)
-        with suppress(StorageError):  # then the next process measures again
-            write_atomically(path, json.dumps({"seconds": measured}, indent=1) + "\n")
-        return RowCosts(measured)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 @torch.inference_mode()
@@ -82,12 +93,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _identity(network: Network, runtime: Runtime) -> str:
-    """Of what decides the times: the machine, the versions, the model's shape."""
-    config = network.causal_lm.config
+def _place(config: Any, runtime: Runtime, key: Hashable) -> Path:
+    """Named for what decides the times: the machine, the versions, the model's shape."""
     facts = (
-        runtime.device.type, str(runtime.dtype), runtime.threads, versions(), network.costs_key,
+        runtime.device.type, str(runtime.dtype), runtime.threads, versions(), key,
         *(getattr(config, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")),
         cpu_name(),
     )  # fmt: skip
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+    return models_folder().parent / "costs" / f"{name}.json"
