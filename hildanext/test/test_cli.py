@@ -82,7 +82,12 @@ def test_what_it_does_not_know_is_exit_2(arguments, capsys):
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_error_of_a_flag_shows_the_verb_s_usage(verb, capsys):
     action = {"jobs": ["list"], "models": ["list"], "bench": ["train"], "pull": ["tiny"]}.get(verb, [])
-    needs = {"convert": ["--out", "x"], "sft": ["--out", "x"], "explain-graph": ["x"], "export": ["x", "--out", "x"]}.get(verb, [])
+    needs = {
+        "convert": ["--out", "x"],
+        "sft": ["--out", "x"],
+        "explain-graph": ["x"],
+        "export": ["x", "--out", "x"],
+    }.get(verb, [])
     assert main([verb, *action, *needs, "--frobnicate"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"usage: hildanext {verb}") and "--frobnicate" in error.splitlines()[-1]

@@ -40,7 +40,6 @@ from hildanext.models.draft_checkpoint import load_drafts, refuse_without_drafts
 from hildanext.models.drafter import Drafter
 from hildanext.models.loading.load import load_parent
 from hildanext.runtimes.onnx_network import OnnxNetwork
-from hildanext.runtimes.onnx_open import open_onnx
 from hildanext.runtimes.onnx_parent import OnnxParent
 
 
@@ -82,6 +81,8 @@ class LoadedDrafter:
 
     @classmethod
     def _open_onnx(cls, name: str, config: RuntimeConfig, parent: str | None, adapters: bool) -> "LoadedDrafter":
+        from hildanext.runtimes.onnx_open import open_onnx
+
         if adapters and not is_onnx_folder(name) and not holds_drafts(name):
             refuse_without_drafts(name)
         opened = open_onnx(name, config, parent)
