@@ -143,7 +143,7 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
     """The section `generate` of the run with the flags in it, checked. Raises `ConfigError` and its like."""
     from hildanext.core.config import validate
     from hildanext.decoding import EXACT
-    from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config
+    from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config, runtime_of
 
     if options.trace == "" and options.json:
         raise ConfigError("--trace shows the denoising, and --json shows nothing", "keep it: --trace FILE")
@@ -158,7 +158,7 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
     config = generation_config(settings, context, trace=options.trace is not None)
     return Generation(
         prompts, modes, config, settings.model, options.parent, settings.drafts, settings.chat, options.system,
-        settings.special_tokens_in_text, context.runtime_config,
+        settings.special_tokens_in_text, runtime_of(settings, context),
     )  # fmt: skip
 
 

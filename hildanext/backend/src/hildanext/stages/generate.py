@@ -5,6 +5,7 @@ With `prompts_file` every prompt of a file is answered instead, line by line int
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -20,6 +21,7 @@ from hildanext.stages.answer_file import answer_file
 
 if TYPE_CHECKING:
     from hildanext.ar import Parent
+    from hildanext.core.runtime import RuntimeConfig
     from hildanext.decoding import Decoder
     from hildanext.exact import LoadedDrafter
     from hildanext.inference import GenerationConfig
@@ -62,6 +64,8 @@ class SampleConfig:
     """None is the run's."""
     model: str | None = None
     """A diffusion checkpoint; None is the one an earlier stage made."""
+    dtype: str | None = None
+    """None is the run's."""
     drafts: str | None = None
     """Draft adapters (a folder, or `tiny`) that exact mode asks in place of `model`."""
     parent: str | None = None
@@ -95,12 +99,18 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     if settings.prompts_file is None:
         return _samples(settings, context, name)
-    opened = LoadedModel.open(name, context.runtime_config)
+    opened = LoadedModel.open(name, runtime_of(settings, context))
     together, decoders = generation_config(settings, context), _decoders(settings, context)
     prompts, model, tokenizer = settings.prompts_file, opened.model, opened.tokenizer
     asked = (settings.chat, settings.special_tokens_in_text)
     path = answer_file(prompts, context.stage_dir, model, tokenizer, decoders, together, *asked)
     return {"answers": str(path)}
+
+
+def runtime_of(settings: SampleConfig, context: StageContext) -> "RuntimeConfig":
+    """What models of this stage are opened with."""
+    runtime = context.runtime_config
+    return runtime if settings.dtype is None else replace(runtime, dtype=settings.dtype)
 
 
 def decoder_sections(settings: SampleConfig, context: StageContext) -> dict[str, dict[str, Any]]:
@@ -150,7 +160,7 @@ def _samples(settings: SampleConfig, context: StageContext, name: str) -> dict[s
     for mode, section in decoder_sections(settings, context).items():
         model = settings.drafts if section["name"] == "exact" and settings.drafts is not None else name
         if model not in opened:
-            opened[model] = open_for(section, model, context.runtime_config, settings.parent or None)
+            opened[model] = open_for(section, model, runtime_of(settings, context), settings.parent or None)
         samples += _written(settings, opened[model], mode, section, generation)
     first = next(iter(opened.values()))
     parent, missing = _parent(settings, context, first)
