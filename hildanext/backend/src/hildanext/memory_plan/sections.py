@@ -1,6 +1,6 @@
 """From the sections of a run to the steps that a plan is about."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,25 @@ def narrow_bytes(train: TrainConfig, machine: Machine) -> int:
     return 2 if wants else FLOAT
 
 
-def serving_question(shape: Architecture, machine: Machine, batch: int, context: int, block: int) -> Question:
-    """Decoding `batch` documents at once. The weights are bf16 where the machine computes in it."""
-    case = Serving(shape, batch, context, block, 2 if machine.bf16 else FLOAT)
-    return Question("generate", serving=case, assumes=(f"{batch} documents of up to {context} tokens",))
+def serving_question(
+    shape: Architecture, machine: Machine, batch: int, context: int, block: int, beside: str | None = None
+) -> Question:
+    """Decoding `batch` documents at once, with the parent `beside` where one is named. The weights are bf16 where the
+    machine computes in it."""
+    parent = None if beside is None else find_architecture(beside)
+    case = Serving(shape, batch, context, block, 2 if machine.bf16 else FLOAT, parent)
+    more = (f"its parent {beside} beside it",) if beside is not None else ()
+    return Question("generate", serving=case, assumes=(f"{batch} documents of up to {context} tokens", *more))
+
+
+def parent_beside(run: Mapping[str, Any], steps: Sequence[tuple[str, Mapping[str, Any]]], start: str) -> str | None:
+    """The parent that a run has in one process with what it made: the one that `serve` answers with, or the one that
+    continues the prompts of a stage `generate`. Of a parent that stays there is no second."""
+    if any(stage == "convert" and keeps_parent(section) for stage, section in steps):
+        return None
+    serve = run.get("serve")
+    if isinstance(serve, Mapping) and serve.get("parent"):
+        return str(serve["parent"])
+    samples = [section for stage, section in steps if stage == "generate" and not section.get("prompts_file")]
+    named = [start if section.get("parent") is None else section["parent"] for section in samples]
+    return next((str(name) for name in named if name), None)
