@@ -97,14 +97,14 @@ MUTANTS: list[Mutant] = [
         ("a row's filling is padding", "return (document >= 0) & (column", "return (document >= -1) & (column"),
     ),
     *of(
+        "decoding/base.py",
+        "decoding/test_strictness.py",
+        ("tau_mask is not strict", "fill = masked & (confidence > tau)", "fill = masked & (confidence >= tau)"),
+    ),
+    *of(
         "decoding/threshold_edit.py",
         "decoding/test_strictness.py",
         ("tau_edit is not strict", "(confidence > self.tau_edit)", "(confidence >= self.tau_edit)"),
-        (
-            "tau_mask is not strict",
-            "(confidence > self._fill_threshold(confidence, canvas))",
-            "(confidence >= self._fill_threshold(confidence, canvas))",
-        ),
         (
             "max_post is off by one",
             "final |= filled & (checks >= self.max_post)",

@@ -8,6 +8,10 @@ import torch
 
 from hildanext.ar import Parent, sample_documents
 from hildanext.core.errors import ModelError
+from hildanext.decoding.exact.policy import ExactConfig
+from hildanext.exact import generate_exact
+from hildanext.inference import GenerationConfig
+from hildanext.models.draft_checkpoint import load_drafts
 from hildanext.models.loading import tiny
 from hildanext.models.loading.load import load_diffusion, load_parent
 from hildanext.models.start import start_conversion
@@ -86,6 +90,24 @@ def test_the_diffusion_half_belongs_to_the_parent(parent):
     assert model.card.vocab_rows == parent.head.shape[0] and tokenizer.mask_token_id == model.card.mask_id
     text = "Once upon a time, there was a little girl"
     assert tokenizer(text)["input_ids"] == parent.tokenizer(text)["input_ids"]
+
+
+def test_its_adapters_draft_about_two_tokens_a_forward_of_the_parent_s_own_text():
+    folder = tiny.folder("drafts")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 1_000_000
+    drafter, tokenizer, card = load_drafts("tiny")
+    assert (card.parent, card.places) == ("tiny", 4) and card.acceptance[0] > 0.7
+    beginnings = ("Once upon a time, there was a", "One day, a little boy named Tom went", "The cat wanted to")
+    prompts = [tokenizer(text)["input_ids"] for text in beginnings]
+    settings = GenerationConfig(max_new_tokens=48)
+    plain, drafted = (
+        generate_exact(drafter, tokenizer, prompts, config, settings)
+        for config in (ExactConfig(drafter="none"), ExactConfig(after="all"))
+    )
+    assert [result.tokens for result in drafted] == [result.tokens for result in plain]
+    tokens = sum(len(result.tokens) for result in drafted)
+    forwards = sum(result.stats.denoise_forwards for result in drafted)
+    assert tokens / forwards > 1.9
 
 
 def test_an_installation_without_the_pair_says_so(monkeypatch, tmp_path):

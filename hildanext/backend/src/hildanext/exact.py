@@ -39,6 +39,8 @@ from hildanext.models.draft_card import DraftCard, holds_drafts
 from hildanext.models.draft_checkpoint import load_drafts, refuse_without_drafts
 from hildanext.models.drafter import Drafter
 from hildanext.models.loading.load import load_parent
+from hildanext.runtimes.onnx_network import OnnxNetwork
+from hildanext.runtimes.onnx_parent import OnnxParent
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,6 @@ class LoadedDrafter:
         """The parent alone; its rows run through the same layers with the adapters off."""
         if isinstance(self.drafter, Drafter):
             return Parent(self.drafter.causal_lm, self.tokenizer)
-        from hildanext.runtimes.onnx_network import OnnxNetwork
-        from hildanext.runtimes.onnx_parent import OnnxParent
-
         assert isinstance(self.drafter, OnnxNetwork)
         return OnnxParent(self.drafter, self.tokenizer)
 

@@ -4,6 +4,7 @@ import pytest
 
 from exact_stubs import StubDrafter, started
 from hildanext.core.errors import ConfigError
+from hildanext.decoding.exact.costs import undisturbed
 from hildanext.decoding.exact.expected import PARENT
 from hildanext.decoding.exact.policy import HORIZON, LOSS, ExactConfig, Placing, RowCosts
 
@@ -91,3 +92,9 @@ def test_with_fixed_rows_their_number_is_chosen_once() -> None:
 def test_settings_of_sampling_that_do_not_fit_are_refused(knobs: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ExactConfig(**knobs)  # type: ignore[arg-type]
+
+
+def test_a_busy_moment_does_not_make_rows_dear() -> None:
+    """One size was disturbed in every turn, another in one: what is larger and was quicker tells what they cost."""
+    times = {1: [1.0, 1.1], 2: [1.2, 9.0], 3: [34.0, 40.0], 4: [1.5, 1.4], 9: [1.9, 2.2]}
+    assert undisturbed(times) == {1: 1.0, 2: 1.2, 3: 1.4, 4: 1.4, 9: 1.9}

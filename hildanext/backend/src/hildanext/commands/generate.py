@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hildanext.commands import add_run_flags, print_json
 from hildanext.commands.generation_flags import Generation, add_asking_flags, mode_line, read_generation
+from hildanext.core.run_dir import check_writable
 from hildanext.detokenization import TokenCells
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.trace:  # known before an answer is written that it would lose
-        from hildanext.core.run_dir import check_writable
-
         check_writable(options.trace)
     if options.server is not None:
         from hildanext.commands.remote import ask

@@ -14,7 +14,7 @@ from hildanext.commands.check import as_recipe
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import to_json
 from hildanext.core.plots import save
-from hildanext.core.run_dir import write_atomically
+from hildanext.core.run_dir import expand_home, write_atomically
 from hildanext.stages import STAGES
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ def run(options: argparse.Namespace) -> int:
     from hildanext.memory_plan.plan import bars, make_plan, record
 
     if options.config is None and options.recipe is None and options.model is not None:
-        from hildanext.core.run_dir import expand_home
         from hildanext.models.draft_card import is_draft_folder
 
         if is_draft_folder(expand_home(options.model)):
@@ -95,7 +94,6 @@ def _plan_drafts(options: argparse.Namespace) -> int:
 
     from hildanext.core.config import plain
     from hildanext.core.console import wide_console
-    from hildanext.core.run_dir import expand_home
     from hildanext.core.runtime import RuntimeConfig
     from hildanext.memory_plan.architecture import find_architecture
     from hildanext.memory_plan.exact_rates import expected

@@ -69,23 +69,28 @@ def export_onnx(
         importlib.import_module("onnx")
     except ImportError:
         raise ConfigError("an export to ONNX needs onnx", 'pip install "hildanext[onnx]"') from None
+    source = _open(name, parent)
+    home = parent or (source.drafts.parent if source.drafts is not None else name)
+    return write_source(source, folder, precision, home, weights_hash(locate(home))), source
+
+
+def write_source(source: Source, folder: str | Path, precision: Precision, parent: str, parent_hash: str) -> OnnxCard:
+    """Write a model that is loaded; `parent` names it. Raises `CheckpointError` (out of disk, not writable)."""
     from hildanext.export.network_weights import weights_of
     from hildanext.export.onnx_file import save_onnx
     from hildanext.export.smoothing import activation_peaks, smooth
 
-    source = _open(name, parent)
     weights = weights_of(source.drafter)
     if precision == "q8":
         smooth(weights, activation_peaks(source.causal_lm, source.tokenizer))
-    home = parent or (source.drafts.parent if source.drafts is not None else name)
     card = OnnxCard(
-        dtype=precision, parent=home, parent_hash=weights_hash(locate(home)),
+        dtype=precision, parent=parent, parent_hash=parent_hash,
         layers=len(weights.layers), heads=weights.heads, kv_heads=weights.kv_heads, head_dim=weights.head_dim,
         hidden=weights.hidden, vocab=len(weights.head), inv_freq=tuple(map(float, weights.inv_freq)),
         rope_scale=weights.rope_scale, unsigned=precision == "q8" and not has_dot_products(), drafts=source.drafts,
     )  # fmt: skip
     save_onnx(folder, weights, card, source.causal_lm, source.tokenizer)
-    return card, source
+    return card
 
 
 def _open(name: str, parent: str | None) -> Source:

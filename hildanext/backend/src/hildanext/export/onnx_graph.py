@@ -55,6 +55,12 @@ class _Builder:
         self.nodes.append(helper.make_node(op, inputs, names, name=f"{op}_{number}", domain=domain, **attributes))
         return names[0] if len(names) == 1 else names
 
+    def once(self, name: str, op: str, inputs: list[str], **attributes: Any) -> str:
+        """A node whose output is asked for by name, made the first time."""
+        if not any(name in node.output for node in self.nodes):
+            self.node(op, inputs, [name], **attributes)
+        return name
+
     def constant(self, name: str, value: Array) -> str:
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
@@ -287,10 +293,16 @@ def _attention(
     query, key, value = (b.node("Reshape", [part, by_kv]) for part in (query, key, value))
     keys = b.node("ScatterND", [f"keys.{number}", f"{which}slots", key], [f"keys_out.{number}"])
     values = b.node("ScatterND", [f"values.{number}", f"{which}slots", value], [f"values_out.{number}"])
-    scores = b.node("FusedMatMul", [query, keys], domain=CONTRIB,
-                    transBatchA=1, transBatchB=1, transB=1, alpha=dim**-0.5)  # fmt: skip
-    shares = b.node("Softmax", [b.node("Add", [scores, f"{which}bias"])], axis=-1)
+    bias = f"{which}bias"
+    if weights.group == 1:  # one row alone would meet another kernel, which adds in another order: feed it twice
+        query = b.node("Concat", [query, query], axis=0)
+        bias = b.once(f"{bias}.twice", "Concat", [bias, bias], axis=0)
+    how = {"transBatchA": 1, "transBatchB": 1, "transB": 1, "alpha": dim**-0.5}
+    scores = b.node("FusedMatMul", [query, keys], domain=CONTRIB, **how)
+    shares = b.node("Softmax", [b.node("Add", [scores, bias])], axis=-1)
     mixed = b.node("FusedMatMul", [shares, values], domain=CONTRIB, transBatchB=1)
+    if weights.group == 1:
+        mixed = b.node("Split", [mixed], 2, axis=1, num_outputs=2)[0]
     mixed = b.node("Reshape", [b.node("Transpose", [mixed], perm=[1, 0, 2]), b.shape(1, -1, heads * dim)])
     return _adapted(b, layer, "o", number, mixed, adapted)
 

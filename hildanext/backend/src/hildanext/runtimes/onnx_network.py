@@ -54,6 +54,7 @@ class OnnxNetwork:
         self.places = card.drafts.places if card.drafts is not None else 0
         self.enter = card.drafts.enter if card.drafts is not None else 0
         self._inv_freq = torch.tensor(card.inv_freq)
+        self._cos = self._sin = torch.zeros(0, len(card.inv_freq))
         self._clean = _Rows(folder / CLEAN, threads)
         self._head = BoundSession(folder / HEAD, threads)
         self._both = _Rows(folder / BOTH, threads) if self.places else None
@@ -113,12 +114,20 @@ class OnnxNetwork:
         session.run()
         return hidden[0]
 
+    def _angles(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every position; a double's, so that they do not depend on how many are taken at once."""
+        if len(self._cos) < positions:
+            count = max(positions, 2 * len(self._cos), 512)
+            angles = (torch.arange(count).float()[:, None] * self._inv_freq).double()
+            self._cos, self._sin = (part.float() * self.card.rope_scale for part in (angles.cos(), angles.sin()))
+        return self._cos, self._sin
+
     def _bind_rows(self, session: BoundSession, which: str, positions: Tensor, start: int, bias: Tensor) -> None:
         rows = len(positions)
-        angles = positions[:, None].float() * self._inv_freq
+        cos, sin = self._angles(int(positions.max()) + 1)
         session.bind(f"{which}order", torch.arange(rows)[None])
-        session.bind(f"{which}cos", angles.cos() * self.card.rope_scale)
-        session.bind(f"{which}sin", angles.sin() * self.card.rope_scale)
+        session.bind(f"{which}cos", cos[positions])
+        session.bind(f"{which}sin", sin[positions])
         session.bind(f"{which}slots", torch.arange(start, start + rows)[:, None])
         session.bind(f"{which}bias", bias.repeat_interleave(self.card.heads // self.card.kv_heads, 0))
 

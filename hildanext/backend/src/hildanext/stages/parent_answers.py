@@ -16,7 +16,6 @@ from pydantic import Field
 from hildanext.core.config import Seed, config, validate
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import MetricLog, read_metrics
-from hildanext.data.chat_template import BadExample, Message, encode_chat
 from hildanext.data.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
@@ -137,6 +136,7 @@ def _prompts(settings: ParentAnswers) -> list[Prompt]:
 
 
 def _encoded(settings: ParentAnswers, parent: "Parent", number: int, prompt: Prompt) -> _Asked:
+    from hildanext.data.chat_template import BadExample, Message, encode_chat
     from hildanext.inference import checked_prompt
     from hildanext.tokenization import encode_prompt
 

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import statistics
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from hildanext.kv_cache.draft_attention import DraftSegment
 from hildanext.models.loading.names import models_folder
 
 ROWS = (1, 2, 3, 4, 6, 9, 12, 16, 25, 32)
-REPEATS = 5
+REPEATS = 8
 CONTEXT = 128
 """Tokens that are cached before the rows that are timed."""
 
@@ -50,7 +49,7 @@ def stored_costs(config: Any, runtime: Runtime, key: Hashable) -> RowCosts | Non
 
 @torch.inference_mode()
 def measure(network: Network) -> dict[int, float]:
-    """Median seconds of a forward with its head, by rows; sizes take turns, so that a busy moment hits all of them.
+    """Least seconds of a forward with its head, by rows; sizes take turns, so that a busy moment hits all of them.
 
     Where there are adapters, a third of the rows is clean and the others are masks; the head reads the clean ones and
     as many masks as were drafted at once.
@@ -66,12 +65,18 @@ def measure(network: Network) -> dict[int, float]:
             _wait(network.device)
             if turn > 0:  # the first turn warms up
                 times[rows].append(time.perf_counter() - begin)
-    medians = {rows: statistics.median(seconds) for rows, seconds in times.items()}
-    risen, highest = {}, 0.0
-    for rows in ROWS:  # more rows cost no less: what says otherwise is noise
-        highest = max(highest, medians[rows])
-        risen[rows] = highest
-    return risen
+    return undisturbed(times)
+
+
+def undisturbed(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """The least time of each number of rows. Fewer rows cost no more than more: whoever else is at work only adds to a
+    time, so what says otherwise is lowered."""
+    least: dict[int, float] = {}
+    lowest = float("inf")
+    for rows in sorted(times, reverse=True):
+        lowest = min(lowest, *times[rows])
+        least[rows] = lowest
+    return dict(sorted(least.items()))
 
 
 def _forward(network: Network, cache: BlockCache, rows: int) -> None:

@@ -1,0 +1,34 @@
+"""Exports of small random drafters, for tests of what runs them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hildanext.export.onnx_export import Source, write_source
+from hildanext.models.draft_card import DraftCard
+from hildanext.models.drafter import Drafter
+from hildanext.models.gated_lora import GatedLoraConfig
+from hildanext.runtimes.onnx_network import OnnxNetwork, skeleton
+from small_models import small_causal, small_tokenizer
+
+PLACES = 3
+
+
+def small_source(family: str = "qwen3", enter: int = 0, sampler: int | None = None, **changes: Any) -> Source:
+    """A drafter whose adapters say something, right or wrong."""
+    lora = GatedLoraConfig(rank=4)
+    causal_lm = small_causal(family, **changes)
+    drafter = Drafter(causal_lm, lora, PLACES, enter, sampler=sampler)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in drafter.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    card = DraftCard(parent="small", parent_hash="0", places=PLACES, enter=enter, sampler=sampler, lora=lora)
+    return Source(drafter.eval(), causal_lm, small_tokenizer(), card)
+
+
+def small_network(folder: Path, source: Source, precision: Any) -> OnnxNetwork:
+    card = write_source(source, folder, precision, "small", "0")
+    return OnnxNetwork(folder, card, skeleton(folder), 1)
