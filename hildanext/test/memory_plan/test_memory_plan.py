@@ -511,6 +511,26 @@ class TestVerb:
         assert {stage["model"] for stage in stages} == {"qwen3-0.6b"}
 
     @pytest.mark.parametrize(
+        ("change", "parent"),
+        [({}, "tiny"), ({"serve": {"parent": "qwen3-0.6b"}}, "qwen3-0.6b"), ({"generate": {"parent": ""}}, None)],
+    )
+    def test_a_parent_that_writes_beside_counts_too(self, capsys, tmp_path: Path, change, parent):
+        run = read_json(CONFIGS / "tiny.json") | {"parent": "tiny", "stages": [{"stage": "convert"}]}
+        run = {key: value for key, value in run.items() if key not in ("serve", "generate")}
+        peaks = {}
+        for name, more in (
+            ("alone", {}),
+            ("beside", {"stages": [{"stage": "convert"}, {"stage": "generate"}], **change}),
+        ):
+            (tmp_path / "run.json").write_text(json.dumps(run | more))
+            assert main(["plan", str(tmp_path / "run.json"), "--json", "--machine", "cpu", "--vram", "64GiB"]) == 0
+            peaks[name] = json.loads(capsys.readouterr().out)["stages"][-1]
+        more = 0 if parent is None else weights_bytes(find_architecture(parent), False)
+        assert peaks["beside"]["parts"]["weights"] - peaks["alone"]["parts"]["weights"] == more
+        assert (peaks["beside"]["parts"]["cache"] > peaks["alone"]["parts"]["cache"]) is (parent is not None)
+        assert any("beside it" in words for words in peaks["beside"]["assumes"]) is (parent is not None)
+
+    @pytest.mark.parametrize(
         ("arguments", "said"),
         [
             ([], "nothing to plan"),

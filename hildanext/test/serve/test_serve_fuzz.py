@@ -103,6 +103,8 @@ def steer(case, known: str) -> None:
             body = {key: value for key, value in body.items() if key not in ("messages", "tokens", "parent")}
         if case.path.startswith(("/generate", "/v1/completions")):
             body["prompt"] = "Once upon a time"
+        if case.path == "/v1/chat/completions":
+            body["messages"] = [{"role": "user", "content": "Once upon a time"}]
         case.body = body
 
 

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from hildanext.cli import main
+from hildanext.core import plots
 from hildanext.core.errors import ConfigError, HildaError
 from hildanext.recipe import StageContext, execute, open_stage, read_stage
 from hildanext.stages import STAGES
@@ -57,7 +59,12 @@ def place(tmp_path_factory) -> Path:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They cost more than the steps."""
     monkeypatch.setattr("hildanext.trainer.run.training_plots", lambda metrics, folder: [])
-    monkeypatch.setattr("hildanext.eval.evaluation.plots.save", lambda figure, path: path)
+    # The name in that module alone: a verb that is imported meanwhile would keep a replaced `plots.save` for good.
+    monkeypatch.setattr("hildanext.eval.evaluation.plots", SimpleNamespace(**{**vars(plots), "save": _unsaved}))
+
+
+def _unsaved(figure: object, path: Path) -> Path:
+    return path
 
 
 def call(place: Path, verb: str, out: Path | None, *assignments: str, without: str = "") -> int:

@@ -20,7 +20,7 @@ from hildanext.commands import add_run_flags, add_runtime_flags, load_run, open_
 from hildanext.commands.serve import chosen_section
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import to_json
-from hildanext.core.run_dir import write_atomically
+from hildanext.core.run_dir import check_writable, write_atomically
 from hildanext.data.prompts import read_prompts
 from hildanext.stages import STAGES
 
@@ -102,6 +102,8 @@ def run(options: argparse.Namespace) -> int:
     compares = options.what in ("exact", "peers")
     if options.diffusion is not None and not compares:
         raise ConfigError("--diffusion is about ways to write", "use it with bench exact or bench peers")
+    if options.out is not None:
+        check_writable(options.out)
     if options.what == "serve":
         return _load(options)
     flags = {"url", "api_key_env", "clients", "rate", *LOAD_FLAGS} - (set(COMPARED) if compares else set())

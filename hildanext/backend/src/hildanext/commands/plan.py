@@ -127,7 +127,13 @@ def _plan_drafts(options: argparse.Namespace) -> int:
 def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Question]":
     """The stages of the run that train, in order, and decoding what they make."""
     from hildanext.memory_plan.architecture import find_architecture
-    from hildanext.memory_plan.sections import DEFAULT_BLOCK, convert_question, serving_question, sft_question
+    from hildanext.memory_plan.sections import (
+        DEFAULT_BLOCK,
+        convert_question,
+        parent_beside,
+        serving_question,
+        sft_question,
+    )
     from hildanext.recipe import read_recipe
 
     if options.recipe is not None:
@@ -135,7 +141,8 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
     if options.config is None and options.model is None:
         raise ConfigError("nothing to plan", "hildanext plan --config FILE, or --model qwen3-0.6b")
     start = {"parent": options.model, **NEUTRAL} if options.config is None else {}
-    shared, steps = read_recipe(as_recipe(load_run(options, start)), STAGES)
+    run = load_run(options, start)
+    shared, steps = read_recipe(as_recipe(run), STAGES)
     questions: list[Question] = []
     made, block = options.model, None
     shape = find_architecture(made) if made is not None else None
@@ -152,7 +159,9 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
         shape = questions[-1].cases[0].shape if questions else shape
     if not questions or shape is None:
         raise ConfigError("the run has no stage that trains", "plan knows convert and sft; or give --model alone")
-    return [*questions, serving_question(shape, machine, options.documents, options.context, block or DEFAULT_BLOCK)]
+    beside = parent_beside(run, [(step.stage, step.section) for step in steps], shared.start)
+    asked = (options.documents, options.context, block or DEFAULT_BLOCK)
+    return [*questions, serving_question(shape, machine, *asked, beside)]
 
 
 def _print_plans(plans: "list[StagePlan]", machine: "Machine", memory: int) -> None:

@@ -6,8 +6,11 @@ lines of `metrics.jsonl`; a line that lacks a field is left out of the picture, 
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hildanext.core.run_dir import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,11 +51,11 @@ def new_grid(rows: int, columns: int, width: float, height: float) -> tuple["Fig
 
 
 def save(figure: "Figure", path: str | Path) -> Path:
-    """Write a PNG, making its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, facecolor="white")
-    return path
+    """Write a PNG, making its folder. Raises as `write_atomically`."""
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=120, facecolor="white")
+    write_atomically(path, picture.getvalue())
+    return Path(path)
 
 
 def data_uri(path: str | Path) -> str:

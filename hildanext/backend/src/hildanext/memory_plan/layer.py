@@ -21,6 +21,9 @@ class Feed:
     clean: int
     block: int
     by_blocks: bool
+    copied: int = 0
+    """Keys of one document that the calls of attention copy, where masks attend a few groups at a time to clean rows
+    that are kept (`models/attention/kept.py`)."""
 
     @property
     def fed(self) -> int:
@@ -81,6 +84,8 @@ def _inputs(shape: Architecture, feed: Feed, how: Learning, group: tuple[str, ..
 def kept_attention(shape: Architecture, feed: Feed, how: Learning) -> int:
     """Bytes kept of queries, keys, values and scores."""
     b, c, heads = feed.batch, how.narrow, shape.heads
+    if feed.copied:
+        return feed.tokens * 2 * shape.query * c + b * feed.copied * 2 * shape.key * c + b * heads * feed.fed * FLOAT
     if not feed.by_blocks:
         folded_mask = b * (heads // shape.kv_heads) * feed.fed * feed.fed * c
         return feed.tokens * 2 * (shape.query + shape.key) * c + folded_mask + b * heads * feed.fed * FLOAT

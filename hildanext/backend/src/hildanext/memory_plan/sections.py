@@ -1,6 +1,6 @@
 """From the sections of a run to the steps that a plan is about."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hildanext.memory_plan.layer import FLOAT, Feed, Learning
 from hildanext.memory_plan.machine import Machine
 from hildanext.memory_plan.serving import Serving
 from hildanext.memory_plan.step import Case
+from hildanext.models.attention.kept import TOGETHER
 from hildanext.models.card import CARD, read_card
 from hildanext.models.loading.names import locate_diffusion
 from hildanext.models.lora import LoraConfig
@@ -60,10 +61,10 @@ def _kept_question(config: KeepConfig, rows: DataConfig, machine: Machine) -> Qu
     """Of a parent that stays: mask rows alone are trained, beside what is kept of the clean ones."""
     shape, train, drafts = find_architecture(config.parent), config.train, config.drafts
     narrow, places, clean = narrow_bytes(train, machine), drafts.places, train.batch_size * rows.sequence_length
-    masks = drafts.loss.groups * places
+    masks, length = drafts.loss.groups * places, rows.sequence_length
     case = Case(
         shape=shape,
-        feed=Feed(train.batch_size, masks, 0, places, False),
+        feed=Feed(train.batch_size, masks, 0, places, False, copied_keys(length, drafts.loss.groups, places)),
         how=Learning(narrow, drafts.lora.rank, drafts.lora.targets, config.quantize is not None),
         chunk=train.chunk,
         supervised=train.batch_size * masks,
@@ -74,10 +75,22 @@ def _kept_question(config: KeepConfig, rows: DataConfig, machine: Machine) -> Qu
         several=train.accumulate > 1,
         on_cpu=machine.on_cpu,
         frozen=narrow,
-        kept=clean * (2 * shape.key * (shape.layers - drafts.enter) + 2 * shape.hidden) * narrow,
+        kept=clean * kept_of_a_row(shape, length, drafts.enter, narrow),
     )
     assumes = ("the parent stays: mask rows alone are trained, counted as if all layers had them",)
     return Question("convert", (case,), None, train.max_vram_fraction, places, assumes)
+
+
+def kept_of_a_row(shape: Architecture, length: int, enter: int, narrow: int) -> int:
+    """Bytes that stay of one clean row of `length`: keys and values, two states, and its line of the masks."""
+    numbers = 2 * shape.key * (shape.layers - enter) + 2 * shape.hidden + length * (shape.heads // shape.kv_heads)
+    return numbers * narrow + length
+
+
+def copied_keys(length: int, groups: int, places: int) -> int:
+    """See `Feed.copied`: anchors lie about evenly in the row, and each few groups see what lies before their last."""
+    calls = -(-groups // max(TOGETHER // places, 1))
+    return length * (calls + 1) // 2 + groups * places
 
 
 def _rows_fed(config: ConvertConfig, rows: DataConfig, block: int) -> Feed:
@@ -166,7 +179,25 @@ def narrow_bytes(train: TrainConfig, machine: Machine) -> int:
     return 2 if wants else FLOAT
 
 
-def serving_question(shape: Architecture, machine: Machine, batch: int, context: int, block: int) -> Question:
-    """Decoding `batch` documents at once. The weights are bf16 where the machine computes in it."""
-    case = Serving(shape, batch, context, block, 2 if machine.bf16 else FLOAT)
-    return Question("generate", serving=case, assumes=(f"{batch} documents of up to {context} tokens",))
+def serving_question(
+    shape: Architecture, machine: Machine, batch: int, context: int, block: int, beside: str | None = None
+) -> Question:
+    """Decoding `batch` documents at once, with the parent `beside` where one is named. The weights are bf16 where the
+    machine computes in it."""
+    parent = None if beside is None else find_architecture(beside)
+    case = Serving(shape, batch, context, block, 2 if machine.bf16 else FLOAT, parent)
+    more = (f"its parent {beside} beside it",) if beside is not None else ()
+    return Question("generate", serving=case, assumes=(f"{batch} documents of up to {context} tokens", *more))
+
+
+def parent_beside(run: Mapping[str, Any], steps: Sequence[tuple[str, Mapping[str, Any]]], start: str) -> str | None:
+    """The parent that a run has in one process with what it made: the one that `serve` answers with, or the one that
+    continues the prompts of a stage `generate`. Of a parent that stays there is no second."""
+    if any(stage == "convert" and keeps_parent(section) for stage, section in steps):
+        return None
+    serve = run.get("serve")
+    if isinstance(serve, Mapping) and serve.get("parent"):
+        return str(serve["parent"])
+    samples = [section for stage, section in steps if stage == "generate" and not section.get("prompts_file")]
+    named = [start if section.get("parent") is None else section["parent"] for section in samples]
+    return next((str(name) for name in named if name), None)

@@ -17,6 +17,8 @@ class Serving:
     context: int
     block: int
     width: int
+    beside: Architecture | None = None
+    """The parent that writes in the same process."""
 
     @property
     def capacity(self) -> int:
@@ -28,8 +30,12 @@ def serving_peak(case: Serving, framework: int) -> Peak:
     shape = case.shape
     cache = 2 * shape.layers * case.batch * (case.capacity + 1) * shape.key * case.width
     hidden = case.batch * (case.capacity // case.block + 1) * shape.hidden * case.width
+    weights = weights_bytes(shape, False, case.width)
+    if case.beside is not None:
+        weights += weights_bytes(case.beside, False, case.width)
+        cache += 2 * case.beside.layers * case.batch * case.capacity * case.beside.key * case.width
     standing = {
-        "weights": weights_bytes(shape, False, case.width),
+        "weights": weights,
         "cache": cache + hidden,
         "framework": framework,
     }

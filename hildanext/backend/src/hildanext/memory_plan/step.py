@@ -20,6 +20,7 @@ from hildanext.memory_plan.layer import (
     kept_before,
     kept_casts,
 )
+from hildanext.models.attention.kept import TOGETHER
 
 NF4_BYTES = 0.5 + 1 / 64 + FLOAT / 64 / 256
 """Bytes of a weight in 4 bits with doubly quantised scales."""
@@ -89,6 +90,7 @@ def training_peak(case: Case, framework: int) -> Peak:
     standing = _standing(case)
     moments: dict[str, dict[str, int]] = {}
     for name, parts in (
+        *((("forward", _kept(case, case.shape.layers)),) if case.kept else ()),
         ("loss", _at_loss(case)),
         ("backward begins", _backward(case, first=True)),
         ("backward ends", _backward(case, first=False)),
@@ -96,6 +98,8 @@ def training_peak(case: Case, framework: int) -> Peak:
     ):
         moments[name] = {part: standing.get(part, 0) + parts.get(part, 0) for part in PARTS}
         moments[name]["framework"] += framework
+        if name != "forward" and not case.recompute:  # nobody will compute a layer again with what was kept
+            moments[name]["attention"] -= case.kept
         if case.resting and name != "step":
             moments[name]["optimizer"] = 0
     totals = {name: sum(parts.values()) for name, parts in moments.items()}
@@ -130,14 +134,21 @@ def _kept(case: Case, layers: int) -> dict[str, int]:
     once = feed.tokens * shape.hidden * FLOAT * (2 if how.rank is None else 1)  # the last norm
     once += 2 * feed.tokens * shape.head_dim * FLOAT  # cosines and sines
     mask = feed.batch * feed.fed * (feed.clean * how.narrow if feed.by_blocks else feed.fed)
+    if feed.copied:
+        mask = feed.batch * shape.heads // shape.kv_heads * TOGETHER * feed.copied * how.narrow
     if case.recompute:
-        return {"activations": once + layers * feed.tokens * shape.hidden * FLOAT, "attention": mask}
+        return {"activations": once + layers * feed.tokens * shape.hidden * case.frozen, "attention": mask}
     stream = kept_before(shape, feed, how) + kept_after(shape, feed, how)
     return {
         "activations": once + layers * stream,
         "attention": mask + layers * kept_attention(shape, feed, how),
-        "copies": layers * kept_casts(shape, how),
+        "copies": layers * _casts(case),
     }
+
+
+def _casts(case: Case) -> int:
+    """Of a layer's weights; none of those that lie there in the type that is computed in."""
+    return kept_casts(case.shape, case.how) if case.frozen == FLOAT else 0
 
 
 def _at_loss(case: Case) -> dict[str, int]:
@@ -150,7 +161,7 @@ def _at_loss(case: Case) -> dict[str, int]:
         parts["teacher"] = (case.feed.batch * case.feed.clean + rows) * shape.hidden * FLOAT
     wide = min(case.chunk, rows) * shape.vocab * FLOAT
     head = shape.embedding * FLOAT
-    copy = shape.embedding * narrow if narrow < FLOAT else 0
+    copy = shape.embedding * narrow if narrow < case.frozen else 0
     last = wide + (wide * narrow // FLOAT if narrow < FLOAT else 0)
     if not case.has_frozen_head:
         last += copy + (head if copy else 0)  # the product, and the same in fp32
@@ -166,7 +177,7 @@ def _layer_at_work(case: Case) -> dict[str, int]:
     """The most that one layer adds to what is kept, while the backward pass is in it."""
     shape, feed, how = case.shape, case.feed, case.how
     before, after = kept_before(shape, feed, how), kept_after(shape, feed, how)
-    scores, casts, n = kept_attention(shape, feed, how), kept_casts(shape, how), feed.tokens
+    scores, casts, n = kept_attention(shape, feed, how), _casts(case), feed.tokens
     largest = max(rows * columns for rows, columns in shape.linear.values())
     unpacked = largest * how.narrow if how.packed else 0
     learned = largest * (how.narrow + FLOAT) if how.rank is None else 0

@@ -38,7 +38,11 @@ DECODING_ALIASES = {
 """Names that other engines have for the same knob."""
 
 TOP = "1: also the most probable token in its place, which is the token itself where none is drawn"
+MOST_IDS = 1 << 20
+"""In one prompt: more than any model's context, and few enough to be walked at once."""
 Text = Annotated[str, Field(description="Unicode text; half a character (a lone surrogate) is refused")]
+# The first wrong item refuses a list: a complaint about each of 200,000 holds the event loop for seconds.
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MOST_IDS, fail_fast=True)]
 
 
 class Strict(BaseModel):
@@ -86,9 +90,9 @@ class ChatMessagePart(Strict):
 
 class SaidMessage(Strict):
     role: Annotated[Role, BeforeValidator(known_role)]
-    content: Text | list[Annotated[ChatMessagePart, BeforeValidator(known_part)]] | None = Field(
-        None, validate_default=True, description="null of an assistant alone, which then said nothing"
-    )
+    content: (
+        Text | Annotated[list[Annotated[ChatMessagePart, BeforeValidator(known_part)]], Field(fail_fast=True)] | None
+    ) = Field(None, validate_default=True, description="null of an assistant alone, which then said nothing")
 
     @field_validator("content", mode="before")
     @classmethod
@@ -121,10 +125,6 @@ MAXIMA = request_maxima(PRESET)
 KNOBS = {knob.name: _knob(knob.name, PRESET.__pydantic_fields__[knob.name], knob.help) for knob in knobs_of(PRESET)}
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
-"""The first wrong id refuses them: a complaint about each of 200,000 holds the event loop for seconds."""
-
-
 class DecodingFields(Strict):
     """How a text is written. What is left out is as the mode has it."""
 
@@ -139,7 +139,9 @@ class DecodingFields(Strict):
         None, ge=1, description="most forwards that fill masks of a block; fewer than its size cannot be promised"
     )
     seed: AnySeed | None = Field(None, description="0 where it is left out; choice i draws from seed + i")
-    stop: Text | list[Text] | None = Field(None, description="the text ends before the first of these, at most 4")
+    stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = Field(
+        None, description="the text ends before the first of these, at most 4"
+    )
     ignore_eos: bool | None = Field(False, description="go on after an end of text, up to the length")
     deadline_seconds: float | None = Field(None, gt=0, description="at most the server's own limit")
 
@@ -157,7 +159,9 @@ class GenerateBody(Decoding):
 
     ALIASES = {**DECODING_ALIASES, "max_tokens": "max_new_tokens"}
     prompt: Text | None = Field(None, description="text to continue")
-    messages: list[ChatMessage] | None = Field(None, description="a conversation, in the model's chat template")
+    messages: list[ChatMessage] | None = Field(
+        None, fail_fast=True, description="a conversation, in the model's chat template"
+    )
     tokens: TokenIds | None = Field(None, description="a prompt of token ids")
     max_new_tokens: int | None = Field(None, ge=1, description="256 where it is left out, or what the context leaves")
     parent: bool = Field(False, description="the autoregressive parent answers")
@@ -183,7 +187,7 @@ class OpenAIBody(Decoding):
 class ChatFields(OpenAIBody):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = Field(False, description="probability of each token when it was committed")
