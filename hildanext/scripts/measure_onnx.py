@@ -121,7 +121,12 @@ def _version() -> str:
 
 def _table(found: dict[str, Any]) -> str:
     ran = found["machine"]
-    lines = [f"# ONNX Runtime {ran['onnxruntime']}, {ran['name']}", "", "Made by `scripts/measure_onnx.py`.", ""]
+    lines = [
+        f"# ONNX Runtime {ran['onnxruntime']}, {ran['name']}",
+        "",
+        "Made by `scripts/measure_onnx.py`. Others may have used the machine: ratios say more than times.",
+        "",
+    ]
     for threads in (1, 2):
         if f"forward_{threads}" not in found:
             continue
