@@ -146,7 +146,7 @@ BAD = [
         "decoder",
     ),
     ({"prompt": "a", "decoder": {"temperature": 100.5}}, "temperature: 100.5 is above 100", "decoder"),
-    ({"tokens": [-1] * 2000}, "(and 1997 more)", "tokens[0]"),
+    ({"tokens": [-1] * 2000}, "tokens[0]: -1 is below 0", "tokens[0]"),
     ({"tokens": [-1]}, "-1 is below 0", "tokens[0]"),
     ({"tokens": [10**6]}, "", None),
     ({"messages": []}, "empty", "messages"),

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hildanext.core.config import Seed, config, merge, plain, validate
 from hildanext.core.errors import ConfigError
+from hildanext.core.json_text import parse
 from hildanext.core.run_dir import expand_home
 from hildanext.corruption.noised_batches import CleanBatches
 from hildanext.corruption.schedules import BlockPhase, LearningRate, MaskNoise
@@ -194,7 +195,7 @@ def _without_strangers(section: Mapping[str, Any]) -> dict[str, Any]:
 def _default(value: Any) -> Any:
     """As JSON has it."""
     default = getattr(value, "default", value)  # pydantic keeps its own object where a field has bounds
-    return json.loads(json.dumps(default))
+    return parse(json.dumps(default))
 
 
 def _start(config: KeepConfig, run: TrainingRun) -> tuple[Drafter, PreTrainedTokenizerBase]:

@@ -3,7 +3,6 @@
 Prompts are given as ids, so that the tokenizer in the file need only turn ids into text.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hildanext.core.errors import ModelError
+from hildanext.core.json_text import parse
 
 BLOCK = 32
 """Weights of a row that share a scale; rows that are no multiple stay in 16 bits."""
@@ -71,7 +71,7 @@ def _settings(writer: Any, config: Any) -> None:
 def _vocabulary(writer: Any, tokenizer: Any, rows: int) -> None:
     import gguf
 
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    model = parse(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "BPE":
         raise ModelError(f"no GGUF of a {model['type']} tokenizer", "measure a parent with a byte-level BPE")
     words = {index: word for word, index in tokenizer.get_vocab().items() if index < rows}

@@ -5,7 +5,6 @@ It is asked as its own server is, in this process. Its answers come as text and 
 
 import hashlib
 import importlib.util
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hildanext.bench.gguf_writer import write_gguf
+from hildanext.core.json_text import parse
 
 NGRAM = 2
 """Tokens that must match where it looks drafts up."""
@@ -67,7 +67,7 @@ class LlamaCpp:
         began = time.perf_counter()
         answer = self.server.handle_completions(asked)
         seconds = time.perf_counter() - began
-        answer = answer if isinstance(answer, dict) else json.loads(answer)
+        answer = answer if isinstance(answer, dict) else parse(answer)
         times = answer["timings"]
         drafted, kept = times.get("draft_n", 0), times.get("draft_n_accepted", 0)
         forwards = times["predicted_n"] - 1 - kept

@@ -42,7 +42,6 @@ class BoundSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         if not graph.is_file():
             raise CheckpointError(f"{graph} is not there", "export the model again")
         errors = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
