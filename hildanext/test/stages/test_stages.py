@@ -299,6 +299,8 @@ def test_exact_mode_stands_among_the_samples_with_the_parents_text(tmp_path):
     assert [one["way"] for one in record["samples"]] == ["S_MODE", "exact", "AR parent"]
     assert exact["text"] == parent["text"] and blocks["trace"]["steps"] != exact["trace"]["steps"]
     assert exact["prompt_cells"] == parent["prompt_cells"] and exact["trace"]["steps"]
+    embedded = samples_of(tmp_path / "embedded", modes=["S_MODE", "exact"], drafts="tiny", max_new_tokens=12)
+    assert [one["text"] for one in embedded["samples"]][1:] == [parent["text"]] * 2
     alone = samples_of(tmp_path / "alone", model=drafts, modes=["exact"], max_new_tokens=12)
     assert [one["text"] for one in alone["samples"]] == [parent["text"]] * 2
     with pytest.raises(HildaError, match="draft adapters"):

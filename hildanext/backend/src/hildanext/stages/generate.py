@@ -155,13 +155,14 @@ def _samples(settings: SampleConfig, context: StageContext, name: str) -> dict[s
     from hildanext.facade import open_for
 
     generation = generation_config(settings, context, batch_size=1, trace=True)
-    opened: dict[str, Any] = {}
+    opened: dict[bool, Any] = {}
     samples: list[dict[str, Any]] = []
     for mode, section in decoder_sections(settings, context).items():
-        model = settings.drafts if section["name"] == "exact" and settings.drafts is not None else name
-        if model not in opened:
-            opened[model] = open_for(section, model, runtime_of(settings, context), settings.parent or None)
-        samples += _written(settings, opened[model], mode, section, generation)
+        exact = section["name"] == "exact"  # `tiny` names a model of either kind
+        model = settings.drafts if exact and settings.drafts is not None else name
+        if exact not in opened:
+            opened[exact] = open_for(section, model, runtime_of(settings, context), settings.parent or None)
+        samples += _written(settings, opened[exact], mode, section, generation)
     first = next(iter(opened.values()))
     parent, missing = _parent(settings, context, first)
     params = GenerationParams(generation.max_new_tokens or NEW_TOKENS, generation.stop)
