@@ -256,6 +256,8 @@ def test_the_verb_asks_the_parent_and_says_how_much_it_wrote(
     assert "2 documents" in printed.out
     assert main(["prepare", *flags, *sets, "--out", str(tmp_path / "new"), "--shard", "0/2"]) == 2
     assert "one process answers them" in capsys.readouterr().err
+    assert main(["prepare", *flags, *sets, "--out", str(tmp_path / "new"), "--tokenizer", "tiny"]) == 2
+    assert "it has its own" in capsys.readouterr().err
     flags[3] = "tiny"
     assert main(["prepare", *flags, *sets, "--out", str(tmp_path / "new")]) == 2
     assert "no chat template" in capsys.readouterr().err

@@ -49,6 +49,8 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     for part in parts.values():
         settings = validate(PrepareConfig, part, where=context.key)
         if settings.source.get("name") == "parent":
+            if section.get("tokenizer"):
+                raise ConfigError(f"{context.key}: tokenizer with the source parent", "it has its own: leave it out")
             (read_asked if asks(settings.source) else _samples)(settings.source)
         else:
             build("source", SOURCES, settings.source)
