@@ -6,6 +6,7 @@ Each begins as one that holds and has a few things replaced, misspelt, dropped o
 import argparse
 import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -218,13 +219,13 @@ def _run(draw: st.DrawFn, verb: str) -> dict[str, Any]:
             continue
         match draw(st.sampled_from(["replace", "replace", "replace", "drop", "misspell", "add"])):
             case "replace":
-                inner[last] = draw(plain_values)
+                inner[last] = deepcopy(draw(plain_values))  # the drawn one is everybody's
             case "drop":
                 inner.pop(last, None)
             case "misspell":
                 inner[last[:-1] or "x"] = inner.pop(last, 1)
             case _:
-                inner[draw(st.sampled_from(["x", "name", "", "seed", "\N{FOX FACE}"]))] = draw(plain_values)
+                inner[draw(st.sampled_from(["x", "name", "", "seed", "\N{FOX FACE}"]))] = deepcopy(draw(plain_values))
     return {"folder": "out", **run} if draw(st.booleans()) else run
 
 
