@@ -72,10 +72,11 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def the_log_as_it_was():
     """A verb configures the log of its program; the next test is another program."""
-    logger = logging.getLogger("hildanext")
-    before = (logger.handlers[:], logger.level, logger.propagate)
+    loggers = [logging.getLogger(name) for name in ("hildanext", "hildanext.access")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
-    logger.handlers[:], logger.level, logger.propagate = before
+    for logger, was in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.level, logger.propagate = was
 
 
 @pytest.fixture

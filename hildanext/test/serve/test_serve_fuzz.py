@@ -9,6 +9,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi import checks as openapi
+from schemathesis.specs.openapi import schemas  # noqa: F401  # else imported, and parsed, while the server's threads run
 
 from hildanext.data.chat_template import set_template
 from hildanext.engine.local import LocalEngineConfig

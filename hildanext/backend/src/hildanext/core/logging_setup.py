@@ -9,7 +9,7 @@ from hildanext.core.errors import ConfigError
 LEVELS = ("debug", "info", "warning", "error")
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
+class StandardError(logging.StreamHandler[TextIO]):
     """Writes to what `sys.stderr` is at that moment: a program may have replaced it since, and closed the old one."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ def configure_logging(level: str = "info") -> None:
     """Send the package's log to stderr. Raises `ConfigError` for a level that does not exist."""
     if level not in LEVELS:
         raise ConfigError(f"unknown log level {level!r}", f"choices: {', '.join(LEVELS)}")
-    handler = _StandardError()
+    handler = StandardError()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("hildanext")
     logger.handlers[:] = [handler]

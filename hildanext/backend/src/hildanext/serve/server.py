@@ -5,7 +5,6 @@ import errno
 import logging
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from hildanext.core.errors import HildaError
+from hildanext.core.logging_setup import StandardError
 from hildanext.serve.connection_limits import bounded_by
 from hildanext.serve.service import Service
 from hildanext.serve.settings import ServeConfig
@@ -109,7 +109,7 @@ class GracefulServer(uvicorn.Server):
 
 def configure_access_log() -> None:
     """Access lines are JSON and nothing else, on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("hildanext.access")
     logger.handlers[:] = [handler]
