@@ -32,6 +32,7 @@ from hildanext.data.chat_dataset import (
     prepare_chat,
 )
 from hildanext.data.chat_template import set_template
+from hildanext.data.frequent_tokens import frequent_tokens
 from hildanext.data.overlap import count_overlap
 from hildanext.losses.draft import DraftLossConfig, DraftNoise, DraftStep
 from hildanext.models.draft_card import DraftCard
@@ -79,6 +80,8 @@ class DraftsConfig:
     """One vector for all places of a group, in place of one for each."""
     sampler: int | None = Field(default=512, ge=1)
     """Inner size of a head that tells each mask the token before its own; None: there is none."""
+    vocabulary: int | None = Field(default=16_384, ge=1)
+    """How many tokens drafts may say, the most frequent of the training data; None, or as many as there are: all."""
     lora: GatedLoraConfig = GatedLoraConfig()
     loss: DraftLossConfig = DraftLossConfig()
     noise: DraftNoise = DraftNoise()
@@ -137,12 +140,15 @@ def convert_kept(
     run = TrainingRun(folder, config)
     drafter, tokenizer = _start(config, run)
     source = _chat(config.chat, run, tokenizer) if config.chat is not None else _packed(data, tokenizer, drafter)
-    card = _card(config, source)
+    card = _card(config, source, drafter)
     resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
     record = run.record(resolved, full=[], start=card.parent_hash, data=source.identity)
     run.check_resumes(record, _comparable)
     run.on_main(source.prepare)
     dataset, valid = source.open()
+    if drafter.draft_tokens is not None:
+        chosen = frequent_tokens(source.documents()[0], len(drafter.draft_tokens), len(drafter.head))
+        drafter.draft_tokens.copy_(torch.tensor(chosen))
     overlap = run.on_main(lambda: count_overlap(*source.documents()))
     run.write_record({**record, "held_out": overlap})
     run.on_main(lambda: rehearse_drafts(run.folder, drafter, card))
@@ -206,7 +212,10 @@ def _start(config: KeepConfig, run: TrainingRun) -> tuple[Drafter, PreTrainedTok
         config.parent, dtype, run.device, config.trust_remote_code, as_stored=config.quantize is not None
     )
     place(causal_lm, dtype, run.device, config.quantize)
-    shape = (drafts.lora, drafts.places, drafts.enter, drafts.shared_place, drafts.sampler)
+    words = drafts.vocabulary
+    if words is not None and words >= len(causal_lm.get_output_embeddings().weight):
+        words = None
+    shape = (drafts.lora, drafts.places, drafts.enter, drafts.shared_place, drafts.sampler, words)
     return Drafter(causal_lm, *shape), tokenizer
 
 
@@ -259,7 +268,7 @@ def _chat(chat: ChatDataConfig, run: TrainingRun, tokenizer: PreTrainedTokenizer
     )
 
 
-def _card(config: KeepConfig, source: _Source) -> DraftCard:
+def _card(config: KeepConfig, source: _Source, drafter: Drafter) -> DraftCard:
     """What the adapters are to say of themselves, but for what is measured."""
     drafts, here = config.drafts, expand_home(config.parent)
     return DraftCard(
@@ -269,6 +278,7 @@ def _card(config: KeepConfig, source: _Source) -> DraftCard:
         enter=drafts.enter,
         shared_place=drafts.shared_place,
         sampler=drafts.sampler,
+        vocabulary=None if drafter.draft_tokens is None else len(drafter.draft_tokens),
         lora=drafts.lora,
         trained_on=source.trained_on + ("; the parent in 4 bits (nf4)" if config.quantize is not None else ""),
     )

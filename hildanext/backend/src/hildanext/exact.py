@@ -109,7 +109,7 @@ class LoadedDrafter:
 
     def machine(self) -> dict[str, Any]:
         """What a result was measured on, for its record."""
-        return machine(self.runtime.device, self.runtime.dtype)
+        return machine(self.runtime.device, self.runtime.dtype, self.runtime.threads)
 
     def summary(self) -> dict[str, Any]:
         """The few facts that stand beside each text, as `LoadedModel.summary` has them."""

@@ -214,11 +214,12 @@ def _median(values: Sequence[float]) -> float | None:
 
 def _forward_times(opened: Opened, ways: Sequence[Way]) -> dict[str, dict[int, float]]:
     """Milliseconds of a forward by its rows, of each network."""
-    networks = dict.fromkeys(way.network for way in ways if way.who == "exact")
-    return {
-        " ".join(network): {rows: 1000.0 * took for rows, took in costs.measure(opened.network(*network)).items()}
-        for network in networks
-    }
+    times = {}
+    for runtime, weights in dict.fromkeys(way.network for way in ways if way.who == "exact"):
+        opened.take_over(runtime)
+        measured = costs.measure(opened.network(runtime, weights))
+        times[f"{runtime} {weights}"] = {rows: 1000.0 * took for rows, took in measured.items()}
+    return times
 
 
 @torch.inference_mode()
@@ -226,7 +227,7 @@ def _distances(
     opened: Opened, ways: Sequence[Way], prompts: Sequence[Sequence[int]], answers: Sequence[Answer]
 ) -> dict[str, dict[str, float]]:
     """How far each network's parent is from the one in fp32, behind every token of the parent's own answers."""
-    runtime = RuntimeConfig(device=str(opened.runtime.device), dtype="fp32", threads=torch.get_num_threads())
+    runtime = RuntimeConfig(device=str(opened.runtime.device), dtype="fp32", threads=opened.runtime.threads)
     shared = WaySettings(opened.settings.model, opened.settings.parent, None, runtime)
     wide = Opened(shared).network("torch", "float32")
     texts = [[*prompt, *answer.tokens] for prompt, answer in zip(prompts, answers, strict=False)]

@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from hildanext.ar import Parent
-from hildanext.core.runtime import RuntimeConfig
+from hildanext.core.runtime import RuntimeConfig, set_threads
 from hildanext.decoding import DECODERS, MODES, make_decoder
 from hildanext.decoding.base import run
 from hildanext.decoding.exact.expected import Placement
@@ -149,10 +149,23 @@ class Opened:
 
         file = gguf_of(self.parent.causal_lm, self.parent.tokenizer, weights, self.settings.gguf_folder)
         drafts = self.settings.drafts if self.settings.drafts is not None else self.card.places
-        return LlamaCpp(file, torch.get_num_threads(), drafts if drafter == "ngram" else None)
+        return LlamaCpp(file, self.runtime.threads, drafts if drafter == "ngram" else None)
+
+    def take_over(self, runtime: str) -> None:
+        """Torch's threads as that runtime wants them: another one's are not to wait for torch's."""
+        set_threads(self.runtime.threads if runtime == "torch" else 1)
 
     def writer(self, way: Way) -> Write:
         """Opens what the way needs. Raises as its loading does."""
+        write = self._writer(way)
+
+        def taking_over(prompt: Sequence[int], new: int) -> Answer:
+            self.take_over(way.runtime)
+            return write(prompt, new)
+
+        return taking_over
+
+    def _writer(self, way: Way) -> Write:
         if way.who == "transformers":
             return self._transformers()
         if way.who == "parent":

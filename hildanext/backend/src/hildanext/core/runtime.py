@@ -301,8 +301,10 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def machine(device: "torch.device | None" = None, dtype: "torch.dtype | None" = None) -> dict[str, Any]:
-    """What a result was measured on: versions, device, dtype, threads, CPU. JSON types only."""
+def machine(
+    device: "torch.device | None" = None, dtype: "torch.dtype | None" = None, threads: int | None = None
+) -> dict[str, Any]:
+    """What a result was measured on: versions, device, dtype, threads (None: torch's), CPU. JSON types only."""
     import torch
 
     device = device if device is not None else choose_device("auto")
@@ -314,7 +316,7 @@ def machine(device: "torch.device | None" = None, dtype: "torch.dtype | None" = 
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if threads is None else threads,
         "cores": usable_cores(),
         "cpu_flags": [flag for flag in REPORTED_FLAGS if flag in cpu_flags()],
     }

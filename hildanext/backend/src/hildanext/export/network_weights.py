@@ -61,10 +61,17 @@ class NetworkWeights:
     """The vector of each place of a group of masks; None where there are no adapters."""
     sampler: dict[str, Array] | None = None
     """Of the sampler head (`models.sampler_head`); None where there is none."""
+    draft_tokens: Array | None = None
+    """Ids of the tokens that drafts may say; None: all."""
 
     @property
     def hidden(self) -> int:
         return int(self.embedding.shape[1])
+
+    @property
+    def has_draft_head(self) -> bool:
+        """Whether mask rows are read otherwise than clean ones."""
+        return self.sampler is not None or self.draft_tokens is not None
 
     @property
     def group(self) -> int:
@@ -94,6 +101,8 @@ def weights_of(source: Drafter | PreTrainedModel) -> NetworkWeights:
         weights.places = np.repeat(vectors, source.places, 0) if len(vectors) == 1 else vectors
         if source.sampler is not None:
             weights.sampler = {name: _array(part) for name, part in source.sampler.named_parameters()}
+        if source.draft_tokens is not None:
+            weights.draft_tokens = source.draft_tokens.cpu().numpy()
     return weights
 
 

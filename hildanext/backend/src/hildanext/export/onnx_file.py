@@ -2,7 +2,8 @@
 tokenizer. A card stands in every graph's metadata, too, so that a graph is known for ours.
 
     clean.onnx  rows of the parent          both.onnx  with masks and adapters behind them (drafts only)
-    head.onnx   states to logits            sampler.onnx  the sampler head, where there is one
+    head.onnx   states to logits            draft_head.onnx  states of masks to logits, with the sampler head
+    draft_tokens.safetensors  the ids that drafts may say, where they are not all
     weights.bin, hilda.json, config.json, tokenizer files
 """
 
@@ -10,15 +11,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 import onnx
+import torch
 from onnx import TensorProto
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hildanext.core.run_dir import save_folder_atomically
 from hildanext.export.network_weights import NetworkWeights
 from hildanext.export.onnx_card import OnnxCard, onnx_card_text
-from hildanext.export.onnx_graph import GraphKind, head_graph, network_graph, sampler_graph
-from hildanext.export.onnx_layout import BOTH, CLEAN, HEAD, SAMPLER, WEIGHTS
+from hildanext.export.onnx_graph import GraphKind, draft_head_graph, head_graph, network_graph
+from hildanext.export.onnx_layout import BOTH, CLEAN, DRAFT_HEAD, DRAFT_TOKENS, HEAD, WEIGHTS
 from hildanext.models.card import CARD
+from hildanext.models.checkpoint import save_tensors
 
 OUTSIDE = 1024
 """Constants of more bytes than this lie in the file of weights."""
@@ -40,14 +43,16 @@ def save_onnx(
             causal_lm.generation_config.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         (fresh / CARD).write_text(onnx_card_text(card), encoding="utf-8")
+        if weights.draft_tokens is not None:
+            save_tensors({"ids": torch.from_numpy(weights.draft_tokens)}, fresh / DRAFT_TOKENS)
         with (fresh / WEIGHTS).open("wb") as file:
             places: dict[str, tuple[int, int]] = {}
             alone, behind = (GraphKind(card.dtype, masks, card.unsigned) for masks in (False, True))
             _write(fresh / CLEAN, network_graph(weights, alone), file, places, card)
             if weights.places is not None:
                 _write(fresh / BOTH, network_graph(weights, behind), file, places, card)
-            if weights.sampler is not None:
-                _write(fresh / SAMPLER, sampler_graph(weights, alone), file, places, card)
+            if weights.has_draft_head:
+                _write(fresh / DRAFT_HEAD, draft_head_graph(weights, alone), file, places, card)
             _write(fresh / HEAD, head_graph(weights, alone), file, places, card)
 
     save_folder_atomically(folder, write)

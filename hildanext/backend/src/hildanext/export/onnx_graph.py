@@ -195,21 +195,32 @@ def head_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
     return _model(b, inputs, outputs)
 
 
-def sampler_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
-    """`hidden` [rows hidden] and `before` [rows], the tokens before, to `told` [rows hidden]: `models.sampler_head`."""
-    assert weights.sampler is not None
-    b, parts = _Builder(kind), weights.sampler
+def draft_head_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
+    """`hidden` [rows hidden] of mask rows and, with a sampler head (`models.sampler_head`), the tokens `before` [rows]
+    to `logits` [rows vocabulary] of the tokens that drafts may say."""
+    b = _Builder(kind)
+    info = helper.make_tensor_value_info
+    inputs, told = [info("hidden", TensorProto.FLOAT, ["rows", weights.hidden])], "hidden"
+    if weights.sampler is not None:
+        inputs.append(info("before", TensorProto.INT64, ["rows"]))
+        told = _told(b, weights, weights.sampler)
+    chosen = weights.draft_tokens
+    head, name = (weights.head, "head") if chosen is None else (weights.head[chosen], "draft_head")
+    b.linear(told, head, name, bits=8 if kind.dtype == "q4" else None, fine=True)
+    b.nodes[-1].output[0] = "logits"
+    return _model(b, inputs, [info("logits", TensorProto.FLOAT, ["rows", len(head)])])
+
+
+def _told(b: _Builder, weights: NetworkWeights, parts: dict[str, Array]) -> str:
+    """States that know the tokens `before`."""
     known = b.node("Reshape", [_embed(b, weights, "before"), b.shape(-1, weights.hidden)])
     scale = b.constant("sampler.scale", parts["scale"])
     known = b.node("SimplifiedLayerNormalization", [known, scale], axis=-1, epsilon=1e-6)
     inner = b.node("Concat", ["hidden", known], axis=-1)
-    inner = b.node("MatMul", [inner, b.constant("sampler.down", parts["down"].T)])
+    inner = b.linear(inner, parts["down"], "sampler.down", bits=8 if b.kind.dtype == "q4" else None)
     inner = b.node("QuickGelu", [inner], domain=CONTRIB, alpha=1.0)
-    shift = b.node("MatMul", [inner, b.constant("sampler.up", parts["up"].T)])
-    b.node("Add", ["hidden", shift], ["told"])
-    info = helper.make_tensor_value_info
-    inputs = [info("hidden", TensorProto.FLOAT, ["rows", weights.hidden]), info("before", TensorProto.INT64, ["rows"])]
-    return _model(b, inputs, [info("told", TensorProto.FLOAT, ["rows", weights.hidden])])
+    shift = b.linear(inner, parts["up"], "sampler.up", bits=8 if b.kind.dtype == "q4" else None)
+    return str(b.node("Add", ["hidden", shift]))
 
 
 def _embed(b: _Builder, weights: NetworkWeights, tokens: str = "tokens") -> str:

@@ -22,6 +22,15 @@ from hildanext.kv_cache.segments import Segment, positions_of
 from hildanext.masks import CleanMask, TokenRows, may_attend
 from hildanext.models.bidirectional import DiffusionModel
 
+STRETCH = 64
+"""Slots that attention of an exact forward looks at are a multiple of so many, hidden ones among them: sums over slots
+then add the same numbers in the same order however many slots a forward writes behind a row."""
+
+
+def whole_stretches(slots: int) -> int:
+    """So many slots, in whole stretches."""
+    return -(-slots // STRETCH) * STRETCH
+
 
 class BlockCache:
     """Keys and values after the rotary embedding, [layers kv_heads capacity head_dim].
@@ -88,18 +97,21 @@ class BlockCache:
 
     @classmethod
     def of_causal(cls, causal_lm: PreTrainedModel, capacity: int) -> "BlockCache":
-        """The same for the bare weights of one."""
+        """The same for the bare weights of one, in whole `STRETCH`es and zeroed: attention looks at no part of one."""
         layers, kv_heads, head_dim = _shape(causal_lm.config)
-        return cls(
+        cache = cls(
             layers,
             kv_heads,
-            capacity,
+            whole_stretches(capacity),
             head_dim,
             block_size=1,
             clean_mask="token_causal",
             dtype=causal_lm.dtype,
             device=causal_lm.device,
         )
+        cache.keys.zero_()
+        cache.values.zero_()
+        return cache
 
     @property
     def capacity(self) -> int:

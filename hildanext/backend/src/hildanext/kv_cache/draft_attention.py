@@ -5,6 +5,9 @@ that the next forward overwrites. So keys lie in one piece, and one mask says wh
 
     clean row at n + c   slots up to n + c
     mask of group j      slots up to n + j, and its own group, both ways
+
+Attention looks at whole stretches of slots (`block_cache.STRETCH`), whose hidden end is finite, so that a row's numbers
+do not depend on how many rows are fed behind it.
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from hildanext.kv_cache.block_cache import BlockCache
+from hildanext.kv_cache.block_cache import BlockCache, whole_stretches
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ class DraftSegment:
         clean = list(range(self.start, self.start + self.clean))
         return clean, [self.start + point + 1 + place for point in self.points for place in range(self.places)]
 
-    def mask(self, device: torch.device) -> Bool[Tensor, "row slot"]:
-        """Who sees which slot; True = sees."""
+    def mask(self, device: torch.device, slots: int | None = None) -> Bool[Tensor, "row slot"]:
+        """Who sees which slot, of `slots` or those that are written; True = sees."""
         clean, rows, before = self.clean, self.clean + self.masks, self.start
-        sees = torch.zeros(rows, before + rows, dtype=torch.bool)
+        sees = torch.zeros(rows, self.end if slots is None else slots, dtype=torch.bool)
         sees[:, :before] = True
         sees[:clean, before : before + clean] = torch.ones(clean, clean, dtype=torch.bool).tril()
         for number, point in enumerate(self.points):
@@ -72,14 +75,15 @@ class DraftAttention:
 
     def __init__(self, caches: Sequence[BlockCache], segments: Sequence[DraftSegment]) -> None:
         for cache, segment in zip(caches, segments, strict=True):
-            assert segment.end <= cache.capacity, "the cache is too small for this forward"
+            assert whole_stretches(segment.end) <= cache.capacity, "the cache is too small for this forward"
         self.caches, self.segments = list(caches), list(segments)
         device = caches[0].keys.device
         self._clean = [segment.clean for segment in segments]
         self._masks = [segment.masks for segment in segments]
         self.clean_rows = sum(self._clean)
         self._sees = [
-            None if segment.clean == 1 and not segment.masks else segment.mask(device) for segment in segments
+            None if segment.clean == 1 and not segment.masks else segment.mask(device, whole_stretches(segment.end))
+            for segment in segments
         ]
         self._folded: dict[tuple[int, bool], Tensor] = {}
 
@@ -98,7 +102,8 @@ class DraftAttention:
             end = segment.end if with_masks else segment.start + segment.clean
             cache.keys[layer, :, segment.start : end] = keys[number]
             cache.values[layer, :, segment.start : end] = values[number]
-            seen_keys, seen_values = cache.keys[layer, None, :, :end], cache.values[layer, None, :, :end]
+            seen = end if self._sees[number] is None else whole_stretches(end)
+            seen_keys, seen_values = cache.keys[layer, None, :, :seen], cache.values[layer, None, :, :seen]
             heads, rows, head_dim = queries[number].shape
             kv_heads = key.shape[1]
             mixed = scaled_dot_product_attention(
@@ -137,7 +142,7 @@ class DraftAttention:
         if (number, with_masks) not in self._folded:
             if not with_masks:
                 clean = self._clean[number]
-                sees = sees[:clean, : self.segments[number].start + clean]
+                sees = sees[:clean, : whole_stretches(self.segments[number].start + clean)]
             zero = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
             self._folded[number, with_masks] = zero.masked_fill_(~sees, float("-inf")).repeat(group, 1)
         return self._folded[number, with_masks]

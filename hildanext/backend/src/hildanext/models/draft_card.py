@@ -1,8 +1,8 @@
 """`hilda.json` of a set of draft adapters: whose they are, how they were trained, how often their drafts were right.
 
 Beside it lie the adapters in peft's own format (`adapter_config.json`, `adapter_model.safetensors`), which peft loads
-as plain LoRA, and `places.safetensors`, the vectors of the mask rows and the sampler head. The gate is not part of
-peft's format: whoever loads the adapters without this package adapts every row.
+as plain LoRA, and `places.safetensors`: the vectors of the mask rows, the sampler head, the ids that drafts may say.
+The gate is not part of peft's format: whoever loads the adapters without this package adapts every row.
 """
 
 import json
@@ -37,6 +37,8 @@ class DraftCard:
     shared_place: bool = False
     sampler: int | None = Field(default=None, ge=1)
     """Inner size of the sampler head, which tells a mask the token before its own; None: there is none."""
+    vocabulary: int | None = Field(default=None, ge=1)
+    """How many tokens drafts may say; None: all."""
     lora: GatedLoraConfig = GatedLoraConfig()
     acceptance: tuple[float, ...] = ()
     """Entry j - 1: the share of held-out places at which the first j drafts were right, j drafts behind every token."""

@@ -23,6 +23,7 @@ from hildanext.models.loading.names import NAMES, is_hub_id, locate, locate_draf
 
 ADAPTER = "adapter_model.safetensors"
 PLACES = "places.safetensors"
+VOCABULARY = "vocabulary"
 PREFIX = "base_model.model."
 """What peft puts before the names of the layers that it wraps."""
 
@@ -49,7 +50,10 @@ def save_drafts(folder: str | Path, drafter: Drafter, card: DraftCard, dtype: to
 
     def write(fresh: Path) -> None:
         save_tensors(state, fresh / ADAPTER)
-        save_tensors({name: stored(part) for name, part in _beside(drafter).items()}, fresh / PLACES)
+        beside = {name: stored(part) for name, part in _beside(drafter).items()}
+        if drafter.draft_tokens is not None:
+            beside[VOCABULARY] = drafter.draft_tokens.cpu()
+        save_tensors(beside, fresh / PLACES)
         peft.save_pretrained(str(fresh))
         (fresh / CARD).write_text(draft_card_text(card), encoding="utf-8")
         for file in (ADAPTER, PLACES):  # safetensors writes for the owner alone
@@ -106,7 +110,8 @@ def load_drafts(
             f"name the parent they were trained beside ({card.parent})",
         )
     causal_lm, tokenizer = load_parent(home, dtype, device)
-    drafter = Drafter(causal_lm, card.lora, card.places, card.enter, card.shared_place, card.sampler)
+    shape = (card.lora, card.places, card.enter, card.shared_place, card.sampler, card.vocabulary)
+    drafter = Drafter(causal_lm, *shape)
     load_adapters(drafter, folder)
     return drafter.eval(), tokenizer, card
 
@@ -125,16 +130,24 @@ def load_adapters(drafter: Drafter, folder: Path) -> None:
             raise CheckpointError(f"{str(folder)!r} has no {file}", "copy the checkpoint again")
         check_safetensors(folder / file)
     state = load_file(folder / ADAPTER)
-    wanted = {
+    wanted: dict[str, Tensor] = {
         f"{PREFIX}{name}.{part}.weight": parameter
         for name, layer in gated_layers(drafter.causal_lm)
         for part, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
     }
     wanted |= _beside(drafter)
     state |= load_file(folder / PLACES)
+    if drafter.draft_tokens is not None:
+        wanted[VOCABULARY] = drafter.draft_tokens
     odd = sorted(state.keys() ^ wanted.keys())
     odd += [key for key in state.keys() & wanted.keys() if state[key].shape != wanted[key].shape]
     if odd:
         raise CheckpointError(f"{str(folder)!r}: the adapters do not fit the card ({odd[0]})", "copy it again")
+    ids = state.get(VOCABULARY)
+    if ids is not None and (ids.dtype != torch.int64 or not 0 <= int(ids.min()) <= int(ids.max()) < len(drafter.head)):
+        raise CheckpointError(
+            f"{str(folder)!r}: the ids of its vocabulary are none of the parent's {len(drafter.head)} tokens",
+            "copy it again",
+        )
     for key, parameter in wanted.items():
         parameter.copy_(state[key])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -18,6 +19,7 @@ from hildanext.core.errors import ModelError
 from hildanext.models.attention.dense import AttentionContext, no_mask
 from hildanext.models.bidirectional import check_backbone
 from hildanext.models.gated_lora import EVERY_ROW, Gate, GatedLoraConfig, add_gated_lora
+from hildanext.models.kept_copies import KeptCopies
 from hildanext.models.sampler_head import SamplerHead
 
 
@@ -26,7 +28,8 @@ class Drafter(nn.Module):
 
     `places`: mask rows of a group at most. With `shared_place` one vector serves all of them. Without `lora` there are
     no adapters and no mask rows: drafts come from elsewhere. `sampler` is the inner size of the sampler head; None:
-    there is none.
+    there is none. `vocabulary` is how many tokens drafts may say; `draft_tokens` are then their ids, to be filled in by
+    whoever makes or loads the drafter. None: all.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Drafter(nn.Module):
         enter: int = 0,
         shared_place: bool = False,
         sampler: int | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         super().__init__()
         check_backbone(causal_lm)
@@ -51,6 +55,10 @@ class Drafter(nn.Module):
         self.place_vectors = nn.Parameter(torch.zeros(count, hidden, dtype=dtype, device=weight.device))
         self.recomputes = False
         self.sampler = None if sampler is None else SamplerHead(hidden, sampler, dtype, weight.device)
+        tokens = None if vocabulary is None else torch.arange(vocabulary, device=weight.device)
+        self.draft_tokens: Int[Tensor, " vocabulary"] | None
+        self.register_buffer("draft_tokens", tokens, persistent=False)
+        self._kept = KeptCopies()
 
     @property
     def device(self) -> torch.device:
@@ -124,6 +132,25 @@ class Drafter(nn.Module):
         """The parent's head, in fp32 (fp64 stays fp64)."""
         logits: Tensor = self.causal_lm.get_output_embeddings()(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def draft_logits(
+        self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "*rows vocabulary"]:
+        """What mask rows say behind the tokens `before`, of the tokens that drafts may say.
+
+        Paper: a head over frequent tokens alone, FR-Spec, arXiv:2502.14856. Differs: counted in what was learnt from.
+        """
+        told = self.told(hidden, before)
+        if self.draft_tokens is None:
+            return self.logits(told)
+        chosen, head = self.draft_tokens, self.head
+        logits: Tensor = linear(told, self._kept("draft head", lambda: head[chosen], head, chosen))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def most_probable(self, logits: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
+        """Of the tokens that drafts may say."""
+        chosen = self.draft_tokens
+        return logits.argmax(-1) if chosen is None else chosen[logits[..., chosen].argmax(-1)]
 
     def _masks(self, entering: Tensor, places: Tensor) -> Tensor:
         vectors = self.place_vectors[places if len(self.place_vectors) > 1 else torch.zeros_like(places)]

@@ -21,8 +21,11 @@ from transformers import PreTrainedModel
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
+from hildanext.models.kept_copies import KeptCopies
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""Layers that read the same rows, in the order in which they do."""
 
 
 @config
@@ -56,15 +59,40 @@ class Gate:
             self.clean = EVERY_ROW
 
 
+class AdapterGroup:
+    """Adapters of layers that read the same rows: their down projections are one product while nothing is learnt."""
+
+    def __init__(self) -> None:
+        self.members: list[GatedLinear] = []
+        self._kept = KeptCopies()
+        self._rows: Tensor | None = None
+        self._inner: dict[GatedLinear, Tensor] = {}
+
+    def inner(self, member: "GatedLinear", rows: Float[Tensor, "batch rows inner"], clean: int) -> Tensor:
+        """What `member`'s down projection makes of the rows from number `clean` on. Members are asked in order."""
+        if self._rows is not rows or member is self.members[0]:
+            downs: list[Tensor] = [each.lora_A for each in self.members]
+            packed = downs[0] if len(downs) == 1 else self._kept("down", lambda: torch.cat(downs), *downs)
+            # The few rows are cast to the adapters' type, not the adapters to theirs.
+            both = rows[:, clean:].to(packed.dtype) @ packed.T
+            parts = both.split([len(down) for down in downs], -1)
+            self._rows, self._inner = rows, dict(zip(self.members, parts, strict=True))
+        mine = self._inner[member]
+        if member is self.members[-1]:
+            self._rows, self._inner = None, {}
+        return mine
+
+
 class GatedLinear(nn.Module):
     """A frozen linear layer, and what its adapter adds to noisy rows: scale * B A x.
 
     `A` starts as Kaiming-uniform, `B` as zero, as LoRA's do, so that an untrained adapter changes nothing.
     """
 
-    def __init__(self, base_layer: nn.Module, gate: Gate, lora: GatedLoraConfig) -> None:
+    def __init__(self, base_layer: nn.Module, gate: Gate, lora: GatedLoraConfig, group: AdapterGroup) -> None:
         super().__init__()
-        self.base_layer, self.gate, self.scale = base_layer, gate, lora.alpha / lora.rank
+        self.base_layer, self.gate, self.scale, self.group = base_layer, gate, lora.alpha / lora.rank, group
+        group.members.append(self)
         weight: Tensor = base_layer.weight  # type: ignore[assignment]
         into, out = int(base_layer.in_features), int(base_layer.out_features)  # type: ignore[arg-type]
         # Adapters learn in fp32 at least, whatever their base is stored in.
@@ -78,12 +106,10 @@ class GatedLinear(nn.Module):
         clean = self.gate.clean
         if clean >= rows.shape[1]:
             return out
-        noisy = rows[:, clean:]
-        if not torch.is_grad_enabled():
-            # The few rows are cast to the adapters' type, not the adapters to theirs; clean rows are not even copied.
-            delta = noisy.to(self.lora_A.dtype) @ self.lora_A.T @ self.lora_B.T
-            out[:, clean:].add_(delta, alpha=self.scale)
+        if not torch.is_grad_enabled():  # clean rows are not even copied
+            out[:, clean:].add_(self.group.inner(self, rows, clean) @ self.lora_B.T, alpha=self.scale)
             return out
+        noisy = rows[:, clean:]
         down, up = self.lora_A.to(out.dtype), self.lora_B.to(out.dtype)
         inner = noisy.to(out.dtype) @ down.T * self.scale  # scaled where it is small
         adapted = torch.addmm(out[:, clean:].flatten(0, 1), inner.flatten(0, 1), up.T).view_as(out[:, clean:])
@@ -99,8 +125,9 @@ def add_gated_lora(causal_lm: PreTrainedModel, lora: GatedLoraConfig, enter: int
         parameter.requires_grad_(False)
     gate, wrapped = Gate(), set[str]()
     for layer in causal_lm.model.layers[enter:]:
+        groups = {name: group for names in TOGETHER for group in (AdapterGroup(),) for name in names}
         for parent, name in list(_linears(layer, lora.targets)):
-            setattr(parent, name, GatedLinear(getattr(parent, name), gate, lora))
+            setattr(parent, name, GatedLinear(getattr(parent, name), gate, lora, groups[name]))
             wrapped.add(name)
     missing = sorted(set(lora.targets) - wrapped)
     if missing:

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from hildanext.models.kept_copies import KeptCopies
+
 
 class SamplerHead(nn.Module):
     """hidden + up(silu(down [hidden, scale * norm(embedding)])); `inner` is the size between."""
@@ -25,6 +27,7 @@ class SamplerHead(nn.Module):
         self.up = nn.Parameter(torch.zeros(hidden, inner, dtype=dtype, device=device))
         self.scale = nn.Parameter(torch.ones(hidden, dtype=dtype, device=device))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self._kept = KeptCopies()
 
     def forward(
         self, hidden: Float[Tensor, "*rows hidden"], embedding: Float[Tensor, "*rows hidden"]
@@ -33,5 +36,12 @@ class SamplerHead(nn.Module):
         wide = embedding.to(self.scale.dtype)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * self.scale
         both = torch.cat([hidden, normed.to(hidden.dtype)], -1)
-        inner = silu(both @ self.down.to(hidden.dtype).T)
-        return hidden + inner @ self.up.to(hidden.dtype).T
+        inner = silu(both @ self._as(hidden.dtype, "down").T)
+        return hidden + inner @ self._as(hidden.dtype, "up").T
+
+    def _as(self, dtype: torch.dtype, name: str) -> Tensor:
+        """A matrix in the type of the rows; while nothing is learnt the cast is made once."""
+        matrix: Tensor = getattr(self, name)
+        if torch.is_grad_enabled() or matrix.dtype == dtype:
+            return matrix.to(dtype)
+        return self._kept(f"{name} {dtype}", lambda: matrix.to(dtype), matrix)

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from hildanext.core.errors import CheckpointError
 from hildanext.core.json_text import parse
 from hildanext.decoding.exact.network import anchors_and_places
 from hildanext.export.onnx_card import OnnxCard
-from hildanext.export.onnx_layout import BOTH, CLEAN, HEAD, SAMPLER, SLOTS
+from hildanext.export.onnx_layout import BOTH, CLEAN, DRAFT_HEAD, DRAFT_TOKENS, HEAD, SLOTS
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftSegment
-from hildanext.models.loading.files import DTYPE
+from hildanext.models.loading.files import DTYPE, check_safetensors
 from hildanext.models.loading.model_config import read_config
 from hildanext.runtimes.onnx_session import BoundSession
 
@@ -59,11 +61,15 @@ class OnnxNetwork:
         self._head = BoundSession(folder / HEAD, threads)
         self._both = _Rows(folder / BOTH, threads) if self.places else None
         self.has_sampler = card.drafts is not None and card.drafts.sampler is not None
-        self._sampler = BoundSession(folder / SAMPLER, threads) if self.has_sampler else None
+        vocabulary = card.drafts.vocabulary if card.drafts is not None else None
+        self.draft_tokens = None if vocabulary is None else _draft_tokens(folder / DRAFT_TOKENS)
+        own = self.has_sampler or vocabulary is not None
+        self._draft_head = BoundSession(folder / DRAFT_HEAD, threads) if own else None
 
     @property
     def costs_key(self) -> Hashable:
-        return "onnx", self.card.dtype, self.enter, self.places, self.has_sampler, self.threads
+        words = None if self.draft_tokens is None else len(self.draft_tokens)
+        return "onnx", self.card.dtype, self.enter, self.places, self.has_sampler, words, self.threads
 
     def new_cache(self, capacity: int) -> BlockCache:
         card = self.card
@@ -131,25 +137,35 @@ class OnnxNetwork:
         session.bind(f"{which}slots", torch.arange(start, start + rows)[:, None])
         session.bind(f"{which}bias", bias.repeat_interleave(self.card.heads // self.card.kv_heads, 0))
 
-    def told(
+    def draft_logits(
         self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows hidden"]:
-        if self._sampler is None:
-            return hidden
-        told = torch.empty(hidden.numel() // self.card.hidden, self.card.hidden)
-        self._sampler.bind("hidden", hidden.reshape(told.shape).contiguous())
-        self._sampler.bind("before", before.reshape(-1).contiguous())
-        self._sampler.bind("told", told)
-        self._sampler.run()
-        return told.view(hidden.shape)
+    ) -> Float[Tensor, "*rows vocabulary"]:
+        if self._draft_head is None:
+            return self.logits(hidden)
+        if self.has_sampler:
+            self._draft_head.bind("before", before.reshape(-1).contiguous())
+        return self._read(self._draft_head, hidden)
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
+        return self._read(self._head, hidden)
+
+    def _read(self, head: BoundSession, hidden: Tensor) -> Tensor:
         rows = hidden.reshape(-1, self.card.hidden).contiguous()
-        logits = torch.empty(len(rows), self.card.vocab)
-        self._head.bind("hidden", rows)
-        self._head.bind("logits", logits)
-        self._head.run()
-        return logits.view(*hidden.shape[:-1], self.card.vocab)
+        words = self.card.vocab if head is self._head or self.draft_tokens is None else len(self.draft_tokens)
+        logits = torch.empty(len(rows), words)
+        head.bind("hidden", rows)
+        head.bind("logits", logits)
+        head.run()
+        return logits.view(*hidden.shape[:-1], words)
+
+
+def _draft_tokens(file: Path) -> Tensor:
+    """Raises `CheckpointError`."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} is not there", "export the model again")
+    check_safetensors(file)
+    ids: Tensor = load_file(file)["ids"]
+    return ids
 
 
 def skeleton(folder: Path) -> PreTrainedModel:

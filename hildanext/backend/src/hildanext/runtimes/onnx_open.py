@@ -53,5 +53,6 @@ def open_onnx(name: str, config: RuntimeConfig, parent: str | None = None) -> Op
         card = read_onnx_card(folder)
     if card.dtype != "fp32" and not has_dot_products():
         log.warning("this processor has no 8-bit dot products: %s works, and is slow", card.dtype)
+    set_threads(1)  # torch has little left to do, and its waiting threads would be in the way of ONNX Runtime's
     network = OnnxNetwork(folder, card, skeleton(folder), threads)
     return OpenedOnnx(network, load_tokenizer(folder), card, folder)

@@ -65,11 +65,11 @@ class DraftValidation:
 def _compared(
     step: DraftStep, hidden: Float[Tensor, "rows hidden"], clean: Float[Tensor, "rows hidden"]
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """What the drafter and the parent find most probable, and KL(parent || drafter) in nats, in chunks."""
+    """What the drafter, of what it may say, and the parent find most probable; KL(parent || drafter) in nats."""
     drafts, said, apart = [], [], []
     for at in range(0, len(hidden), step.chunk):
         student, teacher = (step.model.logits(part[at : at + step.chunk]) for part in (hidden, clean))
-        drafts.append(student.argmax(-1))
+        drafts.append(step.model.most_probable(student))
         said.append(teacher.argmax(-1))
         law = teacher.log_softmax(-1)
         apart.append((law.exp() * (law - student.log_softmax(-1))).sum(-1))

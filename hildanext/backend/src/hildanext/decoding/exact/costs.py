@@ -88,9 +88,11 @@ def _forward(network: Network, cache: BlockCache, rows: int) -> None:
         network.logits(hidden).argmax(-1)
         return
     network.logits(hidden[:clean]).argmax(-1)
+    if not masks:
+        return
     drafted = hidden[-min(clean, rows - clean) :]
     for piece in drafted.split(1) if network.has_sampler else (drafted,):
-        network.logits(network.told(piece, piece.new_zeros(len(piece), dtype=torch.long))).argmax(-1)
+        network.draft_logits(piece, torch.zeros(len(piece), dtype=torch.long, device=piece.device)).argmax(-1)
 
 
 def _wait(device: torch.device) -> None:

@@ -66,10 +66,16 @@ class Network(Protocol):
         """Whether mask rows may be told the token before the one they are to say."""
         ...
 
-    def told(
+    @property
+    def draft_tokens(self) -> Int[Tensor, " vocabulary"] | None:
+        """Ids of the tokens that drafts may say; None: all."""
+        ...
+
+    def draft_logits(
         self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows hidden"]:
-        """States of mask rows that know the tokens before theirs."""
+    ) -> Float[Tensor, "*rows vocabulary"]:
+        """What mask rows say of those tokens, in fp32 (fp64 stays fp64); with a sampler head, behind the tokens
+        `before`."""
         ...
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
@@ -98,8 +104,9 @@ class TorchNetwork:
 
     @property
     def costs_key(self) -> Hashable:
-        lora = self.drafter.lora
-        return self.drafter.enter, lora.rank if lora is not None else None, self.has_sampler
+        lora, chosen = self.drafter.lora, self.drafter.draft_tokens
+        rank, words = lora.rank if lora is not None else None, len(chosen) if chosen is not None else None
+        return self.drafter.enter, rank, self.has_sampler, words
 
     @property
     def has_sampler(self) -> bool:
@@ -123,10 +130,14 @@ class TorchNetwork:
         hidden: Tensor = self.drafter(fed, index[0], index[1], positions, attention)[0]
         return hidden
 
-    def told(
+    @property
+    def draft_tokens(self) -> Int[Tensor, " vocabulary"] | None:
+        return self.drafter.draft_tokens
+
+    def draft_logits(
         self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows hidden"]:
-        return self.drafter.told(hidden, before)
+    ) -> Float[Tensor, "*rows vocabulary"]:
+        return self.drafter.draft_logits(hidden, before)
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         return self.drafter.logits(hidden)
@@ -144,8 +155,8 @@ as 16 more rows in the first one (bf16, CPU); behind three points of two drafts 
 
 def head_at_once(network: Network, unread: int) -> bool:
     """Whether one pass of the head over all rows, `unread` of them in vain, costs less than a second pass over its
-    matrix for the group behind the accepted drafts. A sampler head needs that one."""
-    return not network.has_sampler and unread <= UNREAD
+    matrix for the group behind the accepted drafts. A sampler head needs that one, and a smaller head is cheap."""
+    return not network.has_sampler and network.draft_tokens is None and unread <= UNREAD
 
 
 def anchors_and_places(segments: Sequence[DraftSegment]) -> tuple[list[int], list[int]]:

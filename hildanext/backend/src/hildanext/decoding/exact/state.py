@@ -287,15 +287,13 @@ class ExactState:
         laws: list[Tensor] = []
         before = verdict.token[:, None].clamp_min(0)
         for places in torch.arange(most).split(1 if self.network.has_sampler else most):
+            chosen = rows[:, places]
             if said is None:
-                states = hidden[rows[:, places]]
-                if self.network.has_sampler:
-                    states = self.network.told(states, before)
-                logits = self.network.logits(states)
+                logits = self.network.draft_logits(hidden[chosen], before.expand_as(chosen))
             else:
-                logits = said[rows[:, places]]
+                logits = said[chosen]
             if chances is None:
-                before = logits.argmax(-1)
+                before = self._ids(logits.argmax(-1))
             else:
                 before, law_here = self._drawn(logits, chances[:, places])
                 laws.append(law_here)
@@ -318,7 +316,17 @@ class ExactState:
         laws = law(logits.flatten(0, 1), config.temperature, config.top_p, config.top_k).view(*logits.shape)
         cumulative = laws.cumsum(-1)
         chosen = torch.searchsorted(cumulative, (chances[..., None] * cumulative[..., -1:]), right=True)
-        return chosen[..., 0].clamp_max(laws.shape[-1] - 1), laws
+        ids = self._ids(chosen[..., 0].clamp_max(laws.shape[-1] - 1))
+        known = self.network.draft_tokens
+        if known is not None:
+            every = laws.new_zeros(*laws.shape[:-1], self.network.causal_lm.config.vocab_size)
+            laws = every.index_copy_(-1, known, laws)
+        return ids, laws
+
+    def _ids(self, chosen: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+        """Tokens of what was chosen among those that drafts may say."""
+        known = self.network.draft_tokens
+        return chosen if known is None else known[chosen]
 
     def _write(self, plan: _Plan, accepted: int, token: int, drafts: list[int], draft_law: Tensor | None) -> None:
         row = plan.row
