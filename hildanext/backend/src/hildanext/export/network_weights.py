@@ -69,11 +69,6 @@ class NetworkWeights:
         return int(self.embedding.shape[1])
 
     @property
-    def has_draft_head(self) -> bool:
-        """Whether mask rows are read otherwise than clean ones."""
-        return self.sampler is not None or self.draft_tokens is not None
-
-    @property
     def group(self) -> int:
         """Query heads that share a head of keys."""
         return self.heads // self.kv_heads

@@ -2,14 +2,16 @@
 tokenizer. A card stands in every graph's metadata, too, so that a graph is known for ours.
 
     clean.onnx  rows of the parent          both.onnx  with masks and adapters behind them (drafts only)
-    head.onnx   states to logits            draft_head.onnx  states of masks to logits, with the sampler head
-    draft_tokens.safetensors  the ids that drafts may say, where they are not all
+    head.onnx   states to logits
+    draft_head.onnx  states of masks to the tokens they are likeliest to say; draft_rows.safetensors, those tokens' rows
+    sampler.onnx     the sampler head, where there is one
     weights.bin, hilda.json, config.json, tokenizer files
 """
 
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto
@@ -18,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hildanext.core.run_dir import save_folder_atomically
 from hildanext.export.network_weights import NetworkWeights
 from hildanext.export.onnx_card import OnnxCard, onnx_card_text
-from hildanext.export.onnx_graph import GraphKind, draft_head_graph, head_graph, network_graph
-from hildanext.export.onnx_layout import BOTH, CLEAN, DRAFT_HEAD, DRAFT_TOKENS, HEAD, WEIGHTS
+from hildanext.export.onnx_graph import GraphKind, draft_head_graph, head_graph, network_graph, sampler_graph
+from hildanext.export.onnx_layout import BOTH, CLEAN, DRAFT_HEAD, DRAFT_ROWS, HEAD, SAMPLER, WEIGHTS
 from hildanext.models.card import CARD
 from hildanext.models.checkpoint import save_tensors
 
@@ -43,19 +45,30 @@ def save_onnx(
             causal_lm.generation_config.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         (fresh / CARD).write_text(onnx_card_text(card), encoding="utf-8")
-        if weights.draft_tokens is not None:
-            save_tensors({"ids": torch.from_numpy(weights.draft_tokens)}, fresh / DRAFT_TOKENS)
+        if weights.places is not None:
+            save_tensors(_draft_rows(weights), fresh / DRAFT_ROWS)
         with (fresh / WEIGHTS).open("wb") as file:
             places: dict[str, tuple[int, int]] = {}
             alone, behind = (GraphKind(card.dtype, masks, card.unsigned) for masks in (False, True))
             _write(fresh / CLEAN, network_graph(weights, alone), file, places, card)
             if weights.places is not None:
                 _write(fresh / BOTH, network_graph(weights, behind), file, places, card)
-            if weights.has_draft_head:
                 _write(fresh / DRAFT_HEAD, draft_head_graph(weights, alone), file, places, card)
+            if weights.sampler is not None:
+                _write(fresh / SAMPLER, sampler_graph(weights, alone), file, places, card)
             _write(fresh / HEAD, head_graph(weights, alone), file, places, card)
 
     save_folder_atomically(folder, write)
+
+
+def _draft_rows(weights: NetworkWeights) -> dict[str, torch.Tensor]:
+    """The output matrix's rows of the tokens that drafts may say, and where each token's row is (-1: it has none)."""
+    vocabulary, chosen = len(weights.head), weights.draft_tokens
+    if chosen is None:
+        chosen = np.arange(vocabulary)
+    at = torch.full((vocabulary,), -1, dtype=torch.long)
+    at[torch.from_numpy(chosen)] = torch.arange(len(chosen))
+    return {"rows": torch.from_numpy(weights.head[chosen]).half(), "at": at}
 
 
 def _write(

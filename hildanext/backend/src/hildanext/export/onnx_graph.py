@@ -196,31 +196,37 @@ def head_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
 
 
 def draft_head_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
-    """`hidden` [rows hidden] of mask rows and, with a sampler head (`models.sampler_head`), the tokens `before` [rows]
-    to `logits` [rows vocabulary] of the tokens that drafts may say."""
+    """`hidden` [rows hidden] of mask rows to `scores` and `ids` [rows count], likeliest first, of those tokens that
+    drafts may say; `count` [1] is how many, at most."""
     b = _Builder(kind)
-    info = helper.make_tensor_value_info
-    inputs, told = [info("hidden", TensorProto.FLOAT, ["rows", weights.hidden])], "hidden"
-    if weights.sampler is not None:
-        inputs.append(info("before", TensorProto.INT64, ["rows"]))
-        told = _told(b, weights, weights.sampler)
     chosen = weights.draft_tokens
     head, name = (weights.head, "head") if chosen is None else (weights.head[chosen], "draft_head")
-    b.linear(told, head, name, bits=8 if kind.dtype == "q4" else None, fine=True)
-    b.nodes[-1].output[0] = "logits"
-    return _model(b, inputs, [info("logits", TensorProto.FLOAT, ["rows", len(head)])])
+    logits = b.linear("hidden", head, name, bits=8 if kind.dtype == "q4" else None, fine=True)
+    _, best = b.node("TopK", [logits, "count"], 2, axis=-1)
+    if chosen is None:
+        b.node("Identity", [best], ["ids"])
+    else:
+        b.node("Gather", [b.constant("draft_tokens", chosen.astype(np.int64)), best], ["ids"])
+    info = helper.make_tensor_value_info
+    inputs = [info("hidden", TensorProto.FLOAT, ["rows", weights.hidden]), info("count", TensorProto.INT64, [1])]
+    return _model(b, inputs, [info("ids", TensorProto.INT64, ["rows", "chosen"])])
 
 
-def _told(b: _Builder, weights: NetworkWeights, parts: dict[str, Array]) -> str:
-    """States that know the tokens `before`."""
+def sampler_graph(weights: NetworkWeights, kind: GraphKind) -> onnx.ModelProto:
+    """`hidden` [rows hidden] and `before` [rows], the tokens before, to `told` [rows hidden]: `models.sampler_head`."""
+    assert weights.sampler is not None
+    b, parts = _Builder(kind), weights.sampler
     known = b.node("Reshape", [_embed(b, weights, "before"), b.shape(-1, weights.hidden)])
     scale = b.constant("sampler.scale", parts["scale"])
     known = b.node("SimplifiedLayerNormalization", [known, scale], axis=-1, epsilon=1e-6)
     inner = b.node("Concat", ["hidden", known], axis=-1)
-    inner = b.linear(inner, parts["down"], "sampler.down", bits=8 if b.kind.dtype == "q4" else None)
+    inner = b.linear(inner, parts["down"], "sampler.down", bits=8 if kind.dtype == "q4" else None)
     inner = b.node("QuickGelu", [inner], domain=CONTRIB, alpha=1.0)
-    shift = b.linear(inner, parts["up"], "sampler.up", bits=8 if b.kind.dtype == "q4" else None)
-    return str(b.node("Add", ["hidden", shift]))
+    shift = b.linear(inner, parts["up"], "sampler.up", bits=8 if kind.dtype == "q4" else None)
+    b.node("Add", ["hidden", shift], ["told"])
+    info = helper.make_tensor_value_info
+    inputs = [info("hidden", TensorProto.FLOAT, ["rows", weights.hidden]), info("before", TensorProto.INT64, ["rows"])]
+    return _model(b, inputs, [info("told", TensorProto.FLOAT, ["rows", weights.hidden])])
 
 
 def _embed(b: _Builder, weights: NetworkWeights, tokens: str = "tokens") -> str:

@@ -133,19 +133,19 @@ class Drafter(nn.Module):
         logits: Tensor = self.causal_lm.get_output_embeddings()(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def draft_logits(
-        self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows vocabulary"]:
-        """What mask rows say behind the tokens `before`, of the tokens that drafts may say.
+    def shortlist(
+        self, hidden: Float[Tensor, "*rows hidden"], count: int
+    ) -> tuple[Int[Tensor, "*rows count"], Float[Tensor, "*rows count hidden"]]:
+        """The tokens that mask rows are likeliest to say before they are told anything, of those that drafts may say:
+        at most `count` ids, likeliest first, and their rows of the output matrix.
 
         Paper: a head over frequent tokens alone, FR-Spec, arXiv:2502.14856. Differs: counted in what was learnt from.
         """
-        told = self.told(hidden, before)
-        if self.draft_tokens is None:
-            return self.logits(told)
-        chosen, head = self.draft_tokens, self.head
-        logits: Tensor = linear(told, self._kept("draft head", lambda: head[chosen], head, chosen))
-        return logits if logits.dtype == torch.float64 else logits.float()
+        head, chosen = self.head, self.draft_tokens
+        if chosen is not None:
+            head = self._kept("draft head", lambda: self.head[chosen], self.head, chosen)
+        best = linear(hidden, head).topk(min(count, len(head)), -1).indices
+        return best if chosen is None else chosen[best], head[best]
 
     def most_probable(self, logits: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
         """Of the tokens that drafts may say."""

@@ -68,13 +68,15 @@ class AdapterGroup:
         self._rows: Tensor | None = None
         self._inner: dict[GatedLinear, Tensor] = {}
 
-    def inner(self, member: "GatedLinear", rows: Float[Tensor, "batch rows inner"], clean: int) -> Tensor:
+    def inner(
+        self, member: "GatedLinear", rows: Float[Tensor, "batch rows inner"], clean: int
+    ) -> Float[Tensor, "noisy rank"]:
         """What `member`'s down projection makes of the rows from number `clean` on. Members are asked in order."""
         if self._rows is not rows or member is self.members[0]:
             downs: list[Tensor] = [each.lora_A for each in self.members]
-            packed = downs[0] if len(downs) == 1 else self._kept("down", lambda: torch.cat(downs), *downs)
+            packed = self._kept("down", lambda: torch.cat(downs).T.contiguous(), *downs)
             # The few rows are cast to the adapters' type, not the adapters to theirs.
-            both = rows[:, clean:].to(packed.dtype) @ packed.T
+            both = rows[:, clean:].flatten(0, 1).to(packed.dtype) @ packed
             parts = both.split([len(down) for down in downs], -1)
             self._rows, self._inner = rows, dict(zip(self.members, parts, strict=True))
         mine = self._inner[member]
@@ -107,7 +109,9 @@ class GatedLinear(nn.Module):
         if clean >= rows.shape[1]:
             return out
         if not torch.is_grad_enabled():  # clean rows are not even copied
-            out[:, clean:].add_(self.group.inner(self, rows, clean) @ self.lora_B.T, alpha=self.scale)
+            noisy = out[:, clean:]
+            delta = self.group.inner(self, rows, clean) @ self.lora_B.T
+            noisy.add_(delta.view(noisy.shape), alpha=self.scale)
             return out
         noisy = rows[:, clean:]
         down, up = self.lora_A.to(out.dtype), self.lora_B.to(out.dtype)

@@ -13,7 +13,7 @@ from hildanext.core.errors import CheckpointError
 from hildanext.core.json_text import parse
 from hildanext.decoding.exact.network import anchors_and_places
 from hildanext.export.onnx_card import OnnxCard
-from hildanext.export.onnx_layout import BOTH, CLEAN, DRAFT_HEAD, DRAFT_TOKENS, HEAD, SLOTS
+from hildanext.export.onnx_layout import BOTH, CLEAN, DRAFT_HEAD, DRAFT_ROWS, HEAD, SAMPLER, SLOTS
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftSegment
 from hildanext.models.loading.files import DTYPE, check_safetensors
@@ -61,14 +61,13 @@ class OnnxNetwork:
         self._head = BoundSession(folder / HEAD, threads)
         self._both = _Rows(folder / BOTH, threads) if self.places else None
         self.has_sampler = card.drafts is not None and card.drafts.sampler is not None
-        vocabulary = card.drafts.vocabulary if card.drafts is not None else None
-        self.draft_tokens = None if vocabulary is None else _draft_tokens(folder / DRAFT_TOKENS)
-        own = self.has_sampler or vocabulary is not None
-        self._draft_head = BoundSession(folder / DRAFT_HEAD, threads) if own else None
+        self._draft_head = BoundSession(folder / DRAFT_HEAD, threads) if self.places else None
+        self._sampler = BoundSession(folder / SAMPLER, threads) if self.has_sampler else None
+        self._draft_rows, self._row_of = _draft_rows(folder / DRAFT_ROWS) if self.places else (torch.empty(0, 0),) * 2
 
     @property
     def costs_key(self) -> Hashable:
-        words = None if self.draft_tokens is None else len(self.draft_tokens)
+        words = len(self._draft_rows)
         return "onnx", self.card.dtype, self.enter, self.places, self.has_sampler, words, self.threads
 
     def new_cache(self, capacity: int) -> BlockCache:
@@ -137,35 +136,50 @@ class OnnxNetwork:
         session.bind(f"{which}slots", torch.arange(start, start + rows)[:, None])
         session.bind(f"{which}bias", bias.repeat_interleave(self.card.heads // self.card.kv_heads, 0))
 
-    def draft_logits(
+    def shortlist(
+        self, hidden: Float[Tensor, "*rows hidden"], count: int
+    ) -> tuple[Int[Tensor, "*rows count"], Float[Tensor, "*rows count hidden"]]:
+        assert self._draft_head is not None, "masks need adapters"
+        rows = hidden.reshape(-1, self.card.hidden).contiguous()
+        count = min(count, len(self._draft_rows))
+        ids = torch.empty(len(rows), count, dtype=torch.long)
+        self._draft_head.bind("hidden", rows)
+        self._draft_head.bind("count", torch.tensor([count]))
+        self._draft_head.bind("ids", ids)
+        self._draft_head.run()
+        ids = ids.view(*hidden.shape[:-1], count)
+        return ids, self._draft_rows[self._row_of[ids]]
+
+    def told(
         self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows vocabulary"]:
-        if self._draft_head is None:
-            return self.logits(hidden)
-        if self.has_sampler:
-            self._draft_head.bind("before", before.reshape(-1).contiguous())
-        return self._read(self._draft_head, hidden)
+    ) -> Float[Tensor, "*rows hidden"]:
+        if self._sampler is None:
+            return hidden
+        told = torch.empty(hidden.numel() // self.card.hidden, self.card.hidden)
+        self._sampler.bind("hidden", hidden.reshape(told.shape).contiguous())
+        self._sampler.bind("before", before.reshape(-1).contiguous())
+        self._sampler.bind("told", told)
+        self._sampler.run()
+        return told.view(hidden.shape)
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
-        return self._read(self._head, hidden)
-
-    def _read(self, head: BoundSession, hidden: Tensor) -> Tensor:
         rows = hidden.reshape(-1, self.card.hidden).contiguous()
-        words = self.card.vocab if head is self._head or self.draft_tokens is None else len(self.draft_tokens)
-        logits = torch.empty(len(rows), words)
-        head.bind("hidden", rows)
-        head.bind("logits", logits)
-        head.run()
-        return logits.view(*hidden.shape[:-1], words)
+        logits = torch.empty(len(rows), self.card.vocab)
+        self._head.bind("hidden", rows)
+        self._head.bind("logits", logits)
+        self._head.run()
+        return logits.view(*hidden.shape[:-1], self.card.vocab)
 
 
-def _draft_tokens(file: Path) -> Tensor:
-    """Raises `CheckpointError`."""
+def _draft_rows(file: Path) -> tuple[Tensor, Tensor]:
+    """Rows of the output matrix, and each token's place among them. Raises `CheckpointError`."""
     if not file.is_file():
         raise CheckpointError(f"{file} is not there", "export the model again")
     check_safetensors(file)
-    ids: Tensor = load_file(file)["ids"]
-    return ids
+    tensors = load_file(file)
+    if tensors.keys() != {"rows", "at"}:
+        raise CheckpointError(f"{file} is of no export that this version reads", "export the model again")
+    return tensors["rows"], tensors["at"]
 
 
 def skeleton(folder: Path) -> PreTrainedModel:

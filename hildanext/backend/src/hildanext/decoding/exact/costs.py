@@ -14,7 +14,8 @@ from hildanext.core.errors import StorageError
 from hildanext.core.json_text import parse
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import Runtime, cpu_name, versions
-from hildanext.decoding.exact.network import Network, head_at_once
+from hildanext.decoding.exact.drafting import next_drafts
+from hildanext.decoding.exact.network import Network
 from hildanext.decoding.exact.policy import RowCosts
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftSegment
@@ -84,15 +85,9 @@ def _forward(network: Network, cache: BlockCache, rows: int) -> None:
     clean = (rows + 2) // 3 if masks else rows  # about the share that drafts behind every point have
     segment = DraftSegment(CONTEXT, clean, (0,) * (rows - clean), int(masks))  # groups of one: any number of rows
     hidden = network.forward([0] * clean, [cache], [segment])
-    if head_at_once(network, rows - 2 * clean):
-        network.logits(hidden).argmax(-1)
-        return
-    network.logits(hidden[:clean]).argmax(-1)
-    if not masks:
-        return
-    drafted = hidden[-min(clean, rows - clean) :]
-    for piece in drafted.split(1) if network.has_sampler else (drafted,):
-        network.draft_logits(piece, torch.zeros(len(piece), dtype=torch.long, device=piece.device)).argmax(-1)
+    best = network.logits(hidden[:clean]).argmax(-1)
+    if masks:
+        next_drafts(network, hidden[None, -min(clean, rows - clean) :], best[:1])
 
 
 def _wait(device: torch.device) -> None:

@@ -66,16 +66,17 @@ class Network(Protocol):
         """Whether mask rows may be told the token before the one they are to say."""
         ...
 
-    @property
-    def draft_tokens(self) -> Int[Tensor, " vocabulary"] | None:
-        """Ids of the tokens that drafts may say; None: all."""
+    def shortlist(
+        self, hidden: Float[Tensor, "*rows hidden"], count: int
+    ) -> tuple[Int[Tensor, "*rows count"], Float[Tensor, "*rows count hidden"]]:
+        """Ids of at most `count` tokens that mask rows are likeliest to say before they are told anything, likeliest
+        first, and those tokens' rows of the output matrix."""
         ...
 
-    def draft_logits(
+    def told(
         self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows vocabulary"]:
-        """What mask rows say of those tokens, in fp32 (fp64 stays fp64); with a sampler head, behind the tokens
-        `before`."""
+    ) -> Float[Tensor, "*rows hidden"]:
+        """States of mask rows that know the tokens before theirs."""
         ...
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
@@ -130,14 +131,15 @@ class TorchNetwork:
         hidden: Tensor = self.drafter(fed, index[0], index[1], positions, attention)[0]
         return hidden
 
-    @property
-    def draft_tokens(self) -> Int[Tensor, " vocabulary"] | None:
-        return self.drafter.draft_tokens
+    def shortlist(
+        self, hidden: Float[Tensor, "*rows hidden"], count: int
+    ) -> tuple[Int[Tensor, "*rows count"], Float[Tensor, "*rows count hidden"]]:
+        return self.drafter.shortlist(hidden, count)
 
-    def draft_logits(
+    def told(
         self, hidden: Float[Tensor, "*rows hidden"], before: Int[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows vocabulary"]:
-        return self.drafter.draft_logits(hidden, before)
+    ) -> Float[Tensor, "*rows hidden"]:
+        return self.drafter.told(hidden, before)
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         return self.drafter.logits(hidden)
@@ -146,17 +148,6 @@ class TorchNetwork:
 def network_of(source: "Drafter | Network") -> Network:
     """A drafter's network; a network is its own."""
     return TorchNetwork(source) if isinstance(source, Drafter) else source
-
-
-UNREAD = 8
-"""Mask rows that go through the head in vain at most. Measured: a second pass over a head of 49,152 words takes as long
-as 16 more rows in the first one (bf16, CPU); behind three points of two drafts one pass took 10.8 ms and two 15.7."""
-
-
-def head_at_once(network: Network, unread: int) -> bool:
-    """Whether one pass of the head over all rows, `unread` of them in vain, costs less than a second pass over its
-    matrix for the group behind the accepted drafts. A sampler head needs that one, and a smaller head is cheap."""
-    return not network.has_sampler and network.draft_tokens is None and unread <= UNREAD
 
 
 def anchors_and_places(segments: Sequence[DraftSegment]) -> tuple[list[int], list[int]]:

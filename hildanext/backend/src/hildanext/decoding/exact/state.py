@@ -7,6 +7,7 @@ keys; behind it stands the parent's own token; the group of masks behind that po
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from hildanext.core.errors import LogitsNotFinite
 from hildanext.core.runtime import send
+from hildanext.decoding.exact.drafting import next_drafts
 from hildanext.decoding.exact.expected import Placement
-from hildanext.decoding.exact.network import Network, begins_of, head_at_once, network_of
+from hildanext.decoding.exact.network import Network, begins_of, network_of
 from hildanext.decoding.exact.ngram import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing
 from hildanext.decoding.exact.verify import Verdict, verify_greedy, verify_sampled
@@ -153,11 +155,8 @@ class ExactState:
         segments = [plan.segment for plan in plans]
         hidden = self._forward(plans, segments)
         clean = sum(segment.clean for segment in segments)
-        said = self.network.logits(hidden) if self._at_once(segments) else None
-        logits = self.network.logits(hidden[:clean]) if said is None else said[:clean]
-        verdict, sure = self._verdict(plans, segments, logits)
-        masks = None if said is None else said[clean:]
-        drafts, laws = self._next_drafts(segments, hidden[clean:], verdict, plans, masks)
+        verdict, sure = self._verdict(plans, segments, self.network.logits(hidden[:clean]))
+        drafts, laws = self._next_drafts(segments, hidden[clean:], verdict, plans)
         columns = [verdict.accepted[:, None], verdict.token[:, None], *([] if drafts is None else [drafts])]
         read: list[list[int]] = torch.cat(columns, 1).tolist()
         lost = [plan.row.index for plan, (_, token, *_) in zip(plans, read, strict=True) if token == NO_TOKEN]
@@ -173,11 +172,6 @@ class ExactState:
                 self._show(plan, accepted, token, chances[number])
             self._write(plan, accepted, token, following[: segment.places] if keeps else [], law_of)
             self.placing.note(plan.row, segment.clean + segment.masks, accepted + 1, len(rows))
-
-    def _at_once(self, segments: Sequence[DraftSegment]) -> bool:
-        """Whether every row goes through the head in one pass."""
-        masks = [segment for segment in segments if segment.masks]
-        return bool(masks) and head_at_once(self.network, sum(segment.masks - segment.places for segment in masks))
 
     def _plan(self, row: ExactRow, rows: int) -> _Plan:
         placement = self.placing.choose(row, rows)
@@ -264,10 +258,8 @@ class ExactState:
         hidden: Float[Tensor, "masks hidden"],
         verdict: Verdict,
         plans: Sequence[_Plan],
-        said: Float[Tensor, "masks vocab"] | None,
     ) -> tuple[Int[Tensor, "documents places"] | None, Tensor | None]:
-        """What the group behind each document's accepted drafts says, one place after another where each is told the
-        one before; the head is applied to that group alone, unless it has `said` already what all of them say.
+        """What the group behind each document's accepted drafts says, and the laws of drafts that are drawn.
 
         Documents without such a group get what is not read.
         """
@@ -281,24 +273,10 @@ class ExactState:
             first.append([at.get(point, 0) for point in range(widest)])
         group = send(first, device, torch.long).gather(1, verdict.accepted[:, None])
         rows = (group + torch.arange(most, device=device)).clamp_max(len(hidden) - 1)
-        samples = self.config.temperature > 0.0 and self.config.sample_drafts
-        chances = self._draft_uniform(plans, verdict, most) if samples else None
-        drafts: list[Tensor] = []
-        laws: list[Tensor] = []
-        before = verdict.token[:, None].clamp_min(0)
-        for places in torch.arange(most).split(1 if self.network.has_sampler else most):
-            chosen = rows[:, places]
-            if said is None:
-                logits = self.network.draft_logits(hidden[chosen], before.expand_as(chosen))
-            else:
-                logits = said[chosen]
-            if chances is None:
-                before = self._ids(logits.argmax(-1))
-            else:
-                before, law_here = self._drawn(logits, chances[:, places])
-                laws.append(law_here)
-            drafts.append(before)
-        return torch.cat(drafts, 1), torch.cat(laws, 1) if laws else None
+        draw = None
+        if self.config.temperature > 0.0 and self.config.sample_drafts:
+            draw = partial(self._drawn, self._draft_uniform(plans, verdict, most))
+        return next_drafts(self.network, hidden[rows], verdict.token.clamp_min(0), draw)
 
     def _draft_uniform(self, plans: Sequence[_Plan], verdict: Verdict, most: int) -> Float[Tensor, "documents places"]:
         """Draft i of a row stands i + 1 positions behind the token that this forward has made certain."""
@@ -309,24 +287,18 @@ class ExactState:
         return torch.stack([row[at.clamp_max(len(row) - 1)] for row, at in zip(drawn, places, strict=True)])
 
     def _drawn(
-        self, logits: Float[Tensor, "documents places vocab"], chances: Float[Tensor, "documents places"]
-    ) -> tuple[Int[Tensor, "documents places"], Float[Tensor, "documents places vocab"]]:
-        """Sampled drafts, and the laws that they were drawn from."""
+        self,
+        chances: Float[Tensor, "documents places"],
+        scores: Float[Tensor, "documents count"],
+        place: int,
+    ) -> tuple[Int[Tensor, "documents one"], Float[Tensor, "documents count"]]:
+        """A sampled draft by logits, as a place in them, and the law that it was drawn from."""
         config = self.config
-        laws = law(logits.flatten(0, 1), config.temperature, config.top_p, config.top_k).view(*logits.shape)
+        laws = law(scores, config.temperature, config.top_p, config.top_k)
         cumulative = laws.cumsum(-1)
-        chosen = torch.searchsorted(cumulative, (chances[..., None] * cumulative[..., -1:]), right=True)
-        ids = self._ids(chosen[..., 0].clamp_max(laws.shape[-1] - 1))
-        known = self.network.draft_tokens
-        if known is not None:
-            every = laws.new_zeros(*laws.shape[:-1], self.network.causal_lm.config.vocab_size)
-            laws = every.index_copy_(-1, known, laws)
-        return ids, laws
-
-    def _ids(self, chosen: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
-        """Tokens of what was chosen among those that drafts may say."""
-        known = self.network.draft_tokens
-        return chosen if known is None else known[chosen]
+        height = chances[:, place, None].to(cumulative) * cumulative[..., -1:]
+        chosen = torch.searchsorted(cumulative, height, right=True)
+        return chosen.clamp_max(laws.shape[-1] - 1), laws
 
     def _write(self, plan: _Plan, accepted: int, token: int, drafts: list[int], draft_law: Tensor | None) -> None:
         row = plan.row

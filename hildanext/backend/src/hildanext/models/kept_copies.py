@@ -1,0 +1,21 @@
+"""Copies of parameters in the form that forwards want them in, made again once a parameter has changed."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+class KeptCopies:
+    """By name: what was made of some parameters, and as which state of them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[tuple[tuple[int, int], ...], Tensor]] = {}
+
+    def __call__(self, name: str, make: Callable[[], Tensor], *of: Tensor) -> Tensor:
+        """What `make` made of the tensors `of`, as they are now."""
+        # Tensors made in inference mode count no changes, and nobody trains them.
+        state = tuple((part.data_ptr(), 0 if part.is_inference() else part._version) for part in of)
+        found = self._kept.get(name)
+        if found is None or found[0] != state:
+            self._kept[name] = found = (state, make())
+        return found[1]
