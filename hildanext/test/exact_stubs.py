@@ -49,6 +49,10 @@ class StubDrafter(Drafter):
     def logits(self, hidden: Tensor) -> Tensor:
         return 10.0 * hidden
 
+    def shortlist(self, hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        ids = hidden.topk(min(count, VOCAB), -1).indices
+        return ids, 10.0 * torch.eye(VOCAB)[ids]
+
 
 class Always(Placing):
     """One placement for every forward."""

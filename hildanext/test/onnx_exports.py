@@ -15,17 +15,22 @@ from small_models import small_causal, small_tokenizer
 PLACES = 3
 
 
-def small_source(family: str = "qwen3", enter: int = 0, sampler: int | None = None, **changes: Any) -> Source:
+def small_source(family: str = "qwen3", enter: int = 0, sampler: int | None = None,
+                 vocabulary: int | None = None, **changes: Any) -> Source:  # fmt: skip
     """A drafter whose adapters say something, right or wrong."""
     lora = GatedLoraConfig(rank=4)
     causal_lm = small_causal(family, **changes)
-    drafter = Drafter(causal_lm, lora, PLACES, enter, sampler=sampler)
+    drafter = Drafter(causal_lm, lora, PLACES, enter, sampler=sampler, vocabulary=vocabulary)
+    if drafter.draft_tokens is not None:
+        drafter.draft_tokens.mul_(2)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in drafter.parameters():
             if parameter.requires_grad:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    card = DraftCard(parent="small", parent_hash="0", places=PLACES, enter=enter, sampler=sampler, lora=lora)
+    card = DraftCard(
+        parent="small", parent_hash="0", places=PLACES, enter=enter, sampler=sampler, vocabulary=vocabulary, lora=lora
+    )
     return Source(drafter.eval(), causal_lm, small_tokenizer(), card)
 
 

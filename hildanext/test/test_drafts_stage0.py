@@ -84,6 +84,23 @@ def test_a_run_trains_adapters_measures_them_and_keeps_the_best(sections: Sectio
         assert kept is not None and torch.equal(parameter, kept), f"{name} of the parent has changed"
 
 
+def test_drafts_say_the_frequent_tokens_of_the_training_data(sections: Sections, tmp_path: Path) -> None:
+    conversion, data = sections
+    texts = [[20, 21, 22, 23, 24, 25, 26] * 3, [20, 21, 22, 23, 24] * 4]
+    for part in ("train", "valid"):
+        settings = PrepareConfig(
+            source={"name": "list"}, out=str(tmp_path / f"words-{part}"), add_bos=False, add_eos=False
+        )
+        prepare(settings, small_tokenizer(), documents=texts * 4)
+        data = {**data, part: str(tmp_path / f"words-{part}")}
+    summary = convert_kept(drafts(conversion, vocabulary=8), data, tmp_path / "run", quiet=True)
+    drafter, _, card = load_drafts(summary["checkpoint"])
+    assert card.vocabulary == 8 and drafter.draft_tokens is not None
+    assert drafter.draft_tokens.tolist() == [0, 20, 21, 22, 23, 24, 25, 26]
+    whole = convert_kept(drafts(conversion, vocabulary=10_000), data, tmp_path / "all", quiet=True)
+    assert read_draft_card(whole["checkpoint"]).vocabulary is None, "as many as there are, or more, are all"
+
+
 def test_a_text_that_repeats_itself_is_learnt_by_heart(sections: Sections, tmp_path: Path) -> None:
     """A cycle of six tokens: the loss of cross-entropy falls to almost nothing, and most at the first place."""
     conversion, data = sections

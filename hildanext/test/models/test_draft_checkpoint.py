@@ -5,6 +5,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hildanext.core.errors import CheckpointError, ConfigError, ModelError
@@ -23,7 +24,9 @@ LORA = GatedLoraConfig(rank=4)
 def saved(tmp_path: Path) -> tuple[Path, Path, Drafter]:
     """The folder of the adapters, that of their parent, and the drafter that was saved."""
     parent = small_parent(tmp_path / "parent")
-    drafter = Drafter(load_parent(parent)[0], LORA, 3, enter=1, sampler=7)
+    drafter = Drafter(load_parent(parent)[0], LORA, 3, enter=1, sampler=7, vocabulary=5)
+    assert drafter.draft_tokens is not None
+    drafter.draft_tokens.copy_(torch.tensor([1, 4, 6, 9, 11]))
     with torch.no_grad():
         for parameter in drafter.parameters():
             if parameter.requires_grad:
@@ -36,6 +39,7 @@ def saved(tmp_path: Path) -> tuple[Path, Path, Drafter]:
         lora=LORA,
         acceptance=(0.5, 0.25),
         sampler=7,
+        vocabulary=5,
     )
     save_drafts(tmp_path / "drafts", drafter, card)
     return tmp_path / "drafts", parent, drafter
@@ -49,6 +53,7 @@ def test_what_is_loaded_is_what_was_saved_and_nothing_of_the_parent_is_written(
     assert (card.acceptance, loaded.enter, loaded.places) == ((0.5, 0.25), 1, 3)
     for (name, one), (_, other) in zip(drafter.named_parameters(), loaded.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+    assert loaded.draft_tokens is not None and loaded.draft_tokens.tolist() == [1, 4, 6, 9, 11]
     assert sum(file.stat().st_size for file in folder.iterdir()) < 60_000
 
 
@@ -85,6 +90,8 @@ def test_adapters_of_another_parent_are_refused_and_the_right_one_may_be_named(
         ("type", "is no whole number"),
         ("places", "do not fit the card"),
         ("file", "has no places.safetensors"),
+        ("vocabulary", "do not fit the card"),
+        ("ids", "none of the parent's"),
     ],
 )
 def test_a_folder_that_is_not_whole_is_one_line(saved: tuple[Path, Path, Drafter], broken: str, said: str) -> None:
@@ -94,8 +101,12 @@ def test_a_folder_that_is_not_whole_is_one_line(saved: tuple[Path, Path, Drafter
         card.unlink()
     elif broken == "file":
         (folder / "places.safetensors").unlink()
+    elif broken == "ids":
+        beside = load_file(folder / "places.safetensors")
+        save_file({**beside, "vocabulary": beside["vocabulary"] + 1000}, folder / "places.safetensors")
     else:
         changes = {
+            "vocabulary": {"vocabulary": None},
             "kind": {"kind": "x"},
             "format": {"format_version": 9},
             "type": {"places": "3"},

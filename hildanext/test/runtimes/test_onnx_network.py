@@ -6,21 +6,25 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
 
 import hildanext.export.onnx_export as onnx_export
 from exact_stubs import Always
+from hildanext.core.errors import CheckpointError
 from hildanext.decoding.exact.expected import all_points, last_point
 from hildanext.decoding.exact.network import TorchNetwork
 from hildanext.decoding.exact.policy import ExactConfig
 from hildanext.exact import generate_exact
 from hildanext.export.network_weights import weights_of
+from hildanext.export.onnx_layout import DRAFT_ROWS
 from hildanext.export.smoothing import activation_peaks, smooth
 from hildanext.inference import GenerationConfig
 from hildanext.kv_cache.draft_attention import DraftSegment
 from hildanext.models.drafter import Drafter
+from hildanext.runtimes.onnx_network import OnnxNetwork, skeleton
 from hildanext.runtimes.onnx_parent import OnnxParent
 from onnx_exports import small_network, small_source
 
@@ -40,9 +44,29 @@ def test_in_fp32_clean_rows_masks_and_keys_are_torchs(tmp_path: Path, family: st
             first = network.forward(TOKENS[:4], [cache], [DraftSegment(0, 4, (), 0)])
             second = network.forward(TOKENS[4:], [cache], [DraftSegment(4, 3, (0, 2), 3)])
             told = network.told(second[-2:], torch.tensor([3, 4]))
-            results.append((first, second, told, network.logits(second), cache.keys[:, :, :7], cache.values[:, :, :7]))
+            keys, values = cache.keys[:, :, :7], cache.values[:, :, :7]
+            ids, rows = network.shortlist(second[None, -2:], 5)
+            results.append((first, second, told, network.logits(second), keys, values, ids, rows.float()))
     for wanted, given in zip(*results, strict=True):
-        torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(given, wanted, atol=1e-3 if given is results[1][-1] else 1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_drafts_are_of_the_draft_vocabulary(tmp_path: Path, precision: str) -> None:
+    network = small_network(tmp_path / "out", small_source(vocabulary=20), precision)
+    ids, rows = network.shortlist(torch.randn(2, 3, network.card.hidden), 64)
+    assert ids.shape == (2, 3, 20) and set(ids.flatten().tolist()) == set(range(0, 40, 2))
+    head = small_source().causal_lm.get_output_embeddings().weight
+    torch.testing.assert_close(rows.float(), head[ids].float(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("change", "said"), [("gone", "is not there"), ("other", "no export that this version reads")])
+def test_rows_of_drafts_that_are_not_whole_are_one_line(tmp_path: Path, change: str, said: str) -> None:
+    network = small_network(tmp_path / "out", small_source(), "fp32")
+    file = tmp_path / "out" / DRAFT_ROWS
+    file.unlink() if change == "gone" else save_file({"ids": torch.zeros(2)}, file)
+    with pytest.raises(CheckpointError, match=said):
+        OnnxNetwork(tmp_path / "out", network.card, skeleton(tmp_path / "out"), 1)
 
 
 @pytest.mark.parametrize(("precision", "enter", "shared"), [*itertools.product(PRECISIONS, [0, 1], [1, 2])])

@@ -1,7 +1,6 @@
 """Exact decoding writes what the parent writes: verdicts, caches, ends, in every setting and on every road."""
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torch
 from exact_stubs import Always, StubDrafter, started
 from hildanext.ar import Parent
 from hildanext.core.errors import ConfigError, LogitsNotFinite
-from hildanext.decoding.exact import network
 from hildanext.decoding.exact.expected import Placement, all_points, last_point
 from hildanext.decoding.exact.ngram import look_up
 from hildanext.decoding.exact.policy import ExactConfig, Placing, RowCosts
@@ -20,7 +18,7 @@ from hildanext.inference import GenerationConfig
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
 from hildanext.models.drafter import Drafter
-from hildanext.models.gated_lora import Gate, GatedLinear, GatedLoraConfig
+from hildanext.models.gated_lora import AdapterGroup, Gate, GatedLinear, GatedLoraConfig
 from hildanext.models.sampling import law
 from small_models import small_causal, small_tokenizer
 
@@ -34,10 +32,12 @@ def trained(
     dtype: torch.dtype = torch.float64,
     family: str = "qwen3",
     sampler: int | None = None,
+    vocabulary: int | None = None,
 ) -> Drafter:
     """A drafter whose adapters say something, right or wrong."""
     lora = GatedLoraConfig(rank=4)
-    drafter = Drafter(small_causal(family).to(dtype), lora, places, enter, sampler=sampler).to(dtype)
+    causal_lm = small_causal(family).to(dtype)
+    drafter = Drafter(causal_lm, lora, places, enter, sampler=sampler, vocabulary=vocabulary).to(dtype)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in drafter.parameters():
@@ -137,8 +137,8 @@ def test_the_cache_is_that_of_a_clean_prefill_of_the_text(placement: Placement, 
                 torch.tensor([row.tokens[:length]]), torch.arange(length)[None],
                 DraftAttention([fresh], [DraftSegment(0, length, (), 0)]),
             )  # fmt: skip
-        torch.testing.assert_close(row.cache.keys[:, :, :length], fresh.keys, rtol=0, atol=1e-12)
-        torch.testing.assert_close(row.cache.values[:, :, :length], fresh.values, rtol=0, atol=1e-12)
+        for mine, wanted in ((row.cache.keys, fresh.keys), (row.cache.values, fresh.values)):
+            torch.testing.assert_close(mine[:, :, :length], wanted[:, :, :length], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", [None, 5])
@@ -166,7 +166,7 @@ def test_without_a_gradient_adapters_say_what_they_say_in_training(dtype: torch.
     """Of rows behind clean ones, of noisy rows alone, and in several documents; clean rows are the base's."""
     base = torch.nn.Linear(8, 6, bias=False).to(dtype).requires_grad_(False)
     gate = Gate()
-    layer = GatedLinear(base, gate, GatedLoraConfig(rank=2))
+    layer = GatedLinear(base, gate, GatedLoraConfig(rank=2), AdapterGroup())
     torch.nn.init.normal_(layer.lora_B)
     rows = torch.randn(2, 5, 8).to(dtype)
     for clean in (0, 2):
@@ -181,29 +181,33 @@ def test_without_a_gradient_adapters_say_what_they_say_in_training(dtype: torch.
         assert not torch.equal(got[:, clean:], base(rows)[:, clean:])
 
 
-def _counting(drafter: Drafter, made: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        made.append(1)
-        return drafter.logits(hidden)
+@pytest.mark.parametrize("sampler", [None, 5])
+def test_drafts_are_of_the_draft_vocabulary_and_the_text_is_still_the_parents(sampler: int | None) -> None:
+    drafter = trained(sampler=sampler, vocabulary=9)
+    assert drafter.draft_tokens is not None
+    drafter.draft_tokens.copy_(torch.arange(9) * 7 + 2)
+    state, row = started(drafter, Always(all_points(3)), PROMPTS[0], 4 + 40)
+    drafted = set()
+    while state.rows:
+        state.step()
+        drafted.update(row.drafts)
+    assert len(drafted) > 1 and drafted <= set(drafter.draft_tokens.tolist())
+    assert row.tokens[4:44] == parents_text(drafter, 40)[0]
 
-    return logits
 
-
-@pytest.mark.parametrize("placement", [last_point(3), all_points(2), all_points(3)])
-def test_one_pass_of_the_head_and_two_say_the_same(placement: Placement, monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter, drafted = trained(), []
-    for unread, passes in ((-1, 2), (100, 1)):
-        monkeypatch.setattr(network, "UNREAD", unread)
-        state, row = started(drafter, Always(placement), PROMPTS[0], 24)
-        made: list[int] = []
-        monkeypatch.setattr(state.network, "logits", _counting(drafter, made))
-        seen = []
-        while state.rows:
-            state.step()
-            seen.append((list(row.tokens), list(row.drafts)))
-        drafted.append(seen)
-        assert len(made) == passes * row.forwards
-    assert drafted[0] == drafted[1]
+def test_a_shortlist_is_the_likeliest_of_the_draft_vocabulary_with_its_rows_of_the_matrix() -> None:
+    drafter = trained(vocabulary=9)
+    assert drafter.draft_tokens is not None
+    drafter.draft_tokens.copy_(torch.arange(9) * 7 + 2)
+    hidden = torch.randn(2, 3, drafter.head.shape[1], dtype=torch.float64)
+    with torch.no_grad():
+        ids, rows = drafter.shortlist(hidden, 4)
+        every = drafter.logits(hidden)[..., drafter.draft_tokens]
+    assert torch.equal(ids, drafter.draft_tokens[every.topk(4, -1).indices])
+    assert torch.equal(rows, drafter.head[ids])
+    assert torch.equal(ids[..., 0], drafter.most_probable(drafter.logits(hidden)))
+    drafter.draft_tokens.copy_(torch.arange(9))  # what was made of the tokens before is not kept
+    assert drafter.shortlist(hidden, 9)[0].max() == 8
 
 
 def test_each_draft_is_told_the_token_before_it_and_the_first_one_the_parents() -> None:
@@ -282,15 +286,19 @@ def test_a_row_may_leave_and_others_go_on_with_the_parents_text() -> None:
 
 @pytest.mark.parametrize("count", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("sample_drafts", "sampler"),
-    [(False, None), (True, None), (True, 5)],
-    ids=["greedy drafts", "sampled drafts", "sampled drafts that know"],
+    ("sample_drafts", "sampler", "vocabulary"),
+    [(False, None, None), (True, None, None), (True, 5, None), (True, 5, 3)],
+    ids=["greedy drafts", "sampled drafts", "sampled drafts that know", "and cannot say all"],
 )
-def test_sampled_text_has_the_parents_law(sample_drafts: bool, sampler: int | None, count: int) -> None:
+def test_sampled_text_has_the_parents_law(
+    sample_drafts: bool, sampler: int | None, vocabulary: int | None, count: int
+) -> None:
     """EX-9 as a whole: draws of three tokens from a vocabulary of four, by chi-square."""
     small = small_causal("qwen3", rows=4, initializer_range=0.2).double()
-    drafter = Drafter(small, GatedLoraConfig(rank=2), 2, sampler=sampler).double().eval()
+    drafter = Drafter(small, GatedLoraConfig(rank=2), 2, sampler=sampler, vocabulary=vocabulary).double().eval()
     with torch.no_grad():
+        if drafter.draft_tokens is not None:
+            drafter.draft_tokens.copy_(torch.tensor([0, 2, 3]))
         drafter.place_vectors.normal_(generator=torch.Generator().manual_seed(0))
         if drafter.sampler is not None:
             drafter.sampler.up.normal_(generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,8 @@ that the next forward overwrites. So keys lie in one piece, and one mask says wh
     clean row at n + c   slots up to n + c
     mask of group j      slots up to n + j, and its own group, both ways
 
-Attention looks at whole stretches of slots (`block_cache.STRETCH`), whose hidden end is finite, so that a row's numbers
-do not depend on how many rows are fed behind it.
+Attention looks at whole stretches of slots (`block_cache.STRETCH`), whose hidden end is finite, and a clean row at no
+more of them than it needs: so its numbers do not depend on how many rows are fed behind it.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from hildanext.kv_cache.block_cache import BlockCache, whole_stretches
+from hildanext.kv_cache.block_cache import STRETCH, BlockCache, whole_stretches
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,23 @@ class DraftSegment:
     def end(self) -> int:
         """Slots that are written, scratch included."""
         return self.start + self.clean + self.masks
+
+    def looks(self, with_masks: bool) -> list[tuple[int, int]]:
+        """(slots, rows): so many rows, from the first on, look at so many slots; the last ones at all that they must.
+
+        A piece of a prompt, which is the same whatever is drafted behind it, is looked at as a whole.
+        """
+        rows = self.clean + (self.masks if with_masks else 0)
+        most = whole_stretches(self.end if with_masks else self.start + self.clean)
+        near = whole_stretches(self.start + 1)
+        apart = min(near - self.start, self.clean) if near < most and self.clean <= STRETCH else 0
+        behind = [(whole_stretches(self.start + self.clean), self.clean - apart)] if apart < self.clean else []
+        looks = [(near, apart), *behind] if apart else behind
+        if looks and looks[-1][0] == most:
+            looks[-1] = (most, looks[-1][1] + rows - self.clean)
+        elif rows > self.clean:
+            looks.append((most, rows - self.clean))
+        return looks
 
     @property
     def anchors(self) -> list[int]:
@@ -85,7 +102,7 @@ class DraftAttention:
             None if segment.clean == 1 and not segment.masks else segment.mask(device, whole_stretches(segment.end))
             for segment in segments
         ]
-        self._folded: dict[tuple[int, bool], Tensor] = {}
+        self._folded: dict[tuple[int, bool, int], Tensor] = {}
 
     def attend(
         self,
@@ -102,18 +119,21 @@ class DraftAttention:
             end = segment.end if with_masks else segment.start + segment.clean
             cache.keys[layer, :, segment.start : end] = keys[number]
             cache.values[layer, :, segment.start : end] = values[number]
-            seen = end if self._sees[number] is None else whole_stretches(end)
-            seen_keys, seen_values = cache.keys[layer, None, :, :seen], cache.values[layer, None, :, :seen]
             heads, rows, head_dim = queries[number].shape
             kv_heads = key.shape[1]
-            mixed = scaled_dot_product_attention(
-                queries[number].reshape(1, kv_heads, heads // kv_heads * rows, head_dim),
-                seen_keys,
-                seen_values,
-                attn_mask=self._mask(number, with_masks, heads // kv_heads, query.dtype),
-                scale=scale,
-            )
-            outputs.append(mixed.reshape(heads, rows, head_dim))
+            query_rows = queries[number].reshape(1, kv_heads, heads // kv_heads * rows, head_dim)
+            parts, first = [], 0
+            for seen, count in self._looks(number, with_masks):
+                mixed = scaled_dot_product_attention(
+                    query_rows,
+                    cache.keys[layer, None, :, :seen],
+                    cache.values[layer, None, :, :seen],
+                    attn_mask=self._mask(number, with_masks, seen, heads // kv_heads, query.dtype),
+                    scale=scale,
+                ).reshape(heads, rows, head_dim)
+                parts.append(mixed[:, first : first + count])
+                first += count
+            outputs.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
         return self._by_kind(outputs, with_masks)[None]
 
     def _by_document(self, rows: Float[Tensor, "heads rows head_dim"], with_masks: bool) -> list[Tensor]:
@@ -134,15 +154,17 @@ class DraftAttention:
         masks = [out[:, count:] for out, count in zip(outputs, self._clean, strict=True)] if with_masks else []
         return torch.cat([*clean, *masks], 1)
 
-    def _mask(self, number: int, with_masks: bool, group: int, dtype: torch.dtype) -> Tensor | None:
+    def _looks(self, number: int, with_masks: bool) -> list[tuple[int, int]]:
+        segment = self.segments[number]
+        return [(segment.end, 1)] if self._sees[number] is None else segment.looks(with_masks)
+
+    def _mask(self, number: int, with_masks: bool, seen: int, group: int, dtype: torch.dtype) -> Tensor | None:
         """Additive, repeated for the heads that share keys; made at the first layer of its kind."""
         sees = self._sees[number]
         if sees is None:
             return None
-        if (number, with_masks) not in self._folded:
-            if not with_masks:
-                clean = self._clean[number]
-                sees = sees[:clean, : whole_stretches(self.segments[number].start + clean)]
-            zero = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
-            self._folded[number, with_masks] = zero.masked_fill_(~sees, float("-inf")).repeat(group, 1)
-        return self._folded[number, with_masks]
+        if (number, with_masks, seen) not in self._folded:
+            rows = sees[: None if with_masks else self._clean[number], :seen]
+            zero = torch.zeros(rows.shape, dtype=dtype, device=rows.device)
+            self._folded[number, with_masks, seen] = zero.masked_fill_(~rows, float("-inf")).repeat(group, 1)
+        return self._folded[number, with_masks, seen]
