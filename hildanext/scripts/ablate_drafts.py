@@ -122,8 +122,8 @@ def _report(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     ]
     text = "\n".join(
         [
-            f"One change at a time ({options.parent}, {options.masks:,} masks, {base['step']} steps, seed {options.seed}:"
-            " one, so that differences of a few hundredths say nothing). Base: masks enter at layer"
+            f"One change at a time ({options.parent}, {options.masks:,} masks, {base['step']} steps, seed "
+            f"{options.seed}: one, so that differences of a few hundredths say nothing). Base: masks enter at layer"
             f" {options.enter}, rank 32, a vector for each place, sampler head of 512, KL, the parent's own answers.",
             "",
             "| | tokens per forward, 4 drafts | 2 drafts | first j drafts right, % | time of base |",
