@@ -13,7 +13,7 @@ from hildanext.models.card import CARD
 from hildanext.models.draft_card import DraftCard
 
 KIND = "onnx"
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 """Of graphs and card together. It grows whenever either changes, and caches are made anew."""
 Precision = Literal["fp32", "q8", "q4"]
 
