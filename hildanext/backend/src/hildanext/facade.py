@@ -16,6 +16,7 @@ from hildanext.exact import LoadedDrafter, generate_exact
 from hildanext.inference import Event, GenerationConfig, OnEvent, generate
 from hildanext.models.draft_card import holds_drafts
 from hildanext.models.loading.loaded_model import LoadedModel
+from hildanext.runtimes.choice import faster_runtime
 from hildanext.tokenization import encode_prompt
 
 Writer = Callable[[Sequence[Sequence[int]], GenerationConfig, OnEvent | None], list[GenerationResult]]
@@ -40,7 +41,7 @@ def load_model(
     asked = RuntimeConfig(device=device, dtype=dtype, threads=threads, runtime=runtime)
     exact = mode is not None and mode_name(mode) in EXACT
     if exact or (mode is None and name != "tiny" and holds_drafts(name)):
-        return LoadedDrafter.open(name, asked, parent, adapters=False)
+        return LoadedDrafter.open(name, faster_runtime(name, asked, parent), parent, adapters=False)
     if parent is not None:
         raise ConfigError("parent is about draft adapters", 'add mode="exact", or leave it out')
     return LoadedModel.open(name, asked)
@@ -54,7 +55,7 @@ def open_for(
     method = make_method(section)
     if not isinstance(method, ExactConfig):
         return LoadedModel.open(name, runtime)
-    return LoadedDrafter.open(name, runtime, parent, method.uses_adapters)
+    return LoadedDrafter.open(name, faster_runtime(name, runtime, parent), parent, method.uses_adapters)
 
 
 def writer_of(model: LoadedModel | LoadedDrafter, section: Mapping[str, Any]) -> Writer:
