@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -136,7 +136,7 @@ class DraftAttention:
             outputs.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
         return self.by_kind(outputs, with_masks)[None]
 
-    def by_document(self, rows: Float[Tensor, "heads rows head_dim"], with_masks: bool) -> list[Tensor]:
+    def by_document(self, rows: Shaped[Tensor, "heads rows head_dim"], with_masks: bool) -> list[Tensor]:
         """The rows of each document: clean ones, then masks."""
         if len(self.segments) == 1:
             return [rows]

@@ -120,6 +120,8 @@ class OnnxNetwork:
     ) -> Float[Tensor, "rows hidden"]:
         """Final states of plain rows of one document, which are written into its slots from `start` on and see what
         `sees` says of the slots up to theirs. Commits nothing."""
+        if not len(tokens):
+            return torch.zeros(0, self.card.hidden)
         self._feed(self._clean, tokens, cache, start, positions, sees)
         return self._states(self._clean, len(positions))
 
