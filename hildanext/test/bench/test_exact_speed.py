@@ -78,7 +78,7 @@ def test_in_fp32_every_exact_way_writes_the_parent_s_text(drafts):
 def test_blocks_are_written_in_every_runtime_and_stand_beside_its_own_parent(drafts):
     pytest.importorskip("onnx", reason="the extra onnx is not installed")
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    result = compared(drafts, "fp32", diffusion="tiny", weights={"onnx": ("fp32", "q8")})
+    result = compared(drafts, "fp32", diffusion="tiny", new_tokens=20, weights={"onnx": ("fp32", "q8")})
     blocks = {(way["name"], way["runtime"], way["weights"]): way for way in result["ways"] if way["who"] == "blocks"}
     networks = [("torch", "float32"), ("onnx", "fp32"), ("onnx", "q8")]
     assert list(blocks) == [(name, *net) for net in networks for name in ("blocks, S_MODE", "blocks, Q_MODE")]
@@ -89,8 +89,7 @@ def test_blocks_are_written_in_every_runtime_and_stand_beside_its_own_parent(dra
     parents = {(way["runtime"], way["weights"]): way for way in result["ways"] if way["name"] == "parent"}
     for (_, *network), way in blocks.items():
         first = next(iter(way["kinds"]))
-        rates = (each["kinds"][first]["tokens_per_second"] for each in (way, parents[tuple(network)]))
-        ours, beside = rates
+        ours, beside = (each["kinds"][first]["tokens_per_second"] for each in (way, parents[tuple(network)]))
         assert way["kinds"][first]["over_parent"] == pytest.approx(ours / beside)
     assert [*result["blocks_from_fp32"]] == ["onnx, fp32", "onnx, q8"]
     assert "blocks, onnx, q8: " in exact_report.markdown(result)
