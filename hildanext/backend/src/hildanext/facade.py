@@ -15,6 +15,7 @@ from hildanext.decoding import EXACT, ExactConfig, decoder_section, make_method,
 from hildanext.exact import LoadedDrafter, generate_exact, only_exact
 from hildanext.inference import Event, GenerationConfig, OnEvent, generate
 from hildanext.models.loading.loaded_model import LoadedModel
+from hildanext.runtimes.choice import faster_runtime
 from hildanext.runtimes.onnx_open import open_diffusion
 from hildanext.tokenization import encode_prompt
 
@@ -40,7 +41,7 @@ def load_model(
     asked = RuntimeConfig(device=device, dtype=dtype, threads=threads, runtime=runtime)
     exact = mode_name(mode) in EXACT if mode is not None else name != "tiny" and only_exact(name)
     if exact:
-        return LoadedDrafter.open(name, asked, parent, adapters=False)
+        return LoadedDrafter.open(name, faster_runtime(name, asked, parent), parent, adapters=False)
     if parent is not None:
         raise ConfigError("parent is about draft adapters", 'add mode="exact", or leave it out')
     return open_diffusion(name, asked)
@@ -54,7 +55,7 @@ def open_for(
     method = make_method(section)
     if not isinstance(method, ExactConfig):
         return open_diffusion(name, runtime)
-    return LoadedDrafter.open(name, runtime, parent, method.uses_adapters)
+    return LoadedDrafter.open(name, faster_runtime(name, runtime, parent), parent, method.uses_adapters)
 
 
 def writer_of(model: LoadedModel | LoadedDrafter, section: Mapping[str, Any]) -> Writer:

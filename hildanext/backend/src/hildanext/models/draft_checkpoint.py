@@ -113,7 +113,7 @@ def load_drafts(
     shape = (card.lora, card.places, card.enter, card.shared_place, card.sampler, card.vocabulary)
     drafter = Drafter(causal_lm, *shape)
     load_adapters(drafter, folder)
-    return drafter.eval(), tokenizer, card
+    return drafter.eval().requires_grad_(False), tokenizer, card
 
 
 def _beside(drafter: Drafter) -> dict[str, torch.nn.Parameter]:

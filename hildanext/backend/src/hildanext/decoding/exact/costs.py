@@ -69,6 +69,21 @@ def measure(network: Network) -> dict[int, float]:
     return undisturbed(times)
 
 
+@torch.inference_mode()
+def seconds_of_one_row(network: Network) -> float:
+    """The least time of a forward of the parent alone, with its head."""
+    cache = network.new_cache(CONTEXT + 1)
+    cache.keys.zero_()
+    cache.values.zero_()
+    times = []
+    for _ in range(REPEATS + 1):
+        begin = time.perf_counter()
+        _forward(network, cache, 1)
+        _wait(network.device)
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
 def undisturbed(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     """The least time of each number of rows. Fewer rows cost no more than more: whoever else is at work only adds to a
     time, so what says otherwise is lowered."""
