@@ -208,7 +208,7 @@ def _agreement(one: Written, other: Written, chosen: Sequence[int]) -> dict[str,
     return {
         "answers": len(pairs),
         "equal": (len(pairs) - len(places)) / len(pairs),
-        "first_difference": statistics.median(places) if places else None,
+        "first_difference": float(statistics.median(places)) if places else None,
     }
 
 
