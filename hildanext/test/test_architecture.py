@@ -245,7 +245,10 @@ HEAVY = (
 """What takes 5 ms or more of a start-up, whose own 40 have room for none: `dataclasses` loads `inspect`,
 `importlib.metadata` loads `email`."""
 
-LATE = {("engine/dinfer/config.py", "hildanext.engine.dinfer.probe"): "a circle: the probe is of this configuration"}
+LATE = {
+    ("engine/dinfer/config.py", "hildanext.engine.dinfer.probe"): "a circle: the probe is of this configuration",
+    ("export/onnx_export.py", "hildanext.export.onnx_file"): "onnx is an extra, which the runtime does without",
+}
 """Imports inside functions that save no start-up, and why they are there."""
 
 

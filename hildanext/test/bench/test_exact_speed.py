@@ -75,6 +75,26 @@ def test_in_fp32_every_exact_way_writes_the_parent_s_text(drafts):
     assert json.loads(json.dumps(result))
 
 
+def test_blocks_are_written_in_every_runtime_and_stand_beside_its_own_parent(drafts):
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    result = compared(drafts, "fp32", diffusion="tiny", new_tokens=20, weights={"onnx": ("fp32", "q8")})
+    blocks = {(way["name"], way["runtime"], way["weights"]): way for way in result["ways"] if way["who"] == "blocks"}
+    networks = [("torch", "float32"), ("onnx", "fp32"), ("onnx", "q8")]
+    assert list(blocks) == [(name, *net) for net in networks for name in ("blocks, S_MODE", "blocks, Q_MODE")]
+    for name in ("blocks, S_MODE", "blocks, Q_MODE"):  # in fp32 the same text, by as many forwards
+        torch_s, onnx_s = blocks[name, "torch", "float32"], blocks[name, "onnx", "fp32"]
+        assert all(torch_s[key] == onnx_s[key] for key in ("tokens", "forwards", "like_parent"))
+        assert onnx_s["nats"] == pytest.approx(torch_s["nats"])
+    parents = {(way["runtime"], way["weights"]): way for way in result["ways"] if way["name"] == "parent"}
+    for (_, *network), way in blocks.items():
+        first = next(iter(way["kinds"]))
+        ours, beside = (each["kinds"][first]["tokens_per_second"] for each in (way, parents[tuple(network)]))
+        assert way["kinds"][first]["over_parent"] == pytest.approx(ours / beside)
+    assert [*result["blocks_from_fp32"]] == ["onnx, fp32", "onnx, q8"]
+    assert "blocks, onnx, q8: " in exact_report.markdown(result)
+
+
 def test_in_16_bits_it_is_compared_with_the_parent_at_its_own_rows_too(drafts):
     result = compared(drafts, "bf16", after="all")
     ways = {way["name"]: way for way in result["ways"]}

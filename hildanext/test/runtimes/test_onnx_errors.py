@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from hildanext import generate, load
 from hildanext.cli import main
 from hildanext.core.errors import CheckpointError, ConfigError, UnknownChoice
 from hildanext.core.runtime import RuntimeConfig
+from hildanext.export.onnx_card import read_onnx_card
+from hildanext.models.card import read_card
 from hildanext.runtimes import onnx_open
 from hildanext.runtimes.onnx_session import load_onnxruntime
+from training_fixtures import small_checkpoint
 
 
 def without(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
@@ -45,10 +49,10 @@ def test_a_version_without_8_bits_is_too_old(monkeypatch: pytest.MonkeyPatch) ->
 def test_dtypes_runtimes_and_devices_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UnknownChoice, match="runtime"):
         RuntimeConfig(runtime="onxx").resolve()
-    with pytest.raises(ConfigError, match="q4 is for exact mode"):
+    with pytest.raises(ConfigError, match="q4 is for writing text alone"):
         RuntimeConfig(dtype="q4").resolve()
-    assert main(["generate", "--model", "tiny", "--mode", "S_MODE", "--runtime", "onnx", "--prompt", "x"]) == 2
-    assert "'onnx' is for exact mode" in capsys.readouterr().err
+    assert main(["bench", "decode", "--model", "tiny", "--runtime", "onnx"]) == 2
+    assert "'onnx' is for writing text alone" in capsys.readouterr().err
     assert main(["export", "tiny", "--format", "gguf", "--out", "nowhere"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -79,6 +83,42 @@ def test_an_open_export_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.M
     (folder / "hilda.json").write_text(json.dumps({**card, "export_version": 0}))
     with pytest.raises(CheckpointError, match="no export that this version reads"):
         onnx_open.open_onnx(str(folder), RuntimeConfig())
+
+
+def test_a_checkpoint_is_exported_and_written_with_where_text_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command and in Python, its card kept; other modes and other verbs say in one line why not."""
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    monkeypatch.setenv("HILDANEXT_HOME", str(tmp_path / "home"))
+    checkpoint, out, drafts = small_checkpoint(tmp_path / "model"), tmp_path / "out", tmp_path / "drafts"
+    assert main(["export", str(checkpoint), "--dtype", "q8", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"{checkpoint} in q8, block 8" in said and "KL" in said
+    assert read_onnx_card(out).diffusion == read_card(checkpoint)
+    asked = ["--prompt", "Once upon a time", "--max-new-tokens", "12", "--mode", "Q_MODE", "--json"]
+    assert main(["generate", "--model", str(out), *asked]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["dtype"] == "q8" and first["runtime"] == "onnx" and "KL" in first["from_fp32"]
+    assert main(["generate", "--model", str(checkpoint), "--runtime", "onnx", *asked]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == first["tokens"]
+    for model in (load(str(out)), load(str(checkpoint), dtype="q8")):
+        written = generate(model, "Once upon a time", "Q_MODE", max_new_tokens=12)
+        assert list(written.tokens) == first["tokens"]
+    from onnx_exports import small_network, small_source
+
+    small_network(drafts, small_source(), "q8")
+    exact = ["--prompt", "x", "--mode", "exact", "--drafter", "ngram"]
+    for words, told in [
+        (["generate", "--model", str(out), *exact], "exported from a diffusion model"),
+        (["generate", "--model", str(drafts), *asked], "exported from an autoregressive model"),
+        (["bench", "decode", "--model", str(out)], "is an export for ONNX Runtime"),
+        (["export", str(checkpoint), "--parent", "tiny", "--out", str(tmp_path / "x")], "has no draft adapters"),
+    ]:
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.strip().count("\n") == 0, error
 
 
 def _strange_graph() -> bytes:

@@ -25,7 +25,7 @@ from hildanext.decoding.exact.network import Network, network_of
 from hildanext.decoding.exact.policy import NGRAM_DRAFTS, ExactConfig, Placing
 from hildanext.decoding.exact.state import ExactRow, ExactState
 from hildanext.decoding.sequence import Step
-from hildanext.export.onnx_card import Distance, is_onnx_folder
+from hildanext.export.onnx_card import Distance, is_onnx_folder, read_onnx_card
 from hildanext.inference import (
     Event,
     GenerationConfig,
@@ -122,6 +122,12 @@ class LoadedDrafter:
             **({"runtime": "onnx"} if self.quantized else {}),
             **({"from_fp32": self.distance.line()} if self.distance is not None else {}),
         }
+
+
+def only_exact(name: str) -> bool:
+    """Whether that folder holds draft adapters, or the export of an autoregressive model: they write in exact mode
+    alone."""
+    return read_onnx_card(name).diffusion is None if is_onnx_folder(name) else holds_drafts(name)
 
 
 def placing_for(

@@ -12,11 +12,11 @@ from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import RuntimeConfig
 from hildanext.data.generation_result import GenerationResult
 from hildanext.decoding import EXACT, ExactConfig, decoder_section, make_method, mode_name
-from hildanext.exact import LoadedDrafter, generate_exact
+from hildanext.exact import LoadedDrafter, generate_exact, only_exact
 from hildanext.inference import Event, GenerationConfig, OnEvent, generate
-from hildanext.models.draft_card import holds_drafts
 from hildanext.models.loading.loaded_model import LoadedModel
 from hildanext.runtimes.choice import faster_runtime
+from hildanext.runtimes.onnx_open import open_diffusion
 from hildanext.tokenization import encode_prompt
 
 Writer = Callable[[Sequence[Sequence[int]], GenerationConfig, OnEvent | None], list[GenerationResult]]
@@ -39,12 +39,12 @@ def load_model(
     Raises `ConfigError`, `UnknownChoice`, `ModelError` or `CheckpointError`, each with what to do about it.
     """
     asked = RuntimeConfig(device=device, dtype=dtype, threads=threads, runtime=runtime)
-    exact = mode is not None and mode_name(mode) in EXACT
-    if exact or (mode is None and name != "tiny" and holds_drafts(name)):
+    exact = mode_name(mode) in EXACT if mode is not None else name != "tiny" and only_exact(name)
+    if exact:
         return LoadedDrafter.open(name, faster_runtime(name, asked, parent), parent, adapters=False)
     if parent is not None:
         raise ConfigError("parent is about draft adapters", 'add mode="exact", or leave it out')
-    return LoadedModel.open(name, asked)
+    return open_diffusion(name, asked)
 
 
 def open_for(
@@ -54,7 +54,7 @@ def open_for(
     needed, any autoregressive model). Raises what is wrong with the section before anything is loaded."""
     method = make_method(section)
     if not isinstance(method, ExactConfig):
-        return LoadedModel.open(name, runtime)
+        return open_diffusion(name, runtime)
     return LoadedDrafter.open(name, faster_runtime(name, runtime, parent), parent, method.uses_adapters)
 
 

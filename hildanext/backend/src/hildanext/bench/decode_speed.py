@@ -109,7 +109,7 @@ class BareForward:
         positions = torch.arange(slots - fed, slots, device=model.device)[None]
         attention = _BareAttention(cache[0], cache[1], extent)
         begun = time.perf_counter()
-        hidden = model(model.embed(tokens), positions, attention)
+        hidden = model.hidden(tokens, positions, attention)
         finish(model.device)
         return time.perf_counter() - begun, hidden[0]
 

@@ -87,7 +87,7 @@ def _tables(result: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Rows, s
             "Milliseconds of a forward by its rows; the parent's distance from fp32 behind every token of its answers",
             ("network", "", *rows_fed, "nats - fp32", "KL", "same argmax"),
             forwards,
-            None,
+            "; ".join(f"blocks, {name}: {line} by mask" for name, line in result["blocks_from_fp32"].items()) or None,
         ),
     ]
 

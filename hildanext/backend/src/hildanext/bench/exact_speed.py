@@ -47,7 +47,7 @@ class ExactSpeedConfig:
     drafts: int | None = Field(default=None, ge=1)
     after: Literal["auto", "all", "last"] = "auto"
     diffusion: str | None = None
-    """A diffusion checkpoint whose two modes are measured, too."""
+    """A diffusion checkpoint whose two modes are measured, too, in every runtime."""
     weights: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Of runtimes other than torch: the weights that each is measured with."""
     llama: tuple[str, ...] = ("Q8_0", "Q4_1")
@@ -114,6 +114,11 @@ def measure(
         "ways": rows,
         "forward_ms": _forward_times(opened, ways),
         "distance": _distances(opened, ways, prompts, written[1].answers),
+        "blocks_from_fp32": {
+            f"{runtime}, {weights}": opened.blocks(runtime, weights).facts["from_fp32"]
+            for runtime, weights in dict.fromkeys(way.network for way in ways if way.who == "blocks")
+            if "from_fp32" in opened.blocks(runtime, weights).facts
+        },
     }
 
 
@@ -203,7 +208,7 @@ def _agreement(one: Written, other: Written, chosen: Sequence[int]) -> dict[str,
     return {
         "answers": len(pairs),
         "equal": (len(pairs) - len(places)) / len(pairs),
-        "first_difference": statistics.median(places) if places else None,
+        "first_difference": float(statistics.median(places)) if places else None,
     }
 
 

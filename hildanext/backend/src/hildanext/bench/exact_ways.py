@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from hildanext.ar import Parent
 from hildanext.core.runtime import RuntimeConfig, set_threads
-from hildanext.decoding import DECODERS, MODES, make_decoder
+from hildanext.decoding import DIFFUSION_MODES, MODES, make_decoder
 from hildanext.decoding.base import run
 from hildanext.decoding.exact.expected import Placement
 from hildanext.decoding.exact.network import Network, network_of
@@ -28,6 +28,7 @@ from hildanext.inference import eos_ids
 from hildanext.models.draft_card import DraftCard
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
+from hildanext.runtimes.onnx_open import open_diffusion, open_onnx
 
 if TYPE_CHECKING:
     from hildanext.bench.llama_cpp import LlamaCpp
@@ -96,6 +97,7 @@ class Opened:
         self.settings = settings
         self.runtime = settings.runtime.resolve()
         self._networks: dict[tuple[str, str], Network] = {}
+        self._blocks: dict[tuple[str, str], LoadedModel] = {}
 
     @cached_property
     def loaded(self) -> LoadedDrafter:
@@ -117,11 +119,6 @@ class Opened:
         return Parent(*load_parent(self.parent_name, self.runtime.dtype, self.runtime.device))
 
     @cached_property
-    def blocks(self) -> LoadedModel:
-        assert self.settings.diffusion is not None
-        return LoadedModel.open(self.settings.diffusion, self.settings.runtime)
-
-    @cached_property
     def stops(self) -> frozenset[int]:
         return eos_ids(self.parent, self.parent.tokenizer)
 
@@ -129,6 +126,19 @@ class Opened:
         if (runtime, weights) not in self._networks:
             self._networks[runtime, weights] = RUNTIMES[runtime](self, weights)
         return self._networks[runtime, weights]
+
+    def runtime_of(self, runtime: str, weights: str) -> RuntimeConfig:
+        """What a model of that runtime and weights is opened with."""
+        asked = self.settings.runtime
+        return asked if runtime == "torch" else replace(asked, device="cpu", dtype=weights, runtime=runtime)
+
+    def blocks(self, runtime: str, weights: str) -> LoadedModel:
+        """The diffusion checkpoint."""
+        assert self.settings.diffusion is not None
+        if (runtime, weights) not in self._blocks:
+            opened = open_diffusion(self.settings.diffusion, self.runtime_of(runtime, weights))
+            self._blocks[runtime, weights] = opened
+        return self._blocks[runtime, weights]
 
     def exact_config(self, drafter: str) -> ExactConfig:
         settings = self.settings
@@ -171,7 +181,7 @@ class Opened:
         if way.who == "parent":
             return self._parent()
         if way.who == "blocks":
-            return self._blocks(way.name.rpartition(" ")[2])
+            return self._denoising(self.blocks(*way.network), way.name.rpartition(" ")[2])
         if way.who == "llama.cpp":
             return self._llama(way)
         network, placing = self.network(*way.network), self.placing(way)
@@ -222,9 +232,9 @@ class Opened:
         tokens = _cut(row.tokens[row.prompt :], new, self.stops)
         return Answer(tokens, clock.passed(), clock.first, min(first, len(tokens)), row.forwards, row.rows)
 
-    def _blocks(self, mode: str) -> Write:
-        model, decoder = self.blocks.model, make_decoder(dict(MODES[mode]))
-        stops = eos_ids(model, self.blocks.tokenizer)
+    def _denoising(self, opened: LoadedModel, mode: str) -> Write:
+        model, decoder = opened.model, make_decoder(dict(MODES[mode]))
+        stops = eos_ids(model, opened.tokenizer)
 
         @torch.inference_mode()
         def write(prompt: Sequence[int], new: int) -> Answer:
@@ -316,11 +326,8 @@ def _torch_network(opened: Opened, weights: str) -> Network:
 
 
 def _onnx_network(opened: Opened, weights: str) -> Network:
-    from hildanext.runtimes.onnx_open import open_onnx  # onnxruntime and onnx are an extra
-
     settings = opened.settings
-    asked = replace(settings.runtime, device="cpu", dtype=weights, runtime="onnx")
-    return open_onnx(settings.model, asked, settings.parent).network
+    return open_onnx(settings.model, opened.runtime_of("onnx", weights), settings.parent).network
 
 
 RUNTIMES: dict[str, Callable[[Opened, str], Network]] = {"torch": _torch_network, "onnx": _onnx_network}
@@ -336,12 +343,13 @@ def own_ways(opened: Opened, weights_of: Mapping[str, Sequence[str]]) -> list[Wa
         Way("parent", "torch", dtype, "parent"),
         *_exact_ways("torch", dtype, opened.runtime.dtype in (torch.bfloat16, torch.float16)),
     ]
-    if opened.settings.diffusion is not None:
-        ways += [Way(f"blocks, {mode}", "torch", dtype, "blocks") for mode in MODES if MODES[mode]["name"] in DECODERS]
+    denoising = DIFFUSION_MODES if opened.settings.diffusion is not None else ()
+    ways += [Way(f"blocks, {mode}", "torch", dtype, "blocks") for mode in denoising]
     for runtime, every in weights_of.items():
         for weights in every:
             ways.append(Way("parent", runtime, weights, "exact"))
             ways += _exact_ways(runtime, weights, fixed=False)
+            ways += [Way(f"blocks, {mode}", runtime, weights, "blocks") for mode in denoising]
     return ways
 
 

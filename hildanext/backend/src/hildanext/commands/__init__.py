@@ -47,7 +47,9 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--dtype", help="auto (default), fp32, bf16, fp16 or fp64; of ONNX Runtime fp32, q8 or q4")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--runtime", help="torch, or onnx (exact mode on the CPU); auto (default): onnx for q8 and q4")
+    parser.add_argument(
+        "--runtime", help="torch, or onnx (writing text, on the CPU); auto (default): onnx for q8 and q4"
+    )
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:

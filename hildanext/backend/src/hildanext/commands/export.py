@@ -1,7 +1,9 @@
-"""Write a model for another program: draft adapters in their parent, or an autoregressive model.
+"""Write a model for another program: draft adapters in their parent, a diffusion model or an autoregressive one.
 
 hildanext export my-drafts --dtype q8 --out my-drafts-onnx
 hildanext generate --mode exact --model my-drafts-onnx --prompt "Once upon a time"
+hildanext export my-checkpoint --dtype q8 --out my-checkpoint-onnx
+hildanext generate --mode S_MODE --model my-checkpoint-onnx --prompt "Once upon a time"
 """
 
 import argparse
@@ -12,7 +14,10 @@ from hildanext.export import FORMATS
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="draft adapters, or an autoregressive model: a name, a folder or a GGUF file")
+    parser.add_argument(
+        "model",
+        help="draft adapters, a diffusion checkpoint or an autoregressive model: a name, a folder or a GGUF file",
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER")
     parser.add_argument("--format", default="onnx", help=f"{', '.join(FORMATS)} (default onnx)")
     parser.add_argument("--dtype", default="auto", help="fp32, q8 (default) or q4: 8 or 4 bits")
@@ -32,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
     set_threads(options.threads)
     module, _, name = FORMATS[options.format].partition(":")
     card = getattr(importlib.import_module(module), name)(options.model, options.out, precision, options.parent)
-    drafts = "" if card.drafts is None else f", {card.drafts.places} drafts"
-    print(f"{options.out}: {card.parent} in {card.dtype}{drafts}")
+    kind = "" if card.drafts is None else f", {card.drafts.places} drafts"
+    kind += "" if card.diffusion is None else f", block {card.diffusion.block_size}"
+    print(f"{options.out}: {card.parent} in {card.dtype}{kind}")
     print(f"from {card.parent} in fp32 torch, on text that it draws: {card.distance.line()}")
     return 0

@@ -57,7 +57,7 @@ class RuntimeConfig:
         """Set torch's threads; raises `ConfigError` or `UnknownChoice` for what is not there."""
         if self.is_onnx:
             asked = f"dtype {self.dtype}" if self.runtime == "auto" else "the runtime 'onnx'"
-            raise ConfigError(f"{asked} is for exact mode", "ask for mode exact, or leave it out")
+            raise ConfigError(f"{asked} is for writing text alone", "leave it out: torch computes this")
         threads = set_threads(self.threads)
         device = choose_device(self.device)
         return Runtime(device, choose_dtype(self.dtype, device), threads)

@@ -15,6 +15,7 @@ from torch import Tensor
 from hildanext.core.runtime import send
 from hildanext.decoding.sequence import SequenceState
 from hildanext.kv_cache import BlockCache, CachedAttention, Segment
+from hildanext.kv_cache.block_cache import whole_stretches
 from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
 from hildanext.models.bidirectional import DiffusionModel
 
@@ -68,13 +69,12 @@ def _forward(
     caches = [_scratch(model, row, segment.end) for row, segment in zip(rows, segments, strict=True)]
     attention = DraftAttention(caches, segments)
     fed.append(torch.full((masks,), model.card.mask_id, device=device))
-    hidden: Tensor = model(model.embed(torch.cat(fed)[None]), positions, attention)[0]
-    return hidden
+    return model.hidden(torch.cat(fed)[None], positions, attention)[0]
 
 
 def _scratch(model: DiffusionModel, row: SequenceState, end: int) -> BlockCache:
     """The row's cache where it has room for scratch up to `end`, else a copy that has; what is not cached is fed."""
-    if row.cache is not None and end <= row.cache.capacity:
+    if row.cache is not None and whole_stretches(end) <= row.cache.capacity:
         return row.cache
     size = model.card.block_size
     cache = BlockCache.of(model, -(-end // size) * size)
@@ -83,6 +83,6 @@ def _scratch(model: DiffusionModel, row: SequenceState, end: int) -> BlockCache:
     elif row.start:
         segment = Segment(0, row.start, 0)
         context = CachedAttention([cache], [segment])
-        model(model.embed(row.tokens[None, : row.start]), context.positions, context)
+        model.hidden(row.tokens[None, : row.start], context.positions, context)
         cache.commit(row.start)
     return cache

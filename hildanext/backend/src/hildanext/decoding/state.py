@@ -237,8 +237,7 @@ class DecodeState:
         else:
             positions = positions_of(segments, tokens.device)
             attention = MaskedAttention(masks.among(rows_of(segments, tokens.device), self.block, self.card.clean_mask))
-        hidden: Float[Tensor, "fed hidden"] = self.model(self.model.embed(tokens), positions, attention)[0]
-        return hidden
+        return self.model.hidden(tokens, positions, attention)[0]
 
     def _read(
         self,

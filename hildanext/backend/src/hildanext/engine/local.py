@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -45,15 +46,16 @@ from hildanext.engine.exact_runner import PREFIX_BLOCK, ExactRunner
 from hildanext.engine.local_models import LocalModels
 from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Runner, Totals, step_all
 from hildanext.engine.scheduler import Admission, Scheduler
-from hildanext.exact import ExactStats, LoadedDrafter
-from hildanext.export.onnx_card import is_onnx_folder
+from hildanext.exact import ExactStats, LoadedDrafter, only_exact
 from hildanext.inference import context_length, length_limit
 from hildanext.kv_cache import bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.draft_card import holds_drafts
 from hildanext.models.loading.load import load_parent
-from hildanext.models.loading.loaded_model import LoadedModel
+from hildanext.runtimes.onnx_blocks import OnnxDiffusion
+from hildanext.runtimes.onnx_open import open_diffusion
+from hildanext.runtimes.onnx_parent import OnnxParent
 
 logger = logging.getLogger(__name__)
 
@@ -88,21 +90,26 @@ class LocalEngineConfig:
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)
     runtime: Literal["auto", "torch", "onnx"] = "auto"
-    """What computes draft adapters and their parent: torch, or ONNX Runtime, which auto takes for q8 and q4."""
+    """What computes: torch, or ONNX Runtime, which auto takes for q8 and q4."""
 
     def open(self, model: str, parent: str | None, reason: str) -> Engine:
         """Load the models and start the thread. Raises `ModelError`, `CheckpointError` or `ConfigError`."""
         config = RuntimeConfig(self.device, self.dtype, self.threads, self.runtime)
-        if is_onnx_folder(model) or (model != EMBEDDED and holds_drafts(model)):
+        if model != EMBEDDED and only_exact(model):
             return self.open_exact(model, parent, reason)
-        opened = LoadedModel.open(model, config)
+        opened = open_diffusion(model, config)
         runtime = opened.runtime
+        if isinstance(opened.model, OnnxDiffusion):  # an exported folder decides for all
+            config = replace(config, dtype=opened.model.network.card.dtype, runtime="onnx")
         adapters = self.adapters
         if adapters is None and parent == EMBEDDED and holds_drafts(EMBEDDED):
             adapters = EMBEDDED
         drafter, autoregressive = None, None
         if adapters is not None:
             drafter = LoadedDrafter.open(adapters, config, parent)
+            autoregressive = drafter.parent
+        elif parent is not None and config.is_onnx:
+            drafter = LoadedDrafter.open(parent, config, adapters=False)
             autoregressive = drafter.parent
         elif parent is not None:
             autoregressive = Parent(*load_parent(parent, runtime.dtype, runtime.device))
@@ -149,7 +156,7 @@ class LocalEngine(Engine):
             model=name,
             parent=(parent_name if parent_name is not None else "parent") if parent is not None else None,
             device=str(models.first.device),
-            dtype=str(models.dtype).removeprefix("torch."),
+            dtype=models.weights,
             threads=threads,
             block_size=model.card.block_size if model is not None else None,
             context=context_length(models.first),
@@ -189,7 +196,7 @@ class LocalEngine(Engine):
             else None
         )
         own = model is not None and model.card.alignment == "parent"
-        one_by_one = Parent(model.causal_lm, self.tokenizer, model.banned) if model is not None and own else None
+        one_by_one = _one_by_one(model, self.tokenizer) if model is not None and own else None
         self.autoregressive, self.one_by_one = (
             ARRunner(parent, turn, settings.prefill_tokens, totals) if parent is not None else None
             for parent in (self.parent, one_by_one)
@@ -450,6 +457,13 @@ class EngineTicket:
 def _close_all() -> None:
     for engine in list(_open):
         engine.close()
+
+
+def _one_by_one(model: DiffusionModel, tokenizer: Any) -> Parent:
+    """A parent-aligned model as the autoregressive one that it is at block size 1."""
+    if isinstance(model, OnnxDiffusion):
+        return OnnxParent(model.network, tokenizer, model.banned)
+    return Parent(model.causal_lm, tokenizer, model.banned)
 
 
 def _died() -> EngineFailed:

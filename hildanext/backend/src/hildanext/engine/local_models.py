@@ -17,6 +17,8 @@ from hildanext.exact import LoadedDrafter
 from hildanext.inference import checked_prompt
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.drafter import Drafter
+from hildanext.runtimes.onnx_blocks import OnnxDiffusion
+from hildanext.runtimes.onnx_parent import OnnxParent
 from hildanext.tokenization import encode_prompt, same_words
 
 
@@ -45,9 +47,12 @@ class LocalModels:
         return first
 
     @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.first.causal_lm.dtype
-        return dtype
+    def weights(self) -> str:
+        """The type of the weights of who answers first."""
+        first = self.first
+        if isinstance(first, OnnxDiffusion | OnnxParent):
+            return first.network.card.dtype
+        return str(first.causal_lm.dtype).removeprefix("torch.")
 
     @property
     def modes(self) -> tuple[str, ...]:

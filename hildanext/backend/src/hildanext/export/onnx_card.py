@@ -9,18 +9,18 @@ from pydantic import Field
 from hildanext.core.config import config, plain, validate
 from hildanext.core.errors import CheckpointError
 from hildanext.core.json_text import BadJson, parse
-from hildanext.models.card import CARD
+from hildanext.models.card import CARD, ONNX, Card
 from hildanext.models.draft_card import DraftCard
 
-KIND = "onnx"
-EXPORT_VERSION = 3
+EXPORT_VERSION = 4
 """Of graphs and card together. It grows whenever either changes, and caches are made anew."""
 Precision = Literal["fp32", "q8", "q4"]
 
 
 @config
 class Distance:
-    """Of an export from its parent in fp32 torch, by token, on text that the parent draws."""
+    """Of an export from its parent in fp32 torch, by token, on text that the parent draws; of a diffusion model by mask
+    (`runtimes.onnx_check`)."""
 
     nats: float
     """More -log p than the parent has."""
@@ -39,7 +39,7 @@ class OnnxCard:
     kind: Literal["onnx"] = "onnx"
     dtype: Precision
     parent: str
-    """Name of the autoregressive model."""
+    """Name of the autoregressive model, or of the diffusion checkpoint."""
     parent_hash: str
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
@@ -53,6 +53,8 @@ class OnnxCard:
     """8-bit matrices for processors that saturate on signed ones."""
     drafts: DraftCard | None = None
     """Of the draft adapters within; None: the parent alone."""
+    diffusion: Card | None = None
+    """Of the diffusion model that this is; None: an autoregressive one."""
     distance: Distance | None = None
     export_version: int = EXPORT_VERSION
 
@@ -63,7 +65,7 @@ def is_onnx_folder(folder: str | Path) -> bool:
         fields = parse((Path(folder) / CARD).read_bytes())
     except (OSError, BadJson):
         return False
-    return isinstance(fields, dict) and fields.get("kind") == KIND
+    return isinstance(fields, dict) and fields.get("kind") == ONNX
 
 
 def read_onnx_card(folder: str | Path) -> OnnxCard:
@@ -73,7 +75,7 @@ def read_onnx_card(folder: str | Path) -> OnnxCard:
         fields: Any = parse(path.read_bytes())
     except (OSError, BadJson) as problem:
         raise CheckpointError(f"{path} cannot be read ({problem})", "export the model again") from None
-    if not isinstance(fields, dict) or fields.get("kind") != KIND or fields.get("export_version") != EXPORT_VERSION:
+    if not isinstance(fields, dict) or fields.get("kind") != ONNX or fields.get("export_version") != EXPORT_VERSION:
         raise CheckpointError(f"{path} is of no export that this version reads", "export the model again")
     return validate(OnnxCard, fields, where=str(path), strict=True)
 

@@ -7,7 +7,8 @@ text that the model itself draws.
 Paper: SmoothQuant, arXiv:2211.10438. Differs: the down projection is smoothed, too, and no data is needed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,20 +34,28 @@ def activation_peaks(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     Raises `PromptError` where the tokenizer has no first token to draw from.
     """
     parent = Parent(causal_lm, tokenizer)
+    documents = drawn_documents(causal_lm, tokenizer)
+    with watched_peaks(causal_lm) as peaks:
+        for document in documents:
+            tokens = torch.tensor([document], device=parent.device)
+            position = torch.arange(len(document), device=parent.device)[None]
+            parent.hidden(tokens, torch.zeros_like(tokens), position)
+    return peaks
+
+
+@contextmanager
+def watched_peaks(causal_lm: PreTrainedModel) -> Iterator[Peaks]:
+    """The same over whatever forwards happen within the context."""
     peaks: Peaks = [{} for _ in causal_lm.model.layers]
     hooks = []
     for number, layer in enumerate(causal_lm.model.layers):
         for kind, path in INPUTS.items():
             hooks.append(layer.get_submodule(path).register_forward_pre_hook(_watch(peaks[number], kind)))
     try:
-        for document in drawn_documents(causal_lm, tokenizer):
-            tokens = torch.tensor([document], device=parent.device)
-            position = torch.arange(len(document), device=parent.device)[None]
-            parent.hidden(tokens, torch.zeros_like(tokens), position)
+        yield peaks
     finally:
         for hook in hooks:
             hook.remove()
-    return peaks
 
 
 def drawn_documents(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> list[list[int]]:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from hildanext.ar import Parent
-from hildanext.kv_cache.segments import Segment, positions_of
-from hildanext.masks import CleanMask, TokenRows, may_attend
+from hildanext.kv_cache.segments import Segment, positions_of, sees
+from hildanext.masks import CleanMask
 from hildanext.models.bidirectional import DiffusionModel
 
 STRETCH = 64
@@ -71,20 +71,18 @@ class BlockCache:
 
     @classmethod
     def of(cls, model: DiffusionModel, capacity: int, debug: bool = False) -> "BlockCache":
-        """A cache of the model's shape, for a document of up to `capacity` tokens."""
-        card, device = model.card, model.device
+        """A cache of the model's shape, for a document of `capacity` tokens: in whole `STRETCH`es and zeroed, since
+        attention of the block-size-1 mode looks at no part of one."""
+        card = model.card
         layers, kv_heads, head_dim = _shape(model.causal_lm.config)
-        return cls(
-            layers,
-            kv_heads,
-            capacity,
-            head_dim,
-            block_size=card.block_size,
-            clean_mask=card.clean_mask,
-            dtype=model.dtype,
-            device=device,
-            debug=debug,
-        )
+        cache = cls(
+            layers, kv_heads, whole_stretches(capacity), head_dim, block_size=card.block_size,
+            clean_mask=card.clean_mask, dtype=model.dtype, device=model.device, debug=debug,
+            slots_first=model.slots_first,
+        )  # fmt: skip
+        cache.keys.zero_()
+        cache.values.zero_()
+        return cache
 
     @classmethod
     def of_parent(cls, parent: Parent, capacity: int) -> "BlockCache":
@@ -280,9 +278,5 @@ def _clean_mask(cache: BlockCache, segment: Segment) -> Float[Tensor, "query key
     if (one_block and cache.clean_mask == "block_causal") or segment.clean == 1:
         return None
     device = cache.keys.device
-    every = torch.arange(segment.start + segment.clean, device=device)[None]
-    document, clean = torch.zeros_like(every), torch.zeros_like(every, dtype=torch.bool)
-    keys = TokenRows(document, every, clean)
-    queries = TokenRows(*(part[:, segment.start :] for part in keys))
-    allowed: Bool[Tensor, "query key"] = may_attend(queries, keys, cache.block_size, cache.clean_mask)[0]
+    allowed = sees(Segment(segment.start, segment.clean, 0), cache.block_size, cache.clean_mask, device)
     return torch.zeros(allowed.shape, dtype=cache.keys.dtype, device=device).masked_fill_(~allowed, float("-inf"))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -114,7 +114,7 @@ class DraftAttention:
     ) -> Float[Tensor, "one heads rows head_dim"]:
         with_masks = query.shape[2] > self.clean_rows
         outputs: list[Tensor] = []
-        queries, keys, values = (self._by_document(part[0], with_masks) for part in (query, key, value))
+        queries, keys, values = (self.by_document(part[0], with_masks) for part in (query, key, value))
         for number, (cache, segment) in enumerate(zip(self.caches, self.segments, strict=True)):
             end = segment.end if with_masks else segment.start + segment.clean
             cache.keys[layer, :, segment.start : end] = keys[number]
@@ -134,9 +134,9 @@ class DraftAttention:
                 parts.append(mixed[:, first : first + count])
                 first += count
             outputs.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
-        return self._by_kind(outputs, with_masks)[None]
+        return self.by_kind(outputs, with_masks)[None]
 
-    def _by_document(self, rows: Float[Tensor, "heads rows head_dim"], with_masks: bool) -> list[Tensor]:
+    def by_document(self, rows: Shaped[Tensor, "heads rows head_dim"], with_masks: bool) -> list[Tensor]:
         """The rows of each document: clean ones, then masks."""
         if len(self.segments) == 1:
             return [rows]
@@ -146,7 +146,7 @@ class DraftAttention:
         masks = rows[:, self.clean_rows :].split(self._masks, 1)
         return [torch.cat(pair, 1) for pair in zip(clean, masks, strict=True)]
 
-    def _by_kind(self, outputs: list[Tensor], with_masks: bool) -> Float[Tensor, "heads rows head_dim"]:
+    def by_kind(self, outputs: list[Tensor], with_masks: bool) -> Float[Tensor, "heads rows head_dim"]:
         """All clean rows, then all masks, again."""
         if len(outputs) == 1:
             return outputs[0]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hildanext.core.runtime import send
-from hildanext.masks import TokenRows
+from hildanext.masks import CleanMask, TokenRows, may_attend
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,10 @@ def rows_of(segments: Sequence[Segment], device: torch.device) -> TokenRows:
     first = send([segment.start + segment.clean for segment in segments], device)[document]
     noisy = position >= first
     return TokenRows(document, position.masked_fill(noisy, torch.iinfo(torch.int32).max), noisy)
+
+
+def sees(segment: Segment, block_size: int, clean_mask: CleanMask, device: torch.device) -> Bool[Tensor, "fed slot"]:
+    """Which slots of its document, up to the segment's end, each fed token sees."""
+    document = rows_of([Segment(0, segment.start + segment.clean, segment.noisy)], device)
+    fed = TokenRows(*(part[:, segment.start :] for part in document))
+    return may_attend(fed, document, block_size, clean_mask)[0]

@@ -34,6 +34,8 @@ class DiffusionModel(nn.Module):
     vector that LoRA with frozen embeddings needs.
     """
 
+    slots_first: int | None = None
+    """How a runtime other than torch wants its caches laid out; see `kv_cache.BlockCache`."""
     banned: Tensor
     """Ids that may never be emitted, bool of shape [vocab]."""
 
@@ -125,6 +127,13 @@ class DiffusionModel(nn.Module):
             use_cache=False,
             hilda=attention,
         )[0]
+
+    def hidden(
+        self, tokens: Int[Tensor, "batch seq"], positions: Int[Tensor, "batch seq"], attention: AttentionContext
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Final hidden states of tokens as they are: with `logits` all that decoding asks of a model."""
+        hidden: Tensor = self(self.embed(tokens), positions, attention)
+        return hidden
 
     def recompute_layers(self) -> None:
         """While training keep only the input of each layer, and compute the layer again in the backward pass.

@@ -15,6 +15,8 @@ CARD = "hilda.json"
 FORMAT_VERSION = 1
 DRAFTS = "drafts"
 """`kind` of the `hilda.json` of draft adapters (`models.draft_card`)."""
+ONNX = "onnx"
+"""`kind` of the `hilda.json` of an exported network (`export.onnx_card`)."""
 
 Alignment = Literal["block", "parent"]
 
@@ -71,6 +73,11 @@ def read_card(folder: str | Path) -> Card:
         raise CheckpointError(
             f"{str(folder)!r} holds draft adapters of a parent that stays, and no diffusion model",
             "they write in exact mode alone: --mode exact",
+        )
+    if isinstance(fields, dict) and fields.get("kind") == ONNX:
+        raise CheckpointError(
+            f"{str(folder)!r} is an export for ONNX Runtime, which computes generation alone",
+            "give the checkpoint that it was made of",
         )
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(

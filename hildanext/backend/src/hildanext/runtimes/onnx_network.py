@@ -1,10 +1,10 @@
-"""Exact decoding's network in ONNX Runtime: the parent's rows and the masks' rows in one graph, the head in another."""
+"""A network in ONNX Runtime: plain rows in one graph, exact mode's mask rows behind them in another, the head apart."""
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -16,6 +16,7 @@ from hildanext.export.onnx_card import OnnxCard
 from hildanext.export.onnx_layout import BOTH, CLEAN, DRAFT_HEAD, DRAFT_ROWS, HEAD, SAMPLER, SLOTS
 from hildanext.kv_cache import BlockCache
 from hildanext.kv_cache.draft_attention import DraftSegment
+from hildanext.models.attention.dense import install_seam
 from hildanext.models.loading.files import DTYPE, check_safetensors
 from hildanext.models.loading.model_config import read_config
 from hildanext.runtimes.onnx_session import BoundSession
@@ -93,27 +94,51 @@ class OnnxNetwork:
     def _document(
         self, tokens: Sequence[int], cache: BlockCache, segment: DraftSegment
     ) -> Float[Tensor, "rows hidden"]:
-        session = self._both if segment.masks else self._clean
+        fed, positions = torch.tensor(tokens), torch.tensor(sum(segment.positions, []))
+        if not segment.masks:
+            return self.rows(fed, cache, segment.start, positions, segment.mask(self.device))
+        session, clean = self._both, segment.clean
         assert session is not None, "masks need adapters"
-        rows = segment.clean + segment.masks
-        seen = -(-segment.end // SLOTS) * SLOTS
+        bias = self._feed(session, fed, cache, segment.start, positions, segment.mask(self.device))
+        if self.enter:
+            self._bind_rows(session, "clean_", positions[:clean], segment.start, bias[:clean].contiguous())
+        anchors, places = anchors_and_places([segment])
+        session.bind("anchors", torch.tensor(anchors))
+        session.bind("places", torch.tensor(places))
+        gate = torch.ones(1, len(positions), 1)
+        gate[:, :clean] = 0.0
+        session.bind("gate", gate)
+        return self._states(session, len(positions))
+
+    def rows(
+        self,
+        tokens: Int[Tensor, " rows"],
+        cache: BlockCache,
+        start: int,
+        positions: Int[Tensor, " rows"],
+        sees: Bool[Tensor, "rows slot"],
+    ) -> Float[Tensor, "rows hidden"]:
+        """Final states of plain rows of one document, which are written into its slots from `start` on and see what
+        `sees` says of the slots up to theirs. Commits nothing."""
+        if not len(tokens):
+            return torch.zeros(0, self.card.hidden)
+        self._feed(self._clean, tokens, cache, start, positions, sees)
+        return self._states(self._clean, len(positions))
+
+    def _feed(
+        self, session: _Rows, tokens: Tensor, cache: BlockCache, start: int, positions: Tensor, sees: Tensor
+    ) -> Float[Tensor, "rows seen"]:
+        """Bind all but what masks need. Returns the bias."""
+        rows, end = sees.shape
+        seen = -(-end // SLOTS) * SLOTS
         session.look_at(cache, seen)
-        session.bind("tokens", torch.tensor(tokens))
-        positions = torch.tensor(sum(segment.positions, []))
+        session.bind("tokens", tokens.contiguous())
         bias = torch.full((rows, seen), float("-inf"))
-        bias[:, : segment.end].masked_fill_(segment.mask(self.device), 0.0)
-        self._bind_rows(session, "", positions, segment.start, bias)
-        if segment.masks:
-            if self.enter:
-                self._bind_rows(
-                    session, "clean_", positions[: segment.clean], segment.start, bias[: segment.clean].contiguous()
-                )
-            anchors, places = anchors_and_places([segment])
-            session.bind("anchors", torch.tensor(anchors))
-            session.bind("places", torch.tensor(places))
-            gate = torch.ones(1, rows, 1)
-            gate[:, : segment.clean] = 0.0
-            session.bind("gate", gate)
+        bias[:, :end].masked_fill_(sees, 0.0)
+        self._bind_rows(session, "", positions, start, bias)
+        return bias
+
+    def _states(self, session: _Rows, rows: int) -> Float[Tensor, "rows hidden"]:
         hidden = torch.empty(1, rows, self.card.hidden)
         session.bind("hidden", hidden)
         session.run()
@@ -165,9 +190,10 @@ class OnnxNetwork:
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         rows = hidden.reshape(-1, self.card.hidden).contiguous()
         logits = torch.empty(len(rows), self.card.vocab)
-        self._head.bind("hidden", rows)
-        self._head.bind("logits", logits)
-        self._head.run()
+        if len(rows):
+            self._head.bind("hidden", rows)
+            self._head.bind("logits", logits)
+            self._head.run()
         return logits.view(*hidden.shape[:-1], self.card.vocab)
 
 
@@ -186,7 +212,9 @@ def skeleton(folder: Path) -> PreTrainedModel:
     """The model's configuration and shapes, without weights."""
     model_config = read_config(parse((folder / "config.json").read_bytes()), folder)
     with torch.device("meta"):
-        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, **{DTYPE: torch.float32})
+        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model_config, attn_implementation=install_seam(), **{DTYPE: torch.float32}
+        )
     if (folder / "generation_config.json").is_file():
         causal_lm.generation_config = GenerationConfig.from_pretrained(folder)
     return causal_lm

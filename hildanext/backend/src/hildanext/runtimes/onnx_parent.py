@@ -1,7 +1,7 @@
 """The autoregressive parent in ONNX Runtime, as the engine asks it: one token of every request a forward."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +19,13 @@ class OnnxParent(Parent):
 
     slots_first = SLOTS
 
-    def __init__(self, network: OnnxNetwork, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        super().__init__(network.causal_lm, tokenizer)
+    def __init__(
+        self,
+        network: OnnxNetwork,
+        tokenizer: PreTrainedTokenizerBase | None,
+        banned: Bool[Tensor, " vocab"] | None = None,
+    ) -> None:
+        super().__init__(network.causal_lm, tokenizer, banned)
         self.network = network
 
     @property

@@ -93,13 +93,13 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     """Every prompt in every mode; each sample with its text, its forwards and its speed."""
-    from hildanext.models.loading.loaded_model import LoadedModel
+    from hildanext.runtimes.onnx_open import open_diffusion
 
     settings = validate(SampleConfig, section, where=context.key)
     name = settings.model if settings.model is not None else str(context.outcome("model"))
     if settings.prompts_file is None:
         return _samples(settings, context, name)
-    opened = LoadedModel.open(name, runtime_of(settings, context))
+    opened = open_diffusion(name, runtime_of(settings, context))
     together, decoders = generation_config(settings, context), _decoders(settings, context)
     prompts, model, tokenizer = settings.prompts_file, opened.model, opened.tokenizer
     asked = (settings.chat, settings.special_tokens_in_text)

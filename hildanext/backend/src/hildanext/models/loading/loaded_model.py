@@ -3,19 +3,19 @@
 Nothing falls back silently: what cannot be had is an error, and a model that was never trained says so (`untrained`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hildanext.core.errors import ModelError
 from hildanext.core.runtime import Runtime, RuntimeConfig, machine
 from hildanext.models.bidirectional import DiffusionModel
-from hildanext.models.card import CARD, Alignment, Card
+from hildanext.models.card import Alignment, Card
 from hildanext.models.loading.load import load_diffusion
-from hildanext.models.loading.names import locate_diffusion
+from hildanext.models.loading.names import names_checkpoint
 from hildanext.models.start import open_beside, start_conversion
 
 
@@ -29,6 +29,8 @@ class LoadedModel:
     runtime: Runtime
     untrained: bool = False
     """An autoregressive model under a new card: good for measuring, not for reading."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Laid over the summary; where another runtime than torch computes it, what that is."""
 
     @classmethod
     def open(cls, name: str, config: RuntimeConfig) -> "LoadedModel":
@@ -43,11 +45,7 @@ class LoadedModel:
     @classmethod
     def open_or_convert(cls, name: str, config: RuntimeConfig, alignment: Alignment, block_size: int) -> "LoadedModel":
         """A diffusion checkpoint where the name is one, else an autoregressive model under a new card, `untrained`."""
-        try:
-            is_checkpoint = (locate_diffusion(name) / CARD).is_file()
-        except ModelError:  # then it is no diffusion checkpoint, and as a parent it may be had
-            is_checkpoint = False
-        if is_checkpoint:
+        if names_checkpoint(name):
             return cls.open(name, config)
         runtime = config.resolve()
         model, tokenizer = start_conversion(name, alignment, block_size, runtime.dtype, runtime.device)
@@ -84,4 +82,5 @@ class LoadedModel:
             "device": str(self.runtime.device),
             "threads": self.runtime.threads,
             "block_size": self.card.block_size,
+            **self.facts,
         }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hildanext.core.errors import ModelError
 from hildanext.core.run_dir import expand_home
+from hildanext.models.card import CARD
 from hildanext.models.loading import hub, tiny
 
 
@@ -81,6 +82,16 @@ def locate_diffusion(name: str) -> Path:
             return pulled_folder(name)
         return hub.snapshot(name, hint="check the name, or give the folder that convert wrote")
     raise ModelError(f"no diffusion checkpoint {name!r}", "give the folder that convert wrote, or 'tiny'")
+
+
+def names_checkpoint(name: str) -> bool:
+    """Whether a name means a folder with a `hilda.json`; any other may be an autoregressive model."""
+    if expand_home(name).is_file():
+        return False
+    try:
+        return (locate_diffusion(name) / CARD).is_file()
+    except ModelError:
+        return False
 
 
 def locate_drafts(name: str) -> Path:
