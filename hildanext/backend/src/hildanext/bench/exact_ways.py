@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig
 
 from hildanext.ar import Parent
+from hildanext.bench.llama_cpp import LlamaCpp, gguf_of
 from hildanext.core.runtime import RuntimeConfig, set_threads
 from hildanext.decoding import DIFFUSION_MODES, MODES, make_decoder
 from hildanext.decoding.base import run
@@ -29,9 +30,6 @@ from hildanext.models.draft_card import DraftCard
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
 from hildanext.runtimes.onnx_open import open_diffusion, open_onnx
-
-if TYPE_CHECKING:
-    from hildanext.bench.llama_cpp import LlamaCpp
 
 Who = Literal["transformers", "parent", "exact", "blocks", "llama.cpp"]
 
@@ -154,9 +152,7 @@ class Opened:
         like = placing_for(network, self.exact_config(way.rows_of), card.acceptance, runtime)
         return SamePlacing(like.choose(_NewRow()))  # type: ignore[arg-type]
 
-    def llama(self, weights: str, drafter: str) -> "LlamaCpp":
-        from hildanext.bench.llama_cpp import LlamaCpp, gguf_of
-
+    def llama(self, weights: str, drafter: str) -> LlamaCpp:
         file = gguf_of(self.parent.causal_lm, self.parent.tokenizer, weights, self.settings.gguf_folder)
         drafts = self.settings.drafts if self.settings.drafts is not None else self.card.places
         return LlamaCpp(file, self.runtime.threads, drafts if drafter == "ngram" else None)
