@@ -55,7 +55,8 @@ def open_for(
     method = make_method(section)
     if not isinstance(method, ExactConfig):
         return open_diffusion(name, runtime)
-    return LoadedDrafter.open(name, faster_runtime(name, runtime, parent), parent, method.uses_adapters)
+    adapters = method.uses_adapters
+    return LoadedDrafter.open(name, faster_runtime(name, runtime, parent, adapters), parent, adapters)
 
 
 def writer_of(model: LoadedModel | LoadedDrafter, section: Mapping[str, Any]) -> Writer:

@@ -167,8 +167,10 @@ def test_without_a_gradient_adapters_say_what_they_say_in_training(dtype: torch.
     base = torch.nn.Linear(8, 6, bias=False).to(dtype).requires_grad_(False)
     gate = Gate()
     layer = GatedLinear(base, gate, GatedLoraConfig(rank=2), AdapterGroup())
-    torch.nn.init.normal_(layer.lora_B)
-    rows = torch.randn(2, 5, 8).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    for part in (base.weight, layer.lora_A, layer.lora_B):
+        torch.nn.init.normal_(part, generator=generator)
+    rows = torch.randn(2, 5, 8, generator=generator).to(dtype)
     for clean in (0, 2):
         with gate.after(clean):
             wanted = layer(rows)
@@ -176,7 +178,7 @@ def test_without_a_gradient_adapters_say_what_they_say_in_training(dtype: torch.
                 got = layer(rows)
         assert wanted.requires_grad and torch.equal(got[:, :clean], base(rows)[:, :clean])
         assert torch.allclose(
-            got, wanted, rtol=1e-12 if dtype == torch.float64 else 0.05, atol=0.05 * (dtype != torch.float64)
+            got, wanted, rtol=1e-12 if dtype == torch.float64 else 0.05, atol=0.25 * (dtype != torch.float64)
         )
         assert not torch.equal(got[:, clean:], base(rows)[:, clean:])
 

@@ -33,16 +33,21 @@ SMALLEST, LARGEST = 64 << 20, 1 << 30
 more than should be written unasked."""
 
 
-def faster_runtime(name: str, config: RuntimeConfig, parent: str | None = None) -> RuntimeConfig:
+def faster_runtime(
+    name: str, config: RuntimeConfig, parent: str | None = None, adapters: bool = False
+) -> RuntimeConfig:
     """`config`, but for ONNX Runtime in fp32 where that was asked by `auto` and is faster.
 
-    `name` is a folder of draft adapters or an autoregressive model. Raises what loading it raises.
+    `name` is a folder of draft adapters or, where no `adapters` are needed, an autoregressive model. Raises what
+    loading it raises.
     """
     asked = (config.runtime, config.device, config.dtype)
     if asked[0] != "auto" or asked[1] not in ("auto", "cpu") or asked[2] not in ("auto", "fp32"):
         return config
     if is_onnx_folder(name) or choose_device(config.device).type != "cpu" or not _installed():
         return config
+    if adapters and not holds_drafts(name):
+        return config  # opening it says what is missing
     home = _parent(name, parent)
     if not SMALLEST <= sum(file.stat().st_size for file in _files(home)) <= LARGEST:
         return config
