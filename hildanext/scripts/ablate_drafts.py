@@ -117,7 +117,7 @@ def _report(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     rows = [
         f"| {VARIANTS[run['name']][0] or 'base'} "
         f"| {1 + sum(run['acceptance'][:4]):.3f} | {1 + sum(run['acceptance'][:2]):.3f} "
-        f"| {', '.join(f'{100 * share:.1f}' for share in run['acceptance'])} | {run['seconds'] / base['seconds']:.2f} |"
+        f"| {', '.join(f'{100 * share:.1f}' for share in run['acceptance'])} |"
         for run in runs
     ]
     text = "\n".join(
@@ -126,8 +126,8 @@ def _report(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
             f"{options.seed}: one, so that differences of a few hundredths say nothing). Base: masks enter at layer"
             f" {options.enter}, rank 32, a vector for each place, sampler head of 512, KL, the parent's own answers.",
             "",
-            "| | tokens per forward, 4 drafts | 2 drafts | first j drafts right, % | time of base |",
-            "|---|---|---|---|---|",
+            "| | tokens per forward, 4 drafts | 2 drafts | first j drafts right, % |",
+            "|---|---|---|---|",
             *rows,
             "",
         ]
