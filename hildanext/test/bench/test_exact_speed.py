@@ -25,6 +25,7 @@ from hildanext.models.loading.files import weights_hash
 from hildanext.models.loading.gguf_file import load_gguf
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.names import locate
+from hildanext.models.packed_linear import packs
 from small_models import small_causal, words_tokenizer
 
 FEW = {"prompts": 1, "new_tokens": 6, "memory": False}
@@ -95,7 +96,25 @@ def test_blocks_are_written_in_every_runtime_and_stand_beside_its_own_parent(dra
     assert "blocks, onnx, q8: " in exact_report.markdown(result)
 
 
-def test_in_16_bits_it_is_compared_with_the_parent_at_its_own_rows_too(drafts):
+@pytest.mark.skipif(not packs(torch.zeros(1, dtype=torch.bfloat16)), reason="no packed matrices in bf16 here")
+def test_in_bf16_packed_rows_are_their_own_and_every_text_the_parents(drafts):
+    result = compared(drafts, "bf16", after="all")
+    ways = {way["name"]: way for way in result["ways"] if way["runtime"] == "torch"}
+    assert set(ways) == {"parent, transformers", "parent", *DRAFTERS}
+    assert ways["parent"]["rows_per_forward"] == 1.0
+    for name in DRAFTERS:
+        assert ways[name]["like_parent"]["equal"] == 1.0 and ways[name]["like_own_rows"] is None
+
+
+def test_in_onnx_runtime_it_is_compared_with_its_own_parent_too(drafts):
+    result = compared(drafts, "fp32", weights={"onnx": ["q8"]})
+    ways = {way["name"]: way for way in result["ways"] if way["runtime"] == "onnx"}
+    assert all(ways[name]["like_own_rows"]["equal"] == 1.0 for name in DRAFTERS)
+    assert ways["parent"]["like_own_rows"] is None
+
+
+def test_in_other_16_bits_it_is_compared_with_the_parent_at_its_own_rows_too(drafts, monkeypatch):
+    monkeypatch.setattr("hildanext.exact.pack_linears", lambda causal_lm: None)
     result = compared(drafts, "bf16", after="all")
     ways = {way["name"]: way for way in result["ways"]}
     assert {"parent, rows of ngram", "parent, rows of adapters"} < set(ways)

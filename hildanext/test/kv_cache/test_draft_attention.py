@@ -36,6 +36,23 @@ def test_a_clean_row_has_the_same_bits_wherever_its_forward_begins(dtype: torch.
             assert torch.equal(attended(dtype, head_dim, segment)[:, before], wanted), (at, before)
 
 
+@pytest.mark.parametrize("head_dim", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_clean_row_has_the_same_bits_whatever_is_fed_behind_it(dtype: torch.dtype, head_dim: int) -> None:
+    """From one row to twenty-five, of which three heads share the keys."""
+    for at in range(40, 140):
+        alone = attended(dtype, head_dim, DraftSegment(at, 1, (), 0))[:, 0]
+        for clean, points, places in (
+            (1, (0,), 2),
+            (2, (), 0),
+            (3, (0, 1, 2), 2),
+            (4, (3,), 3),
+            (5, tuple(range(5)), 4),
+        ):
+            found = attended(dtype, head_dim, DraftSegment(at, clean, points, places))[:, 0]
+            assert torch.equal(found, alone), (at, clean, points)
+
+
 @pytest.mark.parametrize("start", [5, STRETCH - 6, STRETCH - 2, STRETCH - 1, 2 * STRETCH])
 def test_every_row_attends_to_what_its_mask_shows_and_to_nothing_else(start: int) -> None:
     segment = DraftSegment(start, 4, (0, 2, 3), 3)

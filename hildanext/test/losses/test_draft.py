@@ -191,6 +191,55 @@ def test_cross_entropy_is_to_the_texts_own_token() -> None:
     assert float(outcome.total.detach() / batch.maskable.sum()) == pytest.approx(float(mean.detach()), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["kl", "ce"])
+def test_what_drafts_may_not_say_has_no_part_in_what_they_learn(kind: str) -> None:
+    """Both distributions over a part of the vocabulary, in an order of its own; other labels teach nothing."""
+    model, batch = drafter(), view([[30]])
+    chosen = torch.randperm(60, generator=torch.Generator().manual_seed(3))[:40]
+    model.draft_tokens = chosen
+    step = DraftStep(model, DraftLossConfig(kind=kind, groups=12))  # type: ignore[arg-type]
+    outcome = step(batch, generator=torch.Generator().manual_seed(0))
+    groups = draw_groups(batch.document, batch.maskable, 12, PLACES, torch.Generator().manual_seed(0))
+    labels = step.labels(batch, groups)
+    known = groups.learnt.flatten() & torch.isin(labels, chosen)
+    assert 0 < int(known.sum()) < int(groups.learnt.sum()) and int(outcome.masked.sum()) == int(known.sum())
+    student, teacher = (model.logits(part)[:, chosen].log_softmax(-1) for part in step.read(batch, groups))
+    if kind == "kl":
+        loss = (teacher.exp() * (teacher - student)).sum(-1)
+    else:
+        loss = -student[torch.arange(len(labels)), (chosen == labels[:, None]).int().argmax(-1)]
+    weight = torch.where(known, 0.8 ** torch.arange(PLACES).repeat(12), 0.0)
+    mean = (loss * weight).sum() / weight.sum()
+    assert float(outcome.total.detach() / batch.maskable.sum()) == pytest.approx(float(mean.detach()), rel=1e-6)
+    right = (chosen[student.argmax(-1)] == labels) & known
+    assert int(outcome.correct.sum()) == int(right.sum())
+
+
+@pytest.mark.parametrize("enter", [0, 1])
+def test_clean_rows_that_are_kept_give_the_bits_of_those_that_are_computed(enter: int) -> None:
+    """Two batches in turns, with memory for one of them: the parent runs for the other alone."""
+    batches = [view([[30]]), view([[12, 14]])]
+    outcomes, runs = [], []
+    for mib in (0, 1):
+        model = drafter(enter)
+        step = DraftStep(model, DraftLossConfig(groups=6, kept_mib=mib))
+        size = sum(part.numel() * part.element_size() for part in step.kept(model, batches[0], batches[0])[:2])
+        assert step.kept.left == 0 if mib == 0 else step.kept.left < 2**20 - size
+        step.kept.left = 0  # the second one finds no room
+        forwards: list[int] = []
+        model.causal_lm.model.layers[0].register_forward_pre_hook(lambda *_: forwards.append(1))  # noqa: B023
+        for turn in range(4):
+            model.zero_grad()
+            outcome = step(batches[turn % 2], generator=torch.Generator().manual_seed(turn))
+            outcome.total.backward()
+            outcomes.append([outcome.total.detach(), *(part.grad for part in model.parameters() if part.requires_grad)])
+        runs.append(len(forwards))
+    masks = 4 if enter == 0 else 0  # the first layer runs for mask rows too
+    assert runs == [4 + masks, 2 + masks]
+    for computed, kept in zip(outcomes[:4], outcomes[4:], strict=True):
+        assert all(torch.equal(*pair) for pair in zip(computed, kept, strict=True))
+
+
 def test_a_batch_without_anything_to_learn_has_a_loss_of_zero() -> None:
     batch = view([[2]])
     outcome = DraftStep(drafter(), DraftLossConfig(groups=4))(batch, generator=torch.Generator().manual_seed(0))

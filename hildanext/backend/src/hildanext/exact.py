@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
@@ -39,6 +38,7 @@ from hildanext.models.draft_card import DraftCard, holds_drafts
 from hildanext.models.draft_checkpoint import load_drafts, refuse_without_drafts
 from hildanext.models.drafter import Drafter
 from hildanext.models.loading.load import load_parent
+from hildanext.models.packed_linear import pack_linears
 from hildanext.runtimes.onnx_network import OnnxNetwork
 from hildanext.runtimes.onnx_parent import OnnxParent
 
@@ -71,12 +71,15 @@ class LoadedDrafter:
             return cls._open_onnx(name, config, parent, adapters)
         runtime = config.resolve()
         if holds_drafts(name):
-            return cls(name, *load_drafts(name, runtime.dtype, runtime.device, parent), runtime)
+            drafter, tokenizer, card = load_drafts(name, runtime.dtype, runtime.device, parent)
+            pack_linears(drafter.causal_lm)
+            return cls(name, drafter, tokenizer, card, runtime)
         if adapters:
             refuse_without_drafts(name)
         if parent is not None:
             raise ConfigError(f"{name!r} has no draft adapters that the parent {parent!r} could be of", "leave it out")
         causal_lm, tokenizer = load_parent(name, runtime.dtype, runtime.device)
+        pack_linears(causal_lm)
         return cls(name, Drafter(causal_lm, None).eval(), tokenizer, None, runtime)
 
     @classmethod
@@ -150,7 +153,7 @@ def placing_for(
             f"drafts {most}, and the adapters have learnt {drafter.places}", f"ask for 1 to {drafter.places} drafts"
         )
     if config.fixed_rows is None:
-        config = replace(config, fixed_rows=drafter.dtype in (torch.bfloat16, torch.float16))
+        config = replace(config, fixed_rows=not network_of(drafter).rows_alone)
     costs = None
     if config.after == "auto" and config.drafter != "none" and runtime is not None:
         costs = row_costs(network_of(drafter), runtime)

@@ -28,7 +28,7 @@ from hildanext.eval.generation import generative_nats
 from hildanext.kv_cache.draft_attention import DraftSegment
 from hildanext.models.loading.names import models_folder
 
-FIRST_BY_PREFILL = ("transformers", "parent", "llama.cpp")
+FIRST_BY_PREFILL = ("transformers", "llama.cpp")
 """Whose first token is read from the prompt's own forward."""
 
 
@@ -179,7 +179,7 @@ def _record(
             "rows_per_forward": sum(answer.rows for answer in answers) / forwards if forwards else None,
             "first_token_ms": 1000.0 * statistics.median(answer.first_seconds for answer in answers),
             "like_parent": _agreement(one, written[1], chosen),
-            "like_own_rows": None if alike is None or alike.way.name == "parent" else _agreement(one, alike, chosen),
+            "like_own_rows": None if alike is None or alike is written[1] else _agreement(one, alike, chosen),
         }
 
     every = range(len(one.answers))

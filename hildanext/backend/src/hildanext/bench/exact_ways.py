@@ -31,7 +31,7 @@ from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.loaded_model import LoadedModel
 from hildanext.runtimes.onnx_open import open_diffusion, open_onnx
 
-Who = Literal["transformers", "parent", "exact", "blocks", "llama.cpp"]
+Who = Literal["transformers", "exact", "blocks", "llama.cpp"]
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,6 @@ class Opened:
     def _writer(self, way: Way) -> Write:
         if way.who == "transformers":
             return self._transformers()
-        if way.who == "parent":
-            return self._parent()
         if way.who == "blocks":
             return self._denoising(self.blocks(*way.network), way.name.rpartition(" ")[2])
         if way.who == "llama.cpp":
@@ -199,14 +197,6 @@ class Opened:
                 )
             tokens = out[0, len(prompt) :].tolist()
             return Answer(tokens, clock.passed(), clock.first, 1, len(tokens) - 1, len(tokens) - 1)
-
-        return write
-
-    def _parent(self) -> Write:
-        def write(prompt: Sequence[int], new: int) -> Answer:
-            result = self.parent.generate(prompt, new, stop_ids=sorted(self.stops))
-            stats, forwards = result.stats, len(result.tokens) - 1
-            return Answer(result.tokens, stats.seconds, stats.prefill_seconds, 1, forwards, forwards)
 
         return write
 
@@ -336,8 +326,8 @@ def own_ways(opened: Opened, weights_of: Mapping[str, Sequence[str]]) -> list[Wa
     dtype = str(opened.runtime.dtype).removeprefix("torch.")
     ways = [
         Way("parent, transformers", "torch", dtype, "transformers"),
-        Way("parent", "torch", dtype, "parent"),
-        *_exact_ways("torch", dtype, opened.runtime.dtype in (torch.bfloat16, torch.float16)),
+        Way("parent", "torch", dtype, "exact"),
+        *_exact_ways("torch", dtype, fixed=not opened.network("torch", dtype).rows_alone),
     ]
     denoising = DIFFUSION_MODES if opened.settings.diffusion is not None else ()
     ways += [Way(f"blocks, {mode}", "torch", dtype, "blocks") for mode in denoising]

@@ -53,6 +53,7 @@ from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.draft_card import holds_drafts
 from hildanext.models.loading.load import load_parent
+from hildanext.models.packed_linear import pack_linears
 from hildanext.runtimes.onnx_blocks import OnnxDiffusion
 from hildanext.runtimes.onnx_open import open_diffusion
 from hildanext.runtimes.onnx_parent import OnnxParent
@@ -112,7 +113,9 @@ class LocalEngineConfig:
             drafter = LoadedDrafter.open(parent, config, adapters=False)
             autoregressive = drafter.parent
         elif parent is not None:
-            autoregressive = Parent(*load_parent(parent, runtime.dtype, runtime.device))
+            causal_lm, tokenizer = load_parent(parent, runtime.dtype, runtime.device)
+            pack_linears(causal_lm)
+            autoregressive = Parent(causal_lm, tokenizer)
         return LocalEngine(
             opened.model, opened.tokenizer, autoregressive, self, model, parent, reason, runtime.threads, drafter
         )

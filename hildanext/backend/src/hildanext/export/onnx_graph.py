@@ -2,8 +2,9 @@
 
 Rows in, final states out; the head is a graph of its own, so that only rows that are read go through it. Keys and
 values of a layer are [slots kv_heads head_dim]; a caller binds the outputs to the memory of the inputs. Who sees which
-slot is an additive bias. Its width is the caller's, a multiple of `onnx_layout.SLOTS`: sums over slots then add the
-same numbers in the same order whatever stands behind them, and a row's numbers do not depend on the rows beside it.
+slot is an additive bias. Its width is the caller's, a multiple of `kv_cache.block_cache.STRETCH`: sums over slots then
+add the same numbers in the same order whatever stands behind them, and a row's numbers do not depend on the rows beside
+it.
 """
 
 from dataclasses import dataclass

@@ -12,13 +12,32 @@ more of them than it needs: so its numbers do not depend on how many rows are fe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from hildanext.kv_cache.block_cache import STRETCH, BlockCache, whole_stretches
+
+FEW = 4
+"""Query rows come in multiples of so many: PyTorch's kernel for CPUs takes 32 at a time, and adds in another order for
+one to three that are left over."""
+
+
+@lru_cache
+def attention_alone(dtype: torch.dtype) -> bool:
+    """Whether query rows came out with the same bits in every company that was tried on this CPU."""
+    generator = torch.Generator().manual_seed(0)
+    for slots in (STRETCH, 3 * STRETCH, 8 * STRETCH):
+        query, key, value = (torch.randn(1, 2, rows, 64, generator=generator).to(dtype) for rows in (96, slots, slots))
+        together = scaled_dot_product_attention(query, key, value)
+        for rows in range(FEW, 96, FEW):
+            if not torch.equal(scaled_dot_product_attention(query[:, :, :rows], key, value), together[:, :, :rows]):
+                return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -44,21 +63,14 @@ class DraftSegment:
         return self.start + self.clean + self.masks
 
     def looks(self, with_masks: bool) -> list[tuple[int, int]]:
-        """(slots, rows): so many rows, from the first on, look at so many slots; the last ones at all that they must.
+        """(slots, rows): so many rows, from the first on, look at so many slots; masks at all that are written.
 
         A piece of a prompt, which is the same whatever is drafted behind it, is looked at as a whole.
         """
-        rows = self.clean + (self.masks if with_masks else 0)
-        most = whole_stretches(self.end if with_masks else self.start + self.clean)
-        near = whole_stretches(self.start + 1)
-        apart = min(near - self.start, self.clean) if near < most and self.clean <= STRETCH else 0
-        behind = [(whole_stretches(self.start + self.clean), self.clean - apart)] if apart < self.clean else []
-        looks = [(near, apart), *behind] if apart else behind
-        if looks and looks[-1][0] == most:
-            looks[-1] = (most, looks[-1][1] + rows - self.clean)
-        elif rows > self.clean:
-            looks.append((most, rows - self.clean))
-        return looks
+        rows = range(1, self.clean + 1) if self.clean <= STRETCH else [self.clean] * self.clean
+        slots = [whole_stretches(self.start + row) for row in rows]
+        slots += [whole_stretches(self.end)] * (self.masks if with_masks else 0)
+        return [(seen, len(list(alike))) for seen, alike in groupby(slots)]
 
     @property
     def anchors(self) -> list[int]:
@@ -98,10 +110,7 @@ class DraftAttention:
         self._clean = [segment.clean for segment in segments]
         self._masks = [segment.masks for segment in segments]
         self.clean_rows = sum(self._clean)
-        self._sees = [
-            None if segment.clean == 1 and not segment.masks else segment.mask(device, whole_stretches(segment.end))
-            for segment in segments
-        ]
+        self._sees = [segment.mask(device, whole_stretches(segment.end)) for segment in segments]
         self._folded: dict[tuple[int, bool, int], Tensor] = {}
 
     def attend(
@@ -121,16 +130,18 @@ class DraftAttention:
             cache.values[layer, :, segment.start : end] = values[number]
             heads, rows, head_dim = queries[number].shape
             kv_heads = key.shape[1]
-            query_rows = queries[number].reshape(1, kv_heads, heads // kv_heads * rows, head_dim)
+            folded = heads // kv_heads * rows
+            query_rows = queries[number].reshape(1, kv_heads, folded, head_dim)
+            query_rows = pad(query_rows, (0, 0, 0, -folded % FEW))
             parts, first = [], 0
-            for seen, count in self._looks(number, with_masks):
+            for seen, count in segment.looks(with_masks):
                 mixed = scaled_dot_product_attention(
                     query_rows,
                     cache.keys[layer, None, :, :seen],
                     cache.values[layer, None, :, :seen],
                     attn_mask=self._mask(number, with_masks, seen, heads // kv_heads, query.dtype),
                     scale=scale,
-                ).reshape(heads, rows, head_dim)
+                )[:, :, :folded].reshape(heads, rows, head_dim)
                 parts.append(mixed[:, first : first + count])
                 first += count
             outputs.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
@@ -154,17 +165,11 @@ class DraftAttention:
         masks = [out[:, count:] for out, count in zip(outputs, self._clean, strict=True)] if with_masks else []
         return torch.cat([*clean, *masks], 1)
 
-    def _looks(self, number: int, with_masks: bool) -> list[tuple[int, int]]:
-        segment = self.segments[number]
-        return [(segment.end, 1)] if self._sees[number] is None else segment.looks(with_masks)
-
-    def _mask(self, number: int, with_masks: bool, seen: int, group: int, dtype: torch.dtype) -> Tensor | None:
+    def _mask(self, number: int, with_masks: bool, seen: int, group: int, dtype: torch.dtype) -> Tensor:
         """Additive, repeated for the heads that share keys; made at the first layer of its kind."""
-        sees = self._sees[number]
-        if sees is None:
-            return None
         if (number, with_masks, seen) not in self._folded:
-            rows = sees[: None if with_masks else self._clean[number], :seen]
+            rows = self._sees[number][: None if with_masks else self._clean[number], :seen]
             zero = torch.zeros(rows.shape, dtype=dtype, device=rows.device)
-            self._folded[number, with_masks, seen] = zero.masked_fill_(~rows, float("-inf")).repeat(group, 1)
+            folded = zero.masked_fill_(~rows, float("-inf")).repeat(group, 1)
+            self._folded[number, with_masks, seen] = pad(folded, (0, 0, 0, -len(folded) % FEW))
         return self._folded[number, with_masks, seen]

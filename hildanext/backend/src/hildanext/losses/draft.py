@@ -1,7 +1,8 @@
 """Draft what the parent would say: groups of masks learn its next-token distribution, several tokens ahead.
 
 The clean rows are the frozen parent: they run once, without gradients, and are the teacher, the context and the label
-at the same time. Only mask rows run forward and backward.
+at the same time. Only mask rows run forward and backward. Where drafts may say a part of the vocabulary, both
+distributions are those over that part, and rows whose own token lies outside it teach nothing.
 
 Paper: the objective of gated LoRA multi-token prediction, arXiv:2507.11851. Differs: KL to the parent in place of
 cross-entropy to data by default, masks of a group see each other both ways.
@@ -17,10 +18,10 @@ from torch import Tensor
 from hildanext.core.config import config
 from hildanext.corruption.anchors import DraftGroups, draw_groups, show_tokens
 from hildanext.diffusion import NoisedBatch
+from hildanext.losses.kept_clean_rows import KeptCleanRows
 from hildanext.losses.linear_cross_entropy import linear_cross_entropy
 from hildanext.losses.step import Outcome, TrainingStep
-from hildanext.masks import clean_only
-from hildanext.models.attention.kept import GroupAttention, KeepingAttention
+from hildanext.models.attention.kept import GroupAttention
 from hildanext.models.drafter import Drafter
 
 
@@ -33,6 +34,8 @@ class DraftLossConfig:
     """Mask i of a group weighs decay to the power of i: without the masks before it, it is never used."""
     groups: int = Field(default=64, ge=1)
     """Anchors in a row of the batch. More of them share a row's clean half, and say less that is new."""
+    kept_mib: int = Field(default=0, ge=0)
+    """Host memory for what the parent made of rows: where the data is read again, it need not compute them again."""
 
 
 @config
@@ -59,9 +62,10 @@ class DraftStep(TrainingStep):
         self.noise = noise if noise is not None else DraftNoise()
         places = tuple(str(place + 1) for place in range(model.places))
         self.buckets = (*places, "noised") if self.noise.share else places
-        rows = model.head.shape[0]
+        rows = len(model.draft_head)
         self.banned: Tensor
         self.register_buffer("banned", torch.zeros(rows, dtype=torch.bool, device=model.device), persistent=False)
+        self.kept = KeptCleanRows(config.kept_mib)
 
     def countable(self, view: NoisedBatch) -> Tensor:
         return view.maskable.sum()
@@ -85,7 +89,8 @@ class DraftStep(TrainingStep):
         groups = self.draw(view, generator)
         hidden, clean = self.read(view, groups)
         # Rows that learn nothing are left out here, on the host, where their number is known without waiting.
-        rows = groups.learnt.flatten().nonzero()[:, 0]
+        number = self._numbers(self.labels(view, groups))
+        rows = (groups.learnt.flatten() & (number >= 0)).nonzero()[:, 0]
         bucket, place = self._buckets(groups)[rows], self._places(groups)[rows]
         weight = self.config.decay**place
         # The loop divides by the tokens that a view may predict: this makes the loss a mean over them.
@@ -94,11 +99,12 @@ class DraftStep(TrainingStep):
         share = {"kl": (0.0, 1.0), "ce": (1.0, 0.0), "both": (0.5, 0.5)}[self.config.kind]
         there = hidden.device
         rows, bucket, weight, labels, scale = (
-            part.to(there, non_blocking=True) for part in (rows, bucket, weight, self.labels(view, groups)[rows], scale)
+            part.to(there, non_blocking=True) for part in (rows, bucket, weight, number[rows], scale)
         )
+        head = self.model.draft_head
         losses = linear_cross_entropy(
-            hidden[rows], self.model.head, labels, share[0] * weight, self.banned,
-            share[1] * weight, clean[rows], self.model.head, self.chunk,
+            hidden[rows], head, labels, share[0] * weight, self.banned,
+            share[1] * weight, clean[rows], head, self.chunk,
         )  # fmt: skip
         value = share[0] * losses.cross_entropy + share[1] * losses.divergence
         counts = self._summed(torch.ones_like(value), bucket)
@@ -118,9 +124,7 @@ class DraftStep(TrainingStep):
         model, sent, drawn, groups = self.model, view.to(self.model.device), groups, groups.to(self.model.device)
         batch, seq = sent.clean.shape
         rows = torch.arange(batch, device=sent.clean.device)[:, None]
-        kept = KeepingAttention(clean_only(sent.document, sent.position, 1, "token_causal"), model.enter)
-        with torch.no_grad():
-            final, entering = model.clean(sent.clean, sent.position, kept)
+        final, entering, kept = self.kept(model, view, sent)
         anchors = groups.anchors.repeat_interleave(groups.places, 1)
         place = torch.arange(groups.places, device=anchors.device).repeat(groups.anchors.shape[1])
         positions = sent.position[rows, anchors] + 1 + place
@@ -135,6 +139,15 @@ class DraftStep(TrainingStep):
         rows = torch.arange(len(view.clean))[:, None]
         columns = (groups.columns(view.clean.shape[1]).flatten(1) + 1).clamp_max(view.clean.shape[1] - 1)
         return view.clean[rows, columns].flatten()
+
+    def _numbers(self, tokens: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        """Their rows in the drafts' head; -1 for a token that drafts may not say."""
+        chosen = self.model.draft_tokens
+        if chosen is None:
+            return tokens
+        numbers = torch.full((len(self.model.head),), -1)
+        numbers[chosen.cpu()] = torch.arange(len(chosen))
+        return numbers[tokens]
 
     def _entering(self, anchors: Tensor, groups: DraftGroups) -> Tensor:
         """A mask starts from its anchor's state, a row that shows a token from that token's embedding."""

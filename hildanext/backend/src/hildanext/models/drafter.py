@@ -20,6 +20,7 @@ from hildanext.models.attention.dense import AttentionContext, no_mask
 from hildanext.models.bidirectional import check_backbone
 from hildanext.models.gated_lora import EVERY_ROW, Gate, GatedLoraConfig, add_gated_lora
 from hildanext.models.kept_copies import KeptCopies
+from hildanext.models.packed_linear import pack, packs, product
 from hildanext.models.sampler_head import SamplerHead
 
 
@@ -72,6 +73,12 @@ class Drafter(nn.Module):
     def head(self) -> Tensor:
         """The output matrix, shape [vocab hidden]."""
         return self.causal_lm.get_output_embeddings().weight
+
+    @property
+    def draft_head(self) -> Tensor:
+        """The rows of the output matrix that stand for what drafts may say, shape [vocabulary hidden]."""
+        chosen = self.draft_tokens
+        return self.head if chosen is None else self._kept("draft head", lambda: self.head[chosen], self.head, chosen)
 
     def clean(
         self, tokens: Int[Tensor, "batch rows"], positions: Int[Tensor, "batch rows"], attention: AttentionContext
@@ -141,10 +148,10 @@ class Drafter(nn.Module):
 
         Paper: a head over frequent tokens alone, FR-Spec, arXiv:2502.14856. Differs: counted in what was learnt from.
         """
-        head, chosen = self.head, self.draft_tokens
-        if chosen is not None:
-            head = self._kept("draft head", lambda: self.head[chosen], self.head, chosen)
-        best = linear(hidden, head).topk(min(count, len(head)), -1).indices
+        head, chosen = self.draft_head, self.draft_tokens
+        packed = self._kept("packed draft head", lambda: pack(head), head) if packs(head) else None
+        scores = linear(hidden, head) if packed is None else product(hidden, packed)
+        best = scores.topk(min(count, len(head)), -1).indices
         return best if chosen is None else chosen[best], head[best]
 
     def most_probable(self, logits: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hildanext.core.errors import ModelError
-from hildanext.export.onnx_layout import SLOTS
 from hildanext.kv_cache import BlockCache, CachedAttention, Segment
+from hildanext.kv_cache.block_cache import STRETCH
 from hildanext.kv_cache.draft_attention import DraftAttention
 from hildanext.kv_cache.segments import sees
 from hildanext.models.attention.dense import AttentionContext
@@ -24,7 +24,7 @@ class OnnxDiffusion(DiffusionModel):
     alone: what looks at whole rows at once (training, likelihoods, `generation.cached: false`) has torch.
     """
 
-    slots_first = SLOTS
+    slots_first = STRETCH
 
     def __init__(self, network: OnnxNetwork, card: Card) -> None:
         super().__init__(network.causal_lm, card)

@@ -13,8 +13,9 @@ from hildanext.core.errors import CheckpointError
 from hildanext.core.json_text import parse
 from hildanext.decoding.exact.network import anchors_and_places
 from hildanext.export.onnx_card import OnnxCard
-from hildanext.export.onnx_layout import BOTH, CLEAN, DRAFT_HEAD, DRAFT_ROWS, HEAD, SAMPLER, SLOTS
+from hildanext.export.onnx_layout import BOTH, CLEAN, DRAFT_HEAD, DRAFT_ROWS, HEAD, SAMPLER
 from hildanext.kv_cache import BlockCache
+from hildanext.kv_cache.block_cache import STRETCH, whole_stretches
 from hildanext.kv_cache.draft_attention import DraftSegment
 from hildanext.models.attention.dense import install_seam
 from hildanext.models.loading.files import DTYPE, check_safetensors
@@ -49,7 +50,8 @@ class OnnxNetwork:
 
     device = torch.device("cpu")
     dtype = torch.float32
-    """Of states and logits. Matrices are in 8 or 4 bits in quantised graphs; a row's numbers are its own in all."""
+    """Of states and logits. Matrices are in 8 or 4 bits in quantised graphs."""
+    rows_alone = True
 
     def __init__(self, folder: Path, card: OnnxCard, causal_lm: PreTrainedModel, threads: int) -> None:
         """`folder` holds what `export.onnx_file` wrote; `causal_lm` may be a skeleton on the meta device."""
@@ -75,7 +77,7 @@ class OnnxNetwork:
         card = self.card
         return BlockCache(
             card.layers, card.kv_heads, capacity, card.head_dim,
-            block_size=1, clean_mask="token_causal", slots_first=SLOTS,
+            block_size=1, clean_mask="token_causal", slots_first=STRETCH,
         )  # fmt: skip
 
     def forward(
@@ -130,7 +132,7 @@ class OnnxNetwork:
     ) -> Float[Tensor, "rows seen"]:
         """Bind all but what masks need. Returns the bias."""
         rows, end = sees.shape
-        seen = -(-end // SLOTS) * SLOTS
+        seen = whole_stretches(end)
         session.look_at(cache, seen)
         session.bind("tokens", tokens.contiguous())
         bias = torch.full((rows, seen), float("-inf"))

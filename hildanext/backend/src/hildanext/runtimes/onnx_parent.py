@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
 from hildanext.core.errors import ModelError
-from hildanext.export.onnx_layout import SLOTS
 from hildanext.kv_cache import CachedAttention
+from hildanext.kv_cache.block_cache import STRETCH
 from hildanext.kv_cache.draft_attention import DraftSegment
 from hildanext.models.attention.dense import AttentionContext
 from hildanext.runtimes.onnx_network import OnnxNetwork
@@ -17,7 +17,7 @@ from hildanext.runtimes.onnx_network import OnnxNetwork
 class OnnxParent(Parent):
     """Over block caches alone; what looks at whole rows at once (likelihoods) has torch."""
 
-    slots_first = SLOTS
+    slots_first = STRETCH
 
     def __init__(
         self,

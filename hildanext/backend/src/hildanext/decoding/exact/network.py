@@ -5,6 +5,7 @@ the runtime likes, so that prefixes are shared and forgotten the same way everyw
 """
 
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,8 +15,9 @@ from transformers import PreTrainedModel
 
 from hildanext.core.runtime import send
 from hildanext.kv_cache import BlockCache
-from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment
+from hildanext.kv_cache.draft_attention import DraftAttention, DraftSegment, attention_alone
 from hildanext.models.drafter import Drafter
+from hildanext.models.packed_linear import rows_alone
 
 
 @runtime_checkable
@@ -29,7 +31,12 @@ class Network(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What states are computed in. 16-bit types make a row's numbers depend on the rows beside it."""
+        """What states are computed in."""
+        ...
+
+    @property
+    def rows_alone(self) -> bool:
+        """Whether a row's numbers are its own, however many rows are fed with it; in fp32 but for near ties."""
         ...
 
     @property
@@ -90,6 +97,12 @@ class TorchNetwork:
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
         self.causal_lm = drafter.causal_lm
+
+    @cached_property
+    def rows_alone(self) -> bool:
+        if self.dtype not in (torch.bfloat16, torch.float16):
+            return True
+        return rows_alone(self.causal_lm) and attention_alone(self.dtype)
 
     @property
     def device(self) -> torch.device:
