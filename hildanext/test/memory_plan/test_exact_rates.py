@@ -67,7 +67,7 @@ def test_what_exact_mode_measured_here_comes_first(home: Path) -> None:
         "vocab_size": shape.vocab,
     })  # fmt: skip
     runtime = RuntimeConfig(device="cpu", dtype="fp32", threads=1).resolve()
-    path = _place(config, runtime, (0, card().lora.rank, False))
+    path = _place(config, runtime, card().costs)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"seconds": {"1": 0.05, "9": 0.05, "32": 5.0}}))
     name, line = next(iter(by_device(card()).items()))

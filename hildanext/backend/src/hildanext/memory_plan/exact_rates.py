@@ -102,7 +102,7 @@ def _measured(card: DraftCard, shape: Architecture, runtime: RuntimeConfig) -> R
     config = SimpleNamespace(
         hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers, vocab_size=shape.vocab
     )
-    costs = stored_costs(config, here, (card.enter, card.lora.rank, card.sampler is not None))
+    costs = stored_costs(config, here, card.costs)
     if costs is None:
         return None
     one = costs(1)

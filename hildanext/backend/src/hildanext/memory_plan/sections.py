@@ -77,8 +77,10 @@ def _kept_question(config: KeepConfig, rows: DataConfig, machine: Machine) -> Qu
         frozen=narrow,
         kept=clean * kept_of_a_row(shape, length, drafts.enter, narrow),
     )
-    assumes = ("the parent stays: mask rows alone are trained, counted as if all layers had them",)
-    return Question("convert", (case,), None, train.max_vram_fraction, places, assumes)
+    assumes = ["the parent stays: mask rows alone are trained, counted as if all layers had them"]
+    if drafts.loss.kept_mib:
+        assumes.append(f"up to {drafts.loss.kept_mib:,} MiB of host memory more: rows of the parent (loss.kept_mib)")
+    return Question("convert", (case,), None, train.max_vram_fraction, places, tuple(assumes))
 
 
 def kept_of_a_row(shape: Architecture, length: int, enter: int, narrow: int) -> int:

@@ -48,6 +48,11 @@ class DraftCard:
     """Masks that they have learnt from."""
     format_version: int = FORMAT_VERSION
 
+    @property
+    def costs(self) -> tuple[int, int, bool, int | None]:
+        """What decides how long mask rows take, beside their parent."""
+        return self.enter, self.lora.rank, self.sampler is not None, self.vocabulary
+
 
 def is_draft_folder(folder: str | Path) -> bool:
     """Whether `hilda.json` there says that the folder holds draft adapters."""

@@ -24,6 +24,7 @@ from hildanext.models.drafter import Drafter
 from hildanext.models.loading.files import weight_files, weights_hash
 from hildanext.models.loading.load import load_parent
 from hildanext.models.loading.names import locate, locate_drafts, models_folder
+from hildanext.models.packed_linear import pack_linears
 from hildanext.runtimes.onnx_open import open_onnx
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def _times(name: str, config: RuntimeConfig, onnx: RuntimeConfig, parent: str | 
         stored = parse(place.read_bytes())
         return {which: float(stored[which]) for which in ("torch", "onnx")}
     causal_lm, _ = load_parent(str(home), runtime.dtype, runtime.device)
+    pack_linears(causal_lm)
     times = {"torch": seconds_of_one_row(TorchNetwork(Drafter(causal_lm, None).eval()))}
     del causal_lm
     times["onnx"] = seconds_of_one_row(open_onnx(name, onnx, parent).network)

@@ -43,7 +43,7 @@ class BoundSession:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         # Every session has threads of its own. Those of one that has ended must not spin in the way of the next one's:
-        # on two cores a forward and its head took 29 ms with spinning and 11 without (SmolLM2-135M, q8).
+        # on two cores a forward and its head took 29 ms with spinning and 11 without (SmolLM2-135M, q8; one look).
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not graph.is_file():
             raise CheckpointError(f"{graph} is not there", "export the model again")

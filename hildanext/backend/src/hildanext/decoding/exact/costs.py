@@ -1,4 +1,4 @@
-"""What a forward costs by its number of rows, on this device: measured once, and kept beside the models."""
+"""What a step of decoding costs by the rows of its forward, on this device: measured once, kept beside the models."""
 
 import hashlib
 import json
@@ -14,17 +14,18 @@ from hildanext.core.errors import StorageError
 from hildanext.core.json_text import parse
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import Runtime, cpu_name, versions
-from hildanext.decoding.exact.drafting import next_drafts
+from hildanext.decoding.exact.expected import PARENT, Placement, all_points, last_point
 from hildanext.decoding.exact.network import Network
-from hildanext.decoding.exact.policy import RowCosts
-from hildanext.kv_cache import BlockCache
-from hildanext.kv_cache.draft_attention import DraftSegment
+from hildanext.decoding.exact.policy import ExactConfig, Placing, RowCosts
+from hildanext.decoding.exact.state import ExactRow, ExactState
 from hildanext.models.loading.names import models_folder
 
-ROWS = (1, 2, 3, 4, 6, 9, 12, 16, 25, 32)
 REPEATS = 8
-CONTEXT = 128
-"""Tokens that are cached before the rows that are timed."""
+CONTEXT = 130
+"""Tokens before the drafts."""
+MOST = 5
+"""Drafts at a time, at most; larger forwards are extrapolated."""
+LOOKED_UP = (1, 2, 3, 5, 8, 11, 15, 31)
 
 
 def row_costs(network: Network, runtime: Runtime) -> RowCosts:
@@ -48,40 +49,15 @@ def stored_costs(config: Any, runtime: Runtime, key: Hashable) -> RowCosts | Non
         return None
 
 
-@torch.inference_mode()
 def measure(network: Network) -> dict[int, float]:
-    """Least seconds of a forward with its head, by rows; sizes take turns, so that a busy moment hits all of them.
-
-    Where there are adapters, a third of the rows is clean and the others are masks; the head reads the clean ones and
-    as many masks as were drafted at once.
-    """
-    cache = network.new_cache(CONTEXT + max(ROWS))
-    cache.keys.zero_()
-    cache.values.zero_()
-    times: dict[int, list[float]] = {rows: [] for rows in ROWS}
-    for turn in range(REPEATS + 1):
-        for rows in ROWS:
-            begin = time.perf_counter()
-            _forward(network, cache, rows)
-            _wait(network.device)
-            if turn > 0:  # the first turn warms up
-                times[rows].append(time.perf_counter() - begin)
-    return undisturbed(times)
+    """Least seconds of a step of decoding, by the rows of its forward; sizes take turns, so that a busy moment hits all
+    of them."""
+    return undisturbed(_timed(network, _placements(network.places)))
 
 
-@torch.inference_mode()
 def seconds_of_one_row(network: Network) -> float:
-    """The least time of a forward of the parent alone, with its head."""
-    cache = network.new_cache(CONTEXT + 1)
-    cache.keys.zero_()
-    cache.values.zero_()
-    times = []
-    for _ in range(REPEATS + 1):
-        begin = time.perf_counter()
-        _forward(network, cache, 1)
-        _wait(network.device)
-        times.append(time.perf_counter() - begin)
-    return min(times)
+    """The least time of a step of the parent alone."""
+    return min(_timed(network, [PARENT])[1])
 
 
 def undisturbed(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
@@ -95,14 +71,45 @@ def undisturbed(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     return dict(sorted(least.items()))
 
 
-def _forward(network: Network, cache: BlockCache, rows: int) -> None:
-    masks = network.places > 0 and rows > 1
-    clean = (rows + 2) // 3 if masks else rows  # about the share that drafts behind every point have
-    segment = DraftSegment(CONTEXT, clean, (0,) * (rows - clean), int(masks))  # groups of one: any number of rows
-    hidden = network.forward([0] * clean, [cache], [segment])
-    best = network.logits(hidden[:clean]).argmax(-1)
-    if masks:
-        next_drafts(network, hidden[None, -min(clean, rows - clean) :], best[:1])
+class _Told(Placing):
+    """The placement that it is told."""
+
+    placement = PARENT
+
+    def choose(self, row: ExactRow, rows: int = 1) -> Placement:
+        return self.placement
+
+
+def _placements(places: int) -> list[Placement]:
+    """Of all sizes that are asked for; where nobody has learnt to draft, drafts are looked up."""
+    if not places:
+        return [PARENT, *(Placement(drafts, ()) for drafts in LOOKED_UP)]
+    drafted = range(1, min(places, MOST) + 1)
+    return [PARENT, *(way(drafts) for drafts in drafted for way in (last_point, all_points))]
+
+
+def _timed(network: Network, placements: Sequence[Placement]) -> dict[int, list[float]]:
+    """Seconds of steps behind a context of zeros, whose drafts are the first token."""
+    most = max(placement.drafts for placement in placements)
+    placing = _Told(ExactConfig(after="all", drafter="adapters" if network.places else "ngram"), most)
+    state = ExactState(network, placing.config, placing, lambda row: False)
+    row = state.row([0] * CONTEXT, CONTEXT + most + 2, 0, 0)
+    row.cache.keys.zero_()
+    row.cache.values.zero_()
+    row.cache.commit(CONTEXT - 1)
+    state.rows.append(row)
+    times: dict[int, list[float]] = {placement.rows: [] for placement in placements}
+    for turn in range(REPEATS + 1):
+        for placement in placements:
+            placing.placement = placement
+            row.tokens, row.drafts = row.tokens[:CONTEXT], [0] * placement.drafts
+            row.cache.truncate(CONTEXT - 1)
+            begin = time.perf_counter()
+            state.step()
+            _wait(network.device)
+            if turn > 0:  # the first turn warms up
+                times[placement.rows].append(time.perf_counter() - begin)
+    return times
 
 
 def _wait(device: torch.device) -> None:
@@ -113,7 +120,7 @@ def _wait(device: torch.device) -> None:
 def _place(config: Any, runtime: Runtime, key: Hashable) -> Path:
     """Named for what decides the times: the machine, the versions, the model's shape."""
     facts = (
-        runtime.device.type, str(runtime.dtype), runtime.threads, versions(), key,
+        "step", runtime.device.type, str(runtime.dtype), runtime.threads, versions(), key,
         *(getattr(config, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")),
         cpu_name(),
     )  # fmt: skip

@@ -18,8 +18,11 @@ from hildanext.decoding.exact.expected import PARENT, Placement, all_points, fas
 if TYPE_CHECKING:
     from hildanext.decoding.exact.state import ExactRow
 
-TRUST = 24
-"""Forwards that the card's acceptance counts for, beside what the text itself shows."""
+TRUST = 8
+"""Forwards that what was seen before a text counts for, beside what the text itself shows."""
+MEMORY = 200
+"""Forwards of other texts that are remembered; the card counts for `TRUST` of them. Where a text is written, drafts
+follow places at which the one before was wrong more often than those that the card was measured at."""
 EVERY = 8
 """Forwards of a row between two choices."""
 PROBE = 48
@@ -104,6 +107,7 @@ class Placing:
         self.acceptance = acceptance if config.uses_adapters else tuple(GUESS**place for place in range(1, most + 1))
         self.costs = costs
         self.fixed = bool(config.fixed_rows)
+        self._offered, self._confirmed = [0.0] * most, [0.0] * most
 
     def choose(self, row: "ExactRow", rows: int = 1) -> Placement:
         """For a row's next forward, which `rows` rows share."""
@@ -131,11 +135,23 @@ class Placing:
         if self.costs is not None:
             row.won += written - self._price(fed, rows)
 
+    def verdict(self, given: int, accepted: int) -> None:
+        """Of `given` drafts of some text the first `accepted` were right."""
+        if given and self._offered[0] >= MEMORY:
+            self._offered = [0.5 * count for count in self._offered]
+            self._confirmed = [0.5 * count for count in self._confirmed]
+        for place in range(min(given, self.most)):
+            self._offered[place] += 1
+            self._confirmed[place] += place < accepted
+
     def right(self, row: "ExactRow") -> list[float]:
-        """The chance that the first j drafts are right, j from 1: the card's, then the row's own."""
+        """The chance that the first j drafts are right, j from 1: the card's, then that of all texts so far, then the
+        row's own. With fixed rows the card's alone, so that no text depends on another."""
         chances = []
         for place in range(self.most):
             prior = self.acceptance[place] if place < len(self.acceptance) else 0.0
+            if not self.fixed:
+                prior = (TRUST * prior + self._confirmed[place]) / (TRUST + self._offered[place])
             offered = row.offered[place] if place < len(row.offered) else 0
             confirmed = row.confirmed[place] if place < len(row.confirmed) else 0
             chances.append((TRUST * prior + confirmed) / (TRUST + offered))

@@ -303,6 +303,7 @@ class ExactState:
     def _write(self, plan: _Plan, accepted: int, token: int, drafts: list[int], draft_law: Tensor | None) -> None:
         row = plan.row
         row.count(plan.given, accepted)
+        self.placing.verdict(plan.given, accepted)
         row.edits += accepted < plan.given
         row.tokens += [*plan.drafts[:accepted], token]
         row.cache.commit(len(row.tokens) - 1)
