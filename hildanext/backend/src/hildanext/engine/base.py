@@ -65,6 +65,8 @@ class Request:
     """From submission on; what is not whole by then fails with `DeadlineExceeded`."""
     steps: bool = False
     """Send a `Stepped` for every forward."""
+    trajectory: bool = False
+    """Record every action of the text and how likely it was (`RequestOutput.trajectory`): of a diffusion model here."""
     parent: bool = False
     """The autoregressive parent answers, not the diffusion model."""
     scores: bool = False

@@ -24,6 +24,7 @@ from hildanext.core.errors import ConfigError, HildaError, LogitsNotFinite, Prom
 from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import opens_answers
 from hildanext.decoding import Decoder, ExactConfig, make_method
+from hildanext.decoding.trajectory import check_recordable
 from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces, special_ids
 from hildanext.engine.base import (
     Cancelled,
@@ -245,6 +246,8 @@ class LocalEngine(Engine):
             raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
         limit = length_limit(self.models.asked(request)[0], len(prompt), request.max_new_tokens)
         decoder = make_method(self.models.section(request))
+        if request.trajectory:
+            check_recordable(None if request.parent or request.scores else decoder)
         size = self._cache_bytes(request, decoder, limit)
         if size > self.limit_bytes:
             raise PromptError(
@@ -405,6 +408,7 @@ class LocalEngine(Engine):
             prompt_tokens=len(state.prompt),
             cached_tokens=state.cached,
             stats=state.stats(),
+            trajectory=state.row.trajectory() if state.row is not None else None,
             queue_seconds=state.started - state.submitted,
             first_piece_seconds=(state.first_piece or now) - state.submitted,
             seconds=now - state.submitted,
