@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from test_decoding import EOS, PROMPT, A, B, C, D, X, toy_a
 
 import hildanext.decoding.base as decoding_base
 from conftest import random_model
@@ -16,7 +17,6 @@ from hildanext.decoding.trajectory import Trajectory, check_recordable
 from hildanext.engine.base import Finished, Request, complete
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
 from hildanext.inference import GenerationConfig, generate
-from test_decoding import EOS, PROMPT, A, B, C, D, X, toy_a
 
 SAMPLED = ThresholdEdit(tau_mask=0.3, tau_edit=0.05, max_post=3, temperature=1.3, top_k=30, top_p=0.95)
 PROMPTS = [[3, 4, 5, 6, 7, 8], [9, 10], [11, 12, 13, 14], [15] * 9]
