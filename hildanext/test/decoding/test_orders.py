@@ -94,7 +94,7 @@ class FreshConfidence(Ordered):
         return super().edit(logits, where, replace(canvas, uniform=drawn))
 
 
-GENERATOR = torch.Generator().manual_seed(11)
+GENERATOR = torch.Generator()
 
 
 def drawn(law: Law, size: int, decoder, count: int = 4000):
@@ -108,11 +108,12 @@ def drawn(law: Law, size: int, decoder, count: int = 4000):
 
 
 def chi_square(seen: Counter, wanted: dict) -> float:
-    """In deviations of the statistic from its mean: 3 or less where `seen` is drawn by `wanted`."""
+    """As a standard normal number (Wilson and Hilferty's cube root): 3 or less where `seen` is drawn by `wanted`."""
     total, degrees = seen.total(), len(wanted) - 1
     assert sum(wanted.values()) == pytest.approx(1.0) and seen.keys() <= wanted.keys()
     statistic = sum((seen[cell] - total * p) ** 2 / (total * p) for cell, p in wanted.items())
-    return (statistic - degrees) / math.sqrt(2 * degrees)
+    spread = 2 / (9 * degrees)
+    return ((statistic / degrees) ** (1 / 3) - 1 + spread) / math.sqrt(spread)
 
 
 def test_v23_fresh_draws_by_confidence_are_not_the_law_of_what_they_draw():
@@ -145,11 +146,12 @@ def test_v23_from_left_to_right_the_recorded_log_p_is_the_text_s_own():
 
 def test_v23_fresh_draws_by_confidence_do_not_and_candidates_that_last_for_the_block_do_on_a_product():
     law = {text: (0.4 if text[0] else 0.6) * (0.45 if text[1] else 0.55) for text in product((0, 1), repeat=2)}
+    GENERATOR.manual_seed(11)
     fresh, ours = Counter(), Counter()
     for _, text, logp in drawn(two_coins, 2, FreshConfidence(temperature=1.0), 2000):
         fresh[text] += 1
         assert math.exp(logp) == pytest.approx(law[text], rel=1e-6)
-    assert chi_square(fresh, law) > 100 and chi_square(fresh, fresh_draws(two_coins, 2)) < 3
+    assert chi_square(fresh, law) > 15 and chi_square(fresh, fresh_draws(two_coins, 2)) < 3
     for _, text, _ in drawn(two_coins, 2, Ordered(order="confidence", temperature=1.0), 2000):
         ours[text] += 1
     assert chi_square(ours, law) < 3
