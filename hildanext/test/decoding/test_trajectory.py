@@ -11,7 +11,7 @@ import hildanext.decoding.base as decoding_base
 from conftest import random_model
 from decoding_stubs import ScriptedModel, StubTokenizer
 from hildanext.core.errors import ConfigError
-from hildanext.decoding import S2D2, ExactConfig, ThresholdEdit, decoder_section
+from hildanext.decoding import S2D2, ExactConfig, ThresholdEdit, decoder_section, make_decoder
 from hildanext.decoding.state import DecodeState
 from hildanext.decoding.trajectory import Trajectory, check_recordable
 from hildanext.engine.base import Finished, Request, complete
@@ -128,7 +128,7 @@ WAYS = [
     decoder_section("S_MODE", tau_mask=0.3, temperature=1.3, top_k=30),
     decoder_section("Q_MODE", tau_mask=0.5, tau_edit=0.05, max_post=3, temperature=0.8),
     decoder_section("S_MODE", tau_mask=0.3, tau_edit=0.1, window=1),
-    decoder_section("S_MODE", tau_mask=0.2, tau_edit=None),
+    {"name": "ordered", "per_step": 2, "temperature": 0.9},
 ]
 
 
@@ -157,7 +157,7 @@ def test_an_engine_records_what_is_recorded_alone(alignment):
         answer = answers[at].answer
         assert (answer.trajectory is not None) == one.trajectory
         settings = GenerationConfig(max_new_tokens=one.max_new_tokens, seed=one.seed, cached=False)
-        decoder = ThresholdEdit(**{key: value for key, value in one.decoder.items() if key != "name"})
+        decoder = make_decoder(dict(one.decoder))
         (alone,) = generate(model, StubTokenizer(bos=0), [one.tokens], decoder, settings, trajectories=one.trajectory)
         assert alone.tokens == answer.tokens
         if one.trajectory:
