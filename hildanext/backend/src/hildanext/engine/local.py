@@ -417,10 +417,8 @@ class LocalEngine(Engine):
 
     def _finish(self, state: RequestState) -> None:
         assert state.ending is not None
-        now, scores = time.perf_counter(), None
-        if state.request.scores:
-            tokenizer = self.models.asked(state.request)[1]
-            scores = told_scores(tokenizer, state.prompt, state.ending, state.scores)
+        now = time.perf_counter()
+        tokenizer = self.models.asked(state.request)[1]
         answer = RequestOutput(
             text=state.ending.text,
             tokens=state.ending.tokens,
@@ -432,7 +430,7 @@ class LocalEngine(Engine):
             queue_seconds=state.started - state.submitted,
             first_piece_seconds=(state.first_piece or now) - state.submitted,
             seconds=now - state.submitted,
-            scores=scores,
+            scores=told_scores(tokenizer, state.prompt, state.ending, state.scores) if state.request.scores else None,
             weights=self.weights,
         )
         self._let_go(state, state.ending.reason)
