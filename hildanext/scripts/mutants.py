@@ -170,6 +170,71 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *of(
+        "decoding/trajectory.py",
+        "decoding/test_trajectory.py",
+        ("steps are counted over blocks", "self._steps = 0 if final else self._steps + 1", "self._steps += 1"),
+        ("edits are told as fillings", "edit.write & canvas.masked,", "edit.write,"),
+        ("an edit tells its old token twice", 'int(block["new"][place])', 'int(block["old"][place])'),
+        ("edits are undone in order", "self.edits[::-1]", "self.edits"),
+        ("a window is recorded", "if decoder.window > 0:", "if False:"),
+    ),
+    *of(
+        "decoding/base.py",
+        "decoding/test_trajectory.py",
+        ("recorded without filters", "*self.sampling)", "self.sampling[0])"),
+        ("recorded without temperature", "*self.sampling)", "1.0, *self.sampling[1:])"),
+        ("laws are computed unasked", "if any(row.recorded for row in canvas.rows):", "if canvas.rows:"),
+    ),
+    *of(
+        "decoding/per_row.py",
+        "decoding/test_trajectory.py",
+        (
+            "a row is recorded with its neighbour's logits",
+            "return logits[torch.isin(where.nonzero()[:, 0], rows)], where[rows]",
+            "return logits[torch.isin(where.nonzero()[:, 0], rows)].flip(0), where[rows]",
+        ),
+    ),
+    *of(
+        "decoding/sequence.py",
+        "decoding/test_trajectory.py",
+        ("the terminal block is cut", "self.tokens[: self.start].tolist()", "self.tokens[: self.limit].tolist()"),
+    ),
+    *of(
+        "decoding/ordered.py",
+        "decoding/test_orders.py",
+        ("an order by confidence says nothing", "return ORDERS[self.order].biased", "return False"),
+        ("one mask a step", "[:, : self.per_step]", "[:, :1]"),
+        ("fixed positions are filled", ".scatter_(-1, first, True) & canvas.masked", ".scatter_(-1, first, True)"),
+    ),
+    *of(
+        "decoding/orders/random_order.py",
+        "decoding/test_orders.py",
+        ("every block has the same order", "order of the block at {start}", "order of the block"),
+        ("every row has the same order", "seed {seed}", "seed"),
+        ("keys are the draws of tokens", 'int.from_bytes(digest[:8], "big") >> 1', "seed"),
+    ),
+    *of(
+        "decoding/orders/confidence.py",
+        "decoding/test_orders.py",
+        ("the least sure comes first", "return -confidence", "return confidence"),
+    ),
+    *of(
+        "engine/local.py",
+        "engine/test_weights_changed.py",
+        ("old prefixes are kept", "prefixes.shrink(0)", "pass"),
+        (
+            "weights change under requests",
+            "            if self._live:\n                raise EngineBusy",
+            "            if False:\n                raise EngineBusy",
+        ),
+        ("answers do not say their weights", "weights=self.weights,", ""),
+    ),
+    *of(
+        "engine/local_models.py",
+        "engine/test_weights_changed.py",
+        ("packed weights change", "any(isinstance(part, PackedLinear) for part in first.causal_lm.modules())", "False"),
+    ),
+    *of(
         "engine/runners.py",
         "engine/test_local_engine.py",
         (

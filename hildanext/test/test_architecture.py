@@ -31,6 +31,7 @@ FAMILIES = {
     "hildanext.data.causal_graphs": ("EXTRACTORS", "hildanext.data.causal_graphs.base", "Extractor"),
     "hildanext.losses": ("LOSSES", "hildanext.losses.base", "TokenLoss"),
     "hildanext.decoding": ("DECODERS", "hildanext.decoding.base", "Decoder"),
+    "hildanext.decoding.orders": ("ORDERS", "hildanext.decoding.orders.base", "Order"),
     "hildanext.likelihood": ("LIKELIHOODS", "hildanext.likelihood.base", "Likelihood"),
     "hildanext.grading": ("REWARDS", "hildanext.grading.base", "Reward"),
     "hildanext.eval.tasks": ("TASKS", "hildanext.eval.tasks.base", "Task"),

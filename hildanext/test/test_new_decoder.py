@@ -6,7 +6,7 @@ import json
 from dataclasses import fields as fields_of
 from pathlib import Path
 from types import NoneType
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import httpx
 import pytest
@@ -179,8 +179,12 @@ def test_what_is_read_of_the_source_is_what_the_classes_have():
         )
         for knob in knobs:
             field = fields[knob.name]
+            words = get_origin(field.annotation) is Literal
+            branches = (field.annotation,) if words else get_args(field.annotation) or (field.annotation,)
             parts = [
-                part.__name__ for part in get_args(field.annotation) or (field.annotation,) if part is not NoneType
+                str(part).removeprefix("typing.") if words else part.__name__
+                for part in branches
+                if part is not NoneType
             ]
             assert knob.type == " | ".join(parts) and knob.optional == (knob.name in may_be_none(DECODERS[name]))
             assert knob.default == field.default

@@ -32,6 +32,9 @@ CASES = [
     {"name": "threshold_edit", "tau_mask": 0.0, "tau_edit": 0.0, "max_post": 1},
     {"name": "threshold_edit", "tau_mask": 1.0, "tau_edit": None, "kv_safe": True},
     {"name": "threshold_edit", "tau_mask": 0.2, "tau_cautious": 0.9, "window": 1},
+    {"name": "ordered"},
+    {"name": "ordered", "order": "left_to_right", "per_step": 2, "top_k": 5, "temperature": 0.7},
+    {"name": "ordered", "order": "confidence", "per_step": 3, "temperature": 0.7},
     {"name": "s2d2"},
     {"name": "s2d2", "tau_mask": 0.2, "min_span": 2, "cost": 0.5, "temperature": 0.7},
 ]

@@ -40,6 +40,7 @@ from hildanext.models.drafter import Drafter
 from hildanext.models.loading.load import load_parent
 from hildanext.models.packed_linear import pack_linears
 from hildanext.runtimes.onnx_network import OnnxNetwork
+from hildanext.runtimes.onnx_open import open_onnx
 from hildanext.runtimes.onnx_parent import OnnxParent
 
 
@@ -84,8 +85,6 @@ class LoadedDrafter:
 
     @classmethod
     def _open_onnx(cls, name: str, config: RuntimeConfig, parent: str | None, adapters: bool) -> "LoadedDrafter":
-        from hildanext.runtimes.onnx_open import open_onnx
-
         if adapters and not is_onnx_folder(name) and not holds_drafts(name):
             refuse_without_drafts(name)
         opened = open_onnx(name, config, parent)

@@ -22,6 +22,7 @@ from hildanext.decoding.commit import Commit
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
+from hildanext.decoding.trajectory import check_recordable, recorder_for
 from hildanext.models.bidirectional import DiffusionModel
 
 DEFAULT_NEW_TOKENS = 256
@@ -79,13 +80,17 @@ def generate(
     on_event: OnEvent | None = None,
     on_completion: OnCompletion | None = None,
     seeds: Sequence[int] | None = None,
+    trajectories: bool = False,
 ) -> list[GenerationResult]:
     """Complete every prompt (token ids; an empty one starts from BOS). Without a tokenizer there is no text and no EOS.
 
-    `seeds`, one per prompt, replace `settings.seed` + i.
-    Raises `PromptError` for a prompt that does not fit the context or holds ids that are no tokens.
+    `seeds`, one per prompt, replace `settings.seed` + i. `trajectories` records each (`GenerationResult.trajectory`).
+    Raises `PromptError` for a prompt that does not fit the context or holds ids that are no tokens, `ConfigError` for
+    trajectories of a decoder that has none.
     """
     settings = settings if settings is not None else GenerationConfig()
+    if trajectories:
+        check_recordable(decoder)
     prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]
     limits = [length_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
     seeds = seeds if seeds is not None else range(settings.seed, settings.seed + len(prompts))
@@ -93,7 +98,7 @@ def generate(
     for first in range(0, len(prompts), settings.batch_size):
         batch = range(first, min(first + settings.batch_size, len(prompts)))
         drawn = [seeds[i] for i in batch]
-        rows = _Batch(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion)
+        rows = _Batch(model, tokenizer, decoder, settings, on_event, batch, drawn, on_completion, trajectories)
         completions += rows.complete([prompts[i] for i in batch], [limits[i] for i in batch])
     return completions
 
@@ -117,9 +122,11 @@ class _Batch:
         batch: range,
         seeds: Sequence[int],
         on_completion: OnCompletion | None,
+        trajectories: bool,
     ) -> None:
         self.model, self.tokenizer, self.decoder, self.settings = model, tokenizer, decoder, settings
         self.on_event, self.batch, self.seeds, self.on_completion = on_event, batch, seeds, on_completion
+        self.trajectories = trajectories
         self.steps: dict[int, list[Step]] = {i: [] for i in range(len(batch))}
         self.eos = frozenset() if settings.ignore_eos else eos_ids(model, tokenizer)
         self.detokenizers: list[IncrementalDetokenizer] = []
@@ -145,6 +152,8 @@ class _Batch:
             observe=self._observe if observing else None,
             debug=self.settings.debug,
         )
+        for row in [*state.joining, *state.rows] if self.trajectories else []:
+            row.recorder = recorder_for(self.decoder, len(row.tokens))
         state.prefill()
         self.prefilled = time.perf_counter() - self.began
         run(self.decoder, state)
@@ -170,7 +179,9 @@ class _Batch:
         if ending is None:
             return False
         stats = stats_of(row, len(ending.tokens), time.perf_counter() - self.began, self.prefilled)
-        result = GenerationResult(ending.tokens, ending.text, ending.reason, stats, self.steps[row.index])
+        result = GenerationResult(
+            ending.tokens, ending.text, ending.reason, stats, self.steps[row.index], row.trajectory()
+        )
         self.done[row.index] = result
         self._send(Event(self.batch[row.index], "end"))
         if self.on_completion is not None:

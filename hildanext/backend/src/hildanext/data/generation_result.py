@@ -64,9 +64,11 @@ class GenerationResult:
     stats: GenerationStats
     trace: list[Any] = field(default_factory=list)
     """`decoding.state.Step` by step, where they were asked for; `decoding.trace.trace_record` writes them out."""
+    trajectory: Any = None
+    """`decoding.trajectory.Trajectory`, where it was asked for."""
 
     def to_record(self) -> dict[str, Any]:
-        """Everything but the trace, in JSON types."""
+        """Everything but the trace and the trajectory, in JSON types."""
         return {
             "text": self.text,
             "tokens": self.tokens,

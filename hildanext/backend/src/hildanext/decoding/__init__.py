@@ -4,12 +4,14 @@ In reading order:
 
 - `base`: what a decoder is (`Canvas` in, `Edit` out), and the one loop that runs it (`run`, `step`);
 - `threshold_edit`: the first member, where masks are filled and written tokens edited;
+- `ordered`: a fixed number of masks a step, in one of `orders`;
 - `s2d2`: drafts of a block that the model's own block-size-1 mode (`block_size_one`) confirms;
 - `sequence`: a document that is being written, and a record of what a forward did to it;
 - `feed_plan`: which tokens of it go into a forward;
 - `commit`: where and when a finished block's keys and values are committed;
 - `state`: the model's side, which does these three for many rows at once;
 - `per_row`: rows with decoders of their own in one forward;
+- `trajectory`: what was written, as arrays to learn from;
 - `detokenizer` and `trace`: what is shown of it.
 
 From logits to a candidate: `hildanext.models.sampling`.
@@ -23,11 +25,13 @@ from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build
 from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
 from hildanext.decoding.exact.policy import ExactConfig
+from hildanext.decoding.ordered import Ordered
 from hildanext.decoding.s2d2 import S2D2
 from hildanext.decoding.threshold_edit import ThresholdEdit
 
 DECODERS: dict[str, type[Decoder]] = {
     "threshold_edit": ThresholdEdit,
+    "ordered": Ordered,
     "s2d2": S2D2,
 }
 
@@ -132,6 +136,7 @@ __all__ = [
     "Denoiser",
     "Edit",
     "ExactConfig",
+    "Ordered",
     "ThresholdEdit",
     "decoder_section",
     "make_decoder",

@@ -4,13 +4,25 @@ State that changes travels in values (`Canvas`, `Edit`), never in the algorithm,
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from hildanext.models.sampling import law
+
+
+class RowFacts(NamedTuple):
+    """What the host knows of a row of a canvas."""
+
+    seed: int
+    start: int
+    """Position of the active block in the document."""
+    recorded: bool
+    """Whether somebody wants to know how likely its tokens were."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,8 @@ class Canvas:
     """One draw from [0, 1) for each position, the same in every step: what sampling may use."""
     checks: Int[Tensor, " batch"]
     """Forwards the block has had whose input held no mask."""
+    rows: tuple[RowFacts, ...] = ()
+    """Of each row; empty where nobody asks for streams of their own, nor for records."""
 
     @property
     def editable(self) -> Bool[Tensor, "batch block"]:
@@ -59,6 +73,20 @@ class Canvas:
 
 
 @dataclass(frozen=True)
+class Chances:
+    """How likely what a forward wrote was by the law it was drawn from (`models.sampling.law`), in nats and fp64; 0
+    where nothing was written, and in rows that are not recorded."""
+
+    logp: Float[Tensor, "batch block"]
+    entropy: Float[Tensor, "batch block"]
+    """Of that law."""
+
+
+Sampling = tuple[float, float | None, int | None]
+"""Temperature, top-p and top-k."""
+
+
+@dataclass(frozen=True)
 class Edit:
     """What one forward changes."""
 
@@ -69,6 +97,8 @@ class Edit:
     these are none, for which the step is refused)."""
     final: Bool[Tensor, " batch"]
     """True for a row whose block is finished once this edit is applied."""
+    chances: Chances | None = None
+    """Where a row of the canvas is recorded."""
 
 
 EditRule = Callable[[Tensor, Tensor, Canvas], Edit]
@@ -112,6 +142,17 @@ class Decoder:
     window = 0
     """Finished blocks that may still change; their text is not shown yet."""
 
+    @property
+    def sampling(self) -> Sampling | None:
+        """What a written token is drawn by. None where no one law describes it, so that nothing can be recorded."""
+        return None
+
+    @property
+    def biased(self) -> bool:
+        """Whether which positions are written depends on what was drawn: log p of a token is then not that of the
+        action."""
+        return True
+
     def needs(self, canvas: Canvas) -> Bool[Tensor, "batch block"]:
         """Positions whose logits `edit` will read."""
         return canvas.masked | canvas.editable
@@ -123,6 +164,20 @@ class Decoder:
     def verify(self, edit: Edit, canvas: Canvas, causal_logits: CausalLogits) -> Edit:
         """What is written of an edit; the denoiser's `causal_logits` may be asked about it first."""
         return edit
+
+    def chances(
+        self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas, edit: Edit
+    ) -> Chances:
+        """How likely the tokens were that recorded rows write; `logits` at `where`, as `edit` had them."""
+        assert self.sampling is not None, "no law describes what this decoder writes"
+        recorded = torch.tensor([row.recorded for row in canvas.rows], device=where.device)
+        written = edit.write & recorded[:, None]
+        assert not (written & ~where).any(), "a token was written without its logits"
+        probability = law(logits[written[canvas.places(where)]], *self.sampling)
+        logp = probability.gather(-1, edit.tokens[written][:, None])[:, 0].log()
+        nothing = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
+        entropy = torch.special.entr(probability).sum(-1)
+        return Chances(nothing.masked_scatter(written, logp), nothing.masked_scatter(written, entropy))
 
     def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
         """A step has finished the blocks of `rows`; what is revised here is revised before their text is looked at."""
@@ -137,8 +192,11 @@ def run(decoder: Decoder, denoiser: Denoiser) -> None:
 def step(decoder: Decoder, denoiser: Denoiser, canvas: Canvas) -> list[int]:
     """One forward and what follows from it; the rows whose block it finished. The engine calls this one, too."""
     where = canvas.read(decoder.needs(canvas))
-    edit = decoder.edit(denoiser.logits(where), where, canvas)
-    finished = denoiser.write(decoder.verify(edit, canvas, denoiser.causal_logits))
+    logits = denoiser.logits(where)
+    edit = decoder.verify(decoder.edit(logits, where, canvas), canvas, denoiser.causal_logits)
+    if any(row.recorded for row in canvas.rows):
+        edit = replace(edit, chances=decoder.chances(logits, where, canvas, edit))
+    finished = denoiser.write(edit)
     if finished:
         decoder.after_block(denoiser, finished)
     return finished

@@ -1,13 +1,13 @@
 """Rows with decoders of their own in one forward: each row is decided by its decoder as if it were alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hildanext.core.runtime import send
-from hildanext.decoding.base import Canvas, CausalLogits, Decoder, Denoiser, Edit
+from hildanext.decoding.base import Canvas, CausalLogits, Chances, Decoder, Denoiser, Edit, RowFacts
 
 
 class PerRow(Decoder):
@@ -23,20 +23,16 @@ class PerRow(Decoder):
         if len(self.groups) == 1:
             return next(iter(self.groups)).needs(canvas)
         where = torch.zeros_like(canvas.masked)
-        for decoder, rows in self._rows(canvas):
-            where[rows] = decoder.needs(_part(canvas, rows))
+        for decoder, rows, own in self._parts(canvas):
+            where[rows] = decoder.needs(own)
         return where
 
     def edit(self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas) -> Edit:
         if len(self.groups) == 1:
             return next(iter(self.groups)).edit(logits, where, canvas)
         parts = []
-        for decoder, rows in self._rows(canvas):
-            own = _part(canvas, rows)
-            if where.device.type != "cpu" and where is canvas.every:
-                needed, chosen = own.every, logits.unflatten(0, where.shape)[rows].flatten(0, 1)
-            else:
-                needed, chosen = where[rows], logits[torch.isin(where.nonzero()[:, 0], rows)]
+        for decoder, rows, own in self._parts(canvas):
+            chosen, needed = _logits_of(logits, where, canvas, rows, own)
             parts.append((rows, decoder.edit(chosen, needed, own)))
         return _whole(canvas, parts)
 
@@ -44,10 +40,23 @@ class PerRow(Decoder):
         if all(type(decoder).verify is Decoder.verify for decoder in self.groups):
             return edit
         parts = []
-        for decoder, rows in self._rows(canvas):
-            own = Edit(edit.write[rows], edit.tokens[rows], edit.confidence[rows], edit.final[rows])
-            parts.append((rows, decoder.verify(own, _part(canvas, rows), _among(causal_logits, canvas, rows))))
+        for decoder, rows, own in self._parts(canvas):
+            parts.append((rows, decoder.verify(_edit_of(edit, rows), own, _among(causal_logits, canvas, rows))))
         return _whole(canvas, parts)
+
+    def chances(
+        self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas, edit: Edit
+    ) -> Chances:
+        if len(self.groups) == 1:
+            return next(iter(self.groups)).chances(logits, where, canvas, edit)
+        nothing = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
+        whole = Chances(nothing, nothing.clone())
+        for decoder, rows, own in self._parts(canvas):
+            if any(row.recorded for row in own.rows):
+                chosen, needed = _logits_of(logits, where, canvas, rows, own)
+                part = decoder.chances(chosen, needed, own, _edit_of(edit, rows))
+                whole.logp[rows], whole.entropy[rows] = part.logp, part.entropy
+        return whole
 
     def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
         for decoder, own in self.groups.items():
@@ -55,9 +64,25 @@ class PerRow(Decoder):
             if finished:
                 decoder.after_block(denoiser, finished)
 
-    def _rows(self, canvas: Canvas) -> list[tuple[Decoder, Tensor]]:
-        device = canvas.tokens.device
-        return [(decoder, send(rows, device)) for decoder, rows in self.groups.items()]
+    def _parts(self, canvas: Canvas) -> Iterator[tuple[Decoder, Tensor, Canvas]]:
+        """Each decoder, its rows and the canvas of these."""
+        for decoder, numbers in self.groups.items():
+            rows = send(numbers, canvas.tokens.device)
+            facts = tuple(canvas.rows[number] for number in numbers) if canvas.rows else ()
+            yield decoder, rows, _part(canvas, rows, facts)
+
+
+def _logits_of(
+    logits: Tensor, where: Tensor, canvas: Canvas, rows: Tensor, own: Canvas
+) -> tuple[Float[Tensor, "rows vocab"], Bool[Tensor, "batch block"]]:
+    """The logits of some rows, and where in the canvas of these they are."""
+    if where.device.type != "cpu" and where is canvas.every:
+        return logits.unflatten(0, where.shape)[rows].flatten(0, 1), own.every
+    return logits[torch.isin(where.nonzero()[:, 0], rows)], where[rows]
+
+
+def _edit_of(edit: Edit, rows: Tensor) -> Edit:
+    return Edit(edit.write[rows], edit.tokens[rows], edit.confidence[rows], edit.final[rows])
 
 
 def _among(causal_logits: CausalLogits, canvas: Canvas, rows: Tensor) -> CausalLogits:
@@ -86,7 +111,7 @@ def _whole(canvas: Canvas, parts: Sequence[tuple[Tensor, Edit]]) -> Edit:
     return whole
 
 
-def _part(canvas: Canvas, rows: Tensor) -> Canvas:
+def _part(canvas: Canvas, rows: Tensor, facts: tuple[RowFacts, ...]) -> Canvas:
     return Canvas(
-        canvas.tokens[rows], canvas.masked[rows], canvas.fixed[rows], canvas.uniform[rows], canvas.checks[rows]
+        canvas.tokens[rows], canvas.masked[rows], canvas.fixed[rows], canvas.uniform[rows], canvas.checks[rows], facts
     )

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hildanext.decoding.base import Canvas, Edit
+from hildanext.decoding.base import Canvas, Edit, RowFacts
+from hildanext.decoding.trajectory import Recorder, Trajectory
 from hildanext.kv_cache import BlockCache
 
 Kind = Literal["denoise", "revise", "exact"]
@@ -39,6 +40,19 @@ class SequenceState:
     commit: int = 0
     revise: int = 0
     edits: int = 0
+    seed: int = 0
+    recorder: Recorder | None = None
+    """What it writes is recorded; None: not."""
+
+    @property
+    def facts(self) -> RowFacts:
+        return RowFacts(self.seed, self.start, self.recorder is not None)
+
+    def trajectory(self) -> Trajectory | None:
+        """Of its final blocks, where it was recorded. The host waits for the tokens."""
+        if self.recorder is None:
+            return None
+        return self.recorder.trajectory(self.tokens[: self.start].tolist(), self.prompt)
 
     @property
     def cached(self) -> int:

@@ -19,6 +19,7 @@ from hildanext.decoding.block_size_one import block_size_one_logits
 from hildanext.decoding.commit import Commit, CommitPolicy
 from hildanext.decoding.feed_plan import Feed, active_blocks, prompt_pieces, revised_blocks
 from hildanext.decoding.sequence import SequenceState, Step, steps
+from hildanext.decoding.trajectory import record
 from hildanext.kv_cache import BlockCache, CachedAttention, positions_of, rows_of
 from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention
@@ -79,6 +80,7 @@ class DecodeState:
             uniforms(seed, capacity).to(model.device, non_blocking=True),
             torch.zeros(capacity // self.block + 1, hidden, dtype=model.dtype, device=model.device),
             BlockCache.of(model, capacity, self.debug) if self.cached else None,
+            seed=seed,
         )
 
     def add(self, row: SequenceState) -> None:
@@ -127,7 +129,7 @@ class DecodeState:
         self._places = facts[:, :1] + self._offset
         fixed = self._places < facts[:, 1:2]
         masked = (tokens == self.card.mask_id) & ~fixed
-        self._canvas = Canvas(tokens, masked, fixed, uniform, facts[:, 2])
+        self._canvas = Canvas(tokens, masked, fixed, uniform, facts[:, 2], tuple(row.facts for row in self.rows))
         return self._canvas
 
     def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
@@ -163,6 +165,8 @@ class DecodeState:
         if self.observe is not None:
             for taken in steps(self.rows, canvas, edit, self._places, "denoise"):
                 self.observe(taken)
+        if edit.chances is not None:
+            record([(row.recorder, row.start) for row in self.rows], canvas, edit, edit.chances)
         finished = []
         for number, (row, tokens, (final, had_masks, wrote, edited, _)) in enumerate(
             zip(self.rows, written, flags, strict=True)

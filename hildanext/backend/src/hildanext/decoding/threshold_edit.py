@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
-from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, fill_above
+from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, Sampling, fill_above
 from hildanext.models.sampling import candidates
 
 
@@ -50,6 +50,10 @@ class ThresholdEdit(Decoder):
     def __post_init__(self) -> None:
         if self.window > 0 and self.tau_edit is None:
             raise ConfigError("window edits finished blocks but tau_edit is off", "give tau_edit, or window 0")
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.temperature, self.top_p, self.top_k
 
     def needs(self, canvas: Canvas) -> Bool[Tensor, "batch block"]:
         return canvas.masked if self.tau_edit is None else canvas.masked | canvas.editable

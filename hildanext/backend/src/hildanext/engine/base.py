@@ -38,6 +38,12 @@ class Cancelled(HildaError):
     status = 499
 
 
+class EngineBusy(HildaError):
+    """What was asked of the engine cannot be while it answers requests."""
+
+    status = 409
+
+
 class EngineFailed(HildaError):
     """The engine cannot answer any more, or an answer of an engine elsewhere makes no sense."""
 
@@ -65,6 +71,8 @@ class Request:
     """From submission on; what is not whole by then fails with `DeadlineExceeded`."""
     steps: bool = False
     """Send a `Stepped` for every forward."""
+    trajectory: bool = False
+    """Record every action of the text and how likely it was (`RequestOutput.trajectory`): of a diffusion model here."""
     parent: bool = False
     """The autoregressive parent answers, not the diffusion model."""
     scores: bool = False
@@ -139,6 +147,8 @@ class RequestOutput(GenerationResult):
     edits_supported: bool = True
     scores: tuple[TokenScore, ...] | None = None
     """Of the prompt's tokens and the answer's, where they were asked for."""
+    weights: int = 0
+    """Version of the weights that wrote it: how often they had changed under the engine."""
 
     def to_record(self) -> dict[str, Any]:
         record = super().to_record()

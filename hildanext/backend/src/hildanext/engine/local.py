@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -24,12 +24,14 @@ from hildanext.core.errors import ConfigError, HildaError, LogitsNotFinite, Prom
 from hildanext.core.runtime import RuntimeConfig, available_memory
 from hildanext.data.chat_template import opens_answers
 from hildanext.decoding import Decoder, ExactConfig, make_method
-from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces, special_ids
+from hildanext.decoding.trajectory import check_recordable
+from hildanext.detokenization import TokenCells, special_ids
 from hildanext.engine.base import (
     Cancelled,
     Cell,
     DeadlineExceeded,
     Engine,
+    EngineBusy,
     EngineFacts,
     EngineFailed,
     EngineLoad,
@@ -40,10 +42,9 @@ from hildanext.engine.base import (
     RequestOutput,
     Sink,
     Started,
-    TokenScore,
 )
 from hildanext.engine.exact_runner import PREFIX_BLOCK, ExactRunner
-from hildanext.engine.local_models import LocalModels
+from hildanext.engine.local_models import LocalModels, told_scores
 from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Runner, Totals, step_all
 from hildanext.engine.scheduler import Admission, Scheduler
 from hildanext.exact import ExactStats, LoadedDrafter, only_exact
@@ -151,7 +152,7 @@ class LocalEngine(Engine):
         self.parent_tokenizer = models.parent_tokenizer
         self.token_bytes = bytes_per_token(models.first.causal_lm)
         self.limit_bytes = _cache_limit(settings, models.first.device)
-        self.totals = Totals()
+        self.totals, self.weights = Totals(), 0
         self._build_runners(parent_name or "parent", threads)
         self._facts = EngineFacts(
             engine="transformers",
@@ -245,6 +246,8 @@ class LocalEngine(Engine):
             raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
         limit = length_limit(self.models.asked(request)[0], len(prompt), request.max_new_tokens)
         decoder = make_method(self.models.section(request))
+        if request.trajectory:
+            check_recordable(None if request.parent or request.scores else decoder)
         size = self._cache_bytes(request, decoder, limit)
         if size > self.limit_bytes:
             raise PromptError(
@@ -268,6 +271,23 @@ class LocalEngine(Engine):
             self._live[state.id] = state
             self._changed.notify_all()
         return EngineTicket(self, state)
+
+    def weights_changed(self) -> int:
+        """Tell that the model's weights are others now, or hold still until they are: every kept prefix is dropped.
+
+        Returns their new version, which answers carry. Raises `EngineBusy` while requests run or wait, `ConfigError`
+        for a model that computes with copies of its weights.
+        """
+        self.models.check_changeable()
+        with self._changed:
+            if self._live:
+                raise EngineBusy(
+                    f"the weights changed while {len(self._live)} requests run or wait", "let them end, or cancel them"
+                )
+            for prefixes in (self.prefixes, self.exact_prefixes):
+                prefixes.shrink(0)
+            self.weights += 1
+            return self.weights
 
     def close(self, drain_seconds: float = 0.0) -> None:
         with self._changed:
@@ -398,6 +418,7 @@ class LocalEngine(Engine):
     def _finish(self, state: RequestState) -> None:
         assert state.ending is not None
         now = time.perf_counter()
+        tokenizer = self.models.asked(state.request)[1]
         answer = RequestOutput(
             text=state.ending.text,
             tokens=state.ending.tokens,
@@ -405,10 +426,12 @@ class LocalEngine(Engine):
             prompt_tokens=len(state.prompt),
             cached_tokens=state.cached,
             stats=state.stats(),
+            trajectory=state.row.trajectory() if state.row is not None else None,
             queue_seconds=state.started - state.submitted,
             first_piece_seconds=(state.first_piece or now) - state.submitted,
             seconds=now - state.submitted,
-            scores=self._scores(state, state.ending.tokens) if state.request.scores else None,
+            scores=told_scores(tokenizer, state.prompt, state.ending, state.scores) if state.request.scores else None,
+            weights=self.weights,
         )
         self._let_go(state, state.ending.reason)
         with self._changed:
@@ -417,21 +440,6 @@ class LocalEngine(Engine):
             if isinstance(answer.stats, ExactStats):
                 self._drafted = ExactStats.total([self._drafted, answer.stats])
         state.sink(Finished(answer))
-
-    def _scores(self, state: RequestState, answer: Sequence[int]) -> tuple[TokenScore, ...]:
-        """Of the prompt's tokens and the answer's, as text."""
-        assert state.ending is not None
-        tokenizer = self.models.asked(state.request)[1]
-        of_prompt, of_answer = Detokenizer(tokenizer), Detokenizer(tokenizer, state.prompt)
-        texts = cut_pieces(of_prompt.raws(state.prompt), of_prompt.text(state.prompt))
-        texts += cut_pieces(of_answer.raws(answer), state.ending.text)
-        tokens, cells = [*state.prompt, *answer], TokenCells(tokenizer, state.prompt)
-        told = [TokenScore(texts[0][0], None, texts[0][1])]
-        # What was drawn behind a stop is not told.
-        for at, (score, own) in enumerate(zip(state.scores, texts[1:], strict=False), start=1):
-            best = own if score.best == tokens[at] else cells.shown(at, score.best)
-            told.append(TokenScore(own[0], score.logprob, own[1], best[0], score.best_logprob, best[1]))
-        return tuple(told)
 
     def _fail(self, state: RequestState, error: HildaError) -> None:
         kinds: Mapping[type, str] = {Cancelled: "cancelled", DeadlineExceeded: "deadline"}

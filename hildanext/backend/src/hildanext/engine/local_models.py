@@ -1,6 +1,7 @@
 """The models of our own engine: who is asked by a request, with which words, and how much room its text needs."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +13,15 @@ from hildanext.core.json_text import check_prompt_text
 from hildanext.core.runtime import Runtime
 from hildanext.data.chat_template import encode_chat
 from hildanext.decoding import DIFFUSION_MODES, EXACT, decoder_section
-from hildanext.engine.base import Request
+from hildanext.decoding.detokenizer import Stop
+from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces
+from hildanext.engine.base import Request, TokenScore
 from hildanext.exact import LoadedDrafter
 from hildanext.inference import checked_prompt
+from hildanext.likelihood.next_token import NextToken
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.drafter import Drafter
+from hildanext.models.packed_linear import PackedLinear
 from hildanext.runtimes.onnx_blocks import OnnxDiffusion
 from hildanext.runtimes.onnx_parent import OnnxParent
 from hildanext.tokenization import encode_prompt, same_words
@@ -69,6 +74,16 @@ class LocalModels:
             self.drafter = LoadedDrafter(name, drafter, self.parent_tokenizer, None, runtime)
         return self.drafter
 
+    def check_changeable(self) -> None:
+        """Raises `ConfigError` where who answers first computes with copies of the weights, which would stay behind."""
+        first = self.first
+        exported = isinstance(first, OnnxDiffusion | OnnxParent)
+        if exported or any(isinstance(part, PackedLinear) for part in first.causal_lm.modules()):
+            raise ConfigError(
+                f"the engine computes with copies of the weights ({'an exported model' if exported else 'packed'})",
+                "make a LocalEngine of the model that is trained, or open another one of the new weights",
+            )
+
     def section(self, request: Request) -> dict[str, Any]:
         """Of its decoder; the usual mode's where it names none."""
         return dict(request.decoder) if request.decoder else decoder_section(self.modes[0])
@@ -109,3 +124,19 @@ class LocalModels:
         if tokenizer is self.tokenizer and self.model is not None and self.model.card.mask_id in ids:
             raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
         return checked_prompt(asked, tokenizer, ids)
+
+
+def told_scores(
+    tokenizer: Any, prompt: Sequence[int], ending: Stop, scores: Sequence[NextToken]
+) -> tuple[TokenScore, ...]:
+    """Of the prompt's tokens and the answer's, as text; `scores` are those of the document's from the second on."""
+    of_prompt, of_answer = Detokenizer(tokenizer), Detokenizer(tokenizer, prompt)
+    texts = cut_pieces(of_prompt.raws(prompt), of_prompt.text(prompt))
+    texts += cut_pieces(of_answer.raws(ending.tokens), ending.text)
+    tokens, cells = [*prompt, *ending.tokens], TokenCells(tokenizer, prompt)
+    told = [TokenScore(texts[0][0], None, texts[0][1])]
+    # What was drawn behind a stop is not told.
+    for at, (score, own) in enumerate(zip(scores, texts[1:], strict=False), start=1):
+        best = own if score.best == tokens[at] else cells.shown(at, score.best)
+        told.append(TokenScore(own[0], score.logprob, own[1], best[0], score.best_logprob, best[1]))
+    return tuple(told)

@@ -22,6 +22,7 @@ from hildanext.decoding.per_row import PerRow
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
 from hildanext.decoding.trace import step_record
+from hildanext.decoding.trajectory import recorder_for
 from hildanext.detokenization import TokenCells
 from hildanext.engine.base import Piece, Request, Sink, Stepped
 from hildanext.engine.scheduler import Schedulable
@@ -127,6 +128,8 @@ class DiffusionRunner:
         if request.row is None:
             spec = request.request
             request.row = self.state.row(request.prompt, request.limit, spec.seed, request.id)
+            if spec.trajectory:
+                request.row.recorder = recorder_for(request.decoder, len(request.row.tokens))
             eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)
             request.detokenizer = IncrementalDetokenizer(self.tokenizer, request.prompt, eos, spec.stop, request.show)
             self._adopt(request, request.row)

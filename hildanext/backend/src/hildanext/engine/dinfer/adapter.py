@@ -178,6 +178,8 @@ class DInferEngine(Engine):
         """Raise `ConfigError` for what dInfer would ignore."""
         if request.parent:
             raise ConfigError("the engine dinfer has no autoregressive parent", "leave parent out")
+        if request.trajectory:
+            raise ConfigError("the engine dinfer tells no trajectory", "use the engine local, or leave out trajectory")
         section: dict[str, Any] = plain(make_decoder(dict(request.decoder))) if request.decoder else {}
         fixed = {"tau_mask": self.threshold, "temperature": 0.0, "tau_cautious": None, "top_p": None, "top_k": None}
         for name, value in fixed.items():

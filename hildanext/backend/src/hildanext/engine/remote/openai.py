@@ -216,6 +216,8 @@ class OpenAIEngine(Engine):
             raise ConfigError("a request has one of prompt, messages and tokens", f"this one has {sum(sources)}")
         if request.scores:
             raise ConfigError("a server elsewhere is asked for no likelihoods", "use the engine local")
+        if request.trajectory:
+            raise ConfigError("a server elsewhere tells no trajectory", "use the engine local, or leave out trajectory")
         if request.parent and self.server.parent is None:
             raise ConfigError("this engine has no autoregressive parent", "name one that the server has")
         for text in (request.prompt or "", *(message.content for message in request.messages), *request.stop):
