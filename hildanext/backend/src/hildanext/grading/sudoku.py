@@ -17,13 +17,12 @@ CELLS = 16
 def grids() -> tuple[str, ...]:
     """All 288 full grids: every row, column and quarter holds 1 to 4 once. In order."""
     rows = ["".join(row) for row in permutations("1234")]
-    return tuple("".join(four) for four in product(rows, repeat=4) if _is_full("".join(four)))
+    halves = [upper + lower for upper, lower in product(rows, repeat=2) if set(upper[:2]) == set(lower[2:])]
+    return tuple(top + bottom for top, bottom in product(halves, repeat=2) if _has_full_columns(top + bottom))
 
 
-def _is_full(grid: str) -> bool:
-    columns = (grid[column::4] for column in range(4))
-    quarters = (grid[at : at + 2] + grid[at + 4 : at + 6] for at in (0, 2, 8, 10))
-    return all(len(set(cells)) == 4 for cells in (*columns, *quarters))
+def _has_full_columns(grid: str) -> bool:
+    return all(len(set(grid[column::4])) == 4 for column in range(4))
 
 
 def keeps(grid: str, puzzle: str) -> bool:
@@ -34,7 +33,17 @@ def keeps(grid: str, puzzle: str) -> bool:
 @lru_cache(maxsize=4096)
 def solutions(puzzle: str) -> tuple[str, ...]:
     """Every full grid that keeps the givens."""
-    return tuple(grid for grid in grids() if keeps(grid, puzzle))
+    left = (1 << len(grids())) - 1
+    for cell, digit in enumerate(puzzle):
+        if digit != "0":
+            left &= _with(cell, digit)
+    return tuple(grid for number, grid in enumerate(grids()) if left >> number & 1) if left else ()
+
+
+@cache
+def _with(cell: int, digit: str) -> int:
+    """Which grids have the digit in the cell: bit i is grid i."""
+    return sum(1 << number for number, grid in enumerate(grids()) if grid[cell] == digit)
 
 
 def share_right(grid: str, puzzle: str, solved: Sequence[str]) -> float:
