@@ -276,7 +276,9 @@ class TestMath:
         answers = [r"\boxed{2+2}", r"\boxed{1+x}", r"\boxed{5}", "4"]
         assert reward.score(rows, answers) == [1.0, 1.0, 0.0, 0.0]
         reward._algebra.seconds = 1.0
-        assert reward.score([{"answer": "4"}] * 2, [r"\boxed{10000000000!}", r"\boxed{2+2}"]) == [0.0, 1.0]
+        assert reward.score([{"answer": "4"}], [r"\boxed{10000000000!}"]) == [0.0]
+        reward._algebra.seconds = 60.0  # its program starts anew, on a machine that may be busy
+        assert reward.score([{"answer": "4"}], [r"\boxed{2+2}"]) == [1.0]
 
     def test_without_math_verify_its_rule_is_refused(self, monkeypatch):
         monkeypatch.setattr(computer_algebra, "installed_version", lambda: None)
