@@ -29,6 +29,7 @@ FAMILIES = {
     "hildanext.data.sources": ("SOURCES", "hildanext.data.sources.base", "Source"),
     "hildanext.data.sources.chat": ("CHATS", "hildanext.data.sources.chat.base", "ChatSource"),
     "hildanext.data.causal_graphs": ("EXTRACTORS", "hildanext.data.causal_graphs.base", "Extractor"),
+    "hildanext.data.problems": ("PROBLEMS", "hildanext.data.problems.base", "ProblemSet"),
     "hildanext.losses": ("LOSSES", "hildanext.losses.base", "TokenLoss"),
     "hildanext.decoding": ("DECODERS", "hildanext.decoding.base", "Decoder"),
     "hildanext.decoding.orders": ("ORDERS", "hildanext.decoding.orders.base", "Order"),

@@ -84,5 +84,9 @@ class LogitsNotFinite(NumericsError):
         self.rows = frozenset(rows)
 
 
+class RewardError(HildaError):
+    """A reward that does not keep its word: too few scores, one that is no number, or one outside its range."""
+
+
 class SandboxError(HildaError):
     """Generated programs cannot be run here with the isolation that was asked for."""

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import DataError
-from hildanext.grading.base import Reward
+from hildanext.grading.answer_place import cut_at
+from hildanext.grading.base import Reward, Scores
 from hildanext.grading.sandbox.limits import Job, Limits, Verdict
 from hildanext.grading.sandbox.run import Sandbox
 
@@ -25,8 +26,7 @@ _OPENING = re.compile(r"```(?:python3?|py)[ \t]*\r?\n", re.IGNORECASE)
 
 def cut_at_stops(completion: str, stops: Sequence[str] = STOPS) -> str:
     """The completion up to the first stop, which is left out."""
-    ends = [end for stop in stops if (end := completion.find(stop)) >= 0]
-    return completion[: min(ends)] if ends else completion
+    return cut_at(completion, stops)
 
 
 def defines(code: str, name: str) -> bool:
@@ -64,11 +64,16 @@ def assemble(problem: Mapping[str, Any], completion: str) -> str:
     return str(prompt[: signature.start()] if signature else prompt) + block
 
 
-def job_for(problem: Mapping[str, Any], completion: str) -> Job:
-    """What the sandbox is to do. Raises `DataError` where a row lacks a field."""
+def check_row(problem: Mapping[str, Any]) -> None:
+    """Raises `DataError` where a row lacks a field."""
     for field in ("prompt", "entry_point", "test"):
         if not isinstance(problem.get(field), str):
             raise DataError(f"a problem without {field!r}: {sorted(problem)}", "give rows of HumanEval")
+
+
+def job_for(problem: Mapping[str, Any], completion: str) -> Job:
+    """What the sandbox is to do. Raises `DataError` where a row lacks a field."""
+    check_row(problem)
     return Job(assemble(problem, completion), problem["entry_point"], problem["test"], setup=problem["prompt"])
 
 
@@ -90,7 +95,11 @@ class CodeReward(Reward):
     allow_unsafe_execution: bool = False
     """Run them where no isolation can be had: generated programs then act as your own user."""
 
-    def score(self, problems: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[float | None]:
+    def check(self, problem: Mapping[str, Any]) -> None:
+        """A row has `prompt`, `entry_point` and `test`, all of them text."""
+        check_row(problem)
+
+    def score(self, problems: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Scores:
         """Raises `SandboxError` where there is no isolation and unsafe execution is not allowed."""
         jobs = [job_for(problem, completion) for problem, completion in zip(problems, completions, strict=True)]
         sandbox = Sandbox(self.limits, self.allow_unsafe_execution)

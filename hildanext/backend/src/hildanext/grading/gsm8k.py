@@ -7,15 +7,16 @@ that numbers can be compared; train on `canonical`. All of them take time linear
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError, UnknownChoice
-from hildanext.grading.base import Reward
+from hildanext.grading.answer_place import END_OF_TEXT, cut_at
+from hildanext.grading.base import Reward, Scores
 
-STOPS = ("Question:", "</s>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>")
+STOPS = ("Question:", *END_OF_TEXT)
 """Where an answer ends: lm-evaluation-harness's stops, and the end-of-text tokens of the supported families."""
 
 LONGEST_LINE = 4096
@@ -41,8 +42,7 @@ def gold_answer(answer: str) -> str:
 
 def cut(completion: str, stops: Sequence[str] = STOPS) -> str:
     """The completion up to the first stop string, which is left out."""
-    ends = [end for stop in stops if (end := completion.find(stop)) >= 0]
-    return completion[: min(ends)] if ends else completion
+    return cut_at(completion, stops)
 
 
 def official(completion: str, gold: str) -> bool:
@@ -137,15 +137,20 @@ def canonical(completion: str, gold: str) -> bool:
     implies `canonical`. What follows the number is ignored, exponents and fractions included. No tolerance; a number
     of more than 30 digits is wrong. Raises `DataError` where `gold` is not a number.
     """
-    wanted = _decimal_at_start(gold)
-    if wanted is None:
-        raise DataError(f"the gold answer {gold[:80]!r} is not a number", "give the text after '####' of a GSM8K row")
+    wanted = _gold_number(gold)
     match = _OFFICIAL.search(completion)
     if match:
         return _decimal_at_start(match.group(1)) == wanted
     _, marker, rest = completion.partition("####")
     line = rest.lstrip("#")[:LONGEST_LINE].partition("\n")[0]
     return bool(marker) and _decimal_at_start(line) == wanted
+
+
+def _gold_number(gold: str) -> Decimal:
+    wanted = _decimal_at_start(gold)
+    if wanted is None:
+        raise DataError(f"the gold answer {gold[:80]!r} is not a number", "give the text after '####' of a GSM8K row")
+    return wanted
 
 
 def _decimal_at_start(text: str) -> Decimal | None:
@@ -176,8 +181,6 @@ class Gsm8kReward(Reward):
     Differs: ours; `canonical` reads more spellings than any published rule (see docs/rewards.md).
     """
 
-    highest: ClassVar[float] = 1.2
-
     rule: str = "canonical"
     format_weight: float = Field(default=0.1, ge=0, le=0.2)
     """At most a fifth of the answer's worth: beyond that the form is learnt and the answers are not."""
@@ -191,14 +194,28 @@ class Gsm8kReward(Reward):
                 "rule 'flexible' is no reward", "a bare number anywhere scores; use canonical, official or strict"
             )
 
-    def score(self, problems: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[float | None]:
+    @property
+    def highest(self) -> float:
+        return 1.0 + self.format_weight
+
+    def check(self, problem: Mapping[str, Any]) -> None:
+        """A row's `answer` ends with `#### N`."""
+        gold = self._gold(problem)
+        if self.rule == "canonical":
+            _gold_number(gold)
+
+    def score(self, problems: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Scores:
         """Each problem is a GSM8K row: its `answer` ends with `#### N`."""
-        scores: list[float | None] = []
+        scores: Scores = []
         for problem, completion in zip(problems, completions, strict=True):
-            if not isinstance(problem.get("answer"), str):
-                raise DataError(f"a GSM8K row without 'answer': {sorted(problem)}", "give rows of GSM8K")
             text = cut(completion, self.stops)
             well_formed = text.count("####") == 1 and _OFFICIAL.search(text) is not None
-            right = RULES[self.rule](text, gold_answer(problem["answer"]))
+            right = RULES[self.rule](text, self._gold(problem))
             scores.append(float(right) + self.format_weight * well_formed)
         return scores
+
+    @staticmethod
+    def _gold(problem: Mapping[str, Any]) -> str:
+        if not isinstance(problem.get("answer"), str):
+            raise DataError(f"a GSM8K row without 'answer': {sorted(problem)}", "give rows of GSM8K")
+        return gold_answer(problem["answer"])

@@ -8,7 +8,9 @@ their braces. `canonical` holds where `official` does, and for numbers that are 
 """
 
 import re
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 LONGEST = 2000
 """Characters of an answer that are looked at: a model can write without end."""
@@ -45,6 +47,13 @@ def stated(text: str) -> str | None:
     for line in text[-20 * LONGEST :].splitlines():
         sentence = _SENTENCE.search(line[-LONGEST:]) or sentence
     return sentence.group(1).strip().strip("$").strip() if sentence else None
+
+
+def gold_answer(row: Mapping[str, Any]) -> str | None:
+    """The `answer` of a row, or what its `solution` boxes; None where it has neither."""
+    if isinstance(row.get("answer"), str):
+        return str(row["answer"])
+    return boxed(row["solution"]) if isinstance(row.get("solution"), str) else None
 
 
 def official(answer: str | None, gold: str) -> bool:

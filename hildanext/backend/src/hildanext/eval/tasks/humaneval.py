@@ -9,6 +9,7 @@ from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
+from hildanext.data.problems.humaneval import INSTRUCTION
 from hildanext.eval.statistics import pass_at_k
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
 from hildanext.eval.tasks.records import Records, read_records, text_of
@@ -17,9 +18,6 @@ from hildanext.grading.sandbox.limits import Limits
 from hildanext.grading.sandbox.run import Sandbox
 
 KS = (1, 10, 100)
-INSTRUCTION = (
-    "Write a solution to the following problem and make sure that it passes the tests:\n```python\n{prompt}\n```\n"
-)
 
 
 @config

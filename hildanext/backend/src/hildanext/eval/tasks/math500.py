@@ -7,12 +7,11 @@ from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError, DataError
+from hildanext.data.problems.competition_math import INSTRUCTION
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
 from hildanext.eval.tasks.records import Record, Records, read_records, text_of
 from hildanext.grading import computer_algebra
-from hildanext.grading.math_answers import boxed, canonical, official, stated
-
-INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+from hildanext.grading.math_answers import boxed, canonical, gold_answer, official, stated
 
 MATH_VERIFY = "math_verify"
 
@@ -118,9 +117,8 @@ class Math500(WritingTask):
 
     def _gold(self, record: Record, name: str) -> str:
         """The `answer` column, or what the `solution` boxes."""
-        if isinstance(record.get("answer"), str):
-            return str(record["answer"])
-        answer = boxed(text_of(record, "solution", name))
+        answer = gold_answer(record)
         if answer is None:
+            text_of(record, "solution", name)
             raise DataError(f"{name} has neither 'answer' nor a boxed solution", "give rows of MATH or MATH-500")
         return answer
