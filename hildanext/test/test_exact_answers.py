@@ -136,6 +136,25 @@ def test_fifty_answers_of_a_named_checkpoint_are_its_parents() -> None:
         check(loaded, name, prompts, 64, expected)
 
 
+@pytest.mark.slow
+def test_fifty_answers_of_a_named_checkpoint_are_its_parents_at_one_row_in_bf16() -> None:
+    """Where the device's kernels leave rows alone; whoever shares the forward."""
+    folder = os.environ.get("HILDA_DRAFTS")
+    if not folder:
+        pytest.skip("HILDA_DRAFTS names no folder of draft adapters")
+    loaded = LoadedDrafter.open(folder, RuntimeConfig("cpu", "bf16", torch.get_num_threads()))
+    if loaded.placing(SETTINGS["all"]).fixed:
+        pytest.skip("in bf16 rows depend on each other here")
+    texts = [begin + end for begin in BEGINNINGS for end in ENDINGS][:50]
+    prompts = [encode_prompt(loaded.tokenizer, text) for text in texts]
+    alone = GenerationConfig(max_new_tokens=64, ignore_eos=True, batch_size=1)
+    placing = loaded.placing(SETTINGS["none"])
+    parents = generate_exact(loaded.drafter, loaded.tokenizer, prompts, SETTINGS["none"], alone, placing)
+    assert all(result.stats.forwards - result.stats.prefill_forwards == 64 for result in parents)
+    for name in ("all", "auto", "both"):
+        check(loaded, name, prompts, 64, [result.tokens for result in parents])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_the_parent_inside_a_trained_checkpoint_has_the_parents_logits_bit_for_bit(
     tmp_path, dtype: torch.dtype
