@@ -151,7 +151,7 @@ def test_rows_with_other_decoders_are_decided_as_if_alone():
     edit = together.edit(logits, where, canvas)
     begin = 0
     for row, decoder in enumerate(decoders):
-        one = _part(canvas, torch.tensor([row]))
+        one = _part(canvas, torch.tensor([row]), ())
         count = int(where[row].sum())
         alone = decoder.edit(logits[begin : begin + count], where[row : row + 1], one)
         begin += count
