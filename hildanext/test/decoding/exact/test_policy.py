@@ -57,6 +57,25 @@ def test_a_look_up_has_the_same_bound(name: str) -> None:
     assert ours <= parents * (1.0 + LOSS) * (1 + 1e-9)
 
 
+def test_what_earlier_texts_have_shown_is_asked_of_no_later_one_at_its_beginning() -> None:
+    """Drafts are always wrong, and the card promises nothing: the first text tries, the next ones begin as the
+    parent."""
+    placing = Placing(ExactConfig(), 3, (0.0, 0.0, 0.0), RowCosts({1: 1.0, 32: 2.0}))
+    rows = []
+    for _ in range(12):
+        stub = StubDrafter(lambda position, _: (position + 1) % 60, lambda anchor, place: 63, 3)
+        state, row = started(stub, placing, [0], 41)
+        while state.rows:
+            state.step()
+        rows.append(row.rows)
+    assert rows[0] > 40 and rows[-1] == 40
+    assert placing.right(row)[0] < 0.05
+    eager = Placing(ExactConfig(), 3, (0.0, 0.0, 0.0), RowCosts({1: 1.0, 32: 1.01}))
+    for _ in range(50):
+        eager.verdict(3, 3)
+    assert eager.right(row)[2] > 0.5, "what others have shown counts"
+
+
 def test_of_several_documents_each_keeps_its_account_by_what_a_shared_forward_costs() -> None:
     costs = RowCosts({1: 1.0, 4: 1.0, 5: 2.0, 32: 12.0})
     placing = Placing(ExactConfig(), 1, (0.6,), costs)

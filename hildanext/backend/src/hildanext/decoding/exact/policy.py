@@ -26,7 +26,8 @@ follow places at which the one before was wrong more often than those that the c
 EVERY = 8
 """Forwards of a row between two choices."""
 PROBE = 48
-"""Where drafts do not pay, one forward in so many drafts all the same, to notice a text that becomes easier."""
+"""Where drafts do not pay, one forward in so many drafts all the same, to notice a text that becomes easier; at the
+beginning of a text only while few texts have shown anything."""
 LOSS = 0.025
 """Share of the parent's time that drafting may cost by the table of costs; what the table does not see comes on top."""
 HORIZON = 64
@@ -126,7 +127,8 @@ class Placing:
             row.placement = self._fastest(row, rows)
         chosen = row.placement or PARENT
         probe = last_point(1) if self.config.uses_adapters else Placement(1, ())
-        if chosen.drafts == 0 and row.forwards % PROBE < 2 and self._affords(row, probe, rows):
+        asks = row.forwards % PROBE < 2 and (row.forwards >= PROBE or self._offered[0] < TRUST)
+        if chosen.drafts == 0 and asks and self._affords(row, probe, rows):
             return probe
         return chosen
 
