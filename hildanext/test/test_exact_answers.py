@@ -123,14 +123,19 @@ def _note(answers: dict[int, list[int]], at: int, event: object) -> None:
         answers[at] = []
 
 
-@pytest.mark.slow
-def test_fifty_answers_of_a_named_checkpoint_are_its_parents() -> None:
+def named_checkpoint(dtype: str) -> tuple[LoadedDrafter, list[list[int]]]:
+    """What `HILDA_DRAFTS` names, and fifty prompts for it. Skips the test where it names nothing."""
     folder = os.environ.get("HILDA_DRAFTS")
     if not folder:
         pytest.skip("HILDA_DRAFTS names no folder of draft adapters")
-    loaded = LoadedDrafter.open(folder, RuntimeConfig("cpu", "fp32", torch.get_num_threads()))
+    loaded = LoadedDrafter.open(folder, RuntimeConfig("cpu", dtype, torch.get_num_threads()))
     texts = [begin + end for begin in BEGINNINGS for end in ENDINGS][:50]
-    prompts = [encode_prompt(loaded.tokenizer, text) for text in texts]
+    return loaded, [encode_prompt(loaded.tokenizer, text) for text in texts]
+
+
+@pytest.mark.slow
+def test_fifty_answers_of_a_named_checkpoint_are_its_parents() -> None:
+    loaded, prompts = named_checkpoint("fp32")
     expected = parents_answers(loaded, prompts, 64, 10)
     for name in SETTINGS:
         check(loaded, name, prompts, 64, expected)
@@ -139,14 +144,9 @@ def test_fifty_answers_of_a_named_checkpoint_are_its_parents() -> None:
 @pytest.mark.slow
 def test_fifty_answers_of_a_named_checkpoint_are_its_parents_at_one_row_in_bf16() -> None:
     """Where the device's kernels leave rows alone; whoever shares the forward."""
-    folder = os.environ.get("HILDA_DRAFTS")
-    if not folder:
-        pytest.skip("HILDA_DRAFTS names no folder of draft adapters")
-    loaded = LoadedDrafter.open(folder, RuntimeConfig("cpu", "bf16", torch.get_num_threads()))
+    loaded, prompts = named_checkpoint("bf16")
     if loaded.placing(SETTINGS["all"]).fixed:
         pytest.skip("in bf16 rows depend on each other here")
-    texts = [begin + end for begin in BEGINNINGS for end in ENDINGS][:50]
-    prompts = [encode_prompt(loaded.tokenizer, text) for text in texts]
     alone = GenerationConfig(max_new_tokens=64, ignore_eos=True, batch_size=1)
     placing = loaded.placing(SETTINGS["none"])
     parents = generate_exact(loaded.drafter, loaded.tokenizer, prompts, SETTINGS["none"], alone, placing)

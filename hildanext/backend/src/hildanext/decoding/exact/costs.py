@@ -26,6 +26,7 @@ CONTEXT = 130
 MOST = 5
 """Drafts at a time, at most; larger forwards are extrapolated."""
 LOOKED_UP = (1, 2, 3, 5, 8, 11, 15, 31)
+"""Drafts at a time where they cost a row each."""
 
 
 def row_costs(network: Network, runtime: Runtime) -> RowCosts:
