@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent
 
 ROOMS = (
     "core grading masks diffusion tokenization detokenization data datasets models corruption ar kv_cache export "
-    "losses decoding runtimes inference exact facade likelihood trainer training engine wsd_stage0 drafts_stage0 "
+    "losses decoding runtimes inference exact facade likelihood trainer training engine rl wsd_stage0 drafts_stage0 "
     "sft_stage1 eval bench memory_plan report recipe jobs stages serve api commands cli"
 ).split()
 """Rooms and front doors in the order in which they may import, lowest first; `DESIGN.md` draws it."""
@@ -35,6 +35,9 @@ FAMILIES = {
     "hildanext.decoding.orders": ("ORDERS", "hildanext.decoding.orders.base", "Order"),
     "hildanext.likelihood": ("LIKELIHOODS", "hildanext.likelihood.base", "Likelihood"),
     "hildanext.grading": ("REWARDS", "hildanext.grading.base", "Reward"),
+    "hildanext.rl.advantages": ("ADVANTAGES", "hildanext.rl.advantages.base", "Advantage"),
+    "hildanext.rl.likelihoods": ("POLICY_LIKELIHOODS", "hildanext.rl.likelihoods.base", "PolicyLikelihood"),
+    "hildanext.rl.objectives": ("OBJECTIVES", "hildanext.rl.objectives.base", "Objective"),
     "hildanext.eval.tasks": ("TASKS", "hildanext.eval.tasks.base", "Task"),
 }
 

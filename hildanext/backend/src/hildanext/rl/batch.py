@@ -1,0 +1,136 @@
+"""The answers of one round of sampling, as arrays: what likelihoods, objectives and plugins are given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hildanext.decoding.trajectory import Trajectory
+from hildanext.models.checkpoint import save_tensors
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Answers in whole blocks, one document a row, filled up on the right. Rows of a group stand together, and share
+    their prompt.
+
+    Positions count from the document's beginning; `document` is 0 there and -1 in the filling.
+    """
+
+    tokens: Int[Tensor, "rows positions"]
+    """The final text, edits included, the terminal block untrimmed."""
+    document: Int[Tensor, "rows positions"]
+    position: Int[Tensor, "rows positions"]
+    prompt: Int[Tensor, " rows"]
+    """Tokens of the prompt."""
+    scored: Bool[Tensor, "rows positions"]
+    """The answer: up to and including its end of text, or up to its last token where it has none."""
+    after: Bool[Tensor, "rows positions"]
+    """Written behind the end of text, in the terminal block: actions and state for later steps, but no text."""
+    step: Int[Tensor, "rows positions"]
+    """Step of its block in which a mask was filled; -1 in prompt and filling, and everywhere where it is not known."""
+    logp: Float[Tensor, "rows positions"]
+    """Of the token that filled the mask, by the law it was drawn from, in nats; 0 elsewhere."""
+    entropy: Float[Tensor, "rows positions"]
+    """Of that law; 0 elsewhere."""
+    group: Int[Tensor, " rows"]
+    """Which problem of the round a row answers."""
+    edits: Int[Tensor, "edits 5"]
+    """Row, step of the block, position, old token, new token; in the order in which they were made."""
+
+    @property
+    def written(self) -> Bool[Tensor, "rows positions"]:
+        """Every position that the sampler filled."""
+        return self.scored | self.after
+
+    @property
+    def length(self) -> Int[Tensor, " rows"]:
+        """Tokens of each answer, its end of text among them."""
+        return self.scored.sum(-1)
+
+    @property
+    def traced(self) -> bool:
+        """Whether the steps are known in which the tokens were written."""
+        return bool((self.step[self.written] >= 0).all())
+
+    def rows(self, chosen: Sequence[int]) -> "RolloutBatch":
+        """Some of the rows, in the order given, cut to the longest of them."""
+        index = torch.tensor(list(chosen), dtype=torch.long)
+        parts: dict[str, Any] = {
+            part.name: getattr(self, part.name)[index] for part in fields(self) if part.name != "edits"
+        }
+        end = int((parts["document"] >= 0).sum(-1).max()) if len(index) else 0
+        parts = {name: part[:, :end].contiguous() if part.ndim == 2 else part for name, part in parts.items()}
+        place = {row: number for number, row in enumerate(chosen)}
+        kept = [[place[row], *rest] for row, *rest in self.edits.tolist() if row in place]
+        return RolloutBatch(**parts, edits=torch.tensor(kept, dtype=torch.long).reshape(-1, 5))
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors, whole or not at all."""
+        save_tensors({part.name: getattr(self, part.name).contiguous() for part in fields(self)}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "RolloutBatch":
+        return cls(**load_file(path))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer as an engine gave it: a trajectory, or tokens alone where the engine tells no more."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """The answer's, its end of text among them."""
+    text: str
+    ended: bool
+    """By its own end of text, not by the limit."""
+    forwards: int
+    weights: int
+    """Version of the weights that wrote it."""
+    trajectory: Trajectory | None = None
+
+
+def collate(answers: Sequence[Answer], group: Sequence[int], block_size: int, fill: int) -> RolloutBatch:
+    """One row for each answer. Where there is no trajectory, the terminal block holds `fill` behind the answer."""
+    documents = [_document(answer, block_size, fill) for answer in answers]
+    width = max(len(tokens) for tokens, _ in documents)
+    shape = len(answers), width
+    tokens, document = torch.full(shape, fill), torch.full(shape, -1)
+    position, step = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
+    scored, after = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    logp, entropy = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    edits: list[list[int]] = []
+    for row, (answer, (whole, trace)) in enumerate(zip(answers, documents, strict=True)):
+        first, end, stop = len(answer.prompt), len(answer.prompt) + len(answer.tokens), len(whole)
+        tokens[row, :stop], document[row, :stop] = torch.tensor(whole), 0
+        position[row, :stop] = torch.arange(stop)
+        scored[row, first:end], after[row, end:stop] = True, True
+        if trace is not None:
+            step[row, :stop], logp[row, :stop] = torch.from_numpy(trace.step), torch.from_numpy(trace.logp)
+            entropy[row, :stop] = torch.from_numpy(trace.entropy)
+            edits += [[row, *edit] for edit in trace.edits.tolist()]
+    return RolloutBatch(
+        tokens=tokens,
+        document=document,
+        position=position,
+        prompt=torch.tensor([len(answer.prompt) for answer in answers]),
+        scored=scored,
+        after=after,
+        step=step,
+        logp=logp,
+        entropy=entropy,
+        group=torch.tensor(list(group)),
+        edits=torch.tensor(edits, dtype=torch.long).reshape(-1, 5),
+    )
+
+
+def _document(answer: Answer, block_size: int, fill: int) -> tuple[list[int], Trajectory | None]:
+    if answer.trajectory is not None:
+        return answer.trajectory.tokens.tolist(), answer.trajectory
+    tokens = [*answer.prompt, *answer.tokens]
+    return [*tokens, *[fill] * (-len(tokens) % block_size)], None

@@ -1,0 +1,111 @@
+"""How the log-probability of an answer is asked for: looks at it with some tokens hidden, and what the model says there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hildanext.diffusion import NoisedBatch
+from hildanext.likelihood.masked_losses import hidden_states
+from hildanext.losses.linear_log_probs import linear_log_probs
+from hildanext.models.bidirectional import DiffusionModel
+from hildanext.rl.batch import RolloutBatch
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at every row of a batch. Data: drawn once and kept, so that every policy sees the same noise."""
+
+    masked: Bool[Tensor, "rows positions"]
+    """Shown as masks. What stands behind the text in its terminal block is masked too unless the look shows it."""
+    read: Bool[Tensor, "rows positions"]
+    """The masked tokens whose log-probability counts."""
+    weight: Float[Tensor, "rows positions"]
+    """Of each log-probability in the estimate; 0 where nothing is read."""
+    block_size: int
+    shown: Int[Tensor, "rows positions"] | None = None
+    """What visible tokens of the noisy copy are, where that is not the final text (edits come later)."""
+    labels: Int[Tensor, "rows positions"] | None = None
+    """The tokens that are read, where these are not the text's."""
+
+    def rows(self, chosen: Sequence[int], width: int) -> "Look":
+        """The same look at some of the rows, cut to `width` positions."""
+        index = torch.tensor(list(chosen), dtype=torch.long)
+        parts: dict[str, Any] = {
+            part.name: getattr(self, part.name)[index, :width].contiguous()
+            for part in fields(self)
+            if isinstance(getattr(self, part.name), Tensor)
+        }
+        return replace(self, **parts)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What looks say of each row's tokens."""
+
+    raw: Float[Tensor, "looks rows positions"]
+    """log p of what was read, in nats; 0 where nothing was. Carries the gradient."""
+    weight: Float[Tensor, "looks rows positions"]
+    length: Int[Tensor, " rows"]
+    """Tokens that the estimate is about."""
+    columns: int = 0
+    """Columns of the forwards, over all looks and rows."""
+
+    @property
+    def read(self) -> Bool[Tensor, "looks rows positions"]:
+        return self.weight != 0
+
+    @property
+    def sequence(self) -> Float[Tensor, " rows"]:
+        """The estimate of each row's log p."""
+        return (self.raw * self.weight).sum((0, 2))
+
+    def detach(self) -> "Scores":
+        return replace(self, raw=self.raw.detach())
+
+
+def score(
+    model: DiffusionModel,
+    batch: RolloutBatch,
+    looks: Sequence[Look],
+    temperature: float = 1.0,
+    chunk: int = 128,
+) -> Scores:
+    """The model's log-probabilities under each look, differentiable; one forward a look.
+
+    `temperature` divides the logits: 1 for the model itself, the sampler's for the law of its actions.
+    """
+    raw, columns = [], 0
+    for look in looks:
+        view = noised_view(batch, look, model.card.mask_id)
+        hidden, fed = hidden_states(model, view)
+        where = look.read.nonzero(as_tuple=True)
+        column = fed.prediction_index(view.position, view.block_size, model.card.shift)[where]
+        labels = (batch.tokens if look.labels is None else look.labels)[where]
+        there = hidden[where[0].to(hidden.device), column.to(hidden.device)]
+        logp = linear_log_probs(there, model.head, labels.to(hidden.device), model.banned, chunk, temperature)
+        full = torch.zeros(batch.tokens.shape, dtype=logp.dtype, device=logp.device)
+        raw.append(full.index_put(tuple(part.to(logp.device) for part in where), logp))
+        columns += fed.token.numel()
+    stacked = torch.stack(raw)
+    weight = torch.stack([look.weight for look in looks]).to(stacked)
+    return Scores(stacked, weight, batch.length.to(stacked.device), columns)
+
+
+def noised_view(batch: RolloutBatch, look: Look, mask_id: int) -> NoisedBatch:
+    """The batch as a look shows it."""
+    shown = batch.tokens if look.shown is None else look.shown
+    return NoisedBatch(
+        clean=batch.tokens,
+        noisy=shown.masked_fill(look.masked, mask_id),
+        document=batch.document,
+        position=batch.position,
+        maskable=look.read,
+        masked=look.masked,
+        replaced=torch.zeros_like(look.masked),
+        time=torch.ones(batch.tokens.shape),
+        block_size=look.block_size,
+    )
