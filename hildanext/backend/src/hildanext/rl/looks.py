@@ -1,4 +1,4 @@
-"""How the log-probability of an answer is asked for: looks at it with some tokens hidden, and what the model says there."""
+"""How log p of an answer is asked for: looks at it with some tokens hidden, and what the model says there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

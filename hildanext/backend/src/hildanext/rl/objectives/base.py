@@ -20,7 +20,7 @@ class PolicyInputs:
     now: Scores
     """Of the policy that learns; carries the gradient."""
     old: Scores
-    """Of the policy that wrote the answers, under the same looks. Before the first update of a round: `now`, detached."""
+    """Of the policy that wrote the answers, under the same looks; before a round's first update `now`, detached."""
     reference: Scores | None
     """Of the policy that the KL holds on to; None without one."""
     advantage: Float[Tensor, " rows"]
@@ -53,10 +53,8 @@ class Objective:
         """The sum over the valid rows, and figures to be shown: `ratio`, `clipped`, `kl`, as far as it has them."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
-    def count(
-        self, inputs_valid: Bool[Tensor, " rows"], group: Int[Tensor, " rows"], read: Int[Tensor, " rows"]
-    ) -> int:
+    def count(self, valid: Bool[Tensor, " rows"], group: Int[Tensor, " rows"], read: Int[Tensor, " rows"]) -> int:
         """What a micro-batch adds to the normaliser: answers, groups, or tokens (`read` of each row)."""
         if self.per == "group":
-            return len(set(group[inputs_valid].tolist()))
-        return int(read[inputs_valid].sum()) if self.per == "token" else int(inputs_valid.sum())
+            return len(set(group[valid].tolist()))
+        return int(read[valid].sum()) if self.per == "token" else int(valid.sum())
