@@ -1,9 +1,10 @@
-"""The supervised loop, used by every stage: accumulate, clip, guard, log, checkpoint, resume.
+"""The training loop, used by every stage: accumulate, clip, guard, log, checkpoint, resume.
 
 A stage hands in a `TrainingTask`: which block size now, which views for a micro-batch, what to validate. A global step
 is one update of the optimiser; it takes a gradient accumulation window of `accumulate` micro-batches in each process.
 Views are a pure function of the micro-batch's global index, so a resumed run, and a run on two processes with half
-the accumulation, see the same data and the same noise.
+the accumulation, see the same data and the same noise. Where views are made, as the answers of a policy are, the task
+hands in windows as a whole.
 """
 
 import logging
@@ -28,18 +29,17 @@ from hildanext.core.progress import ProgressLine
 from hildanext.core.run_dir import read_run, recover_folder
 from hildanext.core.runtime import keep_freed_memory, make_generator
 from hildanext.core.tracking import Tracker, open_trackers, scalars
-from hildanext.corruption.schedules import BlockPhase
-from hildanext.data.batch import padding_tokens
-from hildanext.diffusion import NoisedBatch, next_turn
+from hildanext.diffusion import next_turn
 from hildanext.losses import Outcome, TrainingStep
 from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.guard import Guard
 from hildanext.trainer.interrupt import between_steps
 from hildanext.trainer.optimizer import OffloadedStates, build_optimizer
-from hildanext.trainer.processes import any_process, check_agreement, on_main, open_accelerator, summed
+from hildanext.trainer.processes import any_process, check_agreement, largest, on_main, open_accelerator, summed
 from hildanext.trainer.sharded import Shards, clip_gradients, open_shards
 from hildanext.trainer.state import STATE, Held, gather_state, load_state, save_state, trainable
 from hildanext.trainer.task import TrainingTask
+from hildanext.trainer.window import DataWindows, Place, Window, WindowSource
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,14 @@ def _show(tracker: Tracker, line: Mapping[str, Any]) -> None:
     tracker.log(int(line["step"]), scalars(line))
 
 
+def _told(line: Mapping[str, Any], unit: str) -> str:
+    """What is shown of a supervised step."""
+    return (
+        f"{line['phase']} block {line['block_size']} | loss {line['loss']:.3f} | "
+        f"masked acc {line['masked_accuracy']:.1%} | {line[f'{unit}_per_second']:.0f} {UNITS[unit]}/s"
+    )
+
+
 class _Loop:
     def __init__(
         self,
@@ -180,6 +188,13 @@ class _Loop:
         self.trackers: list[Tracker] = []
         self.offloaded: OffloadedStates | None = None
         self.bare_optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.place = Place(accelerator.process_index, accelerator.num_processes)
+        self.windows: WindowSource
+        if task.windows is not None:
+            self.windows = task.windows
+        else:
+            assert task.views is not None, "a task has views or windows"
+            self.windows = DataWindows(task.views, config.accumulate, task.pad_id)
 
     def run_to_end(self, quiet: bool) -> None:
         counters, config, accelerator = self.counters, self.config, self.accelerator
@@ -236,12 +251,8 @@ class _Loop:
         assert self.metrics is not None
         self.metrics.write(kind="train", **line, **{f"total_{self.task.unit}": self.task.total})
         progress.breaks_left = self._evaluations_left()
-        progress.update(
-            self._done,
-            f"{line['phase']} block {line['block_size']} | loss {line['loss']:.3f} | "
-            f"masked acc {line['masked_accuracy']:.1%} | "
-            f"{line[f'{self.task.unit}_per_second']:.0f} {UNITS[self.task.unit]}/s",
-        )
+        told = self.task.told if self.task.told is not None else partial(_told, unit=self.task.unit)
+        progress.update(self._done, told(line))
 
     def _due(self, every: int) -> bool:
         return self.counters["step"] % every == 0 or self._done >= self.task.total
@@ -258,64 +269,59 @@ class _Loop:
         started, counters, accelerator = time.perf_counter(), self.counters, self.accelerator
         block_phase = self.task.block_phase(self._done)
         progress = self._done / self.task.total
-        views, positions, real = self._window_views(block_phase)
+        window = self.windows(counters["step"], block_phase, self.place)
         # Losses are sums over tokens, divided by what the whole global step may predict: micro-batches of different
         # lengths then weigh as they would in one large batch.
-        count = torch.stack([self.unwrapped.countable(view) for *_, view in views]).sum()
-        totals = summed(accelerator, torch.stack([count * self.task.turns, positions, real]))
+        count = torch.stack([torch.as_tensor(self.unwrapped.countable(view)) for *_, view in window.views]).sum()
+        totals = summed(accelerator, torch.stack([count * self.task.turns, window.positions, window.real]))
         normaliser, positions, real = totals.tolist()  # views lie on the host: nobody waits for a device here
-        if normaliser == 0:
-            raise TrainingStopped("a step has no token to predict", "check the data: documents of one token?")
         rate = self.config.learning_rate.at(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        window_sums = self._forward_backward(views, normaliser, progress)
-        sums = self._reduced(window_sums, clip_gradients(accelerator, self.module, self.config.clip))
-        loss, norm = sums.pop("total") / normaliser, sums.pop("norm")
-        self.guard.check(counters["step"] + 1, block_phase.block_size, loss, norm)
-        with self.offloaded.onload() if self.offloaded is not None else nullcontext():
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        sums = self._update(window, normaliser, progress, block_phase.block_size)
+        loss, norm = sums.pop("total", 0.0), sums.pop("norm", 0.0)
         seconds = time.perf_counter() - started
-        masked, correct = sums.pop("masked"), sums.pop("correct")
+        masked, correct = sums.pop("masked", []), sums.pop("correct", [])
         more = {"step": 1, "tokens": positions, "real_tokens": real, "mask_positions": sum(masked), "seconds": seconds}
         for name, count_of in more.items():
             counters[name] += count_of
-        buckets = self.unwrapped.buckets
         return {
             **{name: counters[name] for name in ("step", "tokens", "real_tokens", "mask_positions")},
             "phase": block_phase.phase, "block_size": block_phase.block_size,
-            "learning_rate": rate, "loss": loss, "losses": {name: value / normaliser for name, value in sums.items()},
-            "masked_accuracy": sum(correct) / max(sum(masked), 1),
-            f"accuracy_by_{self.unwrapped.by}": {
-                bucket: (c / m if m else None) for bucket, c, m in zip(buckets, correct, masked, strict=True)
-            },
+            "learning_rate": rate, "loss": loss, "losses": sums,
+            **self._accuracy(masked, correct),
             "gradient_norm": norm, "tokens_per_second": positions / seconds,
             "mask_positions_per_second": sum(masked) / seconds, "seconds": seconds,
+            **window.figures,
+            **largest(accelerator, self.unwrapped.extremes()),
         }  # fmt: skip
 
-    def _window_views(self, block_phase: BlockPhase) -> tuple[list[tuple[int, int, NoisedBatch]], Tensor, Tensor]:
-        """This process's views of the accumulation window, each after its micro-batch's global index and its number in
-        there; the positions and the real tokens of the data in them."""
-        accelerator, config = self.accelerator, self.config
-        views: list[tuple[int, int, NoisedBatch]] = []
-        positions: list[Tensor] = []
-        real: list[Tensor] = []
-        for number_in_window in range(config.accumulate):
-            micro_batch = self.counters["step"] * config.accumulate + number_in_window
-            # Processes take turns: n of them with accumulation a see what one sees with n * a, in the same step.
-            index = micro_batch * accelerator.num_processes + accelerator.process_index
-            noised = self.task.views(index, block_phase)
-            first = noised[0]  # a complementary pair has the same tokens twice
-            inside = first.document >= 0
-            positions.append(inside.sum())
-            real.append((inside & ~padding_tokens(first.clean, first.document, self.task.pad_id)).sum())
-            views.extend((index, number, view) for number, view in enumerate(noised))
-        return views, torch.stack(positions).sum(), torch.stack(real).sum()
+    def _update(self, window: Window, normaliser: int, progress: float, block_size: int) -> dict[str, Any]:
+        """Move the weights by a window's losses, and say what these are, divided by the normaliser."""
+        if normaliser == 0:
+            if self.task.windows is not None:
+                return {}  # no answer of it teaches anything: that is no fault
+            raise TrainingStopped("a step has no token to predict", "check the data: documents of one token?")
+        window_sums = self._forward_backward(window.views, normaliser, progress)
+        sums = self._reduced(window_sums, clip_gradients(self.accelerator, self.module, self.config.clip))
+        norm, counts = sums.pop("norm"), {name: sums.pop(name) for name in ("masked", "correct")}
+        sums = {name: value / normaliser for name, value in sums.items()}
+        self.guard.check(self.counters["step"] + 1, block_size, sums["total"], norm, self.unwrapped.guarded)
+        with self.offloaded.onload() if self.offloaded is not None else nullcontext():
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return {**sums, **counts, "norm": norm}
 
-    def _forward_backward(
-        self, views: list[tuple[int, int, NoisedBatch]], normaliser: int, progress: float
-    ) -> _WindowSums:
+    def _accuracy(self, masked: list[int], correct: list[int]) -> dict[str, Any]:
+        """Of predictions at masks, where the step counts them."""
+        buckets = self.unwrapped.buckets
+        if not buckets:
+            return {}
+        by_bucket = {name: (c / m if m else None) for name, c, m in zip(buckets, correct, masked, strict=True)}
+        overall = sum(correct) / max(sum(masked), 1)
+        return {"masked_accuracy": overall, f"accuracy_by_{self.unwrapped.by}": by_bucket}
+
+    def _forward_backward(self, views: list[tuple[int, int, Any]], normaliser: int, progress: float) -> _WindowSums:
         accelerator, sums, mask_noise = self.accelerator, _WindowSums(), self.config.mask_noise.at(progress)
         forwards = [(*place, turn) for place in views for turn in range(self.task.turns)]
         view = views[0][2]
@@ -344,12 +350,13 @@ class _Loop:
         flat = torch.tensor([total, *(losses[name] for name in names), *hits[0], *hits[1]], dtype=torch.float64)
         values = summed(self.accelerator, flat).tolist()
         buckets = len(self.unwrapped.buckets)
+        buckets_end = len(values) - buckets
         return {
             "total": values[0],
             "norm": norm,
             **dict(zip(names, values[1 : 1 + len(names)], strict=True)),
-            "correct": [int(x) for x in values[-2 * buckets : -buckets]],
-            "masked": [int(x) for x in values[-buckets:]],
+            "correct": [int(x) for x in values[buckets_end - buckets : buckets_end]],
+            "masked": [int(x) for x in values[buckets_end:]],
         }
 
     def _evaluate(self, progress: ProgressLine) -> None:

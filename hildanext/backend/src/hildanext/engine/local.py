@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -241,6 +241,20 @@ class LocalEngine(Engine):
             )
 
     def submit(self, request: Request, sink: Sink) -> "EngineTicket":
+        return self.submit_all([(request, sink)])[0]
+
+    def submit_all(self, requests: Sequence[tuple[Request, Sink]]) -> list["EngineTicket"]:
+        """Submit several in one moment, or none: who shares whose forwards is then the same every time."""
+        states = [self._checked(request, sink) for request, sink in requests]
+        with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise Overloaded("the engine is closing", "ask another server, or this one after its restart", 5.0)
+            self._scheduler.enqueue(*states)
+            self._live |= {state.id: state for state in states}
+            self._changed.notify_all()
+        return [EngineTicket(self, state) for state in states]
+
+    def _checked(self, request: Request, sink: Sink) -> RequestState:
         prompt = self.models.encode(request)
         if request.max_new_tokens == 0 and not request.scores:
             raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
@@ -254,7 +268,7 @@ class LocalEngine(Engine):
                 f"{limit} tokens take {size >> 20} MiB of keys and values, the limit is {self.limit_bytes >> 20}",
                 "ask for fewer new tokens, or raise engine.cache_mib",
             )
-        state = RequestState(
+        return RequestState(
             id=next(self._ids),
             request=request,
             sink=sink,
@@ -264,13 +278,6 @@ class LocalEngine(Engine):
             bytes=size,
             submitted=time.perf_counter(),
         )
-        with self._changed:
-            if self._closing or not self._thread.is_alive():
-                raise Overloaded("the engine is closing", "ask another server, or this one after its restart", 5.0)
-            self._scheduler.enqueue(state)
-            self._live[state.id] = state
-            self._changed.notify_all()
-        return EngineTicket(self, state)
 
     def weights_changed(self) -> int:
         """Tell that the model's weights are others now, or hold still until they are: every kept prefix is dropped.

@@ -47,15 +47,15 @@ class Scheduler(Generic[Item]):
     waiting: deque[Item] = field(default_factory=deque)
     running: list[Item] = field(default_factory=list)
 
-    def enqueue(self, item: Item) -> None:
-        """Queue a new request. Raises `Overloaded` where the queue is full."""
+    def enqueue(self, *items: Item) -> None:
+        """Queue new requests, all or none. Raises `Overloaded` where the queue has no place for them."""
         fresh = sum(not other.begun for other in self.waiting)
         free = self.slots - len(self.running) - (len(self.waiting) - fresh)
-        if fresh >= self.queue + max(free, 0):
+        if fresh + len(items) > self.queue + max(free, 0):
             raise Overloaded(
                 f"{fresh} requests are waiting and the queue holds {self.queue}", "try again in a moment", 1.0
             )
-        self.waiting.append(item)
+        self.waiting.extend(items)
 
     def preempt(self) -> list[Item]:
         """Running requests whose turn is over, as many as others wait for; they go to the end of the queue."""

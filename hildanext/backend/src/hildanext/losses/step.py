@@ -38,8 +38,14 @@ class TrainingStep(nn.Module):
     by: Literal["t", "place"]
     """What right predictions are counted by: the noise level of their block, or their place in a group."""
     buckets: tuple[str, ...]
-    """Names of those counts, as a line of metrics has them."""
+    """Names of those counts, as a line of metrics has them; empty where predictions are not right or wrong."""
+    guarded: bool = True
+    """Whether a loss far above its usual one is a sign of harm. That of a policy, near 0 by nature, is none."""
 
     def countable(self, view: NoisedBatch) -> Float[Tensor, ""] | Int[Tensor, ""]:
         """What the losses of a view are divided by, summed over the accumulation window."""
         raise NotImplementedError
+
+    def extremes(self) -> dict[str, float]:
+        """The largest of each number that the step has kept since this was last asked; for its line of metrics."""
+        return {}

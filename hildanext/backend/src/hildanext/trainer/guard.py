@@ -41,11 +41,13 @@ class Guard:
         """Whether the last step was no spike; only then are the weights worth saving."""
         return self.spikes == 0
 
-    def check(self, step: int, block_size: int, loss: float, gradient_norm: float) -> None:
-        """Judge a step before the optimiser applies it."""
+    def check(self, step: int, block_size: int, loss: float, gradient_norm: float, spikes: bool = True) -> None:
+        """Judge a step before the optimiser applies it. Without `spikes` no loss is too large, if it is a number."""
         for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
             if not math.isfinite(value):
                 raise TrainingStopped(f"{name} is {value} at step {step}", GO_ON)
+        if not spikes:
+            return
         if block_size != self.block_size:
             self._forget(block_size)
         usual = median(self.losses) if len(self.losses) >= 5 else math.inf

@@ -1,6 +1,6 @@
 """What the processes of a run do together: one Accelerator, the main one's work told to all, one decision for all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -83,6 +83,14 @@ def summed(accelerator: Accelerator, values: Tensor) -> Tensor:
         return values
     total: Tensor = accelerator.reduce(values.to(accelerator.device), "sum").cpu()
     return total
+
+
+def largest(accelerator: Accelerator, values: Mapping[str, float]) -> dict[str, float]:
+    """The largest of each number over all processes, which hold the same names."""
+    if accelerator.num_processes == 1 or not values:
+        return dict(values)
+    mine = torch.tensor([list(values.values())], dtype=torch.float64, device=accelerator.device)
+    return dict(zip(values, accelerator.gather(mine).amax(0).tolist(), strict=True))
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -1,6 +1,6 @@
 """What a stage hands to the supervised loop: what is learned, and what happens beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from hildanext.corruption.schedules import BlockPhase
 from hildanext.diffusion import NoisedBatch
+from hildanext.trainer.window import WindowSource
 
-Unit = Literal["tokens", "mask_positions"]
+Unit = Literal["tokens", "mask_positions", "step"]
 
 
 @dataclass
@@ -36,15 +37,20 @@ class TrainingTask:
     """In `unit`s."""
     block_phase: Callable[[int], BlockPhase]
     """Units seen -> phase and block size."""
-    views: Callable[[int, BlockPhase], list[NoisedBatch]]
-    """Global micro-batch index -> its noised views (two for a complementary pair)."""
+    views: Callable[[int, BlockPhase], list[NoisedBatch]] | None = None
+    """Global micro-batch index -> its noised views (two for a complementary pair). This or `windows`."""
+    windows: WindowSource | None = None
+    """Where a step's views are made, not read. A step of them that has nothing to learn changes no weight."""
     validate: Callable[[Any, int], dict[str, Any]] | None = None
     """The `TrainingStep` that the stage trains, and the optimiser's step -> what was measured."""
     teacher: Callable[[NoisedBatch], Tensor] | None = None
     turns: int = 1
     unit: Unit = "tokens"
-    """What the length of the run is counted in: positions of documents (see `train`), or masks that were learnt."""
+    """What the length of the run, and its schedules, are counted in: positions of documents (see `train`), masks that
+    were learnt, or steps."""
     seed: int = 0
     pad_id: int | None = None
     """What fills the last block of a document, if anything does."""
     callbacks: Callbacks = field(default_factory=Callbacks)
+    told: Callable[[Mapping[str, Any]], str] | None = None
+    """A line of metrics -> what is shown of it; None shows what supervised losses have."""
