@@ -27,13 +27,13 @@ from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.plots import PALETTE, new_figure, save
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import machine, make_generator, set_threads
+from hildanext.core.statistics import Values, bootstrap, paired_bootstrap
 from hildanext.data.chat_dataset import ChatDataConfig, ChatDataset, prepare_chat
 from hildanext.data.chat_template import set_template
 from hildanext.decoding import Decoder, decoder_section, make_decoder
 from hildanext.decoding.base import run
 from hildanext.decoding.state import DecodeState
 from hildanext.eval.identity import weights_hash
-from hildanext.eval.statistics import Values, bootstrap, paired_bootstrap
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import load_diffusion
 from hildanext.tokenization import real_ids

@@ -110,7 +110,7 @@ def test_five_hundred_answers_of_the_engine_are_the_parents(tiny: LoadedDrafter)
             tickets.append(engine.submit(request, lambda event, at=number: _note(answers, at, event)))
         for number in left:
             tickets[number].cancel()
-        engine.close(drain_seconds=900)
+        engine.close(drain_seconds=900.0)
     finally:
         engine.close()
     assert [number for number in set(range(500)) - left if answers[number] != expected[number]] == []

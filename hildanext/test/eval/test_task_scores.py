@@ -11,8 +11,7 @@ import pytest
 
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.registry import build
-from hildanext.eval import summary, task_tables
-from hildanext.eval.statistics import (
+from hildanext.core.statistics import (
     Values,
     bootstrap,
     interval,
@@ -22,6 +21,7 @@ from hildanext.eval.statistics import (
     pass_at_k,
     wilson,
 )
+from hildanext.eval import summary, task_tables
 from hildanext.eval.tasks import TASKS, Task
 from hildanext.eval.tasks.math500 import EXAMPLES
 from hildanext.eval.tasks.records import beside, fingerprint, read_records

@@ -8,7 +8,7 @@ import pytest
 from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError, DataError, SandboxError
 from hildanext.core.registry import build
-from hildanext.eval.statistics import pass_at_k
+from hildanext.core.statistics import pass_at_k
 from hildanext.eval.tasks.humaneval import HumanEval
 from hildanext.grading import REWARDS
 from hildanext.grading.code import assemble, code_block, cut_at_stops, job_for, reward_of

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "explain-graph": ("hildanext.commands.explain_graph", "draw the causal graph of one training example"),
     "convert": ("hildanext.commands.convert", "stage 0: an autoregressive model becomes a diffusion model"),
     "sft": ("hildanext.commands.sft", "stage 1: a diffusion model learns to answer, and to mend its own drafts"),
+    "rl": ("hildanext.commands.rl", "stage 2: a diffusion model gets better at what a reward can check"),
     "generate": ("hildanext.commands.generate", "prompt in, text out"),
     "chat": ("hildanext.commands.chat", "a conversation in the terminal"),
     "eval": ("hildanext.commands.eval", "likelihoods, quality and speed beside the parent"),

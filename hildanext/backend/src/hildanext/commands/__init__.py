@@ -86,7 +86,9 @@ def run_training(options: argparse.Namespace, section: dict[str, Any], context: 
         report = write_report(options.out, {options.verb: outcome}, context.name or Path(options.out).name)
         if not outcome["whole"]:
             print(f"stopped by {options.verb}.train.stop_after: the same command without it goes on", file=sys.stderr)
-        summary = outcome.get("sft", {key: value for key, value in outcome.items() if key not in ("model", "run")})
+        summary = outcome.get(
+            options.verb, {key: value for key, value in outcome.items() if key not in ("model", "run")}
+        )
         summary |= {"report": str(report)}
         if options.json:
             print_json(summary)

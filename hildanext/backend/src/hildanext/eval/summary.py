@@ -12,11 +12,11 @@ from hildanext.core.config import plain
 from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import versions
+from hildanext.core.statistics import Values, interval, mcnemar, paired_interval
 from hildanext.eval import figures
 from hildanext.eval.generation import PARENT
 from hildanext.eval.journal import Sample
 from hildanext.eval.runner import Outcome, TaskRun
-from hildanext.eval.statistics import Values, interval, mcnemar, paired_interval
 from hildanext.eval.tasks.base import Metric, Task, WritingTask
 
 QUALITY = "quality.json"

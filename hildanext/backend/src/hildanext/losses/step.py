@@ -6,8 +6,6 @@ from typing import Any, Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hildanext.diffusion import NoisedBatch
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -42,7 +40,7 @@ class TrainingStep(nn.Module):
     guarded: bool = True
     """Whether a loss far above its usual one is a sign of harm. That of a policy, near 0 by nature, is none."""
 
-    def countable(self, view: NoisedBatch) -> Float[Tensor, ""] | Int[Tensor, ""]:
+    def countable(self, view: Any) -> Float[Tensor, ""] | Int[Tensor, ""]:
         """What the losses of a view are divided by, summed over the accumulation window."""
         raise NotImplementedError
 

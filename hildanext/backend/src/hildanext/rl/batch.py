@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hildanext.decoding.trajectory import Trajectory
 from hildanext.models.checkpoint import save_tensors
@@ -70,6 +71,20 @@ class RolloutBatch:
         kept = [[place[row], *rest] for row, *rest in self.edits.tolist() if row in place]
         return RolloutBatch(**parts, edits=torch.tensor(kept, dtype=torch.long).reshape(-1, 5))
 
+    @classmethod
+    def join(cls, parts: "Sequence[RolloutBatch]") -> "RolloutBatch":
+        """The rows of several batches, one after another; groups keep their numbers."""
+        width, first, edits = max(part.tokens.shape[1] for part in parts), 0, []
+        for part in parts:
+            edits.append(part.edits + torch.tensor([first, 0, 0, 0, 0]))
+            first += len(part.tokens)
+        joined = {
+            field.name: torch.cat([_widened(getattr(part, field.name), width, field.name) for part in parts])
+            for field in fields(cls)
+            if field.name != "edits"
+        }
+        return cls(**joined, edits=torch.cat(edits))
+
     def save(self, path: Path) -> None:
         """Write it as safetensors, whole or not at all."""
         save_tensors({part.name: getattr(self, part.name).contiguous() for part in fields(self)}, path)
@@ -77,6 +92,16 @@ class RolloutBatch:
     @classmethod
     def load(cls, path: Path) -> "RolloutBatch":
         return cls(**load_file(path))
+
+
+FILLING = {"document": -1, "step": -1}
+"""What stands behind the end of a row, where that is not 0."""
+
+
+def _widened(part: Tensor, width: int, name: str) -> Tensor:
+    if part.ndim == 1:
+        return part
+    return pad(part, (0, width - part.shape[1]), value=FILLING.get(name, 0))
 
 
 @dataclass(frozen=True)

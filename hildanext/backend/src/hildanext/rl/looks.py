@@ -73,6 +73,7 @@ def score(
     looks: Sequence[Look],
     temperature: float = 1.0,
     chunk: int = 128,
+    packed: bool = False,
 ) -> Scores:
     """The model's log-probabilities under each look, differentiable; one forward a look.
 

@@ -8,6 +8,7 @@ STAGES = {
     "prepare": "hildanext.stages.prepare",
     "convert": "hildanext.stages.convert",
     "sft": "hildanext.stages.sft",
+    "rl": "hildanext.stages.rl",
     "eval": "hildanext.stages.eval",
     "bench": "hildanext.stages.bench",
     "generate": "hildanext.stages.generate",

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
+from hildanext.core.statistics import pass_at_k
 from hildanext.data.problems.humaneval import INSTRUCTION
-from hildanext.eval.statistics import pass_at_k
 from hildanext.eval.tasks.base import Item, Judgement, Metric, WritingTask
 from hildanext.eval.tasks.records import Records, read_records, text_of
 from hildanext.grading.code import STOPS, job_for, reward_of

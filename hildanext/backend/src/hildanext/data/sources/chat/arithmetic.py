@@ -28,6 +28,9 @@ class Arithmetic(ChatSource):
     """Operands and results lie in 0 to this."""
     steps: int = Field(default=2, ge=1, le=8)
     seed: Seed = 0
+    wrong: float = Field(default=0.0, ge=0, le=1)
+    """Share of examples whose last result is one off: a poor teacher, for a model that has something left to learn
+    from a reward."""
 
     def records(self, report: Report) -> Iterator[Record]:
         for number in range(self.count):
@@ -47,6 +50,8 @@ class Arithmetic(ChatSource):
             story.number(operand, abs(change)).write(f" {thing}.")
             answer.number(held, value).write("+" if change > 0 else "-").number(operand, abs(change)).write("=")
             value += change
+            if step + 1 == self.steps and self.wrong > 0 and draw.random() < self.wrong:
+                value += 1 if value == 0 or draw.random() < 0.5 else -1
             answer.number(result, value).write("\n")
             edges += [(held, result, "operand"), (operand, result, "operand")]
             held = result

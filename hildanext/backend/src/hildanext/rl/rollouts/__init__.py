@@ -1,0 +1,10 @@
+"""Who samples the answers. To add one: write the file, add its row, add its case."""
+
+from hildanext.rl.rollouts.base import Rollouts, Sampler
+from hildanext.rl.rollouts.engine import EngineRollouts
+
+ROLLOUTS: dict[str, type[Rollouts]] = {
+    "engine": EngineRollouts,
+}
+
+__all__ = ["ROLLOUTS", "Rollouts", "Sampler"]

@@ -1,0 +1,305 @@
+"""The windows of an alignment: rounds of sampling and judging, each the source of `updates` steps of the optimiser."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hildanext.core.runtime import make_generator
+from hildanext.corruption.schedules import BlockPhase
+from hildanext.data.problems import Problem
+from hildanext.models.checkpoint import save_tensors
+from hildanext.rl.batch import RolloutBatch, collate
+from hildanext.rl.chunk import Chunk, ToldAnswer, judged, read_sampled, told, write
+from hildanext.rl.config import RlConfig, Seams
+from hildanext.rl.looks import Look
+from hildanext.rl.measure import seed_of
+from hildanext.rl.policy import Policy
+from hildanext.rl.rollouts.base import Sampler
+from hildanext.rl.round_figures import figures_of
+from hildanext.rl.step import PolicyStep, PolicyView
+from hildanext.trainer.window import Place, Window
+
+ROLLOUTS = "rollouts"
+
+DRAWS, SHUFFLE, ORDER = 11, 12, 13
+"""Streams of the run's seed."""
+
+
+@dataclass
+class Round:
+    """A round's answers, and what an update needs of them."""
+
+    number: int
+    batch: RolloutBatch
+    answers: list[ToldAnswer]
+    rewards: Float[Tensor, "groups answers"]
+    """NaN where there is none."""
+    advantage: Float[Tensor, " rows"]
+    valid: Bool[Tensor, " rows"]
+    groups: list[list[int]]
+    """Rows of each group that teaches something; the others cost no forward."""
+    figures: dict[str, Any]
+    views: list[list[PolicyView]]
+    """Of each update."""
+
+
+class Rounds:
+    """A `WindowSource`. See the module; `prune` it when a state was saved."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: RlConfig,
+        seams: Seams,
+        policy: Policy,
+        sampler: Sampler,
+        problems: Sequence[Problem],
+        step: PolicyStep,
+        accelerator: Accelerator,
+    ) -> None:
+        self.folder = run / ROLLOUTS
+        self.config, self.seams, self.policy, self.sampler = config, seams, policy, sampler
+        self.problems, self.step, self.accelerator = problems, step, accelerator
+        self.prompts: dict[int, tuple[int, ...]] = {}
+        self.round: Round | None = None
+        self.steps_seen = 0
+
+    def __call__(self, step: int, phase: BlockPhase, place: Place) -> Window:
+        number, update = divmod(step, self.config.updates)
+        if self.round is None or self.round.number != number:
+            self.round = None  # its arrays go before the next round's come
+            self.round = self.open(number, place)
+        self.steps_seen = step + 1
+        now, views = self.round, self.round.views[update]
+        inside = sum(int((view.batch.document >= 0).sum()) for view in views)
+        real = sum(int(view.batch.written.sum()) for view in views)
+        figures = {**now.figures, "round": number, "update": update}
+        numbered = [(number, index, view) for index, view in enumerate(views)]
+        return Window(numbered, torch.tensor(inside), torch.tensor(real), figures)
+
+    def open(self, number: int, place: Place) -> Round:
+        """Sample and judge a round, or find it; then all that its updates share."""
+        chosen = self.chosen(number, place)
+        chunks = list(self._chunks(number, chosen, place))
+        batches = [chunk.batch for chunk in chunks if chunk.batch is not None]
+        answers = [answer for chunk in chunks for answer in chunk.answers]
+        batch = RolloutBatch.join(batches)
+        rewards = self._rewards(answers, len(chosen))
+        rewards = self._shuffled(rewards, number, place) if self.config.shuffled_rewards else rewards
+        known = ~rewards.isnan()
+        by_place = self.seams.advantage.of(rewards.nan_to_num(), known & (known.sum(-1, keepdim=True) > 1))
+        places = [_place(answers, row) for row in range(len(answers))]
+        index = torch.tensor(places)
+        advantage = by_place[index[:, 0], index[:, 1]]
+        valid = (known & (known.sum(-1, keepdim=True) > 1))[index[:, 0], index[:, 1]]
+        rows: dict[int, list[int]] = {}
+        for row, (group, _) in enumerate(places):
+            rows.setdefault(group, []).append(row)
+        groups = [members for members in rows.values() if bool((advantage[members] != 0).any())]
+        figures = figures_of(chunks, rewards, advantage, batch, self.seams.reward.highest, self.accelerator)
+        now = Round(number, batch, answers, rewards, advantage, valid, groups, figures, [])
+        started = time.perf_counter()
+        now.views = self._views(now, place)
+        now.figures["seconds_known"] = time.perf_counter() - started
+        return now
+
+    def chosen(self, number: int, place: Place) -> list[tuple[int, Problem]]:
+        """The problems of a process in a round, each after its number among all that the run asks: passes over the
+        training problems, in a new order each."""
+        per_round = self.config.problems_per_round * place.processes
+        first = number * per_round + place.process * self.config.problems_per_round
+        asked = []
+        for at in range(first, first + self.config.problems_per_round):
+            lap, index = divmod(at, len(self.problems))
+            order = torch.randperm(len(self.problems), generator=make_generator(self.config.seed, ORDER, lap))
+            asked.append((at, self.problems[int(order[index])]))
+        return asked
+
+    def _chunks(self, number: int, chosen: Sequence[tuple[int, Problem]], place: Place) -> Iterator[Chunk]:
+        """Whole groups, as many as are asked in one moment."""
+        size = max(1, self.seams.rollouts.together // self.config.group)
+        fresh = True
+        for first in range(0, len(chosen), size):
+            path = self.folder / f"round-{number:05d}" / f"process-{place.process}-from-{first:04d}"
+            problems = {first + index: problem for index, (_, problem) in enumerate(chosen[first : first + size])}
+            chunk = read_sampled(path)
+            if chunk is None:
+                if fresh:
+                    self.sampler.changed()
+                    fresh = False
+                write(path, chunk := self._sampled(chosen[first : first + size], first))
+            if any(answer.parts is None for answer in chunk.answers):
+                started = time.perf_counter()
+                asked = [problems[answer.group] for answer in chunk.answers]
+                answers = judged(chunk.answers, asked, self.seams.reward)
+                chunk = replace(chunk, answers=answers, judged_seconds=time.perf_counter() - started)
+                write(path, chunk)
+            yield chunk
+
+    def _sampled(self, asked: Sequence[tuple[int, Problem]], first: int) -> Chunk:
+        config, started = self.config, time.perf_counter()
+        prompts = [self._prompt(problem) for _, problem in asked for _ in range(config.group)]
+        seeds = [seed_of(config.seed, at, answer) for at, _ in asked for answer in range(config.group)]
+        answers = self.sampler.sample(prompts, seeds)
+        group = [first + index for index in range(len(asked)) for _ in range(config.group)]
+        problems = [problem for _, problem in asked for _ in range(config.group)]
+        rows = [row for row, answer in enumerate(answers) if answer is not None]
+        whole = [answer for answer in answers if answer is not None]
+        seconds = time.perf_counter() - started
+        if not whole:
+            return Chunk(None, [], len(answers), seconds)
+        groups = [group[row] for row in rows]
+        batch = collate(whole, groups, self.policy.model.card.block_size, self.policy.end)
+        answered = told(whole, [problems[row] for row in rows], groups)
+        return Chunk(batch, answered, len(answers) - len(whole), seconds)
+
+    def _prompt(self, problem: Problem) -> tuple[int, ...]:
+        key = id(problem)
+        if key not in self.prompts:
+            self.prompts[key] = self.policy.encode(problem)
+        return self.prompts[key]
+
+    def _rewards(self, answers: Sequence[ToldAnswer], groups: int) -> Float[Tensor, "groups answers"]:
+        rewards = torch.full((groups, self.config.group), torch.nan, dtype=torch.float64)
+        for row, answer in enumerate(answers):
+            group, number = _place(answers, row)
+            rewards[group, number] = torch.nan if answer.reward is None else answer.reward
+        return rewards
+
+    def _shuffled(self, rewards: Tensor, number: int, place: Place) -> Tensor:
+        """Each group's rewards among its judged answers, dealt out anew."""
+        dealt = rewards.clone()
+        for group, row in enumerate(rewards):
+            known = (~row.isnan()).nonzero()[:, 0]
+            key = number * self.config.problems_per_round * place.processes
+            key += place.process * self.config.problems_per_round + group
+            order = torch.randperm(len(known), generator=make_generator(self.config.seed, SHUFFLE, key))
+            dealt[group, known] = row[known[order]]
+        return dealt
+
+    def _views(self, now: Round, place: Place) -> list[list[PolicyView]]:
+        """The micro-batches of each update, with what the policies before it say of them."""
+        size, config = self.config.train.batch_size, self.config
+        groups = now.groups if now.groups else [[0]]  # of nothing useful: a row that does not count, for the processes
+        parts = [groups[at : at + size] for at in range(0, len(groups), size)]
+        count = self.seams.objective.count(now.valid, now.batch.group, now.batch.length) if now.groups else 0
+        updates = []
+        for update in range(config.updates):
+            views = [view for part in parts for view in self._micro_batch(now, part, update, place)]
+            views = [replace(view, count=count if index == 0 else 0) for index, view in enumerate(views)]
+            updates.append(views)
+        known = self._known(now, updates, place) if now.groups else {}
+        return [
+            [
+                replace(view, old=known.get(f"old-{u}-{v}"), reference=known.get(f"reference-{u}-{v}"))
+                for v, view in enumerate(views)
+            ]
+            for u, views in enumerate(updates)
+        ]
+
+    def _micro_batch(self, now: Round, groups: Sequence[list[int]], update: int, place: Place) -> list[PolicyView]:
+        """One view, or one for each look where the objective is a sum over them."""
+        rows = [row for group in groups for row in group]
+        batch = now.batch.rows(rows)
+        per_round = self.config.problems_per_round * place.processes
+        drawn = []
+        for group in groups:
+            asked = (
+                now.number * per_round + place.process * self.config.problems_per_round + int(now.batch.group[group[0]])
+            )
+            generator = make_generator(self.config.seed, DRAWS, now.number, update, asked)
+            part = now.batch.rows(group)
+            self.seams.likelihood.check_batch(part)
+            drawn.append(self.seams.likelihood.draw(part, self.policy.model.card, generator))
+        looks = side_by_side(drawn, [len(group) for group in groups], batch.tokens.shape[1])
+        valid = now.valid[rows] & bool(now.groups)
+        apart = [[look] for look in looks] if self.seams.objective.separable else [looks]
+        recorded = update == 0 and self.seams.likelihood.of_actions
+        return [
+            PolicyView(
+                batch=batch,
+                looks=part,
+                advantage=now.advantage[rows],
+                valid=valid,
+                count=0,
+                recorded=torch.stack([batch.logp * look.read for look in part]) if recorded else None,
+            )
+            for part in apart
+        ]
+
+    @torch.no_grad()
+    def _known(self, now: Round, updates: Sequence[Sequence[PolicyView]], place: Place) -> dict[str, Tensor]:
+        """log p under the policy that wrote the answers, where updates move it in between, and under the reference.
+        Written down: a run that goes on between two updates has neither any more."""
+        old, reference = self.config.updates > 1, self.seams.objective.wants_reference
+        if not old and not reference:
+            return {}
+        path = self.folder / f"round-{now.number:05d}" / f"process-{place.process}-known.safetensors"
+        if path.is_file():
+            return load_file(path)
+        known: dict[str, Tensor] = {}
+        for u, views in enumerate(updates):
+            for v, view in enumerate(views):
+                if old:
+                    known[f"old-{u}-{v}"] = self._raw(self.policy.model, view)
+        if reference:
+            with self.policy.reference() as model:
+                for u, views in enumerate(updates):
+                    for v, view in enumerate(views):
+                        known[f"reference-{u}-{v}"] = self._raw(model, view)
+        save_tensors(known, path)
+        return known
+
+    def _raw(self, model: Any, view: PolicyView) -> Tensor:
+        with self.accelerator.autocast():
+            return self.step.scores(model, view.batch, view.looks).raw.cpu().contiguous()
+
+    def prune(self) -> None:
+        """Remove the arrays of rounds that no state goes back to; what was said and earned stays."""
+        done = self.steps_seen // self.config.updates
+        for path in self.folder.glob("round-*/*.safetensors"):
+            if int(path.parent.name.removeprefix("round-")) < done:
+                path.unlink()
+
+
+def _place(answers: Sequence[ToldAnswer], row: int) -> tuple[int, int]:
+    """Group of an answer, and its number among those of the group that are there."""
+    group = answers[row].group
+    return group, sum(answer.group == group for answer in answers[:row])
+
+
+def side_by_side(drawn: Sequence[Sequence[Look]], rows: Sequence[int], width: int) -> list[Look]:
+    """The looks of several groups as looks at all of them; a group with fewer has nothing in the last ones."""
+    looks = []
+    for number in range(max(len(one) for one in drawn)):
+        parts = [one[number] if number < len(one) else _blank(one[0]) for one in drawn]
+        shown, labels = (
+            torch.cat([_widen(getattr(part, name), width) for part in parts])
+            if all(getattr(part, name) is not None for part in parts)
+            else None
+            for name in ("shown", "labels")
+        )
+        masked, read, weight = (
+            torch.cat([_widen(getattr(part, name), width) for part in parts]) for name in ("masked", "read", "weight")
+        )
+        looks.append(Look(masked, read, weight, parts[0].block_size, shown, labels))
+    assert all(len(look.masked) == sum(rows) for look in looks)
+    return looks
+
+
+def _widen(part: Tensor, width: int) -> Tensor:
+    return pad(part, (0, width - part.shape[1]))
+
+
+def _blank(look: Look) -> Look:
+    nothing = torch.zeros_like(look.masked)
+    return replace(look, masked=nothing, read=nothing, weight=torch.zeros_like(look.weight))
