@@ -29,11 +29,21 @@ class LettersReward(Reward):
 REWARDS["letters"] = LettersReward
 
 
+def toy_problems(folder: Path) -> Path:
+    """Forty beginnings, of which no right answer is known."""
+    path = folder / "beginnings.jsonl"
+    names = ("Lily", "Tom", "Ben", "Mia", "Sam")
+    things = ("a cat", "a red ball", "an old book", "two cars", "a doll", "no toys", "cookies", "one flower")
+    lines = [json.dumps({"prompt": f"{name} has {thing}"}) for name in names for thing in things]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def toy_section(model: str, **more: Any) -> dict[str, Any]:
     """Four rounds of two problems with four answers each."""
     section = {
         "model": model,
-        "problems": {"name": "arithmetic", "count": 40, "largest": 9, "steps": 1, "held_out": 0.2},
+        "problems": {"name": "jsonl", "path": str(toy_problems(Path(model).parent)), "held_out": 0.2},
         "reward": {"name": "letters"},
         "rollouts": {"name": "engine", "max_new_tokens": 9, "per_step": 2, "slots": 4},
         "rounds": 4,

@@ -48,7 +48,11 @@ def steps(run: Path) -> list[dict[str, Any]]:
 def texts(run: Path) -> list[Any]:
     files = sorted((run / "rollouts").glob("*/*.json"))
     told = [json.loads(file.read_text())["answers"] for file in files]
-    return [(file.parent.name, answer["text"], answer["reward"]) for file, each in zip(files, told) for answer in each]
+    return [
+        (file.parent.name, answer["text"], answer["reward"])
+        for file, each in zip(files, told, strict=True)
+        for answer in each
+    ]
 
 
 def same_weights(first: Path, second: Path) -> bool:
@@ -204,7 +208,7 @@ def test_an_answer_that_cannot_be_judged_is_left_out(model: str, tmp_path: Path,
         ({"objective": {"name": "nothing"}}, HildaError, "nothing"),
         ({"objective": {"name": "espo"}, "likelihood": {"name": "trajectory"}}, ConfigError, "FULL|trajectory"),
         ({"reward": {"name": "nothing"}}, HildaError, "nothing"),
-        ({"problems": {"name": "arithmetic", "count": 1}}, DataError, "held_out"),
+        ({"problems": {"name": "arithmetic", "count": 1}}, DataError, "earns nothing"),
         ({"rollouts": {"name": "engine", "max_new_tokens": 4000}}, ConfigError, "max_new_tokens"),
         ({"rollouts": {"name": "engine", "temperature": 0.0}}, ConfigError, "temperature"),
         ({"prompting": "chat"}, ConfigError, "template"),
@@ -221,7 +225,7 @@ def test_what_cannot_be_is_one_line(model: str, tmp_path: Path, changes: dict[st
 
 
 @pytest.mark.parametrize(
-    "scores, words", [([float("nan")] * 4, "nan"), ([1.5] * 4, "range"), ([0.5] * 3, "3 scores for 4")]
+    "scores, words", [([float("nan")] * 4, "nan"), ([1.5] * 4, "range"), ([0.5] * 3, "3 scores for")]
 )
 def test_a_reward_that_is_wrong_stops_the_run_and_keeps_the_answers(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], words: str
@@ -229,7 +233,7 @@ def test_a_reward_that_is_wrong_stops_the_run_and_keeps_the_answers(
     monkeypatch.setattr(LettersReward, "score", lambda self, problems, completions: scores)
     with pytest.raises(RewardError, match=words):
         rl(
-            toy_section(model, problems={"name": "arithmetic", "count": 40, "held_out": 0.0}),
+            toy_section(model, measure={"problems": 1, "samples": 0}),
             tmp_path / "run",
             quiet=True,
         )
