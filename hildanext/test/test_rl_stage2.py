@@ -19,8 +19,8 @@ from hildanext.core.errors import ConfigError, DataError, HildaError, RewardErro
 from hildanext.core.metrics_log import read_metrics
 from hildanext.grading.rewards import REWARDS
 from hildanext.models.loading.load import load_diffusion
-from hildanext.rl_stage2 import rl
 from hildanext.rl.rollouts.engine import EngineSampler
+from hildanext.rl_stage2 import rl
 from hildanext.training import _Loop
 from rl_toy import LettersReward, toy_section
 from training_fixtures import environment, small_checkpoint
