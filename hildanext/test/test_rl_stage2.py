@@ -80,9 +80,9 @@ def test_it_leaves_a_checkpoint_every_answer_and_what_was_measured(model: str, t
 
 
 def test_learning_raises_a_reward_that_can_be_learnt(model: str, tmp_path: Path):
-    section = toy_section(model, rounds=12, problems_per_round=4, group=8, measure={"problems": 4, "samples": 0})
-    section["rollouts"] = {**section["rollouts"], "slots": 32, "per_step": 8}
-    section["train"] = {**section["train"], "batch_size": 4, "learning_rate": {"peak": 1e-2}, "evaluate_every": 100}
+    section = toy_section(model, rounds=24, problems_per_round=4, group=16, measure={"problems": 4, "samples": 0})
+    section["rollouts"] = {**section["rollouts"], "slots": 64, "per_step": 8}
+    section["train"] = {**section["train"], "batch_size": 4, "learning_rate": {"peak": 3e-2}, "evaluate_every": 100}
     rl(section, tmp_path / "run", quiet=True)
     rewards = [line["reward"] for line in steps(tmp_path / "run") if line["kind"] == "train"]
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.15, rewards
