@@ -225,18 +225,16 @@ def test_what_cannot_be_is_one_line(model: str, tmp_path: Path, changes: dict[st
 
 
 @pytest.mark.parametrize(
-    "scores, words", [([float("nan")] * 4, "nan"), ([1.5] * 4, "range"), ([0.5] * 3, "3 scores for")]
+    "scores, words", [([float("nan")] * 4, "nan"), ([1.5] * 4, "range"), ([0.5] * 3, "3 scores for 4")]
 )
 def test_a_reward_that_is_wrong_stops_the_run_and_keeps_the_answers(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], words: str
 ):
     monkeypatch.setattr(LettersReward, "score", lambda self, problems, completions: scores)
+    section = toy_section(model)
+    section["problems"] = {**section["problems"], "held_out": 0.0}
     with pytest.raises(RewardError, match=words):
-        rl(
-            toy_section(model, measure={"problems": 1, "samples": 0}),
-            tmp_path / "run",
-            quiet=True,
-        )
+        rl(section, tmp_path / "run", quiet=True)
     assert list((tmp_path / "run" / "rollouts").glob("*/*.safetensors"))
 
 
