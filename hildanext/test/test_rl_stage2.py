@@ -303,3 +303,22 @@ def test_two_hundred_steps_take_no_more_memory_than_the_first_ones(model: str, t
     early = [size for done, size in resident if 20 <= done <= 60]
     late = [size for done, size in resident if done >= 150]
     assert max(late) < 1.05 * max(early), (max(early), max(late))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one_with_twice_the_problems(model: str, tmp_path: Path):
+    """Tolerance 1e-5 relative: the gradients are summed in another order."""
+    section = toy_section(model, **KL)
+    rl({**section, "problems_per_round": 4}, tmp_path / "one", "FULL", quiet=True)
+    (tmp_path / "section.json").write_text(json.dumps(section))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).with_name("rl_toy.py")), str(tmp_path / "section.json"), str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, env=environment(), timeout=600)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    for one, two in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
+        if one["kind"] == "train":
+            for name in ("reward", "loss", "gradient_norm", "zero_variance", "unique", "entropy", "length"):
+                assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-7), (name, one["step"])
+            assert one["answers"] == two["answers"] == 16
+    said = [sorted(text for _, text, _ in texts(tmp_path / run)) for run in ("one", "two")]
+    assert said[0] == said[1]

@@ -56,7 +56,11 @@ class OpenAISampler:
     def __init__(self, settings: OpenAIRollouts, policy: Policy) -> None:
         self.settings, self.policy = settings, policy
         server = OpenAIConfig(
-            base_url=settings.base_url, api_key_env=settings.api_key_env, slots=settings.slots, queue=2**20
+            base_url=settings.base_url,
+            api_key_env=settings.api_key_env,
+            slots=settings.slots,
+            queue=2**20,
+            ignore_extras=True,  # of a request it is the temperature that counts here, which every server knows
         )
         self.engine = server.connect(settings.model, None, "rl.rollouts names it")
 
