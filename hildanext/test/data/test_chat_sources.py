@@ -242,8 +242,8 @@ def test_problems_with_answers_are_conversations_without_what_is_held_out():
     from hildanext.grading.rewards import REWARDS
 
     section = {"name": "countdown", "count": 200, "numbers": 2, "held_out": 0.3, "template": "Task: {prompt}"}
-    every = examples({"name": "problems", "problems": section})
-    taught = examples({"name": "problems", "problems": section, "side": "train"})
+    every = read({"name": "problems", "problems": section})
+    taught = read({"name": "problems", "problems": section, "side": "train"})
     split = build("problem set", PROBLEMS, section).split(build("reward", REWARDS, {"name": "countdown"}))
     assert len(every) == 200 and len(taught) == len(split.train) < 200
     asked = {problem.prompt for problem in split.held_out}
@@ -255,4 +255,4 @@ def test_problems_with_answers_are_conversations_without_what_is_held_out():
 def test_problems_without_answers_teach_nobody(tmp_path: Path):
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}])
     with pytest.raises(DataError, match="no right answer"):
-        examples({"name": "problems", "problems": {"name": "jsonl", "path": str(path)}})
+        read({"name": "problems", "problems": {"name": "jsonl", "path": str(path)}})
