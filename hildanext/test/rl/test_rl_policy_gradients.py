@@ -369,6 +369,14 @@ def test_v15_the_upper_bound_is_above_the_lower_and_rises_with_its_order(text):
         assert found == sorted(found) and found[1] > found[0] + 1e-3
 
 
+def test_the_upper_bound_is_none_for_a_sampler_whose_order_matters():
+    """Toy Q in random order writes 1, 1, 0 with log p = -1.822219."""
+    orders = [0.5 * 0.7 * 0.1, 0.5 * 0.3 * 0.9, 0.5 * 0.7 * 0.9]  # the 0 is written last, second, first
+    assert math.log(sum(orders) / 3) == pytest.approx(-1.822219, abs=1e-6)
+    assert upper_bound(all_masks(toy_q, (1, 1, 0)), 1.0).item() == pytest.approx(2 * math.log(0.7) + math.log(0.3))
+    assert 2 * math.log(0.7) + math.log(0.3) < -1.9
+
+
 def test_v15_bad_answers_go_by_the_mixture_and_good_ones_by_the_elbo():
     scores = all_masks(toy_q, (1, 1, 1))
     lower, upper = scores.sequence.item(), upper_bound(scores, 1.5).item()
