@@ -70,6 +70,17 @@ def invented(
     return collate(answers, group.tolist(), block_size, fill=0)
 
 
+def exact_norms(model: DiffusionModel) -> DiffusionModel:
+    """The model with norms in its own dtype; Transformers' are computed in fp32, which rounds gradients to 1e-6."""
+    for module in list(model.modules()):
+        for name, norm in list(module.named_children()):
+            if type(norm).__name__.endswith("RMSNorm") and not isinstance(norm, nn.RMSNorm):
+                exact = nn.RMSNorm(norm.weight.shape, norm.variance_epsilon)
+                exact.weight = norm.weight
+                setattr(module, name, exact)
+    return model
+
+
 Law = Callable[[Tensor, Tensor], Tensor]
 """Chance of a 1, from how many zeros and ones of the answer are visible."""
 

@@ -178,9 +178,9 @@ def test_a_consistent_toy_s_bound_is_exact():
     assert torch.allclose(bound, expected, atol=1e-6)
     assert float(bound.exp().sum()) == pytest.approx(1.0, abs=1e-9)
     likelihood, generator = made({"name": "block_elbo", "draws": 4}), seeded()
-    drawn = torch.stack([logps(Toy(urn), batch, likelihood.draw(batch, Toy(urn).card, generator)) for _ in range(150)])
+    drawn = torch.stack([logps(Toy(urn), batch, likelihood.draw(batch, Toy(urn).card, generator)) for _ in range(40)])
     off = (drawn.mean(0) - expected).abs()
-    assert (off < 3.5 * drawn.std(0) / math.sqrt(150) + 1e-6).all() and float(off.max()) < 0.05
+    assert (off < 3.5 * drawn.std(0) / math.sqrt(40) + 1e-6).all() and float(off.max()) < 0.15
 
 
 def test_an_inconsistent_toy_s_bound_is_below_the_mixture_of_orders():

@@ -13,7 +13,7 @@ from hildanext.rl.batch import RolloutBatch
 from hildanext.rl.likelihoods import POLICY_LIKELIHOODS
 from hildanext.rl.looks import Look, noised_view, score
 from hildanext.rl.packed import pack
-from rl_answers import Toy, by_count, invented, toy_answers
+from rl_answers import Toy, by_count, exact_norms, invented, toy_answers
 
 SECTIONS = [{"name": "block_elbo"}, {"name": "mean_field"}, {"name": "trajectory"}, {"name": "left_to_right"}]
 PROMPTS = {
@@ -61,6 +61,7 @@ def test_packed_numbers_and_gradients_are_the_unpacked_ones(section, alignment, 
         model = random_model("llama", alignment, 1, layers=2)
     else:
         model = random_model("qwen3", alignment, 4, layers=2)
+    exact_norms(model)
     batch = invented(PROMPTS[prompts])
     looks = looks_of(section, batch, model.card)
     upstream = torch.randn(len(batch.prompt), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
