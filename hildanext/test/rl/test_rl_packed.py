@@ -8,7 +8,10 @@ import torch
 from conftest import random_model
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import build, under_profile
-from hildanext.masks import TokenRows, may_attend
+from hildanext.masks import TokenRows, among, may_attend
+from hildanext.models.attention import branched
+from hildanext.models.attention.blockwise import DoubledAttention
+from hildanext.models.attention.dense import MaskedAttention
 from hildanext.rl.batch import RolloutBatch
 from hildanext.rl.likelihoods import POLICY_LIKELIHOODS
 from hildanext.rl.looks import Look, noised_view, score
@@ -53,10 +56,34 @@ def replace_branch(rows: TokenRows, branch) -> TokenRows:
     return rows._replace(branch=branch)
 
 
+@pytest.mark.parametrize("clean_mask", ["block_causal", "token_causal"])
+def test_three_executions_of_the_rule_agree_on_branches(clean_mask):
+    """Two rows of a beginning of two blocks and two branches, of which one is shorter in each row; filled up."""
+    generator = torch.Generator().manual_seed(0)
+    position = torch.tensor([[*range(4, 8), *range(4, 6), *range(2, 4), *range(4), *range(4, 6), *range(4, 6), 6]])
+    branch = torch.tensor([[0] * 4 + [1] * 2 + [1] * 2 + [-1] * 4 + [0] * 2 + [1] * 2 + [1]])
+    position, branch = position.expand(2, -1), branch.expand(2, -1).clone()
+    document = torch.zeros_like(position)
+    document[1, -1] = document[1, 6:8] = -1
+    branch[document < 0] = -1
+    position = torch.where(torch.tensor([[False] * 6 + [True] * 2 + [False] * 9]), position + 4, position)
+    rows = TokenRows(document, position, torch.arange(17).expand(2, -1) < 8, branch)
+    query, key, value = (torch.randn(2, heads, 17, 3, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
+    dense = MaskedAttention(among(rows, 2, clean_mask)).attend(0, query, key, value, 0.7)
+    there = (document >= 0)[:, None, :, None].expand_as(dense)
+    for context in (
+        DoubledAttention.build(rows, 8, 2, clean_mask, torch.float64),
+        branched.BranchedAttention.build(rows, 8, 2, clean_mask, torch.float64, torch.device("cpu")),
+    ):
+        out = context.attend(0, query, key, value, 0.7)
+        assert torch.allclose(out[there], dense[there], rtol=0, atol=1e-12), type(context).__name__
+
+
 @pytest.mark.parametrize("prompts", PROMPTS, ids=str)
 @pytest.mark.parametrize("alignment", ["block", "parent"])
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section["name"])
-def test_packed_numbers_and_gradients_are_the_unpacked_ones(section, alignment, prompts):
+def test_packed_numbers_and_gradients_are_the_unpacked_ones(section, alignment, prompts, monkeypatch):
+    """Whether branches attend apart or together."""
     if (section["name"], alignment) == ("left_to_right", "block"):
         model = random_model("llama", alignment, 1, layers=2)
     else:
@@ -66,20 +93,22 @@ def test_packed_numbers_and_gradients_are_the_unpacked_ones(section, alignment, 
     looks = looks_of(section, batch, model.card)
     upstream = torch.randn(len(batch.prompt), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = []
-    for packed in (False, True):
+    for packed, worth_while in ((False, 1.0), (True, 0.0), (True, 1e9)):
+        monkeypatch.setattr(branched, "WORTH_WHILE", worth_while)
         scores = score(model, batch, looks, packed=packed)
         model.zero_grad()
         (scores.sequence * upstream).sum().backward()
         gradients = {name: part.grad.clone() for name, part in model.named_parameters() if part.grad is not None}
         found.append((scores, gradients))
-    (plain, of_plain), (tight, of_tight) = found
-    assert torch.allclose(plain.raw, tight.raw, rtol=0, atol=1e-9) and float(plain.raw.abs().max()) > 1
-    assert torch.equal(plain.raw != 0, tight.raw != 0)
-    assert of_plain.keys() == of_tight.keys()
-    for name, gradient in of_plain.items():
-        assert torch.allclose(gradient, of_tight[name], rtol=1e-9, atol=1e-9), name
+    plain, of_plain = found[0]
     assert max(float(gradient.abs().max()) for gradient in of_plain.values()) > 1e-2
-    assert tight.columns <= plain.columns
+    assert float(plain.raw.abs().max()) > 1
+    for tight, of_tight in found[1:]:
+        assert torch.allclose(plain.raw, tight.raw, rtol=0, atol=1e-9)
+        assert torch.equal(plain.raw != 0, tight.raw != 0) and tight.columns <= plain.columns
+        assert of_plain.keys() == of_tight.keys()
+        for name, gradient in of_plain.items():
+            assert torch.allclose(gradient, of_tight[name], rtol=1e-9, atol=1e-9), name
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
