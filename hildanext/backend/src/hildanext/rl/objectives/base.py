@@ -37,6 +37,8 @@ class Objective:
     """Built under the profile FULL alone."""
     per: ClassVar[Literal["answer", "token", "group"]] = "answer"
     """What the sum is divided by."""
+    level: ClassVar[Literal["sequence", "token"] | None] = None
+    """What its ratios are of (`ratios.ratios` gives them all); None where it has none and does not read `old`."""
     separable: ClassVar[bool] = False
     """Whether the loss is a sum over looks, so that each may have a forward and a backward pass of its own."""
     likelihoods: ClassVar[tuple[str, ...]] = ()
@@ -54,7 +56,7 @@ class Objective:
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def count(self, valid: Bool[Tensor, " rows"], group: Int[Tensor, " rows"], read: Int[Tensor, " rows"]) -> int:
-        """What a micro-batch adds to the normaliser: answers, groups, or tokens (`read` of each row)."""
+        """What a micro-batch adds to the normaliser: answers, groups, or tokens (`read`: those of each estimate)."""
         if self.per == "group":
             return len(set(group[valid].tolist()))
         return int(read[valid].sum()) if self.per == "token" else int(valid.sum())
