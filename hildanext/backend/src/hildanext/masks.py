@@ -3,9 +3,11 @@
 One rule serves training and inference (BD3-LM, arXiv:2503.09573; LLaDA2.0, arXiv:2512.15745, eq. 3):
 a noisy token sees its own noisy block and the clean tokens of strictly earlier blocks; a clean token
 sees clean tokens only, block-causally or token-causally; nobody sees another document.
-Blocks are counted from position 0 of each document.
+Blocks are counted from position 0 of each document. Continuations of one beginning may lie behind it as branches:
+nobody sees another branch, and the beginning sees none.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +18,7 @@ CleanMask = Literal["block_causal", "token_causal"]
 
 
 class TokenRows(NamedTuple):
-    """What the rule needs to know of each token; all of shape [batch seq]."""
+    """What the rule needs to know of each token; all of shape [batch seq], or None."""
 
     document: Int[Tensor, "batch seq"]
     """Index of the document inside the row; -1 is padding."""
@@ -24,6 +26,14 @@ class TokenRows(NamedTuple):
     """Index of the token inside its document."""
     noisy: Bool[Tensor, "batch seq"]
     """True for a token of the block being denoised, False for a clean (final) one."""
+    branch: Int[Tensor, "batch seq"] | None = None
+    """Which continuation of its document's beginning a token belongs to; -1 is the beginning, None that there is one
+    continuation alone."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "TokenRows":
+        """The rows with every part changed in the same way."""
+        branch = None if self.branch is None else change(self.branch)
+        return TokenRows(change(self.document), change(self.position), change(self.noisy), branch)
 
 
 def may_attend(
@@ -41,6 +51,9 @@ def may_attend(
     allowed = q_noisy & k_noisy & (q_block == k_block)
     allowed |= q_noisy & ~k_noisy & (q_block > k_block)
     allowed |= ~q_noisy & ~k_noisy & clean
+    if keys.branch is not None and queries.branch is not None:
+        branch = keys.branch[:, None, :]
+        same_document &= (branch < 0) | (branch == queries.branch[:, :, None])
     return allowed & same_document
 
 
@@ -68,7 +81,7 @@ def among(
 
     The keys are the columns from `first_key` on. Padding attends to itself alone.
     """
-    keys = TokenRows(*(part[:, first_key:] for part in rows))
+    keys = rows.each(lambda part: part[:, first_key:])
     mask = may_attend(rows, keys, block_size, clean_mask)
     itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)[:, first_key:]
     return mask | (itself & (rows.document < 0)[:, :, None])

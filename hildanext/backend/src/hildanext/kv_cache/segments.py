@@ -58,5 +58,5 @@ def rows_of(segments: Sequence[Segment], device: torch.device) -> TokenRows:
 def sees(segment: Segment, block_size: int, clean_mask: CleanMask, device: torch.device) -> Bool[Tensor, "fed slot"]:
     """Which slots of its document, up to the segment's end, each fed token sees."""
     document = rows_of([Segment(0, segment.start + segment.clean, segment.noisy)], device)
-    fed = TokenRows(*(part[:, segment.start :] for part in document))
+    fed = document.each(lambda part: part[:, segment.start :])
     return may_attend(fed, document, block_size, clean_mask)[0]

@@ -64,8 +64,8 @@ def causal_rows(
     row, effect = effects // seq, effects % seq
     keys = fed.rows(view)
     query = fed.prediction_index(view.position, view.block_size, shift)[row, effect]
-    asking = masks.TokenRows(*(part[row, query][:, None] for part in keys))
-    sources = masks.TokenRows(*(part[row] for part in keys))
+    asking = keys.each(lambda part: part[row, query][:, None])
+    sources = keys.each(lambda part: part[row])
     visible = masks.may_attend(asking, sources, view.block_size, clean_mask)[:, 0]
 
     copies = fed.noisy_column, fed.clean_column

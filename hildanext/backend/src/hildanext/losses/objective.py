@@ -14,7 +14,7 @@ from hildanext.diffusion import NoisedBatch, targets
 from hildanext.losses.base import AttentionLoss, ForwardContext, TokenLoss, Weights
 from hildanext.losses.linear_cross_entropy import RowLosses, linear_cross_entropy
 from hildanext.losses.step import Outcome, TrainingStep
-from hildanext.masks import CleanMask
+from hildanext.masks import CleanMask, TokenRows
 from hildanext.models.attention.blockwise import doubled_attention
 from hildanext.models.attention.dense import AttentionContext
 from hildanext.models.bidirectional import DiffusionModel
@@ -173,11 +173,17 @@ class SupervisedStep(TrainingStep):
 
 def attention_for(view: NoisedBatch, fed: InputLayout, clean_mask: CleanMask, embeddings: Tensor) -> AttentionContext:
     """The attention context of a training forward; `embeddings` tells the compute dtype and the device."""
+    return attention_over(fed.rows(view), fed.noisy.shape[1], view.block_size, clean_mask, embeddings)
+
+
+def attention_over(
+    rows: TokenRows, noisy: int, block_size: int, clean_mask: CleanMask, embeddings: Tensor
+) -> AttentionContext:
+    """The same for any columns, of which the first `noisy` are noisy copies."""
     device = embeddings.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else embeddings.dtype
-    noisy = fed.noisy.shape[1]
-    return doubled_attention(fed.rows(view), noisy, view.block_size, clean_mask, dtype, embeddings.device)
+    return doubled_attention(rows, noisy, block_size, clean_mask, dtype, embeddings.device)
 
 
 def _read_clean(weights: Iterable[Weights]) -> bool:

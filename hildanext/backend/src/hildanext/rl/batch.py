@@ -1,7 +1,7 @@
 """The answers of one round of sampling, as arrays: what likelihoods, objectives and plugins are given."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class RolloutBatch:
     """Which problem of the round a row answers."""
     edits: Int[Tensor, "edits 5"]
     """Row, step of the block, position, old token, new token; in the order in which they were made."""
+    biased: Bool[Tensor, ""] = field(default_factory=lambda: torch.tensor(False))
+    """Whether the sum of log p is not that of the actions in some row; see `Trajectory.biased`."""
 
     @property
     def written(self) -> Bool[Tensor, "rows positions"]:
@@ -62,14 +64,16 @@ class RolloutBatch:
     def rows(self, chosen: Sequence[int]) -> "RolloutBatch":
         """Some of the rows, in the order given, cut to the longest of them."""
         index = torch.tensor(list(chosen), dtype=torch.long)
+        whole = ("edits", "biased")
         parts: dict[str, Any] = {
-            part.name: getattr(self, part.name)[index] for part in fields(self) if part.name != "edits"
+            part.name: getattr(self, part.name)[index] for part in fields(self) if part.name not in whole
         }
         end = int((parts["document"] >= 0).sum(-1).max()) if len(index) else 0
         parts = {name: part[:, :end].contiguous() if part.ndim == 2 else part for name, part in parts.items()}
         place = {row: number for number, row in enumerate(chosen)}
         kept = [[place[row], *rest] for row, *rest in self.edits.tolist() if row in place]
-        return RolloutBatch(**parts, edits=torch.tensor(kept, dtype=torch.long).reshape(-1, 5))
+        edits = torch.tensor(kept, dtype=torch.long).reshape(-1, 5)
+        return RolloutBatch(**parts, edits=edits, biased=self.biased)
 
     @classmethod
     def join(cls, parts: "Sequence[RolloutBatch]") -> "RolloutBatch":
@@ -151,6 +155,7 @@ def collate(answers: Sequence[Answer], group: Sequence[int], block_size: int, fi
         entropy=entropy,
         group=torch.tensor(list(group)),
         edits=torch.tensor(edits, dtype=torch.long).reshape(-1, 5),
+        biased=torch.tensor(any(trace is not None and trace.biased for _, trace in documents)),
     )
 
 

@@ -13,6 +13,7 @@ from hildanext.likelihood.masked_losses import hidden_states
 from hildanext.losses.linear_log_probs import linear_log_probs
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.rl.batch import RolloutBatch
+from hildanext.rl.packed import PackedColumns, packed_states
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Look:
     masked: Bool[Tensor, "rows positions"]
     """Shown as masks. What stands behind the text in its terminal block is masked too unless the look shows it."""
     read: Bool[Tensor, "rows positions"]
-    """The masked tokens whose log-probability counts."""
+    """The masked tokens whose log-probability counts, and visible ones that this step edits."""
     weight: Float[Tensor, "rows positions"]
     """Of each log-probability in the estimate; 0 where nothing is read."""
     block_size: int
@@ -75,25 +76,40 @@ def score(
     chunk: int = 128,
     packed: bool = False,
 ) -> Scores:
-    """The model's log-probabilities under each look, differentiable; one forward a look.
+    """The model's log-probabilities under each look, differentiable; one forward a look, none where nothing is read.
 
-    `temperature` divides the logits: 1 for the model itself, the sampler's for the law of its actions.
+    `temperature` divides the logits: 1 for the model itself, the sampler's for the law of its actions. With `packed`
+    the prompt of a group is fed once (`rl.packed`), which changes no number but for rounding.
     """
     raw, columns = [], 0
     for look in looks:
-        view = noised_view(batch, look, model.card.mask_id)
-        hidden, fed = hidden_states(model, view)
+        full = torch.zeros(batch.tokens.shape, dtype=_log_dtype(model), device=model.device)
         where = look.read.nonzero(as_tuple=True)
-        column = fed.prediction_index(view.position, view.block_size, model.card.shift)[where]
-        labels = (batch.tokens if look.labels is None else look.labels)[where]
-        there = hidden[where[0].to(hidden.device), column.to(hidden.device)]
-        logp = linear_log_probs(there, model.head, labels.to(hidden.device), model.banned, chunk, temperature)
-        full = torch.zeros(batch.tokens.shape, dtype=logp.dtype, device=logp.device)
-        raw.append(full.index_put(tuple(part.to(logp.device) for part in where), logp))
-        columns += fed.token.numel()
+        if len(where[0]):
+            there, fed = _states_at(model, batch, look, where, packed)
+            labels = (batch.tokens if look.labels is None else look.labels)[where]
+            logp = linear_log_probs(there, model.head, labels.to(there.device), model.banned, chunk, temperature)
+            full = full.index_put(tuple(part.to(logp.device) for part in where), logp)
+            columns += fed
+        raw.append(full)
     stacked = torch.stack(raw)
     weight = torch.stack([look.weight for look in looks]).to(stacked)
     return Scores(stacked, weight, batch.length.to(stacked.device), columns)
+
+
+def _states_at(
+    model: DiffusionModel, batch: RolloutBatch, look: Look, where: tuple[Tensor, ...], packed: bool
+) -> tuple[Float[Tensor, "read hidden"], int]:
+    """The states that predict the tokens at `where`, and how many columns were fed."""
+    view = noised_view(batch, look, model.card.mask_id)
+    hidden, fed = packed_states(model, view, batch.prompt, batch.group) if packed else hidden_states(model, view)
+    row = fed.place[where[0]] if isinstance(fed, PackedColumns) else where[0]
+    column = fed.prediction_index(view.position, view.block_size, model.card.shift)[where]
+    return hidden[row.to(hidden.device), column.to(hidden.device)], fed.token.numel()
+
+
+def _log_dtype(model: DiffusionModel) -> torch.dtype:
+    return torch.float64 if model.dtype == torch.float64 else torch.float32
 
 
 def noised_view(batch: RolloutBatch, look: Look, mask_id: int) -> NoisedBatch:

@@ -98,7 +98,7 @@ def doubled_attention(
     both = 0 < noisy < rows.document.shape[1]
     by_blocks = both and aligned(rows.document[:, :noisy], rows.position[:, :noisy], block_size)
     if device is not None:
-        rows = masks.TokenRows(*(part.to(device, non_blocking=True) for part in rows))
+        rows = rows.each(lambda part: part.to(device, non_blocking=True))
     if by_blocks:
         return DoubledAttention.build(rows, noisy, block_size, clean_mask, dtype)
     return MaskedAttention(masks.among(rows, block_size, clean_mask))
