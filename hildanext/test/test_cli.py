@@ -18,7 +18,6 @@ from rich.table import Table
 from hildanext import __version__
 from hildanext.cli import VERBS, main
 from hildanext.commands import doctor
-from hildanext.core.absent import ABSENT
 from hildanext.core.console import wide_console
 from hildanext.stages import STAGES
 
@@ -52,27 +51,6 @@ def test_threads_soon_sleep_where_they_wait_unless_the_environment_says_otherwis
     assert os.environ.get("GOMP_SPINCOUNT") == count
 
 
-@pytest.mark.parametrize("verb", ABSENT)
-def test_a_verb_of_a_later_version_says_so_in_one_line(verb, capsys):
-    assert main([verb, "--config", "hildanext/runs/configs/default.json"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "not in this version" in error
-
-
-def test_help_names_missing_verbs_only_as_missing(capsys):
-    main(["--help"])
-    shown = capsys.readouterr().out
-    verbs, _, rest = shown.partition("not in this version:")
-    for verb in ABSENT:
-        assert not re.search(rf"^\s+{verb}\s", verbs, re.MULTILINE) and verb in rest
-
-
-def test_the_readme_names_each_as_not_there_yet():
-    rows = [row for row in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "**not there yet**" in row]
-    for verb in ABSENT:
-        assert any(re.search(rf"\b{verb}\b", row, re.IGNORECASE) for row in rows), verb
-
-
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["run", "--frobnicate"], ["doctor", "extra"]])
 def test_what_it_does_not_know_is_exit_2(arguments, capsys):
     assert main(arguments) == 2
@@ -85,6 +63,7 @@ def test_an_error_of_a_flag_shows_the_verb_s_usage(verb, capsys):
     needs = {
         "convert": ["--out", "x"],
         "sft": ["--out", "x"],
+        "rl": ["--out", "x"],
         "explain-graph": ["x"],
         "export": ["x", "--out", "x"],
     }.get(verb, [])

@@ -59,9 +59,7 @@ def refuse(run):
 
 
 def open_service(folder, **more):
-    return JobService(
-        folder, kinds={"count": "", "other": ""}, check=refuse, command=COMMAND, absent={"rl": "later"}, **more
-    )
+    return JobService(folder, kinds={"count": "", "other": ""}, check=refuse, command=COMMAND, **more)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from contextvars import copy_context
 from typing import NoReturn
 
 from hildanext import __version__
-from hildanext.core.absent import ABSENT
 from hildanext.core.errors import HildaError
 from hildanext.core.json_text import has_half
 from hildanext.core.logging_setup import quieten_libraries
@@ -70,11 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments and arguments[0] in ABSENT:
-        verb = arguments[0]
-        raise HildaError(
-            f"{verb!r} ({ABSENT[verb]}) is not in this version ({__version__})", "hildanext --help lists what is"
-        )
     _refuse_half_characters(arguments)
     parser, of_verb = _parser(arguments)
     try:
@@ -113,11 +107,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """The parser, and that of the verb that was asked for (else the same): it alone is imported, and where it comes
     first alone made, so that help is quick."""
-    absent = ", ".join(ABSENT)
     parser = _Parser(
         prog="hildanext",
         description="Any autoregressive transformer becomes an editable discrete-diffusion language model.",
-        epilog=f"not in this version: {absent}",
     )
     parser.add_argument("--version", action="version", version=f"hildanext {__version__}")
     rows = parser.add_subparsers(dest="verb", metavar="verb", title="verbs")

@@ -31,8 +31,8 @@ class JobService:
     """The jobs of one folder.
 
     `kinds` are the stages that may be submitted, each alone; `run` takes a whole recipe. `check` is given the recipe
-    and raises a `HildaError` where it does not hold. `absent` tells of stages that do not exist yet. `command` is
-    run with the path of the recipe as its last argument; `limit` jobs run at a time, and `waiting` may wait.
+    and raises a `HildaError` where it does not hold. `command` is run with the path of the recipe as its last argument;
+    `limit` jobs run at a time, and `waiting` may wait.
     """
 
     def __init__(
@@ -41,7 +41,6 @@ class JobService:
         kinds: Collection[str],
         check: Callable[[dict[str, Any]], object],
         command: Sequence[str],
-        absent: Mapping[str, str] | None = None,
         limit: int = 1,
         waiting: int = 1000,
         resumes: int = 5,
@@ -49,7 +48,6 @@ class JobService:
     ) -> None:
         self.folder = Path(folder).resolve()
         self.kinds, self.check, self.waiting = kinds, check, waiting
-        self.absent = absent if absent is not None else {}
         self.store = JobStore(self.folder)
         self.supervisor = Supervisor(self.store, command, limit, resumes, grace_seconds)
 
@@ -83,8 +81,6 @@ class JobService:
 
     def recipe(self, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of a submission, without its folder, which is the job's own whatever `config` says."""
-        if kind in self.absent:
-            raise ConfigError(f"there are no {kind!r} jobs in this version", f"kinds: {', '.join(self._choices())}")
         if kind not in self._choices():
             raise UnknownChoice("kind of job", kind[:80], self._choices())
         try:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hildanext.core.absent import ABSENT
 from hildanext.core.errors import ConfigError
 from hildanext.jobs.service import JobService
 from hildanext.stages import STAGES
@@ -18,20 +17,24 @@ FOLDER = "runs/jobs"
 
 COMMAND = (sys.executable, "-m", "hildanext.cli", "run")
 
+TRAINED = ("convert", "sft", "rl")
+"""Stages that leave a model."""
+
 NEEDS: Mapping[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
     "convert": ((("data.train",), ("prepare",)), (("data.valid",), ("prepare",))),
-    "sft": ((("model", "parent"), ("convert", "sft")),),
-    "eval": ((("model",), ("convert", "sft")), (("data", "quality"), ("prepare",))),
-    "bench": ((("model",), ("convert", "sft")),),
-    "generate": ((("model",), ("convert", "sft")),),
-    "report": ((("run",), ("convert", "sft", "eval", "generate")),),
+    "sft": ((("model", "parent"), TRAINED),),
+    "rl": ((("model",), TRAINED),),
+    "eval": ((("model",), TRAINED), (("data", "quality"), ("prepare",))),
+    "bench": ((("model",), TRAINED),),
+    "generate": ((("model",), TRAINED),),
+    "report": ((("run",), (*TRAINED, "eval", "generate")),),
 }
 """By stage: one of these values of the section, or one of these stages before it."""
 
 
 def open_jobs(folder: str | Path = FOLDER, limit: int = 1) -> JobService:
     """The jobs of a folder, which is made where it is missing; `limit` of them run at a time."""
-    return JobService(folder, kinds=STAGES, check=check_submission, command=COMMAND, absent=ABSENT, limit=limit)
+    return JobService(folder, kinds=STAGES, check=check_submission, command=COMMAND, limit=limit)
 
 
 def check_submission(run: Mapping[str, Any]) -> None:
