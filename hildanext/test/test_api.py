@@ -500,7 +500,6 @@ class TestJobs:
             ({"kind": "generate", "config": []}, "config: [] is no JSON object"),
             ({"kind": "generate", "config": {"generate": {"modl": "tiny"}}}, "unknown key"),
             ({"kind": "generate", "config": {}, "now": True}, "unknown field"),
-            ({"kind": "rl", "config": {}}, "no 'rl' jobs"),
         ):
             assert said in error_of(ask(app, "POST", "/jobs/submit", json=body), 400)["message"]
         for path in ("", "/events", "/log", "/artefacts", "/artefacts/x"):

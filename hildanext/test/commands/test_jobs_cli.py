@@ -76,8 +76,6 @@ def test_a_run_s_file_is_submitted_and_its_folder_is_the_job_s(jobs, tmp_path, p
     "words, said",
     [
         (["show", "0001-generat"], "did you mean 0001-generate?"),
-        (["submit", "rl"], "no 'rl' jobs in this version: kinds: run, prepare, convert, sft, eval, bench, generate"),
-        (["submit", "rl"], "no 'rl' jobs"),
         (["submit", "genrate"], "did you mean 'generate'"),
         (["submit", "generate", "--set", "generate.modle=tiny"], "unknown key 'modle'"),
         (["submit", "generate"], "generate: it needs model, and no stage before it makes one"),

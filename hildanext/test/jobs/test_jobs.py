@@ -467,7 +467,6 @@ def test_the_mark_of_progress_changes_with_what_is_kept_alone(tmp_path):
     "kind, config, error, word",
     [
         ("cuont", {}, UnknownChoice, "did you mean 'count'"),
-        ("rl", {}, ConfigError, "not|no 'rl' jobs.*count"),
         ("../up", {}, UnknownChoice, "unknown kind"),
         ("count", {"typo": 1}, ConfigError, "typo"),
         ("count", {"stages": [{"stage": "count"}]}, ConfigError, "submit it as 'run'"),

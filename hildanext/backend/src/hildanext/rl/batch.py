@@ -83,7 +83,7 @@ class RolloutBatch:
             edits.append(part.edits + torch.tensor([first, 0, 0, 0, 0]))
             first += len(part.tokens)
         joined = {
-            field.name: torch.cat([_widened(getattr(part, field.name), width, field.name) for part in parts])
+            field.name: _joined([getattr(part, field.name) for part in parts], width, field.name)
             for field in fields(cls)
             if field.name != "edits"
         }
@@ -102,10 +102,12 @@ FILLING = {"document": -1, "step": -1}
 """What stands behind the end of a row, where that is not 0."""
 
 
-def _widened(part: Tensor, width: int, name: str) -> Tensor:
-    if part.ndim == 1:
-        return part
-    return pad(part, (0, width - part.shape[1]), value=FILLING.get(name, 0))
+def _joined(parts: "Sequence[Tensor]", width: int, name: str) -> Tensor:
+    if parts[0].ndim == 0:  # what is said of the whole batch
+        return torch.stack(list(parts)).any()
+    if parts[0].ndim == 1:
+        return torch.cat(list(parts))
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=FILLING.get(name, 0)) for part in parts])
 
 
 @dataclass(frozen=True)
