@@ -1,6 +1,7 @@
 """What samples answers: a configuration that opens a `Sampler`, which is handed prompts and seeds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
@@ -10,6 +11,31 @@ from hildanext.rl.batch import Answer
 from hildanext.rl.policy import Policy
 
 Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of one answer beside its prompt: of samplers whose rollouts say `fills`."""
+
+    given: tuple[tuple[int, int], ...] = ()
+    """Tokens of the answer that are known, each as (place in the answer, id)."""
+    decoder: Mapping[str, Any] = field(default_factory=dict)
+    """Laid over the rollouts' own section."""
+
+    def __bool__(self) -> bool:
+        return bool(self.given or self.decoder)
+
+
+class FillingSampler(Protocol):
+    """A `Sampler` that takes wishes."""
+
+    def sample(
+        self,
+        prompts: Sequence[Ids],
+        seeds: Sequence[int],
+        temperature: float | None = None,
+        wishes: Sequence[Wish] | None = None,
+    ) -> list[Answer | None]: ...
 
 
 class Sampler(Protocol):
@@ -39,6 +65,8 @@ class Rollouts:
 
     traced: ClassVar[bool] = True
     """Whether it tells how likely each action was."""
+    fills: ClassVar[bool] = False
+    """Whether its sampler is a `FillingSampler`."""
 
     max_new_tokens: int = Field(default=256, ge=1)
     temperature: float = Field(default=1.0, gt=0)

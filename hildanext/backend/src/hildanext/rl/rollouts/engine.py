@@ -3,7 +3,7 @@
 import queue
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from hildanext.engine.base import DeadlineExceeded, Failed, Finished, Request, R
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
 from hildanext.rl.batch import Answer
 from hildanext.rl.policy import Policy
-from hildanext.rl.rollouts.base import Ids, Rollouts
+from hildanext.rl.rollouts.base import Ids, Rollouts, Wish
 
 
 @config
@@ -24,6 +24,8 @@ class EngineRollouts(Rollouts):
 
     Recorded log p is the action's in random order and from left to right; see `decoding.ordered`.
     """
+
+    fills: ClassVar[bool] = True
 
     order: Literal["random", "left_to_right", "confidence"] = "random"
     per_step: int = Field(default=1, ge=1)
@@ -72,7 +74,11 @@ class EngineSampler:
         )
 
     def sample(
-        self, prompts: Sequence[Ids], seeds: Sequence[int], temperature: float | None = None
+        self,
+        prompts: Sequence[Ids],
+        seeds: Sequence[int],
+        temperature: float | None = None,
+        wishes: Sequence[Wish] | None = None,
     ) -> list[Answer | None]:
         events: queue.SimpleQueue[tuple[int, RequestOutput | None]] = queue.SimpleQueue()
         failures: list[Exception] = []
@@ -88,7 +94,8 @@ class EngineSampler:
 
             return hear
 
-        requests = [self._request(*asked, temperature) for asked in zip(prompts, seeds, strict=True)]
+        wished = [Wish()] * len(prompts) if wishes is None else wishes
+        requests = [self._request(*asked, temperature) for asked in zip(prompts, seeds, wished, strict=True)]
         answers: list[Answer | None] = [None] * len(requests)
         with ExitStack() as leaving, under_profile(self.profile), self.policy.sampling():
             tickets = self.engine.submit_all([(request, sink(number)) for number, request in enumerate(requests)])
@@ -96,24 +103,25 @@ class EngineSampler:
                 leaving.callback(ticket.cancel)
             for _ in requests:
                 number, output = events.get()
-                answers[number] = None if output is None else self._answer(prompts[number], output)
+                answers[number] = None if output is None else self._answer(prompts[number], output, wished[number])
         if failures:
             raise failures[0]
         return answers
 
-    def _request(self, prompt: Ids, seed: int, temperature: float | None) -> Request:
+    def _request(self, prompt: Ids, seed: int, wish: Wish, temperature: float | None) -> Request:
         settings = self.settings
         heat = settings.temperature if temperature is None else temperature
         return Request(
             tokens=prompt,
-            decoder=settings.section(heat),
+            decoder={**settings.section(heat), **wish.decoder},
             max_new_tokens=settings.max_new_tokens,
             seed=seed,
             deadline_seconds=settings.seconds,
             trajectory=True,
+            given=wish.given,
         )
 
-    def _answer(self, prompt: Ids, output: RequestOutput) -> Answer:
+    def _answer(self, prompt: Ids, output: RequestOutput, wish: Wish) -> Answer:
         if output.weights != self.version:
             raise CheckpointError(
                 f"an answer of weights {output.weights} where the policy's are {self.version}",
@@ -127,6 +135,7 @@ class EngineSampler:
             forwards=output.stats.forwards,
             weights=output.weights,
             trajectory=output.trajectory,
+            given=tuple(place for place, _ in wish.given),
         )
 
     def changed(self) -> None:
