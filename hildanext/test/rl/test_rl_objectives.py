@@ -23,6 +23,7 @@ MEMBERS = [
     {"name": "agrpo"},
     {"name": "agrpo", "beta": 0.3},
     {"name": "wd1"},
+    {"name": "wd1pp"},
     {"name": "diffu_grpo"},
     {"name": "diffu_grpo", "beta": 0.0, "epsilon": 0.1},
     {"name": "just_grpo"},

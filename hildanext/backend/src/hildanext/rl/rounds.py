@@ -108,7 +108,7 @@ class Rounds:
         made = list(self._chunks(number, chosen, place))
         chunks = [chunk for chunk, _ in made]
         material = Material.join([self._material(*one) for one in made if one[0].batch is not None])
-        batch, answers = material.batch, material.answers
+        answers = material.answers
         rewards = self._rewards(answers, len(chosen))
         rewards = self._shuffled(rewards, number, place) if self.config.shuffled_rewards else rewards
         known = ~rewards.isnan()

@@ -26,7 +26,7 @@ class Predictions(PolicyLikelihood):
     def check_batch(self, batch: RolloutBatch) -> None:
         if not batch.traced:
             raise ConfigError(
-                "predictions are learnt from the states they were made in, and of these answers the steps are not known",
+                "predictions are learnt in the states they were made in, and the steps of these answers are not known",
                 "take rollouts of the engine, or the objective wd1",
             )
         if len(batch.edits):

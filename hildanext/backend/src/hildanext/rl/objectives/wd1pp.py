@@ -22,8 +22,8 @@ class Wd1pp(Wd1):
 
     Paper: wd1++, arXiv:2507.08838v2, section 3.3, equation 10.
     Differs: a reconstruction of a method without public code. A step is that of every block at once, each given the
-    finished blocks before it, so that a prediction joins blocks that did not see each other's predictions; predictions
-    are drawn anew after the answers are whole, not kept while they are written. Tokens behind a prediction's end are not
+    finished blocks before it, so that a prediction joins blocks that did not see each other's predictions; they are
+    drawn anew after the answers are whole, not kept while those are written. Tokens behind a prediction's end are not
     read. The mean over groups is the loop's, as in `wd1`.
     """
 

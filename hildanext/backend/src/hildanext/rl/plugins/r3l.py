@@ -25,8 +25,8 @@ from hildanext.rl.rollouts.base import Wish
 
 @config
 class R3l(Plugin):
-    """Wrong answers are reflected on, masked again where they are at fault, and denoised with the hint in the prompt; at
-    most `retries` times, until one is right. The last attempt joins its group, under the prompt without the hint.
+    """Wrong answers are reflected on, masked again where they are at fault, and denoised with the hint in the prompt,
+    at most `retries` times, until one is right. The last attempt joins its group, under the prompt without the hint.
 
     `again` says what is masked: from the fault to the end (`suffix`), or the tokens of the fault alone (`fault`), which
     then keep their number. What is kept is seen from the first step on. Pivotal credit: neither the attempt nor the
@@ -64,7 +64,7 @@ class R3l(Plugin):
             )
         if around.likelihood.of_actions and self.hint:
             raise ConfigError(
-                "r3l samples a retry with a hint that it is not learnt under, in other blocks: its steps cannot be replayed",
+                "r3l samples a retry with a hint that it is not learnt under: its steps cannot be replayed",
                 "set r3l's hint to false, or take the likelihood block_elbo",
             )
         if type(around.objective).__name__ == "Wd1pp":
@@ -195,8 +195,8 @@ class Standing:
 def kept_places(
     tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int], fault: Fault, again: Literal["suffix", "fault"]
 ) -> list[int]:
-    """Places of an answer's tokens that are not made again: those that end before the fault begins, and, where the fault
-    alone is to be made again, those that begin behind it."""
+    """Places of an answer's tokens that are not made again: those that end before the fault begins, and, where the
+    fault alone is to be made again, those that begin behind it."""
     pieces, place, kept = Detokenizer(tokenizer, prompt).pieces(tokens), 0, []
     for number, piece in enumerate(pieces):
         end = place + len(piece)

@@ -63,8 +63,8 @@ class Stp(Plugin):
         said = max((self.template.rfind(place) + len(place) for place in PLACES if place in self.template), default=-1)
         if said >= 0 and self.template[said:].strip():
             raise ConfigError(
-                f"stp.template {self.template!r} covers the answer's span: {self.template[said:].strip()!r} stands where "
-                "the final answer does",
+                f"stp.template {self.template!r} covers the answer's span: {self.template[said:].strip()!r} stands "
+                "where the final answer does",
                 "end the template where the final answer begins",
             )
 
@@ -75,7 +75,7 @@ class Stp(Plugin):
             self._check_temporal(around)
         if self.template and getattr(around.reward, "answer", "marker") == "whole":
             raise ConfigError(
-                f"stp.template {self.template!r} covers the answer's span: for this reward the whole text is the answer",
+                f"stp.template {self.template!r} covers the answer's span: for this reward the whole text is one",
                 "set the reward's (and the problems') answer to marker or tags, or leave template out",
             )
 
