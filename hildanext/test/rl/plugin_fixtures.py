@@ -23,7 +23,7 @@ def characters() -> PreTrainedTokenizerFast:
     """Ids: 0 is `<s>`, 1 is `</s>`, then one for each character."""
     vocabulary = {word: number for number, word in enumerate(["<s>", "</s>", *CHARACTERS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s)."), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens([AddedToken(word, special=True) for word in ("<s>", "</s>")])
     return PreTrainedTokenizerFast(

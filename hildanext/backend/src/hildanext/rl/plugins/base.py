@@ -11,7 +11,7 @@ through the `Desk`, which keeps it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -27,6 +27,7 @@ from hildanext.rl.objectives import Objective
 from hildanext.rl.rollouts import Rollouts
 
 
+@runtime_checkable
 class Around(Protocol):
     """The parts of a run that a plugin works with."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ class Wish:
         return bool(self.given or self.decoder)
 
 
+@runtime_checkable
 class FillingSampler(Protocol):
     """A `Sampler` that takes wishes."""
 
@@ -38,6 +39,7 @@ class FillingSampler(Protocol):
     ) -> list[Answer | None]: ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Answers of one policy. `close` it."""
 
