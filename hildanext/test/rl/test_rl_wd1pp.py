@@ -16,7 +16,7 @@ from hildanext.rl.looks import score
 from hildanext.rl.material import Material
 from hildanext.rl.objectives import OBJECTIVES
 from hildanext.rl.objectives.base import PolicyInputs
-from hildanext.rl.predictions import draw_states, with_predictions
+from hildanext.rl.predictions import behind_end, draw_states, with_predictions
 
 TEXTS = ["so 2+3=6\n#### 6", "so 2+3=5\n#### 5"]
 
@@ -68,12 +68,18 @@ def test_an_intermediate_state_shows_what_was_written_before_its_step_and_no_mor
 
 def test_nothing_is_read_behind_a_predictions_end(enlarged):
     _, _, _, made = enlarged
+    part = made.batch.rows([0])
+    first, last = int(part.prompt[0]), int((part.document[0] >= 0).sum())
+    labels = torch.full_like(part.tokens, 5)
+    labels[0, [first - 2, first + 3, first + 6]] = END
+    behind = behind_end(labels, part, torch.tensor([END]))
+    assert behind[0, :last].nonzero()[:, 0].tolist() == list(range(first + 4, last)), "an end in a prompt is none"
     for row in range(2, 6):
-        first, labels = int(made.batch.prompt[row]), made.look.labels[row]
-        ends = [place for place in range(first, int((made.batch.document[row] >= 0).sum())) if labels[place] == END]
-        assert ends, "these answers end" if not ends else ""
-        assert not made.look.read[row, ends[0] + 1 :].any()
-        assert made.answers[row].tokens == ends[0] - first + 1
+        document = made.batch.document[row] >= 0
+        tokens = made.look.labels[row][document][int(made.batch.prompt[row]) :].tolist()
+        stop = tokens.index(END) + 1 if END in tokens else len(tokens)
+        assert made.answers[row].tokens == stop and made.answers[row].ended == (END in tokens)
+        assert not made.look.read[row, int(made.batch.prompt[row]) + stop :].any()
 
 
 def test_an_answers_own_look_reads_its_last_step(enlarged):
@@ -104,7 +110,7 @@ def test_the_loss_is_wd1s_weights_times_log_p_of_predictions_by_hand(enlarged):
         scores, scores.detach(), None, advantage[0], torch.ones(6, dtype=torch.bool), made.batch.group
     )
     loss, _ = objective({"name": "wd1pp"}).loss(inputs)
-    assert float(loss) == pytest.approx(float(-(advantage[0] * by_hand).sum()))
+    assert float(loss.detach()) == pytest.approx(float(-(advantage[0] * by_hand).sum()))
 
 
 def log_p(model, made: Material, row: int) -> Tensor:

@@ -92,7 +92,7 @@ def _predicted(batch: RolloutBatch, desk: Desk, count: int) -> dict[str, Tensor]
         labels = part.tokens.clone()
         labels[state.masked] = _drawn(model, part, state, uniform, desk.rollouts.temperature)
     ends = torch.tensor(sorted(eos_ids(model, policy.tokenizer)))
-    read = state.masked & ~_behind_end(labels, part, ends)
+    read = state.masked & ~behind_end(labels, part, ends)
     return {"row": torch.tensor(rows), "labels": labels, "masked": state.masked.byte(), "read": read.byte()}
 
 
@@ -115,7 +115,7 @@ def _drawn(
     return torch.cat(tokens).cpu()
 
 
-def _behind_end(
+def behind_end(
     labels: Int[Tensor, "rows positions"], part: RolloutBatch, ends: Int[Tensor, " ends"]
 ) -> Bool[Tensor, "rows positions"]:
     """Positions behind the first end of text of each answer."""

@@ -88,7 +88,7 @@ class Lens(Plugin):
             prompt, count = desk.encode(problem), self.answers if self.answers is not None else len(rows[group])
             for number in range(count):
                 asks.append(Ask(problem, group, desk.seed_for(group, "lens", number), prompt, shown))
-        figures = {"lens_low": len(low), "lens_purified": len(purified), "lens_replaced": 0.0}
+        figures = {"lens_low": float(len(low)), "lens_purified": float(len(purified)), "lens_replaced": 0.0}
         if not asks:
             return _with(material, figures)
         chunk, _ = desk.answers("lens", asks)
