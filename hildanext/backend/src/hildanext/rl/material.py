@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -114,7 +115,7 @@ def _looks(looks: Sequence[Look | None], width: int) -> Look | None:
     if not there:
         return None
     assert len(there) == len(looks), "a look at some answers and none at others"
-    wide = {
+    wide: dict[str, Any] = {
         name: torch.cat([pad(getattr(look, name), (0, width - look.masked.shape[1])) for look in there])
         for name in ("masked", "read", "weight", "shown", "labels")
         if getattr(there[0], name) is not None
