@@ -13,7 +13,6 @@ from hildanext.core.registry import build, under_profile
 from hildanext.data.problems import Problem
 from hildanext.engine.base import Finished, Request
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
-from hildanext.grading.countdown import CountdownReward
 from hildanext.likelihood import LIKELIHOODS
 from hildanext.rl.batch import Answer, RolloutBatch, collate
 from hildanext.rl.config import read_config
@@ -112,6 +111,7 @@ def test_what_contradicts_itself_is_refused_in_one_line(section, said):
 
 def test_r3l_without_its_hint_may_be_replayed():
     checked(plugins=[{"name": "r3l", "hint": False}], likelihood={"name": "trajectory"})
+    checked(plugins=[{"name": "r3l", "hint": True}], likelihood={"name": "block_elbo"})
 
 
 # STP
@@ -464,4 +464,3 @@ def test_without_plugins_material_is_the_batch():
     for name in ("tokens", "scored", "after", "document", "position", "step", "group"):
         assert torch.equal(getattr(joined.batch, name), getattr(made.batch, name))
     assert (joined.credited, joined.factor, joined.asked, joined.look) == (None,) * 4
-    assert isinstance(CountdownReward(), CountdownReward)

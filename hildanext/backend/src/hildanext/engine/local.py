@@ -261,7 +261,7 @@ class LocalEngine(Engine):
         limit = length_limit(self.models.asked(request)[0], len(prompt), request.max_new_tokens)
         decoder = make_method(self.models.section(request))
         if request.given:
-            self._check_given(request, decoder, limit - len(prompt))
+            self.models.check_given(request, decoder, limit - len(prompt))
         if request.trajectory:
             check_recordable(None if request.parent or request.scores else decoder)
         size = self._cache_bytes(request, decoder, limit)
@@ -280,23 +280,6 @@ class LocalEngine(Engine):
             bytes=size,
             submitted=time.perf_counter(),
         )
-
-    def _check_given(self, request: Request, decoder: Any, room: int) -> None:
-        if request.parent or request.scores or self.model is None or not isinstance(decoder, Decoder):
-            raise ConfigError(
-                f"{len(request.given)} tokens of the answer are given, and no diffusion model writes around them",
-                "leave out given, or what asks for the parent, exact mode or scores",
-            )
-        if decoder.window > 0:
-            raise ConfigError(
-                f"tokens of the answer are given, and window {decoder.window} edits finished blocks", "give window 0"
-            )
-        for place, token in request.given:
-            if not 0 <= place < room or not 0 <= token < len(self.model.banned) or bool(self.model.banned[token]):
-                raise PromptError(
-                    f"the token {token} is given for place {place} of an answer of {room} tokens",
-                    "give ids that can be generated, at places from 0 on inside the answer",
-                )
 
     def weights_changed(self) -> int:
         """Tell that the model's weights are others now, or hold still until they are: every kept prefix is dropped.
