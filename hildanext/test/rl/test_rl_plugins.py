@@ -11,7 +11,7 @@ import hildanext.rl.plugins.lens as lens_module
 from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build, under_profile
 from hildanext.data.problems import Problem
-from hildanext.engine.base import Finished, Request
+from hildanext.engine.base import Finished, Request, refuse_given
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
 from hildanext.likelihood import LIKELIHOODS
 from hildanext.rl.batch import Answer, RolloutBatch, collate
@@ -219,6 +219,12 @@ def test_given_tokens_and_pruned_steps_are_written_and_replayed(alignment):
     looks = TrajectoryLikelihood().draw(batch, policy.model.card, torch.Generator())
     scores = score(policy.model, batch, looks)
     assert torch.allclose(scores.sequence, batch.logp.sum(-1), atol=1e-9)
+
+
+def test_an_engine_elsewhere_refuses_given_tokens():
+    with pytest.raises(ConfigError, match="a server cannot write around"):
+        refuse_given(Request(prompt="a", given=((0, 5),)), "a server")
+    refuse_given(Request(prompt="a"), "a server")
 
 
 # R3L
