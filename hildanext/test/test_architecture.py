@@ -21,7 +21,7 @@ TESTS = Path(__file__).parent
 ROOMS = (
     "core grading masks diffusion tokenization detokenization data datasets models corruption ar kv_cache export "
     "losses decoding runtimes inference exact facade likelihood trainer training engine rl wsd_stage0 drafts_stage0 "
-    "sft_stage1 eval bench memory_plan report recipe jobs stages serve api commands cli"
+    "sft_stage1 rl_stage2 eval bench memory_plan report recipe jobs stages serve api commands cli"
 ).split()
 """Rooms and front doors in the order in which they may import, lowest first; `DESIGN.md` draws it."""
 
@@ -38,6 +38,7 @@ FAMILIES = {
     "hildanext.rl.advantages": ("ADVANTAGES", "hildanext.rl.advantages.base", "Advantage"),
     "hildanext.rl.likelihoods": ("POLICY_LIKELIHOODS", "hildanext.rl.likelihoods.base", "PolicyLikelihood"),
     "hildanext.rl.rollouts": ("ROLLOUTS", "hildanext.rl.rollouts.base", "Rollouts"),
+    "hildanext.rl.plugins": ("PLUGINS", "hildanext.rl.plugins.base", "Plugin"),
     "hildanext.rl.objectives": ("OBJECTIVES", "hildanext.rl.objectives.base", "Objective"),
     "hildanext.eval.tasks": ("TASKS", "hildanext.eval.tasks.base", "Task"),
 }
@@ -252,6 +253,8 @@ HEAVY = (
 `importlib.metadata` loads `email`."""
 
 LATE = {
+    ("data/sources/chat/problem_answers.py", "hildanext.data.problems"): "a circle: some problems are conversations",
+    ("data/sources/chat/problem_answers.py", "hildanext.data.problems.base"): "the same circle",
     ("engine/dinfer/config.py", "hildanext.engine.dinfer.probe"): "a circle: the probe is of this configuration",
     ("export/onnx_export.py", "hildanext.export.onnx_file"): "onnx is an extra, which the runtime does without",
 }

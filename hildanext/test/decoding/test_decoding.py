@@ -35,6 +35,8 @@ CASES = [
     {"name": "ordered"},
     {"name": "ordered", "order": "left_to_right", "per_step": 2, "top_k": 5, "temperature": 0.7},
     {"name": "ordered", "order": "confidence", "per_step": 3, "temperature": 0.7},
+    {"name": "pruned", "temperature": 0.7},
+    {"name": "pruned", "sure": 0.5, "per_step": 2},
     {"name": "s2d2"},
     {"name": "s2d2", "tau_mask": 0.2, "min_span": 2, "cost": 0.5, "temperature": 0.7},
 ]

@@ -23,6 +23,7 @@ MEMBERS = [
     {"name": "agrpo"},
     {"name": "agrpo", "beta": 0.3},
     {"name": "wd1"},
+    {"name": "wd1pp"},
     {"name": "diffu_grpo"},
     {"name": "diffu_grpo", "beta": 0.0, "epsilon": 0.1},
     {"name": "just_grpo"},
@@ -102,7 +103,7 @@ def test_the_members_are_the_table():
 
 
 def test_a_member_says_what_it_goes_with(member):
-    known = ("block_elbo", "mean_field", "trajectory", "left_to_right")
+    known = ("block_elbo", "mean_field", "trajectory", "left_to_right", "predictions")
     assert member.likelihoods and set(member.likelihoods) <= set(known)
     assert member.advantage in ADVANTAGES
     assert member.wants_reference is (getattr(member, "beta", 0) > 0 and hasattr(member, "epsilon"))

@@ -5,6 +5,7 @@ In reading order:
 - `base`: what a decoder is (`Canvas` in, `Edit` out), and the one loop that runs it (`run`, `step`);
 - `threshold_edit`: the first member, where masks are filled and written tokens edited;
 - `ordered`: a fixed number of masks a step, in one of `orders`;
+- `pruned`: the same without its last steps;
 - `s2d2`: drafts of a block that the model's own block-size-1 mode (`block_size_one`) confirms;
 - `sequence`: a document that is being written, and a record of what a forward did to it;
 - `feed_plan`: which tokens of it go into a forward;
@@ -26,12 +27,14 @@ from hildanext.core.registry import build
 from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
 from hildanext.decoding.exact.policy import ExactConfig
 from hildanext.decoding.ordered import Ordered
+from hildanext.decoding.pruned import Pruned
 from hildanext.decoding.s2d2 import S2D2
 from hildanext.decoding.threshold_edit import ThresholdEdit
 
 DECODERS: dict[str, type[Decoder]] = {
     "threshold_edit": ThresholdEdit,
     "ordered": Ordered,
+    "pruned": Pruned,
     "s2d2": S2D2,
 }
 

@@ -33,7 +33,7 @@ class Canvas:
     masked: Bool[Tensor, "batch block"]
     """True where the token is the mask."""
     fixed: Bool[Tensor, "batch block"]
-    """True for a token of the prompt: it may be neither filled nor edited."""
+    """True for a token of the prompt, or one that was given: it may be neither filled nor edited."""
     uniform: Float[Tensor, "batch block"]
     """One draw from [0, 1) for each position, the same in every step: what sampling may use."""
     checks: Int[Tensor, " batch"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hildanext.decoding.base import Canvas, Edit, RowFacts
@@ -43,6 +43,15 @@ class SequenceState:
     seed: int = 0
     recorder: Recorder | None = None
     """What it writes is recorded; None: not."""
+    given: Bool[Tensor, " capacity"] | None = None
+    """Where the answer was known beforehand; None: nowhere."""
+
+    def give(self, known: Sequence[tuple[int, int]]) -> None:
+        """Write tokens of the answer that are known, each as (place in the answer, id), before the first step."""
+        places, ids = (torch.tensor(part, device=self.tokens.device) for part in zip(*known, strict=True))
+        self.given = torch.zeros_like(self.tokens, dtype=torch.bool)
+        self.given[self.prompt + places] = True
+        self.tokens[self.prompt + places] = ids
 
     @property
     def facts(self) -> RowFacts:

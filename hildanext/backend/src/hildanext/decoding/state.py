@@ -128,6 +128,9 @@ class DecodeState:
         facts = send([(row.start, row.prompt, row.checks) for row in self.rows], tokens.device)
         self._places = facts[:, :1] + self._offset
         fixed = self._places < facts[:, 1:2]
+        for number, (row, span) in enumerate(zip(self.rows, spans, strict=True)):
+            if row.given is not None:
+                fixed[number] |= row.given[span]
         masked = (tokens == self.card.mask_id) & ~fixed
         self._canvas = Canvas(tokens, masked, fixed, uniform, facts[:, 2], tuple(row.facts for row in self.rows))
         return self._canvas

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from hildanext.core.errors import HildaError
+from hildanext.core.errors import ConfigError, HildaError
 from hildanext.data.chat_template import Message
 from hildanext.data.generation_result import GenerationResult
 from hildanext.decoding import MODES
@@ -73,11 +73,23 @@ class Request:
     """Send a `Stepped` for every forward."""
     trajectory: bool = False
     """Record every action of the text and how likely it was (`RequestOutput.trajectory`): of a diffusion model here."""
+    given: tuple[tuple[int, int], ...] = ()
+    """Tokens of the answer that are known beforehand, each as (place in the answer, id): seen from the first step on,
+    never written and never edited. Of a diffusion model in this process."""
     parent: bool = False
     """The autoregressive parent answers, not the diffusion model."""
     scores: bool = False
     """Tell log p of every token given those before it (`RequestOutput.scores`): of the parent, or of a diffusion model
     of the `parent` alignment, which then writes one token at a time. `max_new_tokens` may be 0."""
+
+
+def refuse_given(request: Request, engine: str) -> None:
+    """Raises `ConfigError` where tokens of the answer are given to an engine that cannot keep them."""
+    if request.given:
+        raise ConfigError(
+            f"{len(request.given)} tokens of the answer are given, which {engine} cannot write around",
+            "ask an engine in this process",
+        )
 
 
 @dataclass(frozen=True)

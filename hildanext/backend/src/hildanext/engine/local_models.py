@@ -12,7 +12,7 @@ from hildanext.core.errors import ConfigError, PromptError
 from hildanext.core.json_text import check_prompt_text
 from hildanext.core.runtime import Runtime
 from hildanext.data.chat_template import encode_chat
-from hildanext.decoding import DIFFUSION_MODES, EXACT, decoder_section
+from hildanext.decoding import DIFFUSION_MODES, EXACT, Decoder, decoder_section
 from hildanext.decoding.detokenizer import Stop
 from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces
 from hildanext.engine.base import Request, TokenScore
@@ -87,6 +87,25 @@ class LocalModels:
     def section(self, request: Request) -> dict[str, Any]:
         """Of its decoder; the usual mode's where it names none."""
         return dict(request.decoder) if request.decoder else decoder_section(self.modes[0])
+
+    def check_given(self, request: Request, decoder: Any, room: int) -> None:
+        """Raises `ConfigError` and `PromptError` for given tokens that cannot be written around, in an answer of `room`
+        tokens."""
+        if request.parent or request.scores or self.model is None or not isinstance(decoder, Decoder):
+            raise ConfigError(
+                f"{len(request.given)} tokens of the answer are given, and no diffusion model writes around them",
+                "leave out given, or what asks for the parent, exact mode or scores",
+            )
+        if decoder.window > 0:
+            raise ConfigError(
+                f"tokens of the answer are given, and window {decoder.window} edits finished blocks", "give window 0"
+            )
+        for place, token in request.given:
+            if not 0 <= place < room or not 0 <= token < len(self.model.banned) or bool(self.model.banned[token]):
+                raise PromptError(
+                    f"the token {token} is given for place {place} of an answer of {room} tokens",
+                    "give ids that can be generated, at places from 0 on inside the answer",
+                )
 
     def is_exact(self, request: Request) -> bool:
         return not request.parent and self.section(request).get("name") in EXACT

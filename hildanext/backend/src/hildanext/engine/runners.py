@@ -128,6 +128,8 @@ class DiffusionRunner:
         if request.row is None:
             spec = request.request
             request.row = self.state.row(request.prompt, request.limit, spec.seed, request.id)
+            if spec.given:
+                request.row.give(spec.given)
             if spec.trajectory:
                 request.row.recorder = recorder_for(request.decoder, len(request.row.tokens))
             eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)

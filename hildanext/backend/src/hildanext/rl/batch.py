@@ -30,7 +30,8 @@ class RolloutBatch:
     prompt: Int[Tensor, " rows"]
     """Tokens of the prompt."""
     scored: Bool[Tensor, "rows positions"]
-    """The answer: up to and including its end of text, or up to its last token where it has none."""
+    """The answer: up to and including its end of text, or up to its last token where it has none; less the tokens that
+    were given to the sampler beforehand, which are seen as a prompt's are."""
     after: Bool[Tensor, "rows positions"]
     """Written behind the end of text, in the terminal block: actions and state for later steps, but no text."""
     step: Int[Tensor, "rows positions"]
@@ -124,6 +125,8 @@ class Answer:
     weights: int
     """Version of the weights that wrote it."""
     trajectory: Trajectory | None = None
+    given: tuple[int, ...] = ()
+    """Places in the answer whose tokens were known to the sampler beforehand."""
 
 
 def collate(answers: Sequence[Answer], group: Sequence[int], block_size: int, fill: int) -> RolloutBatch:
@@ -141,6 +144,8 @@ def collate(answers: Sequence[Answer], group: Sequence[int], block_size: int, fi
         tokens[row, :stop], document[row, :stop] = torch.tensor(whole), 0
         position[row, :stop] = torch.arange(stop)
         scored[row, first:end], after[row, end:stop] = True, True
+        known = [first + place for place in answer.given if first + place < stop]
+        scored[row, known], after[row, known] = False, False
         if trace is not None:
             step[row, :stop], logp[row, :stop] = torch.from_numpy(trace.step), torch.from_numpy(trace.logp)
             entropy[row, :stop] = torch.from_numpy(trace.entropy)

@@ -1,7 +1,7 @@
 """The recipe of an alignment by reinforcement learning."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,6 +16,7 @@ from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.rl.advantages import ADVANTAGES, Advantage
 from hildanext.rl.likelihoods import POLICY_LIKELIHOODS, PolicyLikelihood
 from hildanext.rl.objectives import OBJECTIVES, Objective
+from hildanext.rl.plugins import PLUGINS, Plugin
 from hildanext.rl.rollouts import ROLLOUTS, Rollouts
 from hildanext.trainer.config import TrainConfig
 
@@ -58,6 +59,8 @@ class RlConfig:
     advantage: dict[str, Any] | None = None
     """None: the objective's usual one."""
     rollouts: dict[str, Any] = Field(default_factory=lambda: {"name": "engine"})
+    plugins: tuple[dict[str, Any], ...] = ()
+    """Sections of plugins, in the order in which their hooks are called; each name once."""
     rounds: int = Field(default=100, ge=1)
     problems_per_round: int = Field(default=8, ge=1)
     """Per process."""
@@ -109,6 +112,7 @@ class Seams:
     likelihood: PolicyLikelihood
     advantage: Advantage
     rollouts: Rollouts
+    plugins: Mapping[str, Plugin] = field(default_factory=dict)
 
 
 def read_config(section: Mapping[str, Any]) -> tuple[RlConfig, Seams]:
@@ -129,6 +133,7 @@ def read_config(section: Mapping[str, Any]) -> tuple[RlConfig, Seams]:
         likelihood=build("likelihood", POLICY_LIKELIHOODS, likelihood),
         advantage=build("advantage", ADVANTAGES, advantage),
         rollouts=build("rollouts", ROLLOUTS, config.rollouts),
+        plugins=_plugins(config.plugins),
     )
     _check_together(config, seams, name, str(likelihood["name"]))
     check_quantize(config.quantize, config.lora is not None)
@@ -143,6 +148,16 @@ def _reward_section(config: RlConfig, problems: ProblemSet) -> Mapping[str, Any]
     return {"name": problems.reward}
 
 
+def _plugins(sections: Sequence[Mapping[str, Any]]) -> dict[str, Plugin]:
+    plugins: dict[str, Plugin] = {}
+    for section in sections:
+        plugin, name = build("plugin", PLUGINS, section), str(section["name"])
+        if name in plugins:
+            raise ConfigError(f"rl.plugins names {name} twice", "give one section for it")
+        plugins[name] = plugin
+    return plugins
+
+
 def _check_together(config: RlConfig, seams: Seams, objective: str, likelihood: str) -> None:
     """Refuse combinations that make no sense, with the reason."""
     if likelihood not in seams.objective.likelihoods:
@@ -151,6 +166,8 @@ def _check_together(config: RlConfig, seams: Seams, objective: str, likelihood: 
             f"it takes {', '.join(seams.objective.likelihoods)}",
         )
     seams.rollouts.check_run(config.rounds)
+    for plugin in seams.plugins.values():
+        plugin.check(seams)
     if not seams.likelihood.of_actions:
         return
     if not seams.rollouts.traced:

@@ -88,7 +88,7 @@ def score(
         full = torch.zeros(batch.tokens.shape, dtype=_log_dtype(model), device=model.device)
         where = look.read.nonzero(as_tuple=True)
         if len(where[0]):
-            there, fed = _states_at(model, batch, look, where, packed)
+            there, fed = states_at(model, batch, look, where, packed)
             labels = (batch.tokens if look.labels is None else look.labels)[where]
             logp = linear_log_probs(there, model.head, labels.to(there.device), model.banned, chunk, temperature)
             full = full.index_put(tuple(part.to(logp.device) for part in where), logp)
@@ -100,10 +100,10 @@ def score(
     return Scores(stacked, weight, about.sum(-1).to(stacked.device), columns)
 
 
-def _states_at(
+def states_at(
     model: DiffusionModel, batch: RolloutBatch, look: Look, where: tuple[Tensor, ...], packed: bool
 ) -> tuple[Float[Tensor, "read hidden"], int]:
-    """The states that predict the tokens at `where`, and how many columns were fed."""
+    """The states that predict the tokens at `where` (row and position), and how many columns were fed."""
     view = noised_view(batch, look, model.card.mask_id)
     hidden, fed = packed_states(model, view, batch.prompt, batch.group) if packed else hidden_states(model, view)
     row = fed.place[where[0]] if isinstance(fed, PackedColumns) else where[0]

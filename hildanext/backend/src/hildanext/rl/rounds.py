@@ -1,8 +1,10 @@
 """The windows of an alignment: rounds of sampling and judging, each the source of `updates` steps of the optimiser."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,19 @@ from hildanext.core.runtime import make_generator
 from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.problems import Problem
 from hildanext.models.checkpoint import save_tensors
-from hildanext.rl.batch import RolloutBatch, collate
-from hildanext.rl.chunk import Chunk, ToldAnswer, judged, read_sampled, told, write
+from hildanext.rl.batch import RolloutBatch
+from hildanext.rl.chunk import Chunk, ToldAnswer
 from hildanext.rl.config import RlConfig, Seams
+from hildanext.rl.desk import Ask, Desk
 from hildanext.rl.looks import Look
+from hildanext.rl.material import Material
 from hildanext.rl.measure import seed_of
+from hildanext.rl.moved import moved
 from hildanext.rl.policy import Policy
 from hildanext.rl.rollouts.base import Sampler
 from hildanext.rl.round_figures import figures_of
 from hildanext.rl.step import PolicyStep, PolicyView
+from hildanext.trainer.processes import summed
 from hildanext.trainer.window import Place, Window
 
 ROLLOUTS = "rollouts"
@@ -39,8 +45,7 @@ class Round:
     """A round's answers, and what an update needs of them."""
 
     number: int
-    batch: RolloutBatch
-    answers: list[ToldAnswer]
+    material: Material
     rewards: Float[Tensor, "groups answers"]
     """NaN where there is none."""
     advantage: Float[Tensor, " rows"]
@@ -50,6 +55,14 @@ class Round:
     figures: dict[str, Any]
     views: list[list[PolicyView]]
     """Of each update."""
+
+    @property
+    def batch(self) -> RolloutBatch:
+        return self.material.batch
+
+    @property
+    def answers(self) -> list[ToldAnswer]:
+        return self.material.answers
 
 
 class Rounds:
@@ -69,7 +82,7 @@ class Rounds:
         self.folder = run / ROLLOUTS
         self.config, self.seams, self.policy, self.sampler = config, seams, policy, sampler
         self.problems, self.step, self.accelerator = problems, step, accelerator
-        self.prompts: dict[int, tuple[int, ...]] = {}
+        self.prompts: dict[str, tuple[int, ...]] = {}
         self.round: Round | None = None
         self.steps_seen = 0
 
@@ -89,10 +102,10 @@ class Rounds:
     def open(self, number: int, place: Place) -> Round:
         """Sample and judge a round, or find it; then all that its updates share."""
         chosen = self.chosen(number, place)
-        chunks = list(self._chunks(number, chosen, place))
-        batches = [chunk.batch for chunk in chunks if chunk.batch is not None]
-        answers = [answer for chunk in chunks for answer in chunk.answers]
-        batch = RolloutBatch.join(batches)
+        made = list(self._chunks(number, chosen, place))
+        chunks = [chunk for chunk, _ in made]
+        material = Material.join([self._material(*one) for one in made if one[0].batch is not None])
+        answers = material.answers
         rewards = self._rewards(answers, len(chosen))
         rewards = self._shuffled(rewards, number, place) if self.config.shuffled_rewards else rewards
         known = ~rewards.isnan()
@@ -100,13 +113,14 @@ class Rounds:
         places = [_place(answers, row) for row in range(len(answers))]
         index = torch.tensor(places)
         advantage = by_place[index[:, 0], index[:, 1]]
+        advantage = advantage if material.factor is None else advantage * material.factor
         valid = (known & (known.sum(-1, keepdim=True) > 1))[index[:, 0], index[:, 1]]
         rows: dict[int, list[int]] = {}
         for row, (group, _) in enumerate(places):
             rows.setdefault(group, []).append(row)
         groups = [members for members in rows.values() if bool((advantage[members] != 0).any())]
-        figures = figures_of(chunks, rewards, advantage, batch, self.seams.reward.highest, self.accelerator)
-        now = Round(number, batch, answers, rewards, advantage, valid, groups, figures, [])
+        figures = self._figures(chunks, rewards, advantage, material)
+        now = Round(number, material, rewards, advantage, valid, groups, figures, [])
         started = time.perf_counter()
         now.views = self._views(now, place)
         now.figures["seconds_known"] = time.perf_counter() - started
@@ -124,50 +138,71 @@ class Rounds:
             asked.append((at, self.problems[int(order[index])]))
         return asked
 
-    def _chunks(self, number: int, chosen: Sequence[tuple[int, Problem]], place: Place) -> Iterator[Chunk]:
+    def _chunks(self, number: int, chosen: Sequence[tuple[int, Problem]], place: Place) -> Iterator[tuple[Chunk, Desk]]:
         """Whole groups, as many as are asked in one moment."""
-        size = max(1, self.seams.rollouts.together // self.config.group)
+        size, config = max(1, self.seams.rollouts.together // self.config.group), self.config
         for first in range(0, len(chosen), size):
-            path = self.folder / f"round-{number:05d}" / f"process-{place.process}-from-{first:04d}"
-            problems = {first + index: problem for index, (_, problem) in enumerate(chosen[first : first + size])}
-            chunk = read_sampled(path)
-            if chunk is None:
-                # Drops what the chunk before has left too: a prompt read from kept blocks has other last bits.
-                self.sampler.changed()
-                write(path, chunk := self._sampled(chosen[first : first + size], first))
-            if any(answer.parts is None for answer in chunk.answers):
-                started = time.perf_counter()
-                asked = [problems[answer.group] for answer in chunk.answers]
-                answers = judged(chunk.answers, asked, self.seams.reward)
-                chunk = replace(chunk, answers=answers, judged_seconds=time.perf_counter() - started)
-                write(path, chunk)
-            yield chunk
+            asked = chosen[first : first + size]
+            desk = self._desk(number, asked, first, place)
+            asks = [
+                Ask(problem, first + index, seed_of(config.seed, at, answer), self._prompt(problem))
+                for index, (at, problem) in enumerate(asked)
+                for answer in range(config.group)
+            ]
+            yield desk.chunk(desk.path, asks), desk
 
-    def _sampled(self, asked: Sequence[tuple[int, Problem]], first: int) -> Chunk:
-        config, started = self.config, time.perf_counter()
-        prompts = [self._prompt(problem) for _, problem in asked for _ in range(config.group)]
-        seeds = [seed_of(config.seed, at, answer) for at, _ in asked for answer in range(config.group)]
-        answers = self.sampler.sample(prompts, seeds)
-        group = [first + index for index in range(len(asked)) for _ in range(config.group)]
-        problems = [problem for _, problem in asked for _ in range(config.group)]
-        rows = [row for row, answer in enumerate(answers) if answer is not None]
-        whole = [answer for answer in answers if answer is not None]
-        seconds = time.perf_counter() - started
-        if not whole:
-            return Chunk(None, [], len(answers), seconds)
-        groups = [group[row] for row in rows]
-        batch = collate(whole, groups, self.policy.model.card.block_size, self.policy.end)
-        answered = told(whole, [problems[row] for row in rows], groups)
-        return Chunk(batch, answered, len(answers) - len(whole), seconds)
+    def _desk(self, number: int, asked: Sequence[tuple[int, Problem]], first: int, place: Place) -> Desk:
+        seams = self.seams
+        desk = Desk(
+            policy=self.policy,
+            sampler=self.sampler,
+            reward=seams.reward,
+            rollouts=seams.rollouts,
+            path=self.folder / f"round-{number:05d}" / f"process-{place.process}-from-{first:04d}",
+            problems={first + index: problem for index, (_, problem) in enumerate(asked)},
+            numbers={first + index: at for index, (at, _) in enumerate(asked)},
+            seed=self.config.seed,
+            encode=self._prompt,
+            ready=self._ready,
+        )
+        return replace(desk, shapes=[partial(plugin.ask, desk=desk) for plugin in seams.plugins.values()])
+
+    def _ready(self) -> None:
+        """Before each sampling: what earlier ones have left of prompts is dropped, since a prompt read from kept blocks
+        has other last bits, and a run that was killed has none."""
+        self.sampler.changed()
+
+    def _material(self, chunk: Chunk, desk: Desk) -> Material:
+        assert chunk.batch is not None
+        material = Material(chunk.batch, chunk.answers)
+        for plugin in self.seams.plugins.values():
+            material = plugin.more(material, desk)
+        return self.seams.objective.more(material, desk)
+
+    def _figures(
+        self, chunks: Sequence[Chunk], rewards: Tensor, advantage: Tensor, material: Material
+    ) -> dict[str, Any]:
+        """Of what the policy said on its own, and the plugins' own counts."""
+        said = [answer for chunk in chunks for answer in chunk.answers]
+        highest, batch = self.seams.reward.highest, material.batch
+        if said != material.answers:
+            batch = RolloutBatch.join([chunk.batch for chunk in chunks if chunk.batch is not None])
+            rewards = self._rewards(said, len(rewards))
+        figures = figures_of(chunks, rewards, advantage, batch, highest, self.accelerator)
+        if material.figures:
+            counts = torch.tensor(list(material.figures.values()), dtype=torch.float64)
+            figures |= dict(zip(material.figures, summed(self.accelerator, counts).tolist(), strict=True))
+        return figures
 
     def _prompt(self, problem: Problem) -> tuple[int, ...]:
-        key = id(problem)
+        key = problem.prompt
         if key not in self.prompts:
             self.prompts[key] = self.policy.encode(problem)
         return self.prompts[key]
 
     def _rewards(self, answers: Sequence[ToldAnswer], groups: int) -> Float[Tensor, "groups answers"]:
-        rewards = torch.full((groups, self.config.group), torch.nan, dtype=torch.float64)
+        most = max([self.config.group, *Counter(answer.group for answer in answers).values()])
+        rewards = torch.full((groups, most), torch.nan, dtype=torch.float64)
         for row, answer in enumerate(answers):
             group, number = _place(answers, row)
             rewards[group, number] = torch.nan if answer.reward is None else answer.reward
@@ -189,7 +224,8 @@ class Rounds:
         size, config = self.config.train.batch_size, self.config
         groups = now.groups if now.groups else [[0]]  # of nothing useful: a row that does not count, for the processes
         parts = [groups[at : at + size] for at in range(0, len(groups), size)]
-        about = now.batch.written if self.seams.likelihood.of_actions else now.batch.scored
+        material = credited(now.batch, now.material.credited)
+        about = material.written if self.seams.likelihood.of_actions else material.scored
         count = self.seams.objective.count(now.valid, now.batch.group, about.sum(-1)) if now.groups else 0
         updates = []
         for update in range(config.updates):
@@ -208,18 +244,14 @@ class Rounds:
     def _micro_batch(self, now: Round, groups: Sequence[list[int]], update: int, place: Place) -> list[PolicyView]:
         """One view, or one for each look where the objective is a sum over them."""
         rows = [row for group in groups for row in group]
-        batch = now.batch.rows(rows)
-        per_round = self.config.problems_per_round * place.processes
-        drawn = []
-        for group in groups:
-            asked = (
-                now.number * per_round + place.process * self.config.problems_per_round + int(now.batch.group[group[0]])
-            )
-            generator = make_generator(self.config.seed, DRAWS, now.number, update, asked)
-            part = now.batch.rows(group)
-            self.seams.likelihood.check_batch(part)
-            drawn.append(self.seams.likelihood.draw(part, self.policy.model.card, generator))
-        looks = side_by_side(drawn, [len(group) for group in groups], batch.tokens.shape[1])
+        material = now.material.rows(rows)
+        batch = credited(now.batch.rows(rows), material.credited)
+        width = batch.tokens.shape[1]
+        if material.look is None:
+            drawn = [self._drawn(now, group, update, place) for group in groups]
+            looks = side_by_side(drawn, [len(group) for group in groups], width)
+        else:
+            looks = [material.look.rows(range(len(rows)), width)]
         valid = now.valid[rows] & bool(now.groups)
         apart = [[look] for look in looks] if self.seams.objective.separable else [looks]
         recorded = update == 0 and self.seams.likelihood.of_actions
@@ -231,16 +263,34 @@ class Rounds:
                 valid=valid,
                 count=0,
                 recorded=torch.stack([batch.logp * look.read for look in part]) if recorded else None,
+                asked=material.asked if material.asked is not None and any(material.asked) else None,
             )
             for part in apart
         ]
+
+    def _drawn(self, now: Round, group: Sequence[int], update: int, place: Place) -> list[Look]:
+        """What the likelihood draws for a group, as the plugins leave it. Tokens without credit are not read."""
+        likelihood, per_round = self.seams.likelihood, self.config.problems_per_round * place.processes
+        asked = now.number * per_round + place.process * self.config.problems_per_round + int(now.batch.group[group[0]])
+        generator = make_generator(self.config.seed, DRAWS, now.number, update, asked)
+        part, material = now.batch.rows(group), now.material.rows(group)
+        likelihood.check_batch(part)
+        if not likelihood.of_actions:  # a text's estimate masks what it reads alone; a step's state is what it was
+            part = credited(part, material.credited)
+        looks = likelihood.draw(part, self.policy.model.card, generator)
+        if likelihood.of_actions and material.credited is not None:
+            looks = [_read_within(look, material.credited) for look in looks]
+        for plugin in self.seams.plugins.values():
+            looks = plugin.looks(part, looks, likelihood.of_actions, generator)
+        return looks
 
     @torch.no_grad()
     def _known(self, now: Round, updates: Sequence[Sequence[PolicyView]], place: Place) -> dict[str, Tensor]:
         """log p under the policy that wrote the answers, where updates move it in between, and under the reference.
         Written down: a run that goes on between two updates has neither any more."""
         old, reference = self.config.updates > 1, self.seams.objective.wants_reference
-        if not old and not reference:
+        elsewhere = any(view.asked is not None for views in updates for view in views)
+        if not old and not reference and not elsewhere:
             return {}
         path = self.folder / f"round-{now.number:05d}" / f"process-{place.process}-known.safetensors"
         if path.is_file():
@@ -248,8 +298,8 @@ class Rounds:
         known: dict[str, Tensor] = {}
         for u, views in enumerate(updates):
             for v, view in enumerate(views):
-                if old:
-                    known[f"old-{u}-{v}"] = self._raw(self.policy.model, view)
+                if old or view.asked is not None:
+                    known[f"old-{u}-{v}"] = self._old(view)
         if reference:
             with self.policy.reference() as model:
                 for u, views in enumerate(updates):
@@ -262,12 +312,31 @@ class Rounds:
         with self.accelerator.autocast():
             return self.step.scores(model, view.batch, view.looks).raw.cpu().contiguous()
 
+    def _old(self, view: PolicyView) -> Tensor:
+        """Under the policy of now, each answer behind the prompt that it was written under."""
+        raw = self._raw(self.policy.model, view)
+        if view.asked is None:
+            return raw
+        away = moved(view.batch, view.looks, view.asked)
+        there = self._raw(self.policy.model, replace(view, batch=away.batch, looks=away.looks))
+        return away.back(there, raw).contiguous()
+
     def prune(self) -> None:
         """Remove the arrays of rounds that no state goes back to; what was said and earned stays."""
         done = self.steps_seen // self.config.updates
         for path in self.folder.glob("round-*/*.safetensors"):
             if int(path.parent.name.removeprefix("round-")) < done:
                 path.unlink()
+
+
+def credited(batch: RolloutBatch, where: Bool[Tensor, "rows positions"] | None) -> RolloutBatch:
+    """The batch with no answer but the tokens that may carry a gradient; the others are seen as a prompt's are."""
+    return batch if where is None else replace(batch, scored=batch.scored & where[:, : batch.scored.shape[1]])
+
+
+def _read_within(look: Look, where: Bool[Tensor, "rows positions"]) -> Look:
+    read = look.read & where[:, : look.read.shape[1]]
+    return replace(look, read=read, weight=torch.where(read, look.weight, 0.0))
 
 
 def _place(answers: Sequence[ToldAnswer], row: int) -> tuple[int, int]:

@@ -29,6 +29,8 @@ class PolicyView:
     reference: Float[Tensor, "looks rows positions"] | None = None
     recorded: Float[Tensor, "looks rows positions"] | None = None
     """The sampler's own numbers for what is read, where nothing has changed since: to compare with."""
+    asked: Sequence[tuple[int, ...] | None] | None = None
+    """The prompt that each row was written under, where that is another one; None: in no row."""
 
 
 class PolicyStep(TrainingStep):

@@ -35,6 +35,7 @@ from hildanext.engine.base import (
     Sink,
     Started,
     Ticket,
+    refuse_given,
 )
 from hildanext.engine.dinfer.config import DInferConfig
 from hildanext.engine.dinfer.server import TROUBLES, DInferServer
@@ -141,6 +142,7 @@ class DInferEngine(Engine):
             )
 
     def submit(self, request: Request, sink: Sink) -> Ticket:
+        refuse_given(request, "dinfer")
         self._check(request)
         work = DInferRequest(request, sink, self._encode(request), time.perf_counter())
         if (length := self._whole(work)) > self.settings.max_length:

@@ -32,6 +32,7 @@ from hildanext.engine.base import (
     Request,
     RequestOutput,
     Sink,
+    refuse_given,
 )
 from hildanext.engine.remote.dialects import Conversation, Native, Published, Times, refuse_extras
 from hildanext.engine.remote.http import (
@@ -176,6 +177,7 @@ class OpenAIEngine(Engine):
             )
 
     def submit(self, request: Request, sink: Sink) -> "OpenAITicket":
+        refuse_given(request, "a server elsewhere")
         self._check(request)
         now = time.perf_counter()
         seconds = request.deadline_seconds

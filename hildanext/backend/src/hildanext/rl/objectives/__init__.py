@@ -8,11 +8,13 @@ from hildanext.rl.objectives.just_grpo import JustGrpo
 from hildanext.rl.objectives.raft import Raft
 from hildanext.rl.objectives.spg import Spg
 from hildanext.rl.objectives.wd1 import Wd1
+from hildanext.rl.objectives.wd1pp import Wd1pp
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "espo": Espo,
     "agrpo": Agrpo,
     "wd1": Wd1,
+    "wd1pp": Wd1pp,
     "diffu_grpo": DiffuGrpo,
     "just_grpo": JustGrpo,
     "spg": Spg,

@@ -7,7 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hildanext.core.config import config
+from hildanext.rl.desk import Desk
 from hildanext.rl.looks import Scores
+from hildanext.rl.material import Material
 
 Figures = dict[str, Float[Tensor, ""]]
 """Sums over a micro-batch, detached; divided by the step's normaliser they are means."""
@@ -45,6 +47,10 @@ class Objective:
     """Names of the estimates that it may be given, the usual one first."""
     advantage: ClassVar[str] = "leave_one_out"
     """Name of the usual advantage."""
+
+    def more(self, material: Material, desk: Desk) -> Material:
+        """What is learnt of a chunk's judged answers: the same, or more; `Desk` keeps what is made."""
+        return material
 
     @property
     def wants_reference(self) -> bool:

@@ -1,7 +1,8 @@
 """What samples answers: a configuration that opens a `Sampler`, which is handed prompts and seeds."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -10,6 +11,32 @@ from hildanext.rl.batch import Answer
 from hildanext.rl.policy import Policy
 
 Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of one answer beside its prompt: of samplers whose rollouts say `fills`."""
+
+    given: tuple[tuple[int, int], ...] = ()
+    """Tokens of the answer that are known, each as (place in the answer, id)."""
+    decoder: Mapping[str, Any] = field(default_factory=dict)
+    """Laid over the rollouts' own section."""
+
+    def __bool__(self) -> bool:
+        return bool(self.given or self.decoder)
+
+
+@runtime_checkable
+class FillingSampler(Protocol):
+    """A `Sampler` that takes wishes."""
+
+    def sample(
+        self,
+        prompts: Sequence[Ids],
+        seeds: Sequence[int],
+        temperature: float | None = None,
+        wishes: Sequence[Wish] | None = None,
+    ) -> list[Answer | None]: ...
 
 
 @runtime_checkable
@@ -36,6 +63,8 @@ class Rollouts:
 
     traced: ClassVar[bool] = True
     """Whether it tells how likely each action was."""
+    fills: ClassVar[bool] = False
+    """Whether its sampler is a `FillingSampler`."""
 
     max_new_tokens: int = Field(default=256, ge=1)
     temperature: float = Field(default=1.0, gt=0)

@@ -1,7 +1,7 @@
 """Answers of our own engine, in this process: all slots in one forward, a group's prompt fed once."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from hildanext.engine.local import LocalEngine, LocalEngineConfig
 from hildanext.rl.batch import Answer
 from hildanext.rl.policy import Policy
 from hildanext.rl.rollouts.asking import ask_all
-from hildanext.rl.rollouts.base import Ids, Rollouts
+from hildanext.rl.rollouts.base import Ids, Rollouts, Wish
 
 
 @config
@@ -23,6 +23,8 @@ class EngineRollouts(Rollouts):
 
     Recorded log p is the action's in random order and from left to right; see `decoding.ordered`.
     """
+
+    fills: ClassVar[bool] = True
 
     order: Literal["random", "left_to_right", "confidence"] = "random"
     per_step: int = Field(default=1, ge=1)
@@ -71,29 +73,35 @@ class EngineSampler:
         )
 
     def sample(
-        self, prompts: Sequence[Ids], seeds: Sequence[int], temperature: float | None = None
+        self,
+        prompts: Sequence[Ids],
+        seeds: Sequence[int],
+        temperature: float | None = None,
+        wishes: Sequence[Wish] | None = None,
     ) -> list[Answer | None]:
-        requests = [self._request(*asked, temperature) for asked in zip(prompts, seeds, strict=True)]
+        wished = [Wish()] * len(prompts) if wishes is None else wishes
+        requests = [self._request(*asked, temperature) for asked in zip(prompts, seeds, wished, strict=True)]
         with under_profile(self.profile), self.policy.sampling():
             outputs = ask_all(self.engine.submit_all, requests)
         return [
-            None if output is None else self._answer(prompt, output)
-            for prompt, output in zip(prompts, outputs, strict=True)
+            None if output is None else self._answer(prompt, output, wish)
+            for prompt, output, wish in zip(prompts, outputs, wished, strict=True)
         ]
 
-    def _request(self, prompt: Ids, seed: int, temperature: float | None) -> Request:
+    def _request(self, prompt: Ids, seed: int, wish: Wish, temperature: float | None) -> Request:
         settings = self.settings
         heat = settings.temperature if temperature is None else temperature
         return Request(
             tokens=prompt,
-            decoder=settings.section(heat),
+            decoder={**settings.section(heat), **wish.decoder},
             max_new_tokens=settings.max_new_tokens,
             seed=seed,
             deadline_seconds=settings.seconds,
             trajectory=True,
+            given=wish.given,
         )
 
-    def _answer(self, prompt: Ids, output: RequestOutput) -> Answer:
+    def _answer(self, prompt: Ids, output: RequestOutput, wish: Wish) -> Answer:
         if output.weights != self.version:
             raise CheckpointError(
                 f"an answer of weights {output.weights} where the policy's are {self.version}",
@@ -107,6 +115,7 @@ class EngineSampler:
             forwards=output.stats.forwards,
             weights=output.weights,
             trajectory=output.trajectory,
+            given=tuple(place for place, _ in wish.given),
         )
 
     def changed(self) -> None:
