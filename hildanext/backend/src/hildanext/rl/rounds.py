@@ -24,7 +24,7 @@ from hildanext.rl.looks import Look
 from hildanext.rl.measure import seed_of
 from hildanext.rl.policy import Policy
 from hildanext.rl.rollouts.base import Sampler
-from hildanext.rl.round_figures import figures_of
+from hildanext.rl.round_figures import SPENT, figures_of
 from hildanext.rl.step import PolicyStep, PolicyView
 from hildanext.trainer.window import Place, Window
 
@@ -82,7 +82,8 @@ class Rounds:
         now, views = self.round, self.round.views[update]
         inside = sum(int((view.batch.document >= 0).sum()) for view in views)
         real = sum(int(view.batch.written.sum()) for view in views)
-        figures = {**now.figures, "round": number, "update": update}
+        spent = {} if update == 0 else dict.fromkeys(SPENT, 0.0)  # a round is made once, for all its updates
+        figures = {**now.figures, **spent, "round": number, "update": update}
         numbered = [(number, index, view) for index, view in enumerate(views)]
         return Window(numbered, torch.tensor(inside), torch.tensor(real), figures)
 
