@@ -37,6 +37,7 @@ FAMILIES = {
     "hildanext.grading": ("REWARDS", "hildanext.grading.base", "Reward"),
     "hildanext.rl.advantages": ("ADVANTAGES", "hildanext.rl.advantages.base", "Advantage"),
     "hildanext.rl.likelihoods": ("POLICY_LIKELIHOODS", "hildanext.rl.likelihoods.base", "PolicyLikelihood"),
+    "hildanext.rl.rollouts": ("ROLLOUTS", "hildanext.rl.rollouts.base", "Rollouts"),
     "hildanext.rl.objectives": ("OBJECTIVES", "hildanext.rl.objectives.base", "Objective"),
     "hildanext.eval.tasks": ("TASKS", "hildanext.eval.tasks.base", "Task"),
 }

@@ -154,6 +154,7 @@ def _check_together(config: RlConfig, seams: Seams, objective: str, likelihood: 
             f"objective {objective} with likelihood {likelihood}",
             f"it takes {', '.join(seams.objective.likelihoods)}",
         )
+    seams.rollouts.check_run(config.rounds)
     if not seams.likelihood.of_actions:
         return
     if not seams.rollouts.traced:

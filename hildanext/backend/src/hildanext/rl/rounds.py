@@ -128,15 +128,13 @@ class Rounds:
     def _chunks(self, number: int, chosen: Sequence[tuple[int, Problem]], place: Place) -> Iterator[Chunk]:
         """Whole groups, as many as are asked in one moment."""
         size = max(1, self.seams.rollouts.together // self.config.group)
-        fresh = True
         for first in range(0, len(chosen), size):
             path = self.folder / f"round-{number:05d}" / f"process-{place.process}-from-{first:04d}"
             problems = {first + index: problem for index, (_, problem) in enumerate(chosen[first : first + size])}
             chunk = read_sampled(path)
             if chunk is None:
-                if fresh:
-                    self.sampler.changed()
-                    fresh = False
+                # Drops what the chunk before has left too: a prompt read from kept blocks has other last bits.
+                self.sampler.changed()
                 write(path, chunk := self._sampled(chosen[first : first + size], first))
             if any(answer.parts is None for answer in chunk.answers):
                 started = time.perf_counter()

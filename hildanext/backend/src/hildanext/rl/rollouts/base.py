@@ -1,7 +1,7 @@
 """What samples answers: a configuration that opens a `Sampler`, which is handed prompts and seeds."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -25,10 +25,6 @@ class Sampler(Protocol):
 
     def changed(self) -> None:
         """The policy's weights are others than at the last call."""
-        ...
-
-    def facts(self) -> Mapping[str, Any]:
-        """Who samples, for the run's manifest."""
         ...
 
     def close(self) -> None: ...
@@ -55,6 +51,9 @@ class Rollouts:
     def biased(self) -> bool:
         """Whether recorded log-probabilities are not those of the actions."""
         return False
+
+    def check_run(self, rounds: int) -> None:
+        """Raises `ConfigError` where these cannot serve a run of so many rounds."""
 
     def open(self, policy: Policy, profile: str) -> Sampler:
         """Raises `ConfigError` for what the policy or the machine cannot do."""

@@ -1,8 +1,6 @@
 """Answers of our own engine, in this process: all slots in one forward, a group's prompt fed once."""
 
-import queue
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -11,10 +9,11 @@ from hildanext.core.config import config
 from hildanext.core.errors import CheckpointError, ConfigError
 from hildanext.core.registry import under_profile
 from hildanext.decoding import make_decoder
-from hildanext.engine.base import DeadlineExceeded, Failed, Finished, Request, RequestOutput
+from hildanext.engine.base import Request, RequestOutput
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
 from hildanext.rl.batch import Answer
 from hildanext.rl.policy import Policy
+from hildanext.rl.rollouts.asking import ask_all
 from hildanext.rl.rollouts.base import Ids, Rollouts
 
 
@@ -74,32 +73,13 @@ class EngineSampler:
     def sample(
         self, prompts: Sequence[Ids], seeds: Sequence[int], temperature: float | None = None
     ) -> list[Answer | None]:
-        events: queue.SimpleQueue[tuple[int, RequestOutput | None]] = queue.SimpleQueue()
-        failures: list[Exception] = []
-
-        def sink(number: int) -> Any:
-            def hear(event: Any) -> None:
-                if isinstance(event, Finished):
-                    events.put((number, event.answer))
-                elif isinstance(event, Failed):
-                    if not isinstance(event.error, DeadlineExceeded):
-                        failures.append(event.error)
-                    events.put((number, None))
-
-            return hear
-
         requests = [self._request(*asked, temperature) for asked in zip(prompts, seeds, strict=True)]
-        answers: list[Answer | None] = [None] * len(requests)
-        with ExitStack() as leaving, under_profile(self.profile), self.policy.sampling():
-            tickets = self.engine.submit_all([(request, sink(number)) for number, request in enumerate(requests)])
-            for ticket in tickets:  # whoever interrupts leaves nobody behind
-                leaving.callback(ticket.cancel)
-            for _ in requests:
-                number, output = events.get()
-                answers[number] = None if output is None else self._answer(prompts[number], output)
-        if failures:
-            raise failures[0]
-        return answers
+        with under_profile(self.profile), self.policy.sampling():
+            outputs = ask_all(self.engine.submit_all, requests)
+        return [
+            None if output is None else self._answer(prompt, output)
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
 
     def _request(self, prompt: Ids, seed: int, temperature: float | None) -> Request:
         settings = self.settings
@@ -131,9 +111,6 @@ class EngineSampler:
 
     def changed(self) -> None:
         self.version = self.engine.weights_changed()
-
-    def facts(self) -> Mapping[str, Any]:
-        return {"engine": "local", "decoder": self.settings.section(self.settings.temperature)}
 
     def close(self) -> None:
         self.engine.close()
