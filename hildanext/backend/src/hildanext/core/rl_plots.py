@@ -125,18 +125,22 @@ def time_figure(metrics: Metrics) -> "Figure | None":
     return figure
 
 
+def accuracies_figure(runs: Mapping[str, Metrics]) -> "Figure":
+    """Held-out accuracy of several alignments over their steps, each with its interval."""
+    figure, axes = new_figure(height=4.2)
+    for place, (name, metrics) in enumerate(runs.items()):
+        _accuracy(axes, metrics, PALETTE[place % len(PALETTE)], name)
+    axes.set_ylabel("% of held-out problems right, greedy")
+    finish(figure, axes, f"Held-out accuracy of {len(runs)} runs", "steps of the optimiser")
+    return figure
+
+
 def _share(lines: Metrics, name: str, total: float) -> str:
     return f"{100 * sum(column(lines, name)) / total:.0f} %" if total > 0 else "0 %"
 
 
 def _held_out(axes: "Axes", metrics: Metrics) -> None:
-    measured = [line for line in metrics if line.get("kind") == "eval" and line.get("accuracy") is not None]
-    if measured:
-        values = [100 * value for value in column(measured, "accuracy")]
-        below = [100 * max(0.0, line["accuracy"] - line.get("accuracy_low", line["accuracy"])) for line in measured]
-        above = [100 * max(0.0, line.get("accuracy_high", line["accuracy"]) - line["accuracy"]) for line in measured]
-        axes.errorbar(column(measured, "step"), values, yerr=[below, above], color=HELD_OUT[0], marker="o",
-                      markersize=4, linewidth=1.3, capsize=2, label="held out, greedy")  # fmt: skip
+    measured = _accuracy(axes, metrics, HELD_OUT[0], "held out, greedy")
     sampled = [line for line in measured if line.get("sampled_accuracy") is not None]
     passes = sorted({name for line in sampled for name in line if name.startswith("pass_at_")})
     for place, (field, label) in enumerate(
@@ -146,6 +150,18 @@ def _held_out(axes: "Axes", metrics: Metrics) -> None:
         if lines:
             axes.plot(column(lines, "step"), [100 * value for value in column(lines, field)], linestyle=":",
                       color=HELD_OUT[place], marker="sD^v"[place % 4], markersize=5, label=label)  # fmt: skip
+
+
+def _accuracy(axes: "Axes", metrics: Metrics, colour: str, label: str) -> Sequence[Mapping[str, Any]]:
+    """Draw the evaluations with their intervals, and return them."""
+    measured = [line for line in metrics if line.get("kind") == "eval" and line.get("accuracy") is not None]
+    if measured:
+        values = [100 * value for value in column(measured, "accuracy")]
+        below = [100 * max(0.0, line["accuracy"] - line.get("accuracy_low", line["accuracy"])) for line in measured]
+        above = [100 * max(0.0, line.get("accuracy_high", line["accuracy"]) - line["accuracy"]) for line in measured]
+        axes.errorbar(column(measured, "step"), values, yerr=[below, above], color=colour, marker="o",
+                      markersize=4, linewidth=1.3, capsize=2, label=label)  # fmt: skip
+    return measured
 
 
 def _curve(axes: "Axes", lines: Metrics, field: str, label: str, colour: str, times: float = 1.0) -> None:

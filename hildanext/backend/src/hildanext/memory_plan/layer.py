@@ -8,6 +8,7 @@ autocast, and each linear layer makes its own narrow copy of its input.
 from dataclasses import dataclass
 
 from hildanext.memory_plan.architecture import Architecture
+from hildanext.models.lora import LoraConfig
 
 FLOAT = 4
 
@@ -48,6 +49,11 @@ class Learning:
 
     def keeps_input(self, layer: str) -> bool:
         return self.rank is None or layer in self.targets
+
+
+def learning(lora: LoraConfig | None, packed: bool, narrow: int) -> Learning:
+    """Of a section's knobs."""
+    return Learning(narrow, None if lora is None else lora.rank, () if lora is None else lora.targets, packed)
 
 
 def kept_before(shape: Architecture, feed: Feed, how: Learning) -> int:

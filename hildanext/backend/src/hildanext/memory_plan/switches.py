@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from hildanext.memory_plan.rl import alignment_peak
 from hildanext.memory_plan.sections import Question
 from hildanext.memory_plan.serving import Serving, serving_peak
 from hildanext.memory_plan.step import Case, Peak, training_peak
@@ -11,6 +12,7 @@ from hildanext.models.lora import LoraConfig
 
 RANK = 16
 SMALL_CHUNK = 64
+FEW_SLOTS = 8
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def _chunk(case: Case) -> Case | None:
 
 
 def _one_row(case: Case) -> Case | None:
-    if case.feed.batch == 1:
+    if case.feed.batch == 1 or case.rollouts is not None:
         return None
     feed = replace(case.feed, batch=1)
     return replace(case, feed=feed, supervised=case.supervised // case.feed.batch, several=True)
@@ -63,17 +65,35 @@ def _nf4(case: Case) -> Case | None:
 def _half(case: Case) -> Case | None:
     feed = case.feed
     blocks = max(feed.clean, feed.noisy) // feed.block
-    if blocks < 2 or blocks % 2 or case.kept:
+    if blocks < 2 or blocks % 2 or case.kept or case.rollouts is not None:
         return None
     return replace(
         case, feed=replace(feed, noisy=feed.noisy // 2, clean=feed.clean // 2), supervised=case.supervised // 2
     )
 
 
+def _one_group(case: Case) -> Case | None:
+    if case.feed.batch == 1 or case.rollouts is None:
+        return None
+    feed = replace(case.feed, batch=1)
+    return replace(case, feed=feed, supervised=case.supervised // case.feed.batch, several=True)
+
+
+def _few_slots(case: Case) -> Case | None:
+    rollouts = case.rollouts
+    if rollouts is None or rollouts.slots <= FEW_SLOTS:
+        return None
+    cache = rollouts.slots * rollouts.context  # kept tokens follow only where nobody keeps those that ended
+    kept = min(rollouts.kept, FEW_SLOTS * rollouts.context) if rollouts.kept <= cache else rollouts.kept
+    return replace(case, rollouts=replace(rollouts, slots=FEW_SLOTS, kept=kept))
+
+
 SWITCHES: tuple[Switch, ...] = (
     Switch("train.gradient_checkpointing=true", "a step takes about a third longer", 1, _recompute),
     Switch(f"train.chunk={SMALL_CHUNK}", "smaller products with the head", 1, _chunk),
     Switch("train.batch_size=1 (and train.accumulate times as many)", "smaller products throughout", 2, _one_row),
+    Switch("train.batch_size=1", "smaller products throughout", 2, _one_group),
+    Switch(f"rl.rollouts.slots={FEW_SLOTS}", "fewer answers share a forward", 2, _few_slots),
     Switch('train.offload="optimizer"', "the states cross the bus twice a step", 3, _offload),
     Switch('train.optimizer="adamw8bit"', "coarser states; needs bitsandbytes", 5, _eight_bit),
     Switch(f'lora={{"rank": {RANK}}}', "only adapters learn", 8, _lora),
@@ -87,7 +107,10 @@ def worst_peak(question: Question, framework: int) -> Peak:
     """Of the block sizes of a stage the one that takes most."""
     if question.serving is not None:
         return serving_peak(question.serving, framework)
-    return max((training_peak(case, framework) for case in question.cases), key=lambda peak: peak.total)
+    peaks = (training_peak if case.rollouts is None else alignment_peak for case in question.cases)
+    return max(
+        (peak(case, framework) for peak, case in zip(peaks, question.cases, strict=True)), key=lambda peak: peak.total
+    )
 
 
 def switched(question: Question, switches: Sequence[Switch]) -> Question | None:

@@ -91,6 +91,7 @@ class Rounds:
         """Sample and judge a round, or find it; then all that its updates share."""
         chosen = self.chosen(number, place)
         chunks = list(self._chunks(number, chosen, place))
+        self.sampler.changed()  # the keys and values that answers have left make room for the update
         batches = [chunk.batch for chunk in chunks if chunk.batch is not None]
         answers = [answer for chunk in chunks for answer in chunk.answers]
         batch = RolloutBatch.join(batches)
