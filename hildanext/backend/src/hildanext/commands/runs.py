@@ -22,9 +22,7 @@ PLACE = "runs"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("places", nargs="*", default=[PLACE], metavar="FOLDER", help=f"where to look (default {PLACE})")
     parser.add_argument("--compare", action="store_true", help="the runs side by side: settings that differ, results")
-    parser.add_argument(
-        "--plot", metavar="FILE", help="with --compare, draw the held-out bounds (of rl: accuracies) into this PNG"
-    )
+    parser.add_argument("--plot", metavar="FILE", help="with --compare, draw what was held out into this PNG")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 

@@ -64,8 +64,8 @@ CAPTIONS = {
     "reward": "What answers earn while the policy learns (means of a round, and smoothed), and below what is right: of "
     "sampled answers to problems that are trained on, and of greedy ones to held-out problems, with 95 % intervals. "
     "Sampled accuracy rises to the greedy one by mere sharpening; the held-out greedy curve and pass@k say more.",
-    "policy": "Entropy of the laws that tokens were drawn from, and below it the groups whose answers all earn the same, "
-    "which teach nothing, the different texts in a group, and the answers that ended by themselves.",
+    "policy": "Entropy of the laws that tokens were drawn from, and below it the groups whose answers all earn the "
+    "same, which teach nothing, the different texts in a group, and the answers that ended by themselves.",
     "answers": "Tokens of an answer, and tokens per forward, sampled and on held-out problems.",
     "distance": "The gradient's norm before it is clipped; the KL to the reference, and what clipping took, where the "
     "objective has them.",
