@@ -84,7 +84,8 @@ def ratio(past: History, facts: Facts) -> str | None:
     if not past.rounds:
         return None
     now, most = past.rounds[-1], TOLERANCES[facts.dtype]
-    of_now = abs(log(now["ratio_max"])) if now.get("ratio_max", 1.0) > 0 else inf
+    largest = float(now.get("ratio_max", 1.0))
+    of_now = abs(log(largest)) if largest > 0 else inf  # NaN is not above 0 either
     off = max(float(now.get("replay_off", 0.0)), of_now)
     if off <= most:
         return None
