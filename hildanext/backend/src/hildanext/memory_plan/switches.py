@@ -34,7 +34,7 @@ def _chunk(case: Case) -> Case | None:
 
 
 def _one_row(case: Case) -> Case | None:
-    if case.feed.batch == 1 or case.rollouts is not None:
+    if case.feed.batch == 1:
         return None
     feed = replace(case.feed, batch=1)
     return replace(case, feed=feed, supervised=case.supervised // case.feed.batch, several=True)
@@ -65,35 +65,24 @@ def _nf4(case: Case) -> Case | None:
 def _half(case: Case) -> Case | None:
     feed = case.feed
     blocks = max(feed.clean, feed.noisy) // feed.block
-    if blocks < 2 or blocks % 2 or case.kept or case.rollouts is not None:
+    if blocks < 2 or blocks % 2 or case.kept:
         return None
     return replace(
         case, feed=replace(feed, noisy=feed.noisy // 2, clean=feed.clean // 2), supervised=case.supervised // 2
     )
 
 
-def _one_group(case: Case) -> Case | None:
-    if case.feed.batch == 1 or case.rollouts is None:
-        return None
-    feed = replace(case.feed, batch=1)
-    return replace(case, feed=feed, supervised=case.supervised // case.feed.batch, several=True)
-
-
 def _few_slots(case: Case) -> Case | None:
     rollouts = case.rollouts
     if rollouts is None or rollouts.slots <= FEW_SLOTS:
         return None
-    cache = rollouts.slots * rollouts.context  # kept tokens follow only where nobody keeps those that ended
-    kept = min(rollouts.kept, FEW_SLOTS * rollouts.context) if rollouts.kept <= cache else rollouts.kept
-    return replace(case, rollouts=replace(rollouts, slots=FEW_SLOTS, kept=kept))
+    return replace(case, rollouts=replace(rollouts, slots=FEW_SLOTS))
 
 
 SWITCHES: tuple[Switch, ...] = (
     Switch("train.gradient_checkpointing=true", "a step takes about a third longer", 1, _recompute),
     Switch(f"train.chunk={SMALL_CHUNK}", "smaller products with the head", 1, _chunk),
     Switch("train.batch_size=1 (and train.accumulate times as many)", "smaller products throughout", 2, _one_row),
-    Switch("train.batch_size=1", "smaller products throughout", 2, _one_group),
-    Switch(f"rl.rollouts.slots={FEW_SLOTS}", "fewer answers share a forward", 2, _few_slots),
     Switch('train.offload="optimizer"', "the states cross the bus twice a step", 3, _offload),
     Switch('train.optimizer="adamw8bit"', "coarser states; needs bitsandbytes", 5, _eight_bit),
     Switch(f'lora={{"rank": {RANK}}}', "only adapters learn", 8, _lora),
@@ -101,6 +90,12 @@ SWITCHES: tuple[Switch, ...] = (
     Switch("data.sequence_length halved", "shorter rows", 24, _half),
 )
 """In the order they are applied: 4 bits come after the adapters they need."""
+RL_SWITCHES: tuple[Switch, ...] = (
+    Switch("train.batch_size=1", "smaller products throughout", 2, _one_row),
+    Switch(f"rl.rollouts.slots={FEW_SLOTS}", "fewer answers share a forward", 2, _few_slots),
+    *(switch for switch in SWITCHES if switch.on not in (_one_row, _half)),
+)
+"""Those of an alignment, whose rows are groups, and whose answers need room before the step does."""
 
 
 def worst_peak(question: Question, framework: int) -> Peak:
@@ -129,7 +124,7 @@ def switched(question: Question, switches: Sequence[Switch]) -> Question | None:
 def singles(question: Question, framework: int) -> list[tuple[Switch, Peak]]:
     """Each switch alone, those that save something."""
     now, peaks = worst_peak(question, framework).total, []
-    for switch in SWITCHES:
+    for switch in switches_of(question):
         other = switched(question, [switch])
         if other is not None:
             peak = worst_peak(other, framework)
@@ -140,7 +135,7 @@ def singles(question: Question, framework: int) -> list[tuple[Switch, Peak]]:
 
 def advice(question: Question, framework: int, budget: int) -> tuple[list[Switch], Peak] | None:
     """The cheapest switches with which the step fits; none where it fits as it is, None where nothing helps."""
-    for switches in _sets():
+    for switches in _sets(switches_of(question)):
         other = switched(question, switches)
         if other is not None:
             peak = worst_peak(other, framework)
@@ -149,8 +144,13 @@ def advice(question: Question, framework: int, budget: int) -> tuple[list[Switch
     return None
 
 
-def _sets() -> Iterator[tuple[Switch, ...]]:
-    every = [chosen for count in range(len(SWITCHES) + 1) for chosen in combinations(SWITCHES, count)]
+def switches_of(question: Question) -> tuple[Switch, ...]:
+    """What can be switched in a stage."""
+    return RL_SWITCHES if any(case.rollouts is not None for case in question.cases) else SWITCHES
+
+
+def _sets(switches: Sequence[Switch]) -> Iterator[tuple[Switch, ...]]:
+    every = [chosen for count in range(len(switches) + 1) for chosen in combinations(switches, count)]
     yield from sorted(every, key=lambda chosen: sum(switch.cost for switch in chosen))
 
 
