@@ -39,7 +39,7 @@ def reward_figure(metrics: Metrics) -> "Figure | None":
         above.plot(column(present, "step"), values, color=colour, linestyle="--", label=f"part: {name}")
     above.set_ylabel("reward (mean)")
     above.legend(fontsize=8.5, frameon=False, ncols=4)
-    _curve(below, _rounds(metrics, "solved"), "solved", "trained on, sampled: right", PALETTE[0], 100)
+    _curve(below, _rounds(metrics, "solved"), "solved", "trained on, sampled: right", PALETTE[0], 100.0)
     _held_out(below, metrics)
     below.set_ylabel("% of answers right")
     below.set_ylim(0, None)
@@ -59,7 +59,7 @@ def policy_figure(metrics: Metrics) -> "Figure | None":
     above.set_ylim(bottom=0)
     above.set_ylabel("entropy, nats a token")
     for colour, (field, label) in zip(PALETTE, SHARES.items(), strict=False):
-        _curve(below, _rounds(metrics, field), field, label, colour, 100)
+        _curve(below, _rounds(metrics, field), field, label, colour, 100.0)
     below.set_ylim(0, 104)
     below.set_ylabel("%")
     _steps(figure, below)
@@ -99,7 +99,7 @@ def distance_figure(metrics: Metrics) -> "Figure | None":
     grid[0][0].set_ylabel("gradient norm")
     for place, name in enumerate(present, 1):
         taken = [{"step": line["step"], name: line["losses"][name]} for line in lines if name in line["losses"]]
-        _curve(grid[place][0], taken, name, "", PALETTE[place], 100 if name == "clipped" else 1)
+        _curve(grid[place][0], taken, name, "", PALETTE[place], 100.0 if name == "clipped" else 1.0)
         grid[place][0].set_ylabel(panels[name])
     _steps(figure, grid[-1][0])
     grid[0][0].set_title("How far updates go", loc="left", fontsize=11, color=INK)
