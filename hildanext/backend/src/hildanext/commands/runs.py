@@ -54,7 +54,7 @@ def _print_list(runs: "Sequence[RunSummary]") -> None:
 
     from hildanext.core.console import wide_console
 
-    numbers = ("step", "tokens", "loss", "bound", "reward", "accuracy")
+    numbers: tuple[str, ...] = ("step", "tokens", "loss", "bound", "reward", "accuracy")
     aligned = any(run.kind == "rl" for run in runs)
     numbers = numbers if aligned else numbers[:4]
     table = Table("run", "kind", "profile", "changed (UTC)", *numbers, "checkpoint", box=None)

@@ -224,8 +224,8 @@ def measured_table(measured: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[l
     for name, line in measured:
         count = len(line.get("right") or "")
         cells = [_with_interval(line.get(field), count) for field in fields]
-        numbers = ((line.get("reward"), ".3f", 1), (line.get("length"), ".1f", 1))
-        numbers += ((line.get("tokens_per_forward"), ".2f", 1), (line.get("ended"), ".0f", 100))
+        numbers = [(line.get("reward"), ".3f", 1), (line.get("length"), ".1f", 1)]
+        numbers += [(line.get("tokens_per_forward"), ".2f", 1), (line.get("ended"), ".0f", 100)]
         more = ["-" if value is None else format(times * value, form) for value, form, times in numbers]
         rows.append([name, f"{line['step']:,}", *cells, *more])
     return columns, rows
