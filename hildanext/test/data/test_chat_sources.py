@@ -220,3 +220,39 @@ def test_sums_are_right_and_each_depends_on_its_number_alone():
 def test_a_wrong_source_is_one_line(section: dict[str, Any], error: type[Exception], words: str):
     with pytest.raises(error, match=words):
         read(section)
+
+
+def test_a_poor_teacher_is_one_off_as_often_as_it_is_told_and_else_the_same():
+    right, poor = (
+        list(Arithmetic(count=400, largest=9, steps=1, seed=3, wrong=wrong).records(Report())) for wrong in (0.0, 0.75)
+    )
+    apart = []
+    for one, other in zip(right, poor, strict=True):
+        assert one.value["prompt"] == other.value["prompt"]
+        values = [int(record.value["response"].split("#### ")[1]) for record in (one, other)]
+        assert other.value["response"].startswith(one.value["response"].split("=")[0] + f"={values[1]}\n")
+        apart.append(values[1] - values[0])
+    assert set(apart) == {-1, 0, 1} and min(apart) >= -1
+    assert 0.68 < sum(change != 0 for change in apart) / 400 < 0.82
+    assert all(int(record.value["response"].split("#### ")[1]) >= 0 for record in poor)
+
+
+def test_problems_with_answers_are_conversations_without_what_is_held_out():
+    from hildanext.data.problems import PROBLEMS
+    from hildanext.grading.rewards import REWARDS
+
+    section = {"name": "countdown", "count": 200, "numbers": 2, "held_out": 0.3, "template": "Task: {prompt}"}
+    every = read({"name": "problems", "problems": section})
+    taught = read({"name": "problems", "problems": section, "side": "train"})
+    split = build("problem set", PROBLEMS, section).split(build("reward", REWARDS, {"name": "countdown"}))
+    assert len(every) == 200 and len(taught) == len(split.train) < 200
+    asked = {problem.prompt for problem in split.held_out}
+    assert not any(example.messages[0].content in asked for example in taught)
+    assert taught[0].messages[0].content == split.train[0].prompt
+    assert taught[0].messages[1].content == split.train[0].answer
+
+
+def test_problems_without_answers_teach_nobody(tmp_path: Path):
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    with pytest.raises(DataError, match="no right answer"):
+        read({"name": "problems", "problems": {"name": "jsonl", "path": str(path)}})

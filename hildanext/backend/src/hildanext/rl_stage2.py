@@ -69,7 +69,9 @@ def rl(rl_section: Mapping[str, Any], folder: str | Path, profile: str = "SAFE",
     if seams.objective.wants_reference:
         policy.keep_reference()
     temperature = seams.rollouts.temperature if seams.likelihood.of_actions else 1.0
-    step = PolicyStep(model, seams.objective, temperature, config.train.chunk, config.packed)
+    step = PolicyStep(
+        model, seams.objective, temperature, config.train.chunk, config.packed, seams.likelihood.of_actions
+    )
     sampler = seams.rollouts.open(policy, profile)
     try:
         return _learn(run, config, seams, policy, sampler, split, step, best, quiet)

@@ -16,6 +16,7 @@ from hildanext.losses.linear_cross_entropy import RowLosses, linear_cross_entrop
 from hildanext.losses.step import Outcome, TrainingStep
 from hildanext.masks import CleanMask, TokenRows
 from hildanext.models.attention.blockwise import doubled_attention
+from hildanext.models.attention.branched import branched_attention
 from hildanext.models.attention.dense import AttentionContext
 from hildanext.models.bidirectional import DiffusionModel
 
@@ -183,6 +184,8 @@ def attention_over(
     device = embeddings.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else embeddings.dtype
+    if rows.branch is not None:
+        return branched_attention(rows, noisy, block_size, clean_mask, dtype, embeddings.device)
     return doubled_attention(rows, noisy, block_size, clean_mask, dtype, embeddings.device)
 
 

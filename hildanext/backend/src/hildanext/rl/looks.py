@@ -75,11 +75,13 @@ def score(
     temperature: float = 1.0,
     chunk: int = 128,
     packed: bool = False,
+    actions: bool = False,
 ) -> Scores:
     """The model's log-probabilities under each look, differentiable; one forward a look, none where nothing is read.
 
     `temperature` divides the logits: 1 for the model itself, the sampler's for the law of its actions. With `packed`
-    the prompt of a group is fed once (`rl.packed`), which changes no number but for rounding.
+    the prompt of a group is fed once (`rl.packed`), which changes no number but for rounding. `actions` says that the
+    estimate is of all that the sampler wrote, what stands behind the end of text among it, and not of the text.
     """
     raw, columns = [], 0
     for look in looks:
@@ -94,7 +96,8 @@ def score(
         raw.append(full)
     stacked = torch.stack(raw)
     weight = torch.stack([look.weight for look in looks]).to(stacked)
-    return Scores(stacked, weight, batch.length.to(stacked.device), columns)
+    about = batch.written if actions else batch.scored
+    return Scores(stacked, weight, about.sum(-1).to(stacked.device), columns)
 
 
 def _states_at(

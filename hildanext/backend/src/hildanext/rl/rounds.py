@@ -191,7 +191,8 @@ class Rounds:
         size, config = self.config.train.batch_size, self.config
         groups = now.groups if now.groups else [[0]]  # of nothing useful: a row that does not count, for the processes
         parts = [groups[at : at + size] for at in range(0, len(groups), size)]
-        count = self.seams.objective.count(now.valid, now.batch.group, now.batch.length) if now.groups else 0
+        about = now.batch.written if self.seams.likelihood.of_actions else now.batch.scored
+        count = self.seams.objective.count(now.valid, now.batch.group, about.sum(-1)) if now.groups else 0
         updates = []
         for update in range(config.updates):
             views = [view for part in parts for view in self._micro_batch(now, part, update, place)]

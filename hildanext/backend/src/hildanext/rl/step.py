@@ -39,18 +39,25 @@ class PolicyStep(TrainingStep):
     guarded = False
 
     def __init__(
-        self, model: DiffusionModel, objective: Objective, temperature: float, chunk: int, packed: bool
+        self,
+        model: DiffusionModel,
+        objective: Objective,
+        temperature: float,
+        chunk: int,
+        packed: bool,
+        actions: bool = False,
     ) -> None:
         """`temperature` divides the logits: the sampler's, where the likelihood is of its actions; else 1."""
         super().__init__()
         self.model = model
-        self.objective, self.temperature, self.chunk, self.packed = objective, temperature, chunk, packed
+        self.objective, self.temperature, self.chunk = objective, temperature, chunk
+        self.packed, self.actions = packed, actions
         self._extremes: dict[str, Tensor] = {}
         self.columns = 0
 
     def scores(self, model: DiffusionModel, batch: RolloutBatch, looks: Sequence[Look]) -> Scores:
         """Log-probabilities of a batch under a model's weights: now, of the reference, or with gradients."""
-        return score(model, batch, looks, self.temperature, self.chunk, self.packed)
+        return score(model, batch, looks, self.temperature, self.chunk, self.packed, self.actions)
 
     def forward(
         self,

@@ -28,6 +28,7 @@ MODELS: Mapping[str, Mapping[str, Kind]] = {
     "prepare": {"tokenizer": "parent"},
     "convert": {"parent": "parent"},
     "sft": {"model": "diffusion", "parent.name": "parent", "teacher": "parent"},
+    "rl": {"model": "diffusion"},
     "eval": {"model": "diffusion", "parent": "parent"},
     "bench": {"model": "either", "parent": "parent"},
     "generate": {"model": "diffusion", "parent": "parent"},

@@ -2,7 +2,8 @@
 
 `dense` computes any boolean mask at once; `blockwise` a training input of noisy and clean copies, of whose scores three
 quarters are empty and the half is never computed; `kv_cache.CachedAttention` a forward of decoding, where the slots
-that it reads are the rule. `test/kv_cache/test_three_executions.py` holds them equal.
+that it reads are the rule. `test/kv_cache/test_three_executions.py` holds them equal. `branched` computes continuations
+of one beginning, each by itself (`test/rl/test_rl_packed.py`).
 """
 
 PREFILL_TOKENS = 1024

@@ -36,7 +36,7 @@ class DoubledAttention:
     """Attention context for noisy copies, in whole blocks (see `aligned`), followed by clean copies."""
 
     bias: Float[Tensor, "batch 1 fed clean"]
-    """What noisy and clean queries see of the clean copies: 0 or -inf."""
+    """What noisy and clean queries see of the clean copies: 0 or -inf. There may be more clean keys than queries."""
     block_size: int
 
     @classmethod
@@ -51,7 +51,7 @@ class DoubledAttention:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         batch, heads, fed, head_dim = query.shape
         kv_heads, clean, block = key.shape[1], self.bias.shape[-1], self.block_size
-        noisy = fed - clean
+        noisy = key.shape[2] - clean
         group, blocks = heads // kv_heads, noisy // block
         folded = (query * scale).view(batch, kv_heads, group, fed, head_dim)
         clean_key, clean_value = key[:, :, noisy:], value[:, :, noisy:]

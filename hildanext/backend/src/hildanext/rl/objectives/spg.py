@@ -20,7 +20,8 @@ class Spg(Objective):
 
     `EUBO = (1 / beta) sum over tokens of log E[w 1(masked) p^beta]`, a Renyi upper bound whose expectation is taken
     over the looks at one answer, with the ELBO's own weights w; with one look it says no more than that look does. A
-    token that no look reads has no term, and those that have one stand for it.
+    token that no look reads has no term, and those that have one stand for it. It bounds the law of a model that says
+    the same in every order; log p of another one's sampler may lie above it.
 
     Paper: SPG ("Sandwiched Policy Gradient"), arXiv:2510.09541.
     Differs: w is the estimate's own. In the code it is length / masked tokens, the mean over a draw's masks, which is
