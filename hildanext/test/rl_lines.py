@@ -43,5 +43,10 @@ def evaluation(step: int, accuracy: float, sampled: bool = False) -> dict[str, A
         "accuracy_low": accuracy - 0.09, "accuracy_high": accuracy + 0.09, "reward": accuracy, "ended": 1.0,
         "length": 13.0, "tokens_per_forward": 1.9, "right": "1" * right + "0" * (100 - right),
     }  # fmt: skip
-    more = {"sampled_accuracy": accuracy - 0.15, "pass_at_8": accuracy + 0.2, "zero_variance": 0.3, "unique": 0.6}
+    more = {
+        "sampled_accuracy": accuracy - 0.15,
+        "pass_at_8": min(1.0, accuracy + 0.2),
+        "zero_variance": 0.3,
+        "unique": 0.6,
+    }
     return {**line, **(more if sampled else {})}

@@ -171,14 +171,16 @@ class TestFormulas:
     @pytest.mark.parametrize("switch", RL_SWITCHES, ids=lambda switch: switch.name)
     def test_no_switch_takes_more(self, switch: Any):
         more = LORA if "nf4" in switch.name else {"objective": {"name": "espo", "beta": 1.0}}
-        start = case_of(rollouts={"name": "engine", "slots": 64}, **more)
+        rollouts = {"name": "engine", "slots": 64}
+        start = case_of(train={"batch_size": 2, "chunk": 256}, rollouts=rollouts, problems_per_round=16, **more)
         changed = switch.on(start)
         assert changed is not None and alignment_peak(changed, 0).total <= alignment_peak(start, 0).total
 
 
 class TestQuestions:
     def test_what_decides_is_said_and_what_helps(self):
-        made = section(rollouts={"name": "engine", "max_new_tokens": ANSWER, "slots": 64}, **LORA)
+        rollouts = {"name": "engine", "max_new_tokens": ANSWER, "slots": 64}
+        made = section({"batch_size": 1, **RECOMPUTE}, rollouts=rollouts, problems_per_round=16, **LORA)
         question = rl_question(made, PASCAL, "qwen3-0.6b", 32)
         assert worst_peak(question, 0).moment == "rollouts", "logits of 64 answers"
         fewer = switched(question, [RL_SWITCHES[1]])
