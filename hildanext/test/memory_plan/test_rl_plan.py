@@ -93,7 +93,8 @@ def answers(rows: int, group: int) -> RolloutBatch:
     ids=["espo", "recompute", "lora", "lora recompute", "unpacked", "agrpo", "agrpo lora"],
 )  # fmt: skip
 def test_an_update_s_tensors_are_what_the_plan_says(made: dict[str, Any]):
-    """Of a micro-batch: within an eighth above and a twentieth below."""
+    """Of a micro-batch: a twentieth too little at most, and too much by an eighth, where layers are computed again a
+    sixth."""
     config, seams = read(made)
     model, batch = policy(config), answers(8, 4)
     looks = seams.likelihood.draw(batch, model.card, torch.Generator().manual_seed(1))
@@ -111,7 +112,11 @@ def test_an_update_s_tensors_are_what_the_plan_says(made: dict[str, Any]):
     case = replace(case, several=False, rollouts=replace(case.rollouts, arrays=0))
     moments = alignment_peak(case, 0).moments
     planned = max(moments[f"update: {name}"] for name in ("loss", "backward begins", "backward ends"))
-    assert 0.95 <= (planned - sum(standing_parts(case).values())) / live_peak(work) <= 1.13
+    assert (
+        0.95
+        <= (planned - sum(standing_parts(case).values())) / live_peak(work)
+        <= (1.16 if config.train.gradient_checkpointing else 1.13)
+    )
 
 
 def case_of(**changes: Any) -> Case:
@@ -123,7 +128,10 @@ class TestFormulas:
     def test_columns_of_a_packed_group_by_hand(self):
         """100 tokens of prompt are 3 whole blocks of 32; with 64 of answer it ends at 192. Noisy: 4 x 96; clean: 96,
         and of each answer all but its last block, 4 x 64."""
-        assert case_of().feed == Feed(2, 4 * 96, 96 + 4 * 64, 32, True)
+        feed = case_of().feed
+        assert feed == Feed(2, 4 * 96, 96 + 4 * 64, 32, True, branches=4, shared=96)
+        assert feed.attended == (2 * 4, 96, 64, 96 + 64), "rows, noisy and clean columns, clean keys"
+        assert case_of(group=2).feed == Feed(2, 2 * 96, 96 + 2 * 64, 32, True), "two attend as a whole"
         assert case_of(packed=False).feed == Feed(8, 96, 160, 32, True)
 
     def test_keys_and_values_of_the_answers_by_hand(self):

@@ -22,6 +22,7 @@ from hildanext.memory_plan.step import (
     training_moments,
     weights_bytes,
 )
+from hildanext.models.attention.branched import WORTH_WHILE
 from hildanext.rl.config import RlConfig, Seams
 from hildanext.rl.likelihoods.block_elbo import BlockElbo
 from hildanext.rl.likelihoods.trajectory import TrajectoryLikelihood
@@ -45,6 +46,10 @@ def alignment_case(
     noisy, clean = end - begin, end - block - begin
     if config.packed:
         feed = Feed(groups, group * noisy, begin + group * clean, block, True)
+        apart = replace(feed, branches=group, shared=begin)
+        rows, _, own_clean, seen = apart.attended
+        scores = rows * (noisy + own_clean) * seen + groups * begin * begin
+        feed = apart if WORTH_WHILE * scores <= feed.tokens * feed.clean else feed
     else:
         feed = Feed(groups * group, noisy, begin + clean, block, True)
     looks = looks_of(seams, block)
