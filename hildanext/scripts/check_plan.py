@@ -1,4 +1,4 @@
-"""Is `hildanext plan` right? Real steps of `convert` on a CPU, each in a process of its own, against the prediction.
+"""Is `hildanext plan` right? Real steps of `convert` and `rl` on a CPU, each case in a process of its own.
 
 python hildanext/scripts/check_plan.py                 every case that has no line yet, then table and picture
 python hildanext/scripts/check_plan.py --only tiny     cases whose name begins so
@@ -55,6 +55,25 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def alignment(objective: dict[str, Any], batch: int, **more: Any) -> dict[str, Any]:
+    """Rounds of the embedded model, whose answers earn something whatever they say."""
+    return {
+        "model": "tiny", "problems": {"name": "arithmetic", "steps": 1, "largest": 9, "count": 400},
+        "reward": {"name": "letters"}, "objective": objective, "rounds": STEPS, "problems_per_round": 8, "group": 8,
+        "rollouts": {"name": "engine", "max_new_tokens": 40, "per_step": 4, "cache_mib": 256},
+        "measure": {"problems": 4, "samples": 0}, "prompting": "text", "device": "cpu",
+        "train": {"batch_size": batch, "evaluate_every": 99, "checkpoint_every": 99}, **more,
+    }  # fmt: skip
+
+
+RL_CASES: dict[str, dict[str, Any]] = {
+    "tiny-rl-espo": alignment({"name": "espo", "beta": 0.02}, 8),
+    "tiny-rl-espo-one-group": alignment({"name": "espo"}, 1),
+    "tiny-rl-agrpo-lora": alignment({"name": "agrpo"}, 4, lora={"rank": 8, "alpha": 16}),
+}
+ALL = {**CASES, **RL_CASES}
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="PREFIX")
@@ -65,19 +84,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.list:
-        print("\n".join(CASES))
+        print("\n".join(ALL))
         return 0
     if options.measure:
-        print(json.dumps(measure(options.measure, Path(options.work), options.kept)))
+        of_kind = measure_alignment if options.measure in RL_CASES else measure
+        print(json.dumps(of_kind(options.measure, Path(options.work), options.kept)))
         return 0
     out, work = Path(options.out), Path(options.work)
     out.mkdir(parents=True, exist_ok=True)
     done = {line["name"] for line in read_lines(out) if line["kept"] == options.kept}
-    for name in CASES:
+    for name in ALL:
         if name in done or not name.startswith(options.only):
             continue
-        make_model(CASES[name]["convert"]["parent"], work)
-        line = {"name": name, "kept": options.kept, **predict(name), **in_a_process(name, work, options.kept)}
+        if name in CASES:
+            make_model(CASES[name]["convert"]["parent"], work)
+        said = predict_alignment(name) if name in RL_CASES else predict(name)
+        line = {"name": name, "kept": options.kept, **said, **in_a_process(name, work, options.kept)}
         line["ratio"] = line["predicted"] / line["measured"]
         with (out / LINES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -105,6 +127,94 @@ def predict(name: str) -> dict[str, Any]:
     question = convert_question(asked["convert"], asked["data"], machine)
     peak = training_peak(question.cases[0], 0)
     return {"predicted": peak.total, "moment": peak.moment, "parts": peak.parts, "machine": machine.name}
+
+
+def predict_alignment(name: str) -> dict[str, Any]:
+    """The same of rounds of an alignment, at the longest prompt."""
+    import torch
+
+    from hildanext.core.registry import under_profile
+    from hildanext.core.runtime import accelerates_bf16
+    from hildanext.memory_plan.machine import find_machine
+    from hildanext.memory_plan.sections import rl_question
+    from hildanext.memory_plan.switches import worst_peak
+    from hildanext.models.loading.names import locate_diffusion
+    from hildanext.rl.config import read_config
+    from hildanext.tokenization import encode_prompt, load_tokenizer
+
+    offer_letters()
+    machine = find_machine("cpu-bf16" if accelerates_bf16(torch.device("cpu")) else "cpu")
+    tokenizer = load_tokenizer(locate_diffusion("tiny"))
+    with under_profile("FULL"):
+        _, seams = read_config(RL_CASES[name])
+        prompts = [problem.prompt for problem in seams.problems.read(seams.reward)]
+        longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+        peak = worst_peak(rl_question(RL_CASES[name], machine, prompt=longest), 0)
+    told = {"moments": peak.moments, "prompt": longest}
+    return {"predicted": peak.total, "moment": peak.moment, "parts": peak.parts, "machine": machine.name, **told}
+
+
+def offer_letters() -> None:
+    """A reward of which any answer earns something: the share of letters before n."""
+    from collections.abc import Mapping, Sequence
+
+    from hildanext.core.config import config
+    from hildanext.grading.base import Reward, Scores
+    from hildanext.grading.rewards import REWARDS
+
+    @config
+    class Letters(Reward):
+        def check(self, problem: Mapping[str, Any]) -> None:
+            pass
+
+        def score(self, problems: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Scores:
+            return [sum(letter < "n" for letter in text) / max(len(text), 1) for text in completions]
+
+    REWARDS["letters"] = Letters
+
+
+def measure_alignment(name: str, work: Path, kept: bool) -> dict[str, Any]:
+    """Some rounds of an alignment; to be called in a fresh process."""
+    import shutil
+
+    import torch
+
+    import hildanext.rl_stage2 as stage
+    import hildanext.training
+    from hildanext.core.runtime import machine, set_threads
+
+    set_threads(None)
+    if not kept:
+        hildanext.training.keep_freed_memory = lambda: True
+    offer_letters()
+    small = {"rounds": 1, "problems_per_round": 1, "group": 4, "train": {"batch_size": 1}}
+    for folder, changes in (("warm", small), ("run", {})):
+        run = work / folder
+        shutil.rmtree(run, ignore_errors=True)
+        if folder == "run":
+            hold_what_is_there()
+        before, found = resident("VmRSS"), watched(stage)
+        stage.rl({**RL_CASES[name], **changes}, run, "FULL", quiet=True)
+    shutil.rmtree(run)
+    told = {key: value - before for key, value in found.items() if key != "seconds"}
+    return {**told, "seconds": found["seconds"], "baseline": before, "on": machine(torch.device("cpu"))}
+
+
+def watched(stage: Any) -> dict[str, Any]:
+    """Into it goes what the process holds when the stage begins to train, and at most from there on."""
+    found: dict[str, Any] = {}
+    plain_train = getattr(stage.train, "plain", stage.train)
+
+    def train(*values: Any, **named: Any) -> Any:
+        found["loaded"], found["loading"] = resident("VmRSS"), resident("VmHWM")
+        Path("/proc/self/clear_refs").write_text("5")
+        counters = plain_train(*values, **named)
+        found["measured"], found["seconds"] = resident("VmHWM"), counters["seconds"] / counters["step"]
+        return counters
+
+    train.plain = plain_train  # type: ignore[attr-defined]
+    stage.train = train
+    return found
 
 
 def in_a_process(name: str, work: Path, kept: bool) -> dict[str, Any]:
@@ -268,7 +378,7 @@ def report(lines: list[dict[str, Any]], out: Path) -> None:
         "| case | predicted MiB | measured MiB | predicted / measured | as a run holds it, MiB | seconds a step |",
         "|---|---|---|---|---|---|",
     ]
-    for name in (name for name in CASES if name in alone):
+    for name in (name for name in ALL if name in alone):
         line, held = alone[name], kept.get(name)
         numbers = [f"{line[key] / MIB:,.0f}" for key in ("predicted", "measured")] + [f"{line['ratio']:.3f}"]
         numbers += [f"{held['measured'] / MIB:,.0f}" if held else "", f"{line['seconds']:.0f}"]
@@ -276,7 +386,7 @@ def report(lines: list[dict[str, Any]], out: Path) -> None:
     write_atomically(out / "table.md", "\n".join(rows) + "\n")
     write_atomically(out / "measured.json", json.dumps(lines, indent=1) + "\n")
     if alone:
-        save(comparison_figure([alone[name] for name in CASES if name in alone]), out / "measured.png")
+        save(comparison_figure([alone[name] for name in ALL if name in alone]), out / "measured.png")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from typing import Any
 
 from hildanext.core.errors import HildaError
 from hildanext.core.metrics_log import run_metrics
-from hildanext.core.plots import comparison_figure, save, training_plots
+from hildanext.core.plots import comparison_figure, save
+from hildanext.core.training_plots import training_plots
 
 
 def main() -> int:

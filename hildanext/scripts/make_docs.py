@@ -24,9 +24,6 @@ NOTICE = f"Generated from the docstrings by `{COMMAND}`; a test holds it. Do not
 BEGIN, END = "<!-- tree: made by hildanext/scripts/make_docs.py -->", "<!-- end of tree -->"
 
 NOT_THERE_YET = (
-    ("ESPO", "2512.03759", "RL objective"),
-    ("AGRPO", "2510.04019", "RL objective"),
-    ("wd1", "2507.08838", "RL objective"),
     ("STP", "2602.08905", "RL objective"),
     ("LENS", "2601.21244", "prompts purified for RL"),
     ("R3L", "2601.03715", "reflect, then retry, for RL"),

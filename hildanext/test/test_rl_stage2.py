@@ -40,9 +40,10 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's steps and validations, without what is measured by a clock."""
+    """The lines of a run's steps and validations, without what is measured by a clock or of the process."""
     lines = read_metrics(run / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
+    measured = ("second", "resident")
+    return [{name: value for name, value in line.items() if not any(w in name for w in measured)} for line in lines]
 
 
 def texts(run: Path) -> list[Any]:

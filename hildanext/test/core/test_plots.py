@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from hildanext.core import plots
+from hildanext.core.training_plots import training_plots
 from training_fixtures import metric_lines
 
 
 def test_every_picture_is_a_png(tmp_path):
-    files = plots.training_plots(metric_lines(), tmp_path / "plots")
+    files = training_plots(metric_lines(), tmp_path / "plots")
     assert [file.stem for file in files] == ["loss", "losses", "masked_accuracy", "learning_rate", "throughput"]
     for file in files:
         assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 5000
@@ -42,11 +43,11 @@ def test_a_bucket_without_tokens_is_no_point():
 
 @pytest.mark.parametrize("lines", [[], [{"kind": "eval", "step": 1, "tokens": 5, "block_size": 4, "bound": 1.0}]])
 def test_a_run_that_never_trained_has_no_pictures(tmp_path, lines):
-    assert plots.training_plots(lines, tmp_path) == []
+    assert training_plots(lines, tmp_path) == []
 
 
 def test_one_step_is_enough(tmp_path):
-    assert len(plots.training_plots(metric_lines(1), tmp_path)) == 5
+    assert len(training_plots(metric_lines(1), tmp_path)) == 5
 
 
 def test_smoothing_keeps_constants_length_and_ends():
@@ -86,6 +87,6 @@ def test_drafts_are_drawn_by_their_place_over_masks(tmp_path: Path):
     assert [line.get_label() for line in above.get_lines()] == ["place 1", "place 2"]
     assert list(below.get_lines()[0].get_xdata())[-1] == 600 and below.get_xlabel() == "masks learnt from"
     assert plots.parts_figure(lines) is None, "they are not drawn twice"
-    names = [path.stem for path in plots.training_plots(lines, tmp_path)]
+    names = [path.stem for path in training_plots(lines, tmp_path)]
     assert "drafts" in names and "masked_accuracy" not in names
     assert plots.drafts_figure(metric_lines()) is None

@@ -18,10 +18,19 @@ from hildanext.corruption.input_layout import build_layout
 from hildanext.losses.objective import attention_for
 from hildanext.memory_plan import machine as memory_plan_machine
 from hildanext.memory_plan.architecture import Architecture, find_architecture, read_architecture
-from hildanext.memory_plan.layer import FLOAT, Feed, Learning, kept_after, kept_attention, kept_before, kept_casts
+from hildanext.memory_plan.layer import (
+    FLOAT,
+    Feed,
+    Learning,
+    kept_after,
+    kept_attention,
+    kept_before,
+    kept_casts,
+    learning,
+)
 from hildanext.memory_plan.machine import MACHINES, find_machine, read_bytes, show_bytes
 from hildanext.memory_plan.plan import make_plan, verdict
-from hildanext.memory_plan.sections import Question, convert_question, learning, serving_question, sft_question
+from hildanext.memory_plan.sections import Question, convert_question, serving_question, sft_question
 from hildanext.memory_plan.serving import Serving, serving_peak
 from hildanext.memory_plan.step import EIGHT_BIT, NF4_BYTES, Case, training_peak, weights_bytes
 from hildanext.memory_plan.switches import SWITCHES, advice, longest_context, switched, worst_peak

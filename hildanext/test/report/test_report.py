@@ -9,11 +9,11 @@ import pytest
 
 from hildanext.ar import Parent
 from hildanext.cli import main
-from hildanext.core import plots
 from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError, DataError
 from hildanext.core.metrics_log import MetricLog
 from hildanext.core.run_dir import open_run
+from hildanext.core.training_plots import training_plots
 from hildanext.datasets import PackedDataset, PrepareConfig, prepare
 from hildanext.eval.evaluation import EvalConfig, evaluate, print_result, save_result
 from hildanext.report import trace_html
@@ -88,7 +88,7 @@ def run(tmp_path, make_model) -> tuple[Path, dict]:
     with MetricLog(folder / "convert" / "metrics.jsonl") as log:
         for line in metric_lines():
             log.write(**line)
-    plots.training_plots(metric_lines(), folder / "convert" / "plots")
+    training_plots(metric_lines(), folder / "convert" / "plots")
     sample = {
         "way": "S_MODE", "prompt": "Once", "prompt_cells": ["Once"], "text": "", "finish_reason": "eos", "tokens": 2,
         "forwards": 2, "tokens_per_forward": 1.0, "tokens_per_second": 7.0, "edits": 1, "trace": {"steps": STEPS},

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import under_profile
@@ -15,6 +17,7 @@ from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.problems import Problem, Split
 from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.tuning import start_hash, start_tuning
+from hildanext.rl.alarms import Watch, facts_of
 from hildanext.rl.config import RlConfig, Seams, read_config
 from hildanext.rl.measure import Measure, nothing_to_learn
 from hildanext.rl.policy import Policy
@@ -145,6 +148,7 @@ def _learn(
             on_evaluation=best if held_out else None,
             on_saved=saved,
             samples=lambda number: best_and_worst(rounds.round),
+            watch=Watch(facts_of(seams.reward, config.group, _computed_in(run, policy)), config.guard).open,
             state=best.state,
         ),
         told=_told,
@@ -155,6 +159,10 @@ def _learn(
         _say_start(start, config.measure.samples)
     counters = train(step, task, config.train, run.folder, quiet, run.accelerator)
     return run.finish(counters, task, lambda whole: _conclude(run, counters["step"], whole, best))
+
+
+def _computed_in(run: TrainingRun, policy: Policy) -> torch.dtype:
+    return torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else policy.model.dtype
 
 
 def _say_start(start: Mapping[str, Any], samples: int) -> None:
@@ -176,7 +184,7 @@ def _told(line: Mapping[str, Any]) -> str:
 
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What of `run.json` decides an alignment's numbers."""
-    section = comparable_section(RlConfig, record, "rl", ("device", "model", "measure", "keep"))
+    section = comparable_section(RlConfig, record, "rl", ("device", "model", "measure", "keep", "guard"))
     start = {"start (hash of the weights)": record.get("start"), "problems": record.get("problems")}
     return {"profile": record["config"].get("profile"), "rl": section, **start}
 

@@ -246,6 +246,8 @@ class _Loop:
         self.trackers = open_trackers(self.config.trackers, self.run, record, self.counters["step"])
         for tracker in self.trackers:
             self.metrics.listeners.append(partial(_show, tracker))
+        if self.callbacks.watch is not None:
+            self.callbacks.watch(self.metrics)
 
     def _report(self, line: dict[str, Any], progress: ProgressLine) -> None:
         assert self.metrics is not None
@@ -270,6 +272,7 @@ class _Loop:
         block_phase = self.task.block_phase(self._done)
         progress = self._done / self.task.total
         window = self.windows(counters["step"], block_phase, self.place)
+        made = time.perf_counter()
         # Losses are sums over tokens, divided by what the whole global step may predict: micro-batches of different
         # lengths then weigh as they would in one large batch.
         count = torch.stack([torch.as_tensor(self.unwrapped.countable(view)) for *_, view in window.views]).sum()
@@ -280,7 +283,8 @@ class _Loop:
             group["lr"] = rate
         sums = self._update(window, normaliser, progress, block_phase.block_size)
         loss, norm = sums.pop("total", 0.0), sums.pop("norm", 0.0)
-        seconds = time.perf_counter() - started
+        ended = time.perf_counter()
+        seconds = ended - started
         masked, correct = sums.pop("masked", []), sums.pop("correct", [])
         more = {"step": 1, "tokens": positions, "real_tokens": real, "mask_positions": sum(masked), "seconds": seconds}
         for name, count_of in more.items():
@@ -292,6 +296,7 @@ class _Loop:
             **self._accuracy(masked, correct),
             "gradient_norm": norm, "tokens_per_second": positions / seconds,
             "mask_positions_per_second": sum(masked) / seconds, "seconds": seconds,
+            **({} if self.task.windows is None else {"seconds_update": ended - made}),
             **window.figures,
             **largest(accelerator, self.unwrapped.extremes()),
         }  # fmt: skip

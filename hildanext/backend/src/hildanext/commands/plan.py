@@ -49,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=2048, help="decoding: tokens of a document (2048)")
     parser.add_argument("--documents", type=int, default=1, help="decoding: documents at once (1)")
     parser.add_argument("--answers", type=float, default=1.0, help="sft: share of a row that is answer (1.0)")
+    parser.add_argument("--prompt", type=int, default=128, help="rl: tokens of a prompt (128)")
     parser.add_argument("--out", metavar="FOLDER", help="write plan.json and plan.png there")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -65,8 +66,10 @@ def run(options: argparse.Namespace) -> int:
         if is_draft_folder(expand_home(options.model)):
             return _plan_drafts(options)
     machine, memory = chosen_machine(options.machine, options.vram)
-    if options.context < 1 or options.documents < 1 or not 0 < options.answers <= 1:
-        raise ConfigError("--context, --documents or --answers", "give 1 or more, and a share above 0 and up to 1")
+    if min(options.context, options.documents, options.prompt) < 1 or not 0 < options.answers <= 1:
+        raise ConfigError(
+            "--context, --documents, --prompt or --answers", "give 1 or more, and a share above 0 and up to 1"
+        )
     plans = [make_plan(question, machine, memory) for question in _questions(options, machine)]
     plan_record = record(plans, machine, memory)
     shown_plans = [(plans, machine, memory)]
@@ -131,6 +134,7 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
         DEFAULT_BLOCK,
         convert_question,
         parent_beside,
+        rl_question,
         serving_question,
         sft_question,
     )
@@ -156,9 +160,12 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
             chat = section.pop("chat", {})
             questions.append(sft_question(section, chat, machine, made, block, options.answers))
             block = questions[-1].block_size
+        elif step.stage == "rl":
+            questions.append(rl_question(section, machine, made, block, options.prompt))
+            block = questions[-1].block_size
         shape = questions[-1].cases[0].shape if questions else shape
     if not questions or shape is None:
-        raise ConfigError("the run has no stage that trains", "plan knows convert and sft; or give --model alone")
+        raise ConfigError("the run has no stage that trains", "plan knows convert, sft and rl; or give --model alone")
     beside = parent_beside(run, [(step.stage, step.section) for step in steps], shared.start)
     asked = (options.documents, options.context, block or DEFAULT_BLOCK)
     return [*questions, serving_question(shape, machine, *asked, beside)]

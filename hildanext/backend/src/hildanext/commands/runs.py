@@ -22,7 +22,7 @@ PLACE = "runs"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("places", nargs="*", default=[PLACE], metavar="FOLDER", help=f"where to look (default {PLACE})")
     parser.add_argument("--compare", action="store_true", help="the runs side by side: settings that differ, results")
-    parser.add_argument("--plot", metavar="FILE", help="with --compare, draw the held-out bounds into this PNG")
+    parser.add_argument("--plot", metavar="FILE", help="with --compare, draw what was held out into this PNG")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 
@@ -54,10 +54,13 @@ def _print_list(runs: "Sequence[RunSummary]") -> None:
 
     from hildanext.core.console import wide_console
 
-    table = Table("run", "kind", "profile", "changed (UTC)", "step", "tokens", "loss", "bound", "checkpoint", box=None)
+    numbers: tuple[str, ...] = ("step", "tokens", "loss", "bound", "reward", "accuracy")
+    aligned = any(run.kind == "rl" for run in runs)
+    numbers = numbers if aligned else numbers[:4]
+    table = Table("run", "kind", "profile", "changed (UTC)", *numbers, "checkpoint", box=None)
     for run in runs:
         end = "yes" if run.checkpoint else ""
-        table.add_row(Text(str(run.folder)), run.kind, run.profile, run.changed, *_numbers(run), end)
+        table.add_row(Text(str(run.folder)), run.kind, run.profile, run.changed, *_numbers(run)[: len(numbers)], end)
     wide_console().print(table)
 
 
@@ -72,7 +75,7 @@ def _print_comparison(runs: "Sequence[RunSummary]", different: dict[str, list[An
         table.add_row(key, *(_cell(value) for value in values))
     table.add_section()
     ends = [_numbers(run) for run in runs]
-    for index, name in enumerate(("step", "tokens", "loss", "held-out bound")):
+    for index, name in enumerate(("step", "tokens", "loss", "held-out bound", "reward (last rounds)")):
         table.add_row(name, *(end[index] for end in ends))
     measured = sorted({name for run in runs for name in run.held_out} - {"bound", "block_size"})
     for name in measured:
@@ -81,7 +84,7 @@ def _print_comparison(runs: "Sequence[RunSummary]", different: dict[str, list[An
 
 
 def _numbers(run: "RunSummary") -> list[str]:
-    return [_cell(run.step), _cell(run.tokens), _cell(run.loss), _cell(run.bound)]
+    return [_cell(number) for number in (run.step, run.tokens, run.loss, run.bound, run.reward, run.accuracy)]
 
 
 def _cell(value: Any) -> str:

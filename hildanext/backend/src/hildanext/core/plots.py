@@ -5,7 +5,7 @@ lines of `metrics.jsonl`; a line that lacks a field is left out of the picture, 
 """
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,25 +63,6 @@ def data_uri(path: str | Path) -> str:
     return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode("ascii")
 
 
-def training_plots(metrics: Metrics, folder: str | Path) -> list[Path]:
-    """Draw every picture the metrics have the fields for; returns the files, the loss first."""
-    drawers: dict[str, Callable[[Metrics], Figure | None]] = {
-        "loss": loss_figure,
-        "losses": parts_figure,
-        "drafts": drafts_figure,
-        "masked_accuracy": accuracy_figure,
-        "held_out": held_out_figure,
-        "learning_rate": lambda lines: _curve_figure(lines, "learning_rate", "learning rate", smooth=False),
-        "throughput": lambda lines: _curve_figure(lines, "tokens_per_second", "data tokens per second", from_zero=True),
-    }
-    files = []
-    for name, draw in drawers.items():
-        figure = draw(metrics)
-        if figure is not None:
-            files.append(save(figure, Path(folder) / f"{name}.png"))
-    return files
-
-
 def loss_figure(metrics: Metrics) -> "Figure | None":
     """Training loss with the phases shaded and the block size as steps; bounds on held-out text as points."""
     lines = _training(metrics, "loss")
@@ -89,14 +70,14 @@ def loss_figure(metrics: Metrics) -> "Figure | None":
         return None
     figure, axes = new_figure(height=4.0)
     shade_phases(axes, metrics)
-    tokens, loss = _column(lines, "tokens"), _column(lines, "loss")
+    tokens, loss = column(lines, "tokens"), column(lines, "loss")
     axes.plot(tokens, loss, color=PALETTE[0], alpha=0.22, linewidth=0.8)
     axes.plot(tokens, smoothed(loss), color=PALETTE[0], linewidth=1.8, label="training loss (smoothed)")
     _held_out(axes, metrics)
-    _limit(axes, loss + _column(_of_kind(metrics, "eval", "bound"), "bound"))
+    _limit(axes, loss + column(of_kind(metrics, "eval", "bound"), "bound"))
     axes.set_ylabel("nats per maskable token")
     _block_steps(axes, lines)
-    _finish(figure, axes, "Training loss")
+    finish(figure, axes, "Training loss")
     return figure
 
 
@@ -112,17 +93,17 @@ def parts_figure(metrics: Metrics) -> "Figure | None":
     for colour, name in zip(_colours(), names, strict=False):
         present = [line for line in lines if line["losses"].get(name) is not None]
         values = [float(line["losses"][name]) for line in present]
-        axes.plot(_column(present, "tokens"), smoothed(values), color=colour, label=LOSS_NAMES.get(name, name))
+        axes.plot(column(present, "tokens"), smoothed(values), color=colour, label=LOSS_NAMES.get(name, name))
         everything += smoothed(values)
     _limit(axes, everything)
     axes.set_ylabel("nats per maskable token")
-    _finish(figure, axes, "Parts of the loss (weighted, smoothed)")
+    finish(figure, axes, "Parts of the loss (weighted, smoothed)")
     return figure
 
 
 def drafts_figure(metrics: Metrics) -> "Figure | None":
     """The loss of each place of a group, and below it the tokens that a forward gives on held-out text."""
-    lines, measured = _training(metrics, "accuracy_by_place"), _of_kind(metrics, "eval", "tokens_per_forward")
+    lines, measured = _training(metrics, "accuracy_by_place"), of_kind(metrics, "eval", "tokens_per_forward")
     if not lines:
         return None
     figure, ((above,), (below,)) = new_grid(2, 1, 8.0, 5.2)
@@ -131,12 +112,12 @@ def drafts_figure(metrics: Metrics) -> "Figure | None":
         present = [line for line in lines if line["losses"].get(name) is not None]
         values = smoothed([float(line["losses"][name]) for line in present])
         label = name.replace("place_", "place ")
-        above.plot(_column(present, "mask_positions"), values, color=colour, label=label)
+        above.plot(column(present, "mask_positions"), values, color=colour, label=label)
     above.set_ylabel("nats per mask")
-    masks, gains = _column(measured, "mask_positions"), _column(measured, "tokens_per_forward")
+    masks, gains = column(measured, "mask_positions"), column(measured, "tokens_per_forward")
     below.plot(masks, gains, color=INK, marker="o", markersize=4, label="tokens per forward, held out")
     below.set_ylabel("tokens per forward, greedy")
-    _finish(figure, below, "", "masks learnt from")
+    finish(figure, below, "", "masks learnt from")
     above.set_title("Drafts by their place (smoothed), and what they give", loc="left", fontsize=11, color=INK)
     above.legend(fontsize=8.5, frameon=False, ncols=4)
     return figure
@@ -154,46 +135,47 @@ def accuracy_figure(metrics: Metrics) -> "Figure | None":
     for index, bucket in enumerate(buckets):
         present = [line for line in lines if line["accuracy_by_t"].get(bucket) is not None]
         values = [100 * float(line["accuracy_by_t"][bucket]) for line in present]
-        axes.plot(_column(present, "tokens"), smoothed(values), color=shades[index % 4], label=f"t in {bucket}")
+        axes.plot(column(present, "tokens"), smoothed(values), color=shades[index % 4], label=f"t in {bucket}")
     axes.set_ylim(bottom=0)
     _headroom(axes)
     axes.set_ylabel("% of masked tokens right")
-    _finish(figure, axes, "Masked accuracy by noise level (smoothed)")
+    finish(figure, axes, "Masked accuracy by noise level (smoothed)")
     return figure
 
 
 def held_out_figure(metrics: Metrics) -> "Figure | None":
     """Shares measured on held-out rows: masks filled right, wrong tokens mended, right ones left alone."""
     shares = {"masked_accuracy": "masks filled right", "corrected": "wrong tokens mended", "kept": "right tokens kept"}
-    if not _of_kind(metrics, "eval", "corrected"):
+    if not of_kind(metrics, "eval", "corrected"):
         return None
     figure, axes = new_figure()
     for colour, (field, label) in zip(_colours(), shares.items(), strict=False):
-        lines = _of_kind(metrics, "eval", field)
-        values = [100 * value for value in _column(lines, field)]
-        axes.plot(_column(lines, "tokens"), values, color=colour, marker="o", markersize=4, label=label)
+        lines = of_kind(metrics, "eval", field)
+        values = [100 * value for value in column(lines, field)]
+        axes.plot(column(lines, "tokens"), values, color=colour, marker="o", markersize=4, label=label)
     axes.set_ylim(bottom=0)
     _headroom(axes)
     axes.set_ylabel("% on held-out rows")
-    _finish(figure, axes, "What was learned, on held-out rows")
+    finish(figure, axes, "What was learned, on held-out rows")
     return figure
 
 
-def _curve_figure(
+def curve_figure(
     metrics: Metrics, field: str, label: str, smooth: bool = True, from_zero: bool = False
 ) -> "Figure | None":
+    """One number of the training lines over its tokens."""
     lines = _training(metrics, field)
     if not lines:
         return None
     figure, axes = new_figure(height=2.8)
     shade_phases(axes, metrics)
-    values = _column(lines, field)
-    axes.plot(_column(lines, "tokens"), smoothed(values) if smooth else values, color=PALETTE[0])
+    values = column(lines, field)
+    axes.plot(column(lines, "tokens"), smoothed(values) if smooth else values, color=PALETTE[0])
     if from_zero:
         axes.set_ylim(bottom=0)
     _headroom(axes)
     axes.set_ylabel(label)
-    _finish(figure, axes, label[0].upper() + label[1:])
+    finish(figure, axes, label[0].upper() + label[1:])
     return figure
 
 
@@ -213,18 +195,18 @@ def comparison_figure(
     for index, (name, metrics) in enumerate(runs.items()):
         colour = PALETTE[index % len(PALETTE)]
         if field == "bound":
-            everything += _bound_curves(axes, name, _of_kind(metrics, "eval", field), colour)
+            everything += _bound_curves(axes, name, of_kind(metrics, "eval", field), colour)
         else:
             lines = _training(metrics, field)
-            axes.plot(_column(lines, "tokens"), smoothed(_column(lines, field)), color=colour, label=name)
-            everything += _column(lines, field)
+            axes.plot(column(lines, "tokens"), smoothed(column(lines, field)), color=colour, label=name)
+            everything += column(lines, field)
     for index, (name, level) in enumerate((levels or {}).items()):
         style = ("--", ":", "-.")[index % 3]
         axes.axhline(level, color=INK, linestyle=style, linewidth=1.2, label=f"{name}: {level:.2f}")
         everything.append(level)
     _limit(axes, everything)
     axes.set_ylabel(label)
-    _finish(figure, axes, title or f"{field} of {len(runs)} runs")
+    finish(figure, axes, title or f"{field} of {len(runs)} runs")
     return figure
 
 
@@ -234,8 +216,8 @@ def _bound_curves(axes: "Axes", name: str, lines: Metrics, colour: str) -> list[
     for index, size in enumerate(sizes):
         here = [line for line in lines if int(line["block_size"]) == size]
         axes.errorbar(
-            _column(here, "tokens"),
-            _column(here, "bound"),
+            column(here, "tokens"),
+            column(here, "bound"),
             yerr=[float(line.get("bound_se") or 0.0) for line in here],
             color=colour,
             linestyle=("-", "--", ":", "-.")[index % 4],
@@ -244,7 +226,7 @@ def _bound_curves(axes: "Axes", name: str, lines: Metrics, colour: str) -> list[
             capsize=2,
             label=f"{name}, block {size}",
         )
-    return _column(lines, "bound")
+    return column(lines, "bound")
 
 
 def bars_figure(
@@ -309,14 +291,14 @@ def smoothed(values: Sequence[float], share: float = 0.04) -> list[float]:
 
 
 def _held_out(axes: "Axes", metrics: Metrics) -> None:
-    lines = _of_kind(metrics, "eval", "bound")
+    lines = of_kind(metrics, "eval", "bound")
     sizes = sorted({int(line["block_size"]) for line in lines})
     for index, size in enumerate(sizes):
         here = [line for line in lines if int(line["block_size"]) == size]
         errors = [float(line.get("bound_se") or 0.0) for line in here]
         axes.errorbar(
-            _column(here, "tokens"),
-            _column(here, "bound"),
+            column(here, "tokens"),
+            column(here, "bound"),
             yerr=errors,
             color=HELD_OUT[index % len(HELD_OUT)],
             marker="o",
@@ -333,7 +315,7 @@ def _block_steps(axes: "Axes", lines: Metrics) -> None:
         return
     twin = axes.twinx()
     twin.step(
-        _column(sized, "tokens"), _column(sized, "block_size"), where="pre", color="#8a5cc2", linewidth=1.3, alpha=0.8
+        column(sized, "tokens"), column(sized, "block_size"), where="pre", color="#8a5cc2", linewidth=1.3, alpha=0.8
     )
     twin.set_yscale("log", base=2)
     sizes = sorted({int(line["block_size"]) for line in sized})
@@ -356,7 +338,8 @@ def _style(axes: "Axes") -> None:
     axes.tick_params(colors=INK, labelsize=8.5)
 
 
-def _finish(figure: "Figure", axes: "Axes", title: str, over: str = "data tokens") -> None:
+def finish(figure: "Figure", axes: "Axes", title: str, over: str = "data tokens") -> None:
+    """Title, horizontal axis and legend of a figure whose curves are drawn."""
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel(over)
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
@@ -393,13 +376,15 @@ def _colours() -> list[str]:
     return list(PALETTE) * 2
 
 
-def _of_kind(metrics: Metrics, kind: str, field: str) -> list[Mapping[str, Any]]:
+def of_kind(metrics: Metrics, kind: str, field: str) -> list[Mapping[str, Any]]:
+    """Lines of a kind that have the field, and tokens to stand over."""
     return [line for line in metrics if line.get("kind") == kind and line.get(field) is not None and "tokens" in line]
 
 
 def _training(metrics: Metrics, field: str) -> list[Mapping[str, Any]]:
-    return _of_kind(metrics, "train", field)
+    return of_kind(metrics, "train", field)
 
 
-def _column(lines: Metrics, field: str) -> list[float]:
+def column(lines: Metrics, field: str) -> list[float]:
+    """One number of each line."""
     return [float(line[field]) for line in lines]

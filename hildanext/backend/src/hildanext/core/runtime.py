@@ -222,6 +222,13 @@ def total_memory(device: "torch.device") -> int:
     return min(int(psutil.virtual_memory().total), *container_limits())
 
 
+def resident_mib() -> float:
+    """Memory that this process holds now, in MiB; of a GPU's nothing."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
 def container_limits(groups: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/self/cgroup") -> list[int]:
     """What the control groups (v2) around this process let it use in bytes, the innermost first; a machine's own
     memory says nothing of it. At least one entry: as much as can be counted where nothing is limited."""

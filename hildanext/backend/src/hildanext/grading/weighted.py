@@ -56,6 +56,11 @@ class WeightedReward(Reward):
     def highest(self) -> float:
         return self.at_most if self.at_most is not None else sum(map(self._most, self.parts))
 
+    @property
+    def form_names(self) -> tuple[str, ...]:
+        """Parts that look at the form alone."""
+        return tuple(name for name, reward in self._built.items() if reward.form_only)
+
     def check(self, problem: Mapping[str, Any]) -> None:
         """A row has what every part needs."""
         for reward in self._built.values():

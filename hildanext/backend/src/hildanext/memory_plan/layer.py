@@ -8,6 +8,7 @@ autocast, and each linear layer makes its own narrow copy of its input.
 from dataclasses import dataclass
 
 from hildanext.memory_plan.architecture import Architecture
+from hildanext.models.lora import LoraConfig
 
 FLOAT = 4
 
@@ -24,6 +25,20 @@ class Feed:
     copied: int = 0
     """Keys of one document that the calls of attention copy, where masks attend a few groups at a time to clean rows
     that are kept (`models/attention/kept.py`)."""
+
+    branches: int = 0
+    """Answers of a row that attend each by itself behind the row's first `shared` clean tokens
+    (`models/attention/branched.py`); 0 where a row attends as a whole."""
+    shared: int = 0
+
+    @property
+    def attended(self) -> tuple[int, int, int, int]:
+        """Rows of attention, and noisy columns, clean ones and clean keys of each: a branch is a row, and its clean
+        keys are the beginning's too."""
+        if not self.branches:
+            return self.batch, self.noisy, self.clean, self.clean
+        clean = (self.clean - self.shared) // self.branches
+        return self.batch * self.branches, self.noisy // self.branches, clean, self.shared + clean
 
     @property
     def fed(self) -> int:
@@ -48,6 +63,11 @@ class Learning:
 
     def keeps_input(self, layer: str) -> bool:
         return self.rank is None or layer in self.targets
+
+
+def learning(lora: LoraConfig | None, packed: bool, narrow: int) -> Learning:
+    """Of a section's knobs."""
+    return Learning(narrow, None if lora is None else lora.rank, () if lora is None else lora.targets, packed)
 
 
 def kept_before(shape: Architecture, feed: Feed, how: Learning) -> int:
@@ -89,33 +109,37 @@ def kept_attention(shape: Architecture, feed: Feed, how: Learning) -> int:
     if not feed.by_blocks:
         folded_mask = b * (heads // shape.kv_heads) * feed.fed * feed.fed * c
         return feed.tokens * 2 * (shape.query + shape.key) * c + folded_mask + b * heads * feed.fed * FLOAT
-    noisy, clean = feed.noisy, feed.clean
-    queries = (feed.fed + noisy) * shape.query
-    copies = 2 if b > 1 else (3 if c < FLOAT else 4)  # a product of one row copies the keys it expands
-    keys = (copies * clean + 2 * noisy) * shape.key
-    scores = feed.fed * clean + noisy * (clean + feed.block) + clean * clean + noisy * feed.block
-    return b * (queries + keys + heads * scores) * c
+    rows, noisy, clean, seen = feed.attended
+    own = noisy + clean
+    queries = (own + noisy) * shape.query
+    copies = 2 if rows > 1 else (3 if c < FLOAT else 4)  # a product of one row copies the keys it expands
+    keys = (copies * seen + 2 * noisy) * shape.key
+    scores = own * seen + noisy * (seen + feed.block) + clean * seen + noisy * feed.block
+    kept = rows * (queries + keys + heads * scores) * c
+    return kept + (b * feed.shared * 2 * (shape.query + shape.key) * c if feed.branches else 0)
 
 
 def attention_forward(shape: Architecture, feed: Feed, how: Learning) -> int:
     """The most that exists of one attention while it is computed: what is kept, and what its lines still name."""
-    n, b, c, heads = feed.tokens, feed.batch, how.narrow, shape.heads
+    n, c, heads = feed.tokens, how.narrow, shape.heads
     named = n * (2 * shape.query + shape.key) * FLOAT + n * (shape.key + shape.query) * c
     if not feed.by_blocks:
         return kept_attention(shape, feed, how) + named
-    noisy, clean = feed.noisy, feed.clean
-    softmax = feed.fed * clean + noisy * (clean + feed.block) + 2 * clean * clean
+    rows, noisy, clean, seen = feed.attended
+    own = noisy + clean
+    softmax = own * seen + noisy * (seen + feed.block) + 2 * clean * seen
     parts = kept_attention(shape, feed, how)
-    scores = b * heads * (feed.fed * clean + noisy * (clean + feed.block) + clean * clean + noisy * feed.block) * c
-    return named + parts - scores + max(scores + n * shape.query * c * 3 // 2, b * heads * softmax * c)
+    scores = rows * heads * (own * seen + noisy * (seen + feed.block) + clean * seen + noisy * feed.block) * c
+    return named + parts - scores + max(scores + n * shape.query * c * 3 // 2, rows * heads * softmax * c)
 
 
 def attention_backward(shape: Architecture, feed: Feed, how: Learning) -> int:
     """Beside what is kept: gradients of the probabilities, and of the part of them that weighs the own block."""
-    b, c, heads = feed.batch, how.narrow, shape.heads
+    c, heads = how.narrow, shape.heads
     if not feed.by_blocks:
         return 2 * feed.tokens * (shape.query + shape.key) * c
-    return b * heads * (feed.fed * feed.clean + feed.noisy * (feed.clean + feed.block)) * c
+    rows, noisy, clean, seen = feed.attended
+    return rows * heads * ((noisy + clean) * seen + noisy * (seen + feed.block)) * c
 
 
 def kept_casts(shape: Architecture, how: Learning) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8}
 ALL_PARTS = (*PARTS, "cache")
-COLOURS = dict(zip(ALL_PARTS, (*PALETTE, "#b8a13a", "#5d8a7a"), strict=True))
+COLOURS = dict(zip(ALL_PARTS, (*PALETTE, "#b8a13a", "#5d8a7a", "#9a8fb8"), strict=True))
 
 
 def comparison_figure(lines: Sequence[Mapping[str, Any]]) -> "Figure":

@@ -12,14 +12,15 @@ from hildanext.drafts_stage0 import KeepConfig, keeps_parent
 from hildanext.drafts_stage0 import check as check_kept
 from hildanext.losses import make_losses
 from hildanext.memory_plan.architecture import Architecture, find_architecture
-from hildanext.memory_plan.layer import FLOAT, Feed, Learning
+from hildanext.memory_plan.layer import FLOAT, Feed, Learning, learning
 from hildanext.memory_plan.machine import Machine
+from hildanext.memory_plan.rl import PROMPT, alignment_case
 from hildanext.memory_plan.serving import Serving
 from hildanext.memory_plan.step import Case
 from hildanext.models.attention.kept import TOGETHER
 from hildanext.models.card import CARD, read_card
 from hildanext.models.loading.names import locate_diffusion
-from hildanext.models.lora import LoraConfig
+from hildanext.rl.config import read_config
 from hildanext.sft_stage1 import SftConfig
 from hildanext.sft_stage1 import check as check_sft
 from hildanext.trainer.config import TrainConfig
@@ -132,21 +133,51 @@ def sft_question(
 def _start(config: SftConfig, model: str | None) -> tuple[Architecture, int]:
     if config.parent is not None:
         return find_architecture(config.parent.name), config.parent.block_size
-    if config.model:
+    return _checkpoint(config.model or "", model)
+
+
+def _checkpoint(named: str, model: str | None) -> tuple[Architecture, int]:
+    """Of the checkpoint of that name where it is there, else of the model that it is made of."""
+    if named:
         try:
-            folder: Path | None = locate_diffusion(config.model)
+            folder: Path | None = locate_diffusion(named)
         except ModelError:
-            if expand_home(config.model).is_dir():
+            if expand_home(named).is_dir():
                 raise
             folder = None
         if folder is not None and (folder / CARD).is_file():
             return find_architecture(str(folder)), read_card(folder).block_size
     if model is None:
         raise ConfigError(
-            f"the checkpoint {config.model!r} is not there to be looked at",
+            f"the checkpoint {named!r} is not there to be looked at",
             "say what it is made of: --model qwen3-0.6b",
         )
     return find_architecture(model), DEFAULT_BLOCK
+
+
+def rl_question(
+    section: Mapping[str, Any],
+    machine: Machine,
+    model: str | None = None,
+    block: int | None = None,
+    prompt: int = PROMPT,
+) -> Question:
+    """`model` and `block` stand for a checkpoint that is not there yet; `prompt` is the tokens of a prompt.
+
+    Raises `ConfigError` or `ModelError`.
+    """
+    config, seams = read_config({"model": "", **section})
+    shape, found_block = _checkpoint(config.model, model)
+    block = block if block is not None else found_block
+    case = alignment_case(config, seams, shape, block, prompt, narrow_bytes(config.train, machine), machine.on_cpu)
+    answer = seams.rollouts.max_new_tokens
+    assumes = (
+        f"block size {block}",
+        f"prompts of {prompt} tokens and answers of {answer}, all of them as long",
+        *(("a frozen copy of the weights for the KL",) if seams.objective.wants_reference and not config.lora else ()),
+        *(() if case.rollouts is None or case.rollouts.cache_bytes else ("all keys and values are kept (cache_mib)",)),
+    )
+    return Question("rl", (case,), None, config.train.max_vram_fraction, block, assumes)
 
 
 def _case(shape: Architecture, feed: Feed, config: ConvertConfig | SftConfig, machine: Machine, several: bool) -> Case:
@@ -169,10 +200,6 @@ def _case(shape: Architecture, feed: Feed, config: ConvertConfig | SftConfig, ma
         several=several or train.accumulate > 1,
         on_cpu=machine.on_cpu,
     )
-
-
-def learning(lora: LoraConfig | None, packed: bool, narrow: int) -> Learning:
-    return Learning(narrow, None if lora is None else lora.rank, () if lora is None else lora.targets, packed)
 
 
 def narrow_bytes(train: TrainConfig, machine: Machine) -> int:

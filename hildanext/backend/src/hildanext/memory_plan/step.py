@@ -4,7 +4,7 @@ The moments are those at which something large exists: the loss over the vocabul
 backward pass, and the optimiser's step. The peak is the largest of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,8 +28,29 @@ EIGHT_BIT = 2 + 2 * FLOAT / 256
 """Bytes of 8-bit AdamW states for a weight, scales included."""
 
 PARTS = (
-    "weights", "gradients", "optimizer", "teacher", "activations", "attention", "copies", "logits", "framework"
+    "weights", "gradients", "optimizer", "teacher", "reference", "activations", "attention", "copies", "logits",
+    "framework",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RolloutCase:
+    """What an alignment has beside its step: answers that are written, and what the step needs of them."""
+
+    slots: int
+    """Answers that are written together."""
+    kept: int
+    """Tokens whose keys and values are kept, of answers that are being written and of those that have ended."""
+    cache_bytes: int | None
+    """The most that these may take."""
+    context: int
+    """Tokens of a prompt and its answer."""
+    graphs: int
+    """Forwards of a micro-batch whose graphs live at once: the looks of an objective that is no sum over them."""
+    reference: bool
+    """Whether the KL needs a reference: without adapters a frozen copy."""
+    arrays: int
+    """Bytes of a round's arrays, on the host."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,8 @@ class Case:
     """Bytes of a number of the weights that lie there."""
     kept: int = 0
     """Bytes of keys, values and states that are there before the forward: of clean rows that run without gradients."""
+    rollouts: RolloutCase | None = None
+    """Of an alignment; see `memory_plan.rl`."""
 
     @property
     def learning(self) -> int:
@@ -87,10 +110,22 @@ class Peak:
 
 def training_peak(case: Case, framework: int) -> Peak:
     """The peak in bytes; `framework` is what the libraries take for themselves."""
-    standing = _standing(case)
+    return peak_of(training_moments(case, framework))
+
+
+def peak_of(moments: Mapping[str, dict[str, int]]) -> Peak:
+    """The largest of some moments, each its bytes by part."""
+    totals = {name: sum(parts.values()) for name, parts in moments.items()}
+    moment = max(totals, key=lambda name: totals[name])
+    return Peak(moments[moment], moment, totals)
+
+
+def training_moments(case: Case, framework: int) -> dict[str, dict[str, int]]:
+    """Bytes by part at each moment of a step at which something large exists."""
+    standing = standing_parts(case)
     moments: dict[str, dict[str, int]] = {}
     for name, parts in (
-        *((("forward", _kept(case, case.shape.layers)),) if case.kept else ()),
+        *((("forward", kept_parts(case, case.shape.layers)),) if case.kept else ()),
         ("loss", _at_loss(case)),
         ("backward begins", _backward(case, first=True)),
         ("backward ends", _backward(case, first=False)),
@@ -102,9 +137,7 @@ def training_peak(case: Case, framework: int) -> Peak:
             moments[name]["attention"] -= case.kept
         if case.resting and name != "step":
             moments[name]["optimizer"] = 0
-    totals = {name: sum(parts.values()) for name, parts in moments.items()}
-    moment = max(totals, key=lambda name: totals[name])
-    return Peak(moments[moment], moment, totals)
+    return moments
 
 
 def weights_bytes(shape: Architecture, packed: bool, byte: int = FLOAT) -> int:
@@ -117,7 +150,7 @@ def _largest(moments: Iterable[dict[str, int]]) -> dict[str, int]:
     return max(moments, key=lambda parts: sum(parts.values()))
 
 
-def _standing(case: Case) -> dict[str, int]:
+def standing_parts(case: Case) -> dict[str, int]:
     """What lies there through the whole step."""
     shape, how = case.shape, case.how
     weights = weights_bytes(shape, how.packed, case.frozen)
@@ -128,7 +161,7 @@ def _standing(case: Case) -> dict[str, int]:
     return {"weights": weights, "optimizer": states, "teacher": teacher, "attention": case.kept}
 
 
-def _kept(case: Case, layers: int) -> dict[str, int]:
+def kept_parts(case: Case, layers: int) -> dict[str, int]:
     """What autograd keeps of so many layers, and once for the whole model."""
     shape, feed, how = case.shape, case.feed, case.how
     once = feed.tokens * shape.hidden * FLOAT * (2 if how.rank is None else 1)  # the last norm
@@ -154,7 +187,7 @@ def _casts(case: Case) -> int:
 def _at_loss(case: Case) -> dict[str, int]:
     """The end of the forward pass: everything is kept, and a chunk of logits exists."""
     shape, how = case.shape, case.how
-    parts = _kept(case, shape.layers)
+    parts = kept_parts(case, shape.layers)
     n, rows, narrow = case.feed.tokens, case.supervised, how.narrow
     parts["activations"] += n * shape.hidden * FLOAT + rows * shape.hidden * (FLOAT + 2 * narrow)
     if case.teacher != "none":
@@ -200,7 +233,7 @@ def _layer_at_work(case: Case) -> dict[str, int]:
 def _backward(case: Case, first: bool) -> dict[str, int]:
     """In the last layer, where all is kept, or in the first, where the gradients of all others are there."""
     shape, how = case.shape, case.how
-    parts = _kept(case, shape.layers if first else 1)
+    parts = kept_parts(case, shape.layers if first else 1)
     for part, more in _layer_at_work(case).items():
         parts[part] = parts.get(part, 0) + more
     head = 0 if case.has_frozen_head else shape.embedding * FLOAT

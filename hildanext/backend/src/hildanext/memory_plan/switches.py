@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from hildanext.memory_plan.rl import alignment_peak
 from hildanext.memory_plan.sections import Question
 from hildanext.memory_plan.serving import Serving, serving_peak
 from hildanext.memory_plan.step import Case, Peak, training_peak
@@ -11,6 +12,7 @@ from hildanext.models.lora import LoraConfig
 
 RANK = 16
 SMALL_CHUNK = 64
+FEW_SLOTS = 8
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,13 @@ def _half(case: Case) -> Case | None:
     )
 
 
+def _few_slots(case: Case) -> Case | None:
+    rollouts = case.rollouts
+    if rollouts is None or rollouts.slots <= FEW_SLOTS:
+        return None
+    return replace(case, rollouts=replace(rollouts, slots=FEW_SLOTS))
+
+
 SWITCHES: tuple[Switch, ...] = (
     Switch("train.gradient_checkpointing=true", "a step takes about a third longer", 1, _recompute),
     Switch(f"train.chunk={SMALL_CHUNK}", "smaller products with the head", 1, _chunk),
@@ -81,13 +90,22 @@ SWITCHES: tuple[Switch, ...] = (
     Switch("data.sequence_length halved", "shorter rows", 24, _half),
 )
 """In the order they are applied: 4 bits come after the adapters they need."""
+RL_SWITCHES: tuple[Switch, ...] = (
+    Switch("train.batch_size=1", "smaller products throughout", 2, _one_row),
+    Switch(f"rl.rollouts.slots={FEW_SLOTS}", "fewer answers share a forward", 2, _few_slots),
+    *(switch for switch in SWITCHES if switch.on not in (_one_row, _half)),
+)
+"""Those of an alignment, whose rows are groups, and whose answers need room before the step does."""
 
 
 def worst_peak(question: Question, framework: int) -> Peak:
     """Of the block sizes of a stage the one that takes most."""
     if question.serving is not None:
         return serving_peak(question.serving, framework)
-    return max((training_peak(case, framework) for case in question.cases), key=lambda peak: peak.total)
+    peaks = (training_peak if case.rollouts is None else alignment_peak for case in question.cases)
+    return max(
+        (peak(case, framework) for peak, case in zip(peaks, question.cases, strict=True)), key=lambda peak: peak.total
+    )
 
 
 def switched(question: Question, switches: Sequence[Switch]) -> Question | None:
@@ -106,7 +124,7 @@ def switched(question: Question, switches: Sequence[Switch]) -> Question | None:
 def singles(question: Question, framework: int) -> list[tuple[Switch, Peak]]:
     """Each switch alone, those that save something."""
     now, peaks = worst_peak(question, framework).total, []
-    for switch in SWITCHES:
+    for switch in switches_of(question):
         other = switched(question, [switch])
         if other is not None:
             peak = worst_peak(other, framework)
@@ -117,7 +135,7 @@ def singles(question: Question, framework: int) -> list[tuple[Switch, Peak]]:
 
 def advice(question: Question, framework: int, budget: int) -> tuple[list[Switch], Peak] | None:
     """The cheapest switches with which the step fits; none where it fits as it is, None where nothing helps."""
-    for switches in _sets():
+    for switches in _sets(switches_of(question)):
         other = switched(question, switches)
         if other is not None:
             peak = worst_peak(other, framework)
@@ -126,8 +144,13 @@ def advice(question: Question, framework: int, budget: int) -> tuple[list[Switch
     return None
 
 
-def _sets() -> Iterator[tuple[Switch, ...]]:
-    every = [chosen for count in range(len(SWITCHES) + 1) for chosen in combinations(SWITCHES, count)]
+def switches_of(question: Question) -> tuple[Switch, ...]:
+    """What can be switched in a stage."""
+    return RL_SWITCHES if any(case.rollouts is not None for case in question.cases) else SWITCHES
+
+
+def _sets(switches: Sequence[Switch]) -> Iterator[tuple[Switch, ...]]:
+    every = [chosen for count in range(len(switches) + 1) for chosen in combinations(switches, count)]
     yield from sorted(every, key=lambda chosen: sum(switch.cost for switch in chosen))
 
 

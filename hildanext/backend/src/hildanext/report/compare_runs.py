@@ -9,10 +9,15 @@ from typing import Any
 from hildanext.core.errors import DataError
 from hildanext.core.metrics_log import METRICS, run_metrics
 from hildanext.core.plots import comparison_figure, save
+from hildanext.core.rl_plots import accuracies_figure
 from hildanext.core.run_dir import RUN_FILE, read_run
 
 STAGES = ("convert", "sft", "rl")
 """Sections of a run's configuration that train; the first one present names the run's kind."""
+
+
+LAST_ROUNDS = 10
+"""Steps whose mean reward is shown: a round is a small sample."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class RunSummary:
     step: int | None
     tokens: int | None
     loss: float | None
+    """Of a supervised training; that of a policy, near 0 by nature, says nothing."""
+    reward: float | None
+    """Of an alignment: the mean of its last rounds."""
     held_out: Mapping[str, float]
     """Numbers of the last evaluation line."""
     checkpoint: bool
@@ -39,11 +47,16 @@ class RunSummary:
         """The last held-out bound, nats per token at the checkpoint's block size."""
         return self.held_out.get("bound")
 
+    @property
+    def accuracy(self) -> float | None:
+        """Of an alignment: the last held-out accuracy, greedy."""
+        return self.held_out.get("accuracy")
+
     def as_json(self) -> dict[str, Any]:
         """Everything but the record and the metric lines."""
         return {
             "run": str(self.folder), "kind": self.kind, "profile": self.profile, "seed": self.seed,
-            "changed": self.changed, "step": self.step, "tokens": self.tokens, "loss": self.loss,
+            "changed": self.changed, "step": self.step, "tokens": self.tokens, "loss": self.loss, "reward": self.reward,
             "held_out": dict(self.held_out), "checkpoint": self.checkpoint,
         }  # fmt: skip
 
@@ -60,7 +73,7 @@ def find_runs(places: Iterable[str | Path]) -> list[RunSummary]:
             raise DataError(f"{str(place)!r} is not a folder", "name the folder of a run, or one that holds runs")
         records = sorted(root.rglob(RUN_FILE))
         if not records:
-            raise DataError(f"no run in {str(place)!r} (no {RUN_FILE})", "runs are made by run, convert or sft")
+            raise DataError(f"no run in {str(place)!r} (no {RUN_FILE})", "runs are made by run, convert, sft or rl")
         summaries.update({record.parent.resolve(): summarise(record.parent) for record in records})
     return sorted(summaries.values(), key=lambda run: run.changed, reverse=True)
 
@@ -76,20 +89,23 @@ def summarise(folder: Path) -> RunSummary:
     newest = folder / METRICS if metrics else folder / RUN_FILE
     last = trained[-1] if trained else {}
     config = record.get("config", {})
+    kind = next((stage for stage in STAGES if stage in config), "recipe" if "stages" in config else "?")
+    rewards = [float(line["reward"]) for line in trained[-LAST_ROUNDS:] if line.get("reward") is not None]
     held_out = {
         name: float(value)
         for name, value in (evaluated[-1] if evaluated else {}).items()
-        if isinstance(value, int | float) and name not in ("step", "tokens")
+        if isinstance(value, int | float) and name not in ("step", "tokens", "mask_positions")
     }
     return RunSummary(
         folder=folder,
-        kind=next((stage for stage in STAGES if stage in config), "recipe" if "stages" in config else "?"),
+        kind=kind,
         profile=str(record.get("profile", "?")),
         seed=int(record.get("seed", 0)),
         changed=datetime.fromtimestamp(newest.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M"),
         step=last.get("step"),
         tokens=last.get("tokens"),
-        loss=last.get("loss"),
+        loss=None if kind == "rl" else last.get("loss"),
+        reward=sum(rewards) / len(rewards) if rewards else None,
         held_out=held_out,
         checkpoint=(folder / "checkpoint").is_dir(),
         record=record,
@@ -106,15 +122,17 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
 
 
 def draw_comparison(runs: Sequence[RunSummary], path: Path) -> None:
-    """The runs' held-out bounds over their tokens, as a picture. Raises `DataError` where no run measured one."""
-    curves = {
-        name: [dict(line) for line in run.metrics]
-        for name, run in zip(short_names(runs), runs, strict=True)
-        if run.bound is not None
-    }
-    if not curves:
-        raise DataError("none of these runs measured a held-out bound", "leave --plot out")
-    save(comparison_figure(curves, title="held-out bound"), path)
+    """The runs' held-out bounds over their tokens as a picture, or, where none has any, the held-out accuracies of
+    alignments over their steps. Raises `DataError` where no run measured either."""
+    named = dict(zip(short_names(runs), runs, strict=True))
+    curves = {name: run.metrics for name, run in named.items() if run.bound is not None}
+    aligned = {name: run.metrics for name, run in named.items() if run.accuracy is not None}
+    if curves:
+        save(comparison_figure(curves, title="held-out bound"), path)
+    elif aligned:
+        save(accuracies_figure(aligned), path)
+    else:
+        raise DataError("none of these runs measured a held-out bound or accuracy", "leave --plot out")
 
 
 def short_names(runs: Sequence[RunSummary]) -> list[str]:

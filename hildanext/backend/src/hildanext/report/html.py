@@ -14,6 +14,7 @@ from hildanext.core.errors import DataError
 from hildanext.core.json_text import BadJson, parse
 from hildanext.core.metrics_log import run_metrics
 from hildanext.core.run_dir import RUN_FILE, write_atomically
+from hildanext.core.statistics import wilson
 from hildanext.eval import task_tables
 from hildanext.eval.evaluation import GENERATION_COLUMNS, LIKELIHOOD_COLUMNS, generation_cells, likelihood_cells
 from hildanext.eval.generation import PARENT, label
@@ -60,6 +61,15 @@ CAPTIONS = {
     "right ones, those that a forward with tau_edit 0 would mend; of the right ones, those that it would leave alone.",
     "learning_rate": "The learning rate has its own schedule, apart from the block sizes.",
     "throughput": "Data tokens per second; each is fed more than once where a noisy and a clean copy are needed.",
+    "reward": "What answers earn while the policy learns (means of a round, and smoothed), and below what is right: of "
+    "sampled answers to problems that are trained on, and of greedy ones to held-out problems, with 95 % intervals. "
+    "Sampled accuracy rises to the greedy one by mere sharpening; the held-out greedy curve and pass@k say more.",
+    "policy": "Entropy of the laws that tokens were drawn from, and below it the groups whose answers all earn the "
+    "same, which teach nothing, the different texts in a group, and the answers that ended by themselves.",
+    "answers": "Tokens of an answer, and tokens per forward, sampled and on held-out problems.",
+    "distance": "The gradient's norm before it is clipped; the KL to the reference, and what clipping took, where the "
+    "objective has them.",
+    "time_split": "Seconds of a step: writing answers, judging them, what old policy and reference say, the update.",
     "likelihood": "Held-out likelihood. Exact numbers beside bounds: a bound's slack is part of its height.",
     "speed": "Tokens per second, one prompt at a time, all ways taking turns in one process.",
     "tasks": "Benchmark scores with 95 % intervals; every model was given the same prompts.",
@@ -90,6 +100,7 @@ def write_report(
         _facts(results, metrics, evaluation),
         _conversion(results, metrics),
         _fine_tuning(results),
+        alignment(results),
         _likelihood(results, evaluation, record),
         _writing(results, evaluation),
         _tasks(results),
@@ -176,6 +187,65 @@ def _fine_tuning(results: Mapping[str, Any]) -> str:
     samples = [line for line in run_metrics(folder) if line.get("kind") == "sample"]
     last = "".join(_answer(line) for line in samples if line["step"] == samples[-1]["step"])
     return f"<h2>Fine-tuning</h2>{size}{_table(columns, rows) if rows else ''}{pictures}{last}"
+
+
+def alignment(results: Mapping[str, Any]) -> str:
+    """What could be done before, at the best checkpoint and at the end; alarms, curves, the last answers."""
+    if "rl_run" not in results:
+        return ""
+    summary, folder = results.get("rl", {}), Path(results["rl_run"])
+    metrics = run_metrics(folder)
+    measured = [(name, summary[name]) for name in ("before", "best", "last") if summary.get(name) is not None]
+    table = _table(*measured_table(measured)) if measured else ""
+    note = '<p class="dim">In brackets Wilson\'s 95 % interval over problems.</p>' if measured else ""
+    words = "".join(
+        f'<p class="remark">Alarm <b>{escape(str(line["alarm"]))}</b>, step {line["step"]:,}: '
+        f"{escape(str(line['words']))}</p>"
+        for line in metrics
+        if line.get("kind") == "alarm"
+    )
+    alarms = words or '<p class="dim">No alarm was raised.</p>'
+    pictures = "".join(_figure(file) for name in CAPTIONS if (file := folder / "plots" / f"{name}.png").exists())
+    samples = [line for line in metrics if line.get("kind") == "sample"]
+    last = [line for line in samples if line["step"] == samples[-1]["step"]]
+    cards = "".join(_rewarded(line) for line in last)
+    shown = f"<h3>Best and worst answers of the last round that was shown</h3>{cards}" if cards else ""
+    return f"<h2>Alignment</h2>{table}{note}{alarms}{pictures}{shown}"
+
+
+def measured_table(measured: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what evaluations found; a column that none has is left out."""
+    passes = sorted({name for _, line in measured for name in line if name.startswith("pass_at_")})
+    shares = {"accuracy": "greedy, %", "sampled_accuracy": "sampled, %"}
+    shares |= {name: f"pass@{name.removeprefix('pass_at_')}, %" for name in passes}
+    fields = [name for name in shares if any(line.get(name) is not None for _, line in measured)]
+    columns = ["", "step", *(shares[name] for name in fields), "reward", "tokens", "tokens per forward", "ended, %"]
+    rows = []
+    for name, line in measured:
+        count = len(line.get("right") or "")
+        cells = [_with_interval(line.get(field), count) for field in fields]
+        numbers = [(line.get("reward"), ".3f", 1), (line.get("length"), ".1f", 1)]
+        numbers += [(line.get("tokens_per_forward"), ".2f", 1), (line.get("ended"), ".0f", 100)]
+        more = ["-" if value is None else format(times * value, form) for value, form, times in numbers]
+        rows.append([name, f"{line['step']:,}", *cells, *more])
+    return columns, rows
+
+
+def _with_interval(share: float | None, count: int) -> str:
+    if share is None:
+        return "-"
+    if count == 0:
+        return f"{100 * share:.1f}"
+    low, high = wilson(round(share * count), count)
+    return f"{100 * share:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _rewarded(line: Mapping[str, Any]) -> str:
+    """A sampled answer with what it earned."""
+    reward = "not judged" if line.get("reward") is None else f"reward {line['reward']:g}"
+    earned = f"{reward}, advantage {line.get('advantage', 0):+.3f}, step {line['step']}"
+    parts = "".join(f"<p><b>{name}</b><br>{escape(str(line.get(name, '')))}</p>" for name in ("problem", "answer"))
+    return f'<div class="sample">{parts}<p class="dim">{escape(earned)}</p></div>'
 
 
 def _answer(line: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from hildanext.grading.rewards import REWARDS, Reward
 from hildanext.models.lora import LoraConfig
 from hildanext.models.quantize import Quantize, check_quantize
 from hildanext.rl.advantages import ADVANTAGES, Advantage
+from hildanext.rl.alarms import check_names
 from hildanext.rl.likelihoods import POLICY_LIKELIHOODS, PolicyLikelihood
 from hildanext.rl.objectives import OBJECTIVES, Objective
 from hildanext.rl.plugins import PLUGINS, Plugin
@@ -77,6 +78,8 @@ class RlConfig:
     measure: MeasureConfig = MeasureConfig()
     keep: Literal["last", "best"] = "last"
     """`best` takes the checkpoint with the highest held-out accuracy: chosen by what it is then judged by."""
+    guard: tuple[str, ...] = ()
+    """Alarms that stop the run (see `rl.alarms`); the others are only said."""
     lora: LoraConfig | None = None
     quantize: Quantize | None = None
     device: str = "auto"
@@ -86,6 +89,7 @@ class RlConfig:
     def __post_init__(self) -> None:
         if self.group < 2:
             raise ConfigError("rl.group 1 has nothing to be better than", "give 2 answers or more to each problem")
+        check_names(self.guard)
         if self.train.accumulate != 1:
             raise ConfigError(
                 f"train.accumulate {self.train.accumulate} means nothing in rl",

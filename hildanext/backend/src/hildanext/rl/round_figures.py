@@ -8,10 +8,14 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from hildanext.core.runtime import resident_mib
 from hildanext.rl.batch import RolloutBatch
 from hildanext.rl.chunk import Chunk
 from hildanext.rl.measure import SOLVED
 from hildanext.trainer.processes import summed
+
+SPENT = ("seconds_rollout", "seconds_reward", "seconds_known")
+"""What a round takes before its first update."""
 
 
 def figures_of(
@@ -54,10 +58,11 @@ def figures_of(
     values = summed(accelerator, torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
     total = dict(zip(sums, values, strict=True))
     seconds = {
+        "answers_per_second": total["answers"] / max(sum(c.seconds for c in chunks), 1e-9),
         "seconds_rollout": sum(c.seconds for c in chunks),
         "seconds_reward": sum(c.judged_seconds for c in chunks),
     }
-    return {**_means(total), **seconds}
+    return {**_means(total), **seconds, "resident_mib": resident_mib()}
 
 
 def _means(total: dict[str, float]) -> dict[str, Any]:

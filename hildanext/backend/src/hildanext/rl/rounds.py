@@ -29,7 +29,7 @@ from hildanext.rl.measure import seed_of
 from hildanext.rl.moved import moved
 from hildanext.rl.policy import Policy
 from hildanext.rl.rollouts.base import Sampler
-from hildanext.rl.round_figures import figures_of
+from hildanext.rl.round_figures import SPENT, figures_of
 from hildanext.rl.step import PolicyStep, PolicyView
 from hildanext.trainer.processes import summed
 from hildanext.trainer.window import Place, Window
@@ -95,7 +95,8 @@ class Rounds:
         now, views = self.round, self.round.views[update]
         inside = sum(int((view.batch.document >= 0).sum()) for view in views)
         real = sum(int(view.batch.written.sum()) for view in views)
-        figures = {**now.figures, "round": number, "update": update}
+        spent = {} if update == 0 else dict.fromkeys(SPENT, 0.0)  # a round is made once, for all its updates
+        figures = {**now.figures, **spent, "round": number, "update": update}
         numbered = [(number, index, view) for index, view in enumerate(views)]
         return Window(numbered, torch.tensor(inside), torch.tensor(real), figures)
 
@@ -106,6 +107,7 @@ class Rounds:
         chunks = [chunk for chunk, _ in made]
         material = Material.join([self._material(*one) for one in made if one[0].batch is not None])
         answers = material.answers
+        self.sampler.changed()  # the keys and values that answers have left make room for the update
         rewards = self._rewards(answers, len(chosen))
         rewards = self._shuffled(rewards, number, place) if self.config.shuffled_rewards else rewards
         known = ~rewards.isnan()

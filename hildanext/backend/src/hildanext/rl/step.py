@@ -92,9 +92,12 @@ class PolicyStep(TrainingStep):
 
     @torch.no_grad()
     def _note(self, inputs: PolicyInputs, view: PolicyView) -> None:
-        """Keep the largest ratio of a token and, where it is known, how far the replay is off what was recorded."""
+        """Keep the largest ratio of a token, its largest distance from the reference in nats, and how far the replay is
+        off what was recorded, where these are known."""
         read = inputs.now.read & inputs.valid[None, :, None]
         apart = {"ratio_max": ((inputs.now.raw - inputs.old.raw) * read).amax().exp()}
+        if inputs.reference is not None:
+            apart["reference_max"] = ((inputs.now.raw - inputs.reference.raw) * read).abs().amax()
         if view.recorded is not None:
             apart["replay_off"] = ((inputs.now.raw - view.recorded.to(inputs.now.raw)) * read).abs().amax()
         for name, value in apart.items():

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.core.config import plain, validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import METRICS, MetricLog, run_metrics
-from hildanext.core.plots import training_plots
 from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
+from hildanext.core.training_plots import training_plots
 from hildanext.losses import SupervisedStep, TokenLoss, TrainingStep
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import rehearse_save

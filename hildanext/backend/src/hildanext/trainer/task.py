@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from hildanext.core.metrics_log import MetricLog
 from hildanext.corruption.schedules import BlockPhase
 from hildanext.diffusion import NoisedBatch
 from hildanext.trainer.window import WindowSource
@@ -25,6 +26,8 @@ class Callbacks:
     """After `on_evaluation`; what it returns is shown, and logged line by line as kind "sample"."""
     finished: Callable[[], bool] | None = None
     """Asked at the start and after each validation: true ends the training (early stopping)."""
+    watch: Callable[[MetricLog], None] | None = None
+    """Given the run's metrics as they are when it begins or goes on, to listen to them (`MetricLog.listeners`)."""
     state: dict[str, Any] = field(default_factory=dict)
     """The callbacks' own state; saved and restored with the run."""
 
