@@ -239,6 +239,14 @@ def test_a_reward_that_is_wrong_stops_the_run_and_keeps_the_answers(
     assert list((tmp_path / "run" / "rollouts").glob("*/*.safetensors"))
 
 
+def test_a_round_without_one_whole_answer_stops_the_run(model: str, tmp_path: Path):
+    section = toy_section(model)
+    section["rollouts"] = {**section["rollouts"], "seconds": 1e-6}
+    section["problems"] = {**section["problems"], "held_out": 0.0}
+    with pytest.raises(TrainingStopped, match="not one of the 8 answers of round 0"):
+        rl(section, tmp_path / "run", quiet=True)
+
+
 def test_weights_that_are_no_numbers_stop_it(model: str, tmp_path: Path):
     section = toy_section(model)
     section["train"] = {**section["train"], "learning_rate": {"peak": 1e30}, "checkpoint_every": 1}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hildanext.core.errors import TrainingStopped
 from hildanext.core.runtime import make_generator
 from hildanext.corruption.schedules import BlockPhase
 from hildanext.data.problems import Problem
@@ -105,7 +106,13 @@ class Rounds:
         chosen = self.chosen(number, place)
         made = list(self._chunks(number, chosen, place))
         chunks = [chunk for chunk, _ in made]
-        material = Material.join([self._material(*one) for one in made if one[0].batch is not None])
+        whole = [one for one in made if one[0].batch is not None]
+        if not whole:
+            raise TrainingStopped(
+                f"not one of the {sum(chunk.dropped for chunk in chunks)} answers of round {number} was whole in time",
+                "give rl.rollouts.seconds more, or rl.rollouts.max_new_tokens less, and delete the round's folder",
+            )
+        material = Material.join([self._material(*one) for one in whole])
         answers = material.answers
         self.sampler.changed()  # the keys and values that answers have left make room for the update
         rewards = self._rewards(answers, len(chosen))
