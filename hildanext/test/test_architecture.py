@@ -21,7 +21,7 @@ TESTS = Path(__file__).parent
 ROOMS = (
     "core grading masks diffusion tokenization detokenization data datasets models corruption ar kv_cache export "
     "losses decoding runtimes inference exact facade likelihood trainer training engine rl wsd_stage0 drafts_stage0 "
-    "sft_stage1 eval bench memory_plan report recipe jobs stages serve api commands cli"
+    "sft_stage1 rl_stage2 eval bench memory_plan report recipe jobs stages serve api commands cli"
 ).split()
 """Rooms and front doors in the order in which they may import, lowest first; `DESIGN.md` draws it."""
 
