@@ -159,7 +159,9 @@ def _row(
         before, after = ([sampled(line, samples) for line in lines] for lines in (firsts, lasts))
         row["sampled"] = _gain(before, after)
         row["pass_at_k"] = _gain([part > 0 for part in before], [part > 0 for part in after])
-        row["zero_variance"] = _both([line["zero_variance"] for line in firsts], [line["zero_variance"] for line in lasts])
+        row["zero_variance"] = _both(
+            [line["zero_variance"] for line in firsts], [line["zero_variance"] for line in lasts]
+        )
     row |= {
         "tokens_per_forward": _both(*([line["tokens_per_forward"] for line in lines] for lines in (firsts, lasts))),
         "length": _both(*([line["length"] for line in lines] for lines in (firsts, lasts))),

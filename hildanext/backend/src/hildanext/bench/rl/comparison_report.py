@@ -1,6 +1,6 @@
 """What `comparison` found, for people: a table, the same as Markdown, and curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ def _curves(axes: "Axes", row: Mapping[str, Any], name: str, colour: str, again:
 def _sheets(result: Mapping[str, Any]) -> list[Sheet]:
     samples = result["budget"]["samples"]
     columns = ["method", "rate", "greedy: start", "end, by seed", "end", "gain [95 %]"]
-    columns += [f"sampled: end, gain [95 %]", f"pass@{samples}: end, gain [95 %]", "equal groups"] if samples else []
+    columns += ["sampled: end, gain [95 %]", f"pass@{samples}: end, gain [95 %]", "equal groups"] if samples else []
     rows = [_cells(row, samples) for row in result["rows"]]
     if result["start_row"] is not None:
         rows.append(_start_cells(result["start_row"], samples))
@@ -65,8 +65,8 @@ def _sheets(result: Mapping[str, Any]) -> list[Sheet]:
             "What it did to the policy, and what it cost",
             ["method", "entropy", "tok/forward", "length", "reward", "s of steps", "rollout s", "columns", "peak MB"],
             [_cost_cells(row) for row in result["rows"] if row["seeds"]],
-            "start > end, means over seeds; entropy (nats a token) and reward are of rollouts, the first and last tenth "
-            "of the rounds; columns are those of updates (reference and old policy not counted); peak: the largest",
+            "start > end, means over seeds; entropy (nats a token) and reward are of rollouts, first and last tenth of "
+            "the rounds; columns are those of updates (reference and old policy not counted); peak: the largest",
         ),
     ]
     if result["grid"]:

@@ -82,7 +82,9 @@ class RlComparisonConfig:
             raise ConfigError(f"bench rl has {have} and no {lack}", "give both or neither")
         for name in self.controls.shuffled or ():
             if name not in self.methods:
-                raise ConfigError(f"no method {name!r} to shuffle the rewards of", f"methods: {', '.join(self.methods)}")
+                raise ConfigError(
+                    f"no method {name!r} to shuffle the rewards of", f"methods: {', '.join(self.methods)}"
+                )
         self._check_sections()
 
     def _check_sections(self) -> None:
@@ -107,6 +109,11 @@ class RlComparisonConfig:
                 )
             if budget[1] != wanted[1]:
                 raise ConfigError(f"{name} is measured otherwise than {first}", "give measure in shared alone")
+
+    @staticmethod
+    def usual() -> dict[str, Any]:
+        """What is shared where nothing is said."""
+        return {}
 
     def contenders(self) -> Iterator[Contender]:
         """Methods, then controls that run."""

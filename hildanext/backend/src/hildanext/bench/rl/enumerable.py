@@ -94,7 +94,7 @@ def enumerate_policy(model: DiffusionModel, per_step: int, seed: int) -> Enumera
     value = (chance * reward).sum()
     gradient = flat_gradient(value, parameters(model))
     batch = _text_batch(model, [texts[number] for number, _ in rows], [plan for _, plan in rows], told)
-    return Enumeration(model, batch, chance.detach(), reward, float(value), gradient)
+    return Enumeration(model, batch, chance.detach(), reward, value.item(), gradient)
 
 
 def parameters(model: DiffusionModel) -> list[Tensor]:

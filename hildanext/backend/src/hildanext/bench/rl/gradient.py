@@ -51,21 +51,28 @@ class EstimateConfig:
 
 
 @config
+class SmallPolicyConfig:
+    """The policy whose every trajectory is listed."""
+
+    vocab: int = Field(default=3, ge=2, le=5)
+    """Tokens, the end of text among them."""
+    block_size: int = Field(default=3, ge=2, le=4)
+    per_step: int = Field(default=1, ge=1)
+    """Masks that a forward fills."""
+    alignment: Alignment = "parent"
+    """`block` has no `left_to_right`."""
+    repeats: int = Field(default=64, ge=2)
+    """Draws of each estimate at every trajectory."""
+
+
+@config
 class RlGradientConfig:
     """The small policy, the estimates, and what is drawn of a real model. All likelihoods but block_elbo are FULL."""
 
     estimates: dict[str, EstimateConfig] = Field(
         default_factory=lambda: {name: EstimateConfig(**section) for name, section in USUAL.items()}
     )
-    vocab: int = Field(default=3, ge=2, le=5)
-    """Tokens, the end of text among them."""
-    block_size: int = Field(default=3, ge=2, le=4)
-    per_step: int = Field(default=1, ge=1)
-    """Masks that the small policy fills in a forward."""
-    alignment: Alignment = "parent"
-    """`block` has no `left_to_right`."""
-    repeats: int = Field(default=64, ge=2)
-    """Draws of each estimate at every trajectory."""
+    small: SmallPolicyConfig = SmallPolicyConfig()
     draws: int = Field(default=64, ge=0)
     """Of a real model's gradient, whose mean single draws are compared with; 0 leaves the real model out."""
     singles: int = Field(default=8, ge=1)
@@ -118,9 +125,9 @@ class Bank:
 
 
 def measure_small(settings: RlGradientConfig, say: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Bias and variance of every estimate on the small policy; a likelihood that refuses it is named with its reason."""
-    model = small_policy(settings.vocab, settings.block_size, settings.alignment, settings.seed)
-    everything = enumerate_policy(model, settings.per_step, settings.seed)
+    """Bias and variance of every estimate on the small policy, or why a likelihood refuses it."""
+    model = small_policy(settings.small.vocab, settings.small.block_size, settings.small.alignment, settings.seed)
+    everything = enumerate_policy(model, settings.small.per_step, settings.seed)
     bank = Bank(model)
     rows = {}
     for name, (likelihood, by_length) in settings.built().items():
@@ -128,7 +135,7 @@ def measure_small(settings: RlGradientConfig, say: Callable[[str], None] | None 
         if say is not None:
             say(f"small policy: {name}")
     return {
-        "texts": settings.vocab**settings.block_size,
+        "texts": settings.small.vocab**settings.small.block_size,
         "trajectories": len(everything.chance),
         "parameters": len(everything.gradient),
         "value": everything.value,
@@ -153,7 +160,8 @@ def estimate(
     batch, card = everything.batch, everything.model.card
     weight = everything.advantage / (batch.length if by_length else 1)
     means, squares, columns = [], [], 0
-    for repeat in range(settings.repeats):
+    before: list[tuple[int, int, float]] = []
+    for repeat in range(settings.small.repeats):
         looks = likelihood.draw(batch, card, make_generator(settings.seed, repeat))
         entries = [
             (row, number, float(look.weight[row, position]))
@@ -161,6 +169,10 @@ def estimate(
             for row in range(len(batch.tokens))
             for position, number in bank.numbers(batch, look, row)
         ]
+        if repeat == 1 and entries == before:  # it has no noise: all further draws are this one
+            means.append(means[0])
+            break
+        before = entries
         known = bank.matrix()
         coefficients = torch.zeros(len(batch.tokens), len(known), dtype=torch.float64)
         where = torch.tensor([entry[:2] for entry in entries]).unbind(1)
@@ -195,7 +207,7 @@ def moments(
     off = [float((factor * mean - exact).square().sum()) - factor**2 * noise for factor in (scale, 1.0)]
     bias, as_is = (math.sqrt(max(one, 0.0)) / norm if one == one else math.nan for one in off)
     return {
-        "cosine": inner / (math.sqrt(squared) * norm) if squared > 0 else math.nan,
+        "cosine": min(1.0, inner / (math.sqrt(squared) * norm)) if squared > 0 else math.nan,
         "scale": scale,
         "bias": bias,
         "bias_as_is": as_is,

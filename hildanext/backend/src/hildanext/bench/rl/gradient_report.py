@@ -65,14 +65,15 @@ def _known(estimates: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sheets(result: Mapping[str, Any]) -> list[Sheet]:
     small, settings = result["small"], result["settings"]
-    sizes = f"{settings['vocab']} tokens, block {settings['block_size']}, {settings['per_step']} a step"
+    policy = settings["small"]
+    sizes = f"{policy['vocab']} tokens, block {policy['block_size']}, {policy['per_step']} a step"
     sheets = [
         Sheet(
-            f"Gradient of E[r] over {small['trajectories']} trajectories: {sizes}, {settings['alignment']} alignment",
+            f"Gradient of E[r] over {small['trajectories']} trajectories: {sizes}, {policy['alignment']} alignment",
             ["estimate", "cosine", "bias", "+-", "bias as is", "variance", "columns", f"error, {SHOWN:,} columns"],
             [_small_cells(name, row) for name, row in small["estimates"].items()],
             "bias and variance over the exact norm (squared), at the scale that fits best; columns of one answer; "
-            f"+-: standard error of the mean over {settings['repeats']} draws, taken off the bias",
+            f"+-: standard error of the mean over {policy['repeats']} draws, taken off the bias",
         )
     ]
     if result["drawn"] is not None:
