@@ -11,7 +11,7 @@ from hildanext.bench.rl.config import RlComparisonConfig
 from hildanext.bench.rl.intervals import crossed_bootstrap
 from hildanext.bench.rl.readings import read
 from hildanext.cli import main
-from hildanext.core.errors import ConfigError, DataError
+from hildanext.core.errors import ConfigError, DataError, HildaError
 from hildanext.core.metrics_log import MetricLog
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import open_run
@@ -184,7 +184,7 @@ def test_the_parent_is_asked_token_by_token():
     ],
 )
 def test_a_comparison_that_makes_no_sense_is_refused(changes, said):
-    with pytest.raises((ConfigError, Exception), match=said):
+    with pytest.raises(HildaError, match=said):
         settings(**changes)
 
 

@@ -11,6 +11,7 @@ from hildanext.bench.rl import gradient, gradient_report
 from hildanext.bench.rl.drawn_gradients import EXACT, measure_drawn
 from hildanext.bench.rl.enumerable import enumerate_policy, flat_gradient, parameters, small_policy
 from hildanext.bench.rl.gradient import Bank, RlGradientConfig, SmallPolicyConfig, error_after, moments
+from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import under_profile
 from hildanext.diffusion import NoisedBatch
@@ -140,7 +141,7 @@ def test_error_falls_with_columns_to_the_bias():
     assert error_after(row, 1e12) == pytest.approx(0.3)
 
 
-def test_on_a_real_model_what_has_no_noise_is_its_own_mean(make_model, monkeypatch, tmp_path):
+def test_on_a_real_model_what_has_no_noise_is_its_own_mean(make_model, tmp_path):
     model = make_model("qwen3", "parent", dtype=torch.float32, layers=1)
     rollouts = {"name": "engine", "max_new_tokens": 6, "slots": 4}
     asked = settings(
@@ -155,9 +156,12 @@ def test_on_a_real_model_what_has_no_noise_is_its_own_mean(make_model, monkeypat
     assert rows["one step"]["cosine_to_trajectory"] > 0
     assert "refused" not in rows["left_to_right"], "alignment parent"
     result = {
-        "model": "m", "settings": {"small": {**SmallPolicyConfig().__dict__}, "singles": 2}, "machine": drawn["machine"],
-        "small": gradient.measure_small(settings()), "drawn": drawn,
-    }  # fmt: skip
+        "model": "m",
+        "settings": {"small": plain(SmallPolicyConfig()), "singles": 2},
+        "machine": drawn["machine"],
+        "small": gradient.measure_small(settings()),
+        "drawn": drawn,
+    }
     assert json.loads(json.dumps(result))
     text = gradient_report.markdown(result)
     assert all(name in text for name in FEW) and "Gradient of E[r] over 8 trajectories" in text
