@@ -1,7 +1,7 @@
 """What samples answers: a configuration that opens a `Sampler`, which is handed prompts and seeds."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from hildanext.rl.policy import Policy
 Ids = tuple[int, ...]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Answers of one policy. `close` it."""
 
