@@ -35,7 +35,7 @@ def full():
 
 
 def settings(**changes):
-    small = {"vocab": 2, "block_size": 2, "repeats": 12} | changes.pop("small", {})
+    small = {"vocab": 2, "block_size": 2, "repeats": 8} | changes.pop("small", {})
     return RlGradientConfig(estimates=FEW, small=small, **changes)
 
 

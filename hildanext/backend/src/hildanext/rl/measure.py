@@ -104,5 +104,5 @@ def nothing_to_learn(start: Mapping[str, Any], samples: int) -> str | None:
     return None
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float | int | bool]) -> float:
     return float(np.mean(values)) if len(values) else 0.0

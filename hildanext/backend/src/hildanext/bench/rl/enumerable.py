@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from hildanext.models.attention.dense import install_seam
 from hildanext.models.bidirectional import DiffusionModel
@@ -61,6 +62,13 @@ def small_policy(vocab: int, block_size: int, alignment: Alignment, seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         causal_lm = LlamaForCausalLM(config).double().eval()
+    for parent, name in [
+        (part, name)
+        for part in causal_lm.modules()
+        for name, child in part.named_children()
+        if isinstance(child, LlamaRMSNorm)
+    ]:  # Transformers' own computes in fp32 whatever the weights are
+        setattr(parent, name, nn.RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=torch.float64))
     card = Card(
         mask_id=vocab, vocab_rows=vocab + 1, vocab_real=vocab, block_size=block_size, **alignment_fields(alignment)
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 BUDGETS = [10.0 ** (exponent / 4) for exponent in range(6, 29)]
 """Columns over which the error is drawn."""
-SHOWN = 10_000
+SHOWN = 10_000.0
 """Columns after which the table says the error."""
 
 
@@ -70,7 +70,7 @@ def _sheets(result: Mapping[str, Any]) -> list[Sheet]:
     sheets = [
         Sheet(
             f"Gradient of E[r] over {small['trajectories']} trajectories: {sizes}, {policy['alignment']} alignment",
-            ["estimate", "cosine", "bias", "+-", "bias as is", "variance", "columns", f"error, {SHOWN:,} columns"],
+            ["estimate", "cosine", "bias", "+-", "bias as is", "variance", "columns", f"error, {SHOWN:,.0f} columns"],
             [_small_cells(name, row) for name, row in small["estimates"].items()],
             "bias and variance over the exact norm (squared), at the scale that fits best; columns of one answer; "
             f"+-: standard error of the mean over {policy['repeats']} draws, taken off the bias",

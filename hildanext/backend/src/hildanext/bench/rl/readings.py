@@ -56,9 +56,9 @@ def read(folder: Path, seed: int) -> Reading:
         curve=_curve(steps, validations),
         entropy=_ends(rounds, "entropy"),
         reward=_ends(rounds, "reward"),
-        seconds=sum(line["seconds"] for line in steps),
+        seconds=float(sum(line["seconds"] for line in steps)),
         seconds_by_part={
-            part: sum(line[f"seconds_{part}"] for line in rounds) for part in ("rollout", "reward", "known")
+            part: float(sum(line[f"seconds_{part}"] for line in rounds)) for part in ("rollout", "reward", "known")
         },
         rollouts=sum(line["answers"] + line["dropped"] for line in rounds),
         columns=int(sum(line["columns"] for line in steps)),
@@ -74,11 +74,11 @@ def _curve(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str
         until = [line for line in steps if line["step"] <= validation["step"]]
         points.append(
             {
-                "step": validation["step"],
+                "step": float(validation["step"]),
                 "accuracy": validation["accuracy"],
-                "rollouts": sum(line["answers"] + line["dropped"] for line in until if line["update"] == 0),
-                "columns": sum(line["columns"] for line in until),
-                "seconds": sum(line["seconds"] for line in until),
+                "rollouts": float(sum(line["answers"] + line["dropped"] for line in until if line["update"] == 0)),
+                "columns": float(sum(line["columns"] for line in until)),
+                "seconds": float(sum(line["seconds"] for line in until)),
             }
         )
     return points

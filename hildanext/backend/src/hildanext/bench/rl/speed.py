@@ -176,7 +176,7 @@ class _Rollouts:
             texts[way], tokens, forwards = work()
             if counted:
                 self.times[way].append(Seconds.now(self.opened.run.device).since(begun))
-            self.told[way] = self._quality(texts[way]) | {"tokens": tokens, "row_forwards": forwards}
+            self.told[way] = self._quality(texts[way]) | {"tokens": float(tokens), "row_forwards": float(forwards)}
         same = sum(a == b for a, b in zip(texts["engine"], texts["loop"], strict=True))
         self.told["loop"]["like_engine"] = same / len(self.prompts)
         self.opened.sampler.changed()
@@ -185,7 +185,7 @@ class _Rollouts:
             self._engine()
             whole = Seconds.now(self.opened.run.device).since(begun).wall
         network, pauses = sum(pair.network for pair in pairs), sum(pair.pause for pair in pairs)
-        self.told["engine"]["forwards"] = len(pairs)
+        self.told["engine"]["forwards"] = float(len(pairs))
         if counted:
             self.network.append(network / (whole - pauses))
 
@@ -210,7 +210,7 @@ class _Rollouts:
         reward = self.opened.seams.reward
         scores, _ = checked_scores(reward, [problem.row for problem in self.problems], texts)
         known = [score for score in scores if score is not None]
-        return {"reward": statistics.mean(known) if known else 0.0, "judged": len(known)}
+        return {"reward": float(statistics.mean(known)) if known else 0.0, "judged": float(len(known))}
 
     def result(self) -> dict[str, Any]:
         ways = {}
@@ -273,7 +273,7 @@ class _Updates:
             if name != "sft":
                 self.columns[name] = self.steps[name].extremes()["columns"]
         fed = (choose_layout(view, model.card.shift, choice="response") for view in self.noised)
-        self.columns["sft"] = sum(columns.token.numel() for columns in fed)
+        self.columns["sft"] = float(sum(columns.token.numel() for columns in fed))
 
     def result(self) -> dict[str, Any]:
         ways = {}
@@ -370,4 +370,4 @@ class _Steps:
 
 
 def _parts(figures: Mapping[str, Any], seconds: float) -> dict[str, float]:
-    return {"seconds": seconds} | {name: figures[f"seconds_{name}"] for name in ("rollout", "reward", "known")}
+    return {"seconds": seconds} | {name: float(figures[f"seconds_{name}"]) for name in ("rollout", "reward", "known")}
