@@ -158,7 +158,7 @@ def _row(
     if samples:
         before, after = ([sampled(line, samples) for line in lines] for lines in (firsts, lasts))
         row["sampled"] = _gain(before, after)
-        row["pass_at_k"] = _gain([part > 0 for part in before], [part > 0 for part in after])
+        row["pass_at_k"] = _gain(*([(part > 0).astype(float) for part in parts] for parts in (before, after)))
         row["zero_variance"] = _both(
             [line["zero_variance"] for line in firsts], [line["zero_variance"] for line in lasts]
         )
