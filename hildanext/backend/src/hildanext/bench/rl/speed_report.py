@@ -37,8 +37,8 @@ def _sheets(result: Mapping[str, Any]) -> list[Sheet]:
             [_rollout_cells(way, row) for way, row in rollouts["ways"].items()],
             f"the engine has {rollouts['engine_over_loop']:.2f} times the loop's speed and spends "
             f"{100 * rollouts['engine_share_of_network']:.0f} % of its time where the network alone would, in "
-            f"{rollouts['ways']['engine']['forwards']:.0f} forwards; {same:.0f} % of the texts are the same; prompts have "
-            f"{rollouts['prompt_tokens']:.0f} tokens",
+            f"{rollouts['ways']['engine']['forwards']:.0f} forwards; {same:.0f} % of the texts are the same; "
+            f"prompts have {rollouts['prompt_tokens']:.0f} tokens",
         ),
         Sheet(
             f"Updates: {updates['answers']} answers, {updates['looks']} looks, autocast {result['updates_in']}",
