@@ -136,7 +136,7 @@ def _change(both: Mapping[str, Any], shape: str = ".2f") -> str:
     return f"{cell(both['start'], shape)} > {cell(both['end'], shape)}"
 
 
-def _short(value: float) -> str:
+def _short(value: float | int) -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"

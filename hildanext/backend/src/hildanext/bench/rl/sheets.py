@@ -37,6 +37,6 @@ def document(sheets: Sequence[Sheet], machine: Mapping[str, Any], more: str = ""
     return "\n".join([head, *(sheet.markdown() for sheet in sheets)])
 
 
-def cell(value: float | None, shape: str = ".2f") -> str:
+def cell(value: float | int | None, shape: str = ".2f") -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None or value != value else f"{value:{shape}}"
