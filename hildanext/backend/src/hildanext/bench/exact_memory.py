@@ -1,13 +1,12 @@
 """Peak memory of a way to write: in a process of its own, which opens what that way needs and writes one answer."""
 
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 from hildanext.bench.exact_ways import Opened, Way, WaySettings
+from hildanext.bench.process_peak import peak_of_process
 from hildanext.core.errors import HildaError
 
 
@@ -22,12 +21,4 @@ def peak_bytes(settings: WaySettings, way: Way, prompt: Sequence[int], new: int)
 
 def _peak(settings: WaySettings, way: Way, prompt: list[int], new: int) -> int | None:
     Opened(settings).writer(way)(prompt, new)
-    if sys.platform == "linux":  # `ru_maxrss` would be that of the process that started this one, if it was larger
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return None
+    return peak_of_process()

@@ -6,6 +6,7 @@ hildanext bench engine --model tiny --parent tiny
 hildanext bench exact --model my-drafts --parent smollm2-135m --out exact.json
 hildanext bench serve --clients 1,2,4,8 --out load.json
 hildanext bench serve --url http://127.0.0.1:8000 --clients 8
+hildanext bench rl --config methods.json --out runs/methods --jobs 2
 """
 
 import argparse
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 KEY = "HILDA_API_KEY"
 
+ALIGNMENTS = ("rl", "rl-gradient", "rl-speed")
+RESULT = "bench.json"
+"""Of `bench rl`, in its folder."""
+
 EPILOG = """commands to paste:
   hildanext bench decode                                     the embedded model
   hildanext bench decode --model my-checkpoint --parent smollm2-135m
@@ -42,7 +47,11 @@ EPILOG = """commands to paste:
   hildanext bench serve --prompts questions.jsonl            the embedded model, asked what a file asks
   hildanext bench serve --url http://127.0.0.1:8000 --clients 8 --parent auto
   hildanext bench serve --url http://127.0.0.1:8000 --rate 4 --cancel-rate 0.2 --deadline 5
+  hildanext bench rl --config methods.json --out runs/methods --jobs 2        methods of alignment x seeds
+  hildanext bench rl-gradient --model my-checkpoint --set profile=FULL --out gradients.json
+  hildanext bench rl-speed --model my-checkpoint --out step.json              a step of rl, part by part
 
+rl keeps its runs in the folder --out, and goes on where it was left; its tables and picture lie there.
 exact and peers take draft adapters as --model; --out writes JSON, and Markdown and a picture beside it.
 --chat measures steps of fine-tuning on conversations (JSON lines), with and without doubling their prompts.
 All measure the parts in turns and print medians; the section 'bench' of a run holds the same knobs."""
@@ -52,7 +61,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
-        "what", choices=("decode", "engine", "train", "exact", "peers", "serve"), help="what is measured"
+        "what",
+        choices=("decode", "engine", "train", "exact", "peers", "serve", *ALIGNMENTS),
+        help="what is measured; rl: methods of alignment, rl-gradient: their gradients, rl-speed: a step of them",
     )
     parser.add_argument(
         "--model",
@@ -71,7 +82,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-tokens", type=int, help="serve, exact, peers: of each answer (default 64)")
     parser.add_argument("--chat", metavar="FILE", help="train: steps of fine-tuning on these conversations")
     add_runtime_flags(parser)
-    parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON here too; rl: the folder of its runs")
+    parser.add_argument("--jobs", type=int, metavar="N", help="rl: runs at a time, each a process (default 1)")
     load = parser.add_argument_group(
         "serve", "a load on a service of its own, or on a running one, ours or another that streams /v1/completions"
     )
@@ -102,41 +114,53 @@ def run(options: argparse.Namespace) -> int:
     compares = options.what in ("exact", "peers")
     if options.diffusion is not None and not compares:
         raise ConfigError("--diffusion is about ways to write", "use it with bench exact or bench peers")
+    if options.jobs is not None and options.what != "rl":
+        raise ConfigError("--jobs is about runs of methods", "use it with bench rl")
+    if options.what == "rl" and options.out is None:
+        raise ConfigError("bench rl keeps every run", "give --out FOLDER")
     if options.out is not None:
-        check_writable(options.out)
+        check_writable(_result_file(options))
     if options.what == "serve":
         return _load(options)
     flags = {"url", "api_key_env", "clients", "rate", *LOAD_FLAGS} - (set(COMPARED) if compares else set())
     stray = [name for name in sorted(flags) if getattr(options, name) is not None]
     if stray:
         raise ConfigError(f"--{stray[0].replace('_', '-')} is about a service", "use it with bench serve")
-    if options.what == "decode" and options.chat is not None:
+    if options.what in ("decode", *ALIGNMENTS) and options.chat is not None:
         raise ConfigError("--chat is about steps of fine-tuning", "use it with bench train")
 
     from hildanext.core.console import machine_line
-    from hildanext.stages.bench import measure
+    from hildanext.stages.bench import measure, write_beside
 
     opened = open_stage(options, lambda section: _folded(section, options), {"bench": {"model": "tiny"}})
     result, tables = measure(*opened, _tell)
     _show(options, result, tables, machine_line(result))
-    if compares and options.out is not None:
-        from hildanext.bench import exact_report
-
-        out = Path(options.out)
-        write_atomically(out.with_suffix(".md"), exact_report.markdown(result))
-        _tell(f"tables: {out.with_suffix('.md')}, picture: {exact_report.draw(result, out.with_suffix('.png'))}")
+    if options.out is not None:
+        written = write_beside(result, _result_file(options))
+        if written:
+            _tell(f"tables and pictures: {', '.join(str(path) for path in written)}")
     return 0
+
+
+def _result_file(options: argparse.Namespace) -> Path:
+    return Path(options.out) / RESULT if options.what == "rl" else Path(options.out)
 
 
 def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """The section `bench` with the flags in it: what is no key of the stage's is a knob of the measurement."""
     from hildanext.core.config import merge
     from hildanext.recipe import section_of
+    from hildanext.stages.bench import section_name
 
     own, knobs = _parted(section)
     flags = {name: getattr(options, name) for name in ("model", "parent", "alignment", "block_size")}
     own |= {name: value for name, value in flags.items() if value is not None}
     what = "answers" if options.chat is not None else options.what
+    name = section_name(what)
+    if what in ("rl", "rl-speed") and options.model is not None:
+        knobs["start"] = options.model
+    if options.jobs is not None:
+        knobs["jobs"] = options.jobs
     if what in ("exact", "peers"):
         asked = {knob: getattr(options, flag) for flag, knob in COMPARED.items()}
         knobs |= {knob: value for knob, value in asked.items() if value is not None}
@@ -144,7 +168,7 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
         knobs["block_size"] = own["block_size"]
     if what == "answers":
         knobs = merge({"data": {"train": {"name": "files", "path": options.chat}}}, knobs)
-    return {**own, "what": what, what: merge(section_of(own, what), knobs)}
+    return {**own, "what": what, name: merge(section_of(own, name), knobs)}
 
 
 def _parted(section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -238,7 +262,7 @@ def _show(options: argparse.Namespace, result: dict[str, Any], tables: list[Any]
     line = to_json(result)
     print(line)
     if options.out is not None:
-        write_atomically(Path(options.out), line + "\n")
+        write_atomically(_result_file(options), line + "\n")
 
 
 def _tell(line: str) -> None:

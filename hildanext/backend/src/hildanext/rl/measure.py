@@ -50,7 +50,7 @@ class Measure:
 
     def sampled(self, samples: int) -> dict[str, Any]:
         """`samples` answers to each problem at the rollouts' temperature: accuracy, pass@`samples`, and the share of
-        problems whose answers all earn the same."""
+        problems whose answers all earn the same; `sampled_right` counts the right ones of each problem."""
         places = [(problem, number) for problem in range(len(self.problems)) for number in range(samples)]
         answers = self.sampler.sample(
             [self.prompts[problem] for problem, _ in places], [seed_of("sampled", *place) for place in places]
@@ -64,6 +64,7 @@ class Measure:
             f"pass_at_{samples}": float(right.any(-1).mean()),
             "zero_variance": float(np.mean(same)),
             "unique": unique_answers(answers, samples),
+            "sampled_right": " ".join(str(int(count)) for count in right.sum(-1)),
         }
 
     def _rewards(self, answers: Sequence[Answer | None], problems: Sequence[Problem]) -> list[float | None]:

@@ -6,11 +6,12 @@ A model that is no diffusion checkpoint is measured untrained, under a new card.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hildanext.core.config import config, validate
+from hildanext.core.config import config, plain, validate
 from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.recipe import StageContext
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ALIGNMENTS = ("rl", "rl-gradient", "rl-speed")
+"""Measurements of the stage `rl`."""
+
 
 @config
 class BenchConfig:
     """What is measured. The sections named as the choices of `what` hold the knobs of the measurements."""
 
-    what: Literal["decode", "engine", "train", "answers", "exact", "peers"] = "decode"
+    what: Literal["decode", "engine", "train", "answers", "exact", "peers", "rl", "rl-gradient", "rl-speed"] = "decode"
     model: str | None = None
     """A diffusion checkpoint, or an autoregressive model; None is the one an earlier stage made. Of exact decoding and
     its peers: draft adapters."""
@@ -43,6 +47,14 @@ class BenchConfig:
     answers: dict[str, Any] = Field(default_factory=dict)
     exact: dict[str, Any] = Field(default_factory=dict)
     peers: dict[str, Any] = Field(default_factory=dict)
+    rl: dict[str, Any] = Field(default_factory=dict)
+    rl_gradient: dict[str, Any] = Field(default_factory=dict)
+    rl_speed: dict[str, Any] = Field(default_factory=dict)
+
+
+def section_name(what: str) -> str:
+    """The section that holds the knobs of a measurement."""
+    return what.replace("-", "_")
 
 
 def check(section: Mapping[str, Any], context: StageContext) -> None:
@@ -50,7 +62,7 @@ def check(section: Mapping[str, Any], context: StageContext) -> None:
     settings = validate(BenchConfig, section, where=context.key)
     for what in {"train", "decode"} - {settings.what}:
         _knobs(what, getattr(settings, what), replace(context, dtype="auto"))  # a training has no fp64
-    _knobs(settings.what, getattr(settings, settings.what), context)
+    _knobs(settings.what, getattr(settings, section_name(settings.what)), context)
 
 
 def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
@@ -58,7 +70,30 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     result, _ = measure(section, context, logger.info)
     path = context.stage_dir / "bench.json"
     write_atomically(path, to_json(result, indent=2) + "\n")
+    write_beside(result, path)
     return {"bench": str(path)}
+
+
+def write_beside(result: Mapping[str, Any], path: Path) -> list[Path]:
+    """Markdown and a picture beside the JSON of a measurement that has them; returns what was written."""
+    from hildanext.bench import exact_report
+    from hildanext.bench.rl import comparison_report, gradient_report, speed_report
+
+    reports: dict[str, Any] = {
+        "exact": exact_report,
+        "peers": exact_report,
+        "rl": comparison_report,
+        "rl-gradient": gradient_report,
+        "rl-speed": speed_report,
+    }
+    report = reports.get(str(result["bench"]))
+    if report is None:
+        return []
+    write_atomically(path.with_suffix(".md"), report.markdown(result))
+    written = [path.with_suffix(".md")]
+    if hasattr(report, "draw"):
+        written.append(report.draw(result, path.with_suffix(".png")))
+    return written
 
 
 def measure(
@@ -69,17 +104,20 @@ def measure(
 
     settings = validate(BenchConfig, section, where=context.key)
     what = settings.what
-    speed, knobs = _knobs(what, getattr(settings, what), context)
+    speed, knobs = _knobs(what, getattr(settings, section_name(what)), context)
     runtime = context.runtime_config
     if what in ("train", "answers"):
         runtime = replace(runtime, dtype="fp32")  # as in training, whose steps autocast
-    name = settings.model if settings.model is not None else str(context.outcome("model"))
+    start = getattr(knobs, "start", None)
+    name = start or (settings.model if settings.model is not None else str(context.outcome("model")))
     if what in ("exact", "peers"):
         from hildanext.bench import exact_report
 
         beside = settings.parent if settings.parent is not None else context.parent
         compared = speed.measure(name, beside, runtime, knobs, what == "peers", say)
         return {"model": name, **compared}, exact_report.tables(compared)
+    if what in ALIGNMENTS:
+        return _of_alignment(what, name, knobs, context, say)
     opened = open_model(name, runtime, settings.alignment, settings.block_size, say)
     measured: list[Any] = [opened.model]
     if what in ("answers", "engine"):
@@ -89,6 +127,39 @@ def measure(
         measured.append(Parent(*opened.parent(named[0])) if named[0] else None)
     result = speed.measure(*measured, knobs, say)
     return {"model": name, **result}, speed.tables(result)
+
+
+def _of_alignment(
+    what: str, name: str, knobs: Any, context: StageContext, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[Any]]:
+    """Measurements of the stage `rl`, which opens models itself."""
+    from hildanext.bench.rl import comparison, comparison_report, gradient, gradient_report, speed, speed_report
+    from hildanext.bench.rl.drawn_gradients import measure_drawn
+    from hildanext.core.runtime import machine, set_threads
+    from hildanext.models.loading.loaded_model import LoadedModel
+
+    if what == "rl":
+        result = comparison.measure(name, knobs, context.stage_dir, context.profile, say)
+        return result, comparison_report.tables(result)
+    if what == "rl-speed":
+        set_threads(context.threads)
+        result = speed.measure(name, knobs, context.profile, say)
+        return result, speed_report.tables(result)
+    runtime = replace(context.runtime_config, dtype="fp32")
+    drawn = None
+    small = gradient.measure_small(knobs, say)
+    if knobs.draws:
+        opened = LoadedModel.open(name, runtime)
+        drawn = measure_drawn(opened.model, opened.tokenizer, knobs, context.profile, say)
+    result = {
+        "bench": what,
+        "model": name,
+        "settings": plain(knobs),
+        "machine": drawn["machine"] if drawn is not None else machine(),
+        "small": small,
+        "drawn": drawn,
+    }
+    return result, gradient_report.tables(result)
 
 
 def _knobs(what: str, section: Mapping[str, Any], context: StageContext) -> tuple[Any, Any]:
@@ -103,11 +174,31 @@ def _knobs(what: str, section: Mapping[str, Any], context: StageContext) -> tupl
         "exact": (exact_speed, exact_speed.ExactSpeedConfig),
         "peers": (exact_speed, exact_speed.ExactSpeedConfig),
     }
+    if what in ALIGNMENTS:
+        return None, _alignment_knobs(what, section, context)
     module, kind = modules[what]
     usual: dict[str, Any] = {"seed": context.seed}
     if what in ("train", "answers"):
         usual["precision"] = context.precision
     return module, validate(kind, {**usual, **section}, where=f"{context.key}.{what}")
+
+
+def _alignment_knobs(what: str, section: Mapping[str, Any], context: StageContext) -> Any:
+    """Knobs of a measurement of the stage `rl`, whose sections are over the run's device and dtype."""
+    from hildanext.bench.rl import config as rl_config
+    from hildanext.bench.rl import gradient, speed
+
+    where = f"{context.key}.{section_name(what)}"
+    given = dict(section)
+    if what == "rl-gradient":
+        return validate(gradient.RlGradientConfig, {"seed": context.seed, **given}, where=where)
+    kind: type[Any] = rl_config.RlComparisonConfig if what == "rl" else speed.RlSpeedConfig
+    shared = given.get("shared", kind.usual())
+    if isinstance(shared, Mapping):
+        given["shared"] = {key: value for key, value in context.training(shared).items() if key != "seed"}
+    if what == "rl-speed":
+        given.setdefault("seed", context.seed)
+    return validate(kind, given, where=where)
 
 
 def open_model(
