@@ -297,6 +297,7 @@ class _Loop:
             "gradient_norm": norm, "tokens_per_second": positions / seconds,
             "mask_positions_per_second": sum(masked) / seconds, "seconds": seconds,
             **({} if self.task.windows is None else {"seconds_update": ended - made}),
+            **({"step_per_second": 1 / seconds} if self.task.unit == "step" else {}),
             **window.figures,
             **largest(accelerator, self.unwrapped.extremes()),
         }  # fmt: skip

@@ -74,6 +74,8 @@ class Progress:
     total: int | None = None
     unit: str | None = None
     loss: float | None = None
+    reward: float | None = None
+    """Of an alignment: the mean of its last round."""
     eta_seconds: float | None = None
 
     def as_json(self) -> dict[str, Any]:

@@ -99,10 +99,10 @@ def _metric_lines(path: Path, cursors: Cursors) -> Found:
 
 def _follow(last: dict[str, Any], line: Mapping[str, Any]) -> None:
     """Keep of a line what progress is told from; the speed is smoothed over some ten lines."""
-    for name in ("step", "loss", "done", "total", "unit", "eta_seconds"):
+    for name in ("step", "loss", "reward", "done", "total", "unit", "eta_seconds"):
         if name in line:
             last[name] = line[name]
-    unit = next((unit for unit in ("mask_positions", "tokens") if f"total_{unit}" in line), "tokens")
+    unit = next((unit for unit in ("mask_positions", "step", "tokens") if f"total_{unit}" in line), "tokens")
     if unit in line:  # a training's
         last |= {"done": line[unit], "total": line.get(f"total_{unit}"), "unit": unit.replace("_", " ")}
     speed = line.get(f"{unit}_per_second")
@@ -115,7 +115,7 @@ def _progress(folder: Path, cursors: Cursors) -> Progress:
     done = [key for key in keys if (folder / "stages" / f"{key}.done.json").exists()]
     current = next((key for key in keys if key not in done), keys[-1] if keys else None)
     last = cursors.get(f"{current}/{METRICS}", {}).get("last", {})
-    fields: dict[str, Any] = {"step": last.get("step"), "loss": last.get("loss")}
+    fields: dict[str, Any] = {name: last.get(name) for name in ("step", "loss", "reward")}
     if "done" in last:
         fields |= {name: last.get(name) for name in ("done", "total", "unit", "eta_seconds")}
         if last.get("total") is not None and last.get("speed"):

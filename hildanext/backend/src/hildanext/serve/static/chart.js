@@ -1,4 +1,4 @@
-/** A loss curve as SVG, drawn at the width it has, so that its words stay readable on a phone. */
+/** A curve of the loss, or of the reward, as SVG, drawn at the width it has, so that its words stay readable on a phone. */
 
 const NS = "http://www.w3.org/2000/svg";
 const HEIGHT = 220;
@@ -32,6 +32,8 @@ export class LossChart {
   /** @param {string} stage  which stage's losses these are */
   constructor(stage) {
     this.stage = stage;
+    /** An alignment has a reward and held-out accuracy by its steps, all else a loss and a bound by tokens. */
+    this.aligned = false;
     this.train = [];
     this.held = [];
     /** Where the size of the blocks changed: losses before and after are not of the same task. */
@@ -45,10 +47,17 @@ export class LossChart {
     this.sized.observe(this.figure);
   }
 
-  /** @param {{kind: string, step: number, tokens: number, loss: ?number, bound: ?number, block_size: ?number}} metric */
+  /**
+   * @param {{kind: string, step: number, tokens: number, loss: ?number, bound: ?number, block_size: ?number,
+   *   reward: ?number, accuracy: ?number}} metric
+   */
   add(metric) {
-    const x = metric.tokens ?? metric.step;
-    if (metric.kind === "train" && Number.isFinite(metric.loss)) {
+    const x = this.aligned ? metric.step : metric.tokens ?? metric.step;
+    if (Number.isFinite(metric.reward)) {
+      this.aligned = true;
+      if (metric.kind === "train") this.train.push([metric.step, metric.reward]);
+      else if (Number.isFinite(metric.accuracy)) this.held.push([metric.step, metric.accuracy]);
+    } else if (metric.kind === "train" && Number.isFinite(metric.loss)) {
       this.train.push([x, metric.loss]);
       const size = metric.block_size;
       if (size !== undefined && size !== this.blocks.at(-1)?.[1]) this.blocks.push([x, size]);
@@ -64,6 +73,12 @@ export class LossChart {
   /** The curve in one sentence. */
   words() {
     const last = this.train.at(-1);
+    if (this.aligned) {
+      const reward = last ? `reward ${last[1].toFixed(2)} after ${last[0]} steps` : "no reward yet";
+      const [start, end] = [this.held.at(0), this.held.at(-1)];
+      const right = end ? `; held-out accuracy ${end[1].toFixed(2)}${end === start ? "" : `, at first ${start[1].toFixed(2)}`}` : "";
+      return `${this.stage}: ${reward}${right}`;
+    }
     const size = this.blocks.at(-1)?.[1];
     const block = size === undefined ? "" : ` on blocks of ${size}`;
     const loss = last ? `loss ${last[1].toFixed(2)} after ${short(last[0])} tokens${block}` : "no loss yet";
@@ -105,11 +120,11 @@ export class LossChart {
     for (const value of ticks(span.x0, span.x1, Math.max(3, width / 130))) {
       this.svg.append(node("text", { x: x(value), y: HEIGHT - 22, "text-anchor": "middle" }, short(value)));
     }
-    this.svg.append(node("text", { x: width - PAD.right, y: LEGEND, "text-anchor": "end" }, "tokens"));
+    this.svg.append(node("text", { x: width - PAD.right, y: LEGEND, "text-anchor": "end" }, this.aligned ? "steps" : "tokens"));
     this.svg.append(node("line", { class: "key train", x1: PAD.left, x2: PAD.left + 18, y1: LEGEND - 4, y2: LEGEND - 4 }));
-    this.svg.append(node("text", { x: PAD.left + 24, y: LEGEND }, "training"));
+    this.svg.append(node("text", { x: PAD.left + 24, y: LEGEND }, this.aligned ? "reward" : "training"));
     this.svg.append(node("rect", { class: "held-point", x: PAD.left + 86, y: LEGEND - 7, width: 6, height: 6 }));
-    this.svg.append(node("text", { x: PAD.left + 98, y: LEGEND }, "held-out bound"));
+    this.svg.append(node("text", { x: PAD.left + 98, y: LEGEND }, this.aligned ? "held-out accuracy" : "held-out bound"));
   }
 
   /** A line where the size of the blocks changed; its name where there is room. */

@@ -17,15 +17,16 @@ export function stateMark(job) {
 
 /** Progress in one line, and its share where that is known. */
 export function progressOf(job) {
-  const { stage, stages_done: done = 0, stages = 1, step, done: parts, total, unit, loss, eta_seconds: left } = job.progress;
+  const { stage, stages_done: done = 0, stages = 1, step, done: parts, total, unit, loss, reward, eta_seconds: left } = job.progress;
   const share = total ? Math.min(parts / total, 1) : null;
   const told = [];
   if (stage && stages > 1) told.push(`stage ${Math.min(done + 1, stages)} of ${stages}: ${stage}`);
-  if (step !== null && step !== undefined) told.push(`step ${step}`);
+  if (step !== null && step !== undefined && unit !== "step") told.push(`step ${step}`);
   if (parts !== null && parts !== undefined) {
     told.push(`${parts.toLocaleString("en")}${total ? ` of ${total.toLocaleString("en")}` : ""} ${unit ?? ""}`.trim());
   }
-  if (Number.isFinite(loss)) told.push(`loss ${loss.toFixed(3)}`);
+  if (Number.isFinite(reward)) told.push(`reward ${reward.toFixed(3)}`);
+  else if (Number.isFinite(loss)) told.push(`loss ${loss.toFixed(3)}`);
   if (job.state === "running" && Number.isFinite(left)) told.push(`about ${remaining(left)} left`);
   return { share: job.state === "succeeded" ? 1 : share, text: told.join(" · ") };
 }
