@@ -18,6 +18,7 @@ from hildanext.core.config import merge
 from hildanext.core.errors import ConfigError, DataError, HildaError, RewardError, TrainingStopped
 from hildanext.core.metrics_log import read_metrics
 from hildanext.grading.rewards import REWARDS
+from hildanext.jobs.progress import look
 from hildanext.models.loading.load import load_diffusion
 from hildanext.rl.rollouts.engine import EngineSampler
 from hildanext.rl_stage2 import rl
@@ -261,6 +262,15 @@ def test_the_verb_aligns_and_says_what_is_next(model: str, tmp_path: Path, capsy
     assert main(["rl", "--config", str(tmp_path / "run.json"), "--out", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
     assert "checkpoint" in shown and "next: hildanext" in shown and (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_job_tells_its_reward_and_what_is_left(model: str, tmp_path: Path):
+    (tmp_path / "job.json").write_text(json.dumps({"stages": [{"stage": "rl"}]}))
+    rl(toy_section(model, train={**toy_section(model)["train"], "stop_after": 3}), tmp_path / "rl", quiet=True)
+    events, progress = look(tmp_path, {})
+    assert (progress.stage, progress.step, progress.done, progress.total, progress.unit) == ("rl", 3, 3, 4, "step")
+    assert 0 < progress.reward < 1 and progress.eta_seconds >= 0
+    assert any(kind == "metric" and data.get("accuracy") is not None for kind, data in events)
 
 
 def start(section: dict[str, Any], folder: Path) -> "subprocess.Popen[bytes]":
