@@ -7,6 +7,7 @@ way to write every text is a row, with its chance.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
