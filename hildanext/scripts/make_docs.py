@@ -24,9 +24,6 @@ NOTICE = f"Generated from the docstrings by `{COMMAND}`; a test holds it. Do not
 BEGIN, END = "<!-- tree: made by hildanext/scripts/make_docs.py -->", "<!-- end of tree -->"
 
 NOT_THERE_YET = (
-    ("STP", "2602.08905", "RL objective"),
-    ("LENS", "2601.21244", "prompts purified for RL"),
-    ("R3L", "2601.03715", "reflect, then retry, for RL"),
     ("RCD", "2601.22954", "residual context, a decoder"),
     ("D2F", "2508.09192", "several blocks in flight, a decoder"),
     ("CARD", "2601.22031", "causal diffusion, a decoder"),
