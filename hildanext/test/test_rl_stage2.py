@@ -264,6 +264,12 @@ def test_the_verb_aligns_and_says_what_is_next(model: str, tmp_path: Path, capsy
     assert "checkpoint" in shown and "next: hildanext" in shown and (tmp_path / "run" / "report.html").is_file()
 
 
+def test_espo_over_mean_field_is_allowed_and_said(model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    section = toy_section(model, rounds=1, likelihood={"name": "mean_field"})
+    rl(section, tmp_path / "run", "FULL", quiet=True)
+    assert "neither log p nor a bound" in caplog.text
+
+
 def test_a_job_tells_its_reward_and_what_is_left(model: str, tmp_path: Path):
     (tmp_path / "job.json").write_text(json.dumps({"stages": [{"stage": "rl"}]}))
     rl(toy_section(model, train={**toy_section(model)["train"], "stop_after": 3}), tmp_path / "rl", quiet=True)

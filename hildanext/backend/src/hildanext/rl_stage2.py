@@ -48,6 +48,8 @@ def rl(rl_section: Mapping[str, Any], folder: str | Path, profile: str = "SAFE",
     chat = model.card.chat if config.prompting == "auto" else config.prompting == "chat"
     policy = Policy(model, tokenizer, chat, config.lora is not None)
     seams.likelihood.check(model.card)
+    if seams.likelihood.caveat is not None:
+        logger.warning("%s", seams.likelihood.caveat)
     check_room(policy, split, seams)
     record = run.record(
         {"profile": profile, "rl": plain(config)},

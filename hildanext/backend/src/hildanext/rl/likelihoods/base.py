@@ -16,6 +16,8 @@ class PolicyLikelihood:
 
     research: ClassVar[bool] = True
     """Built under the profile FULL alone."""
+    caveat: ClassVar[str | None] = None
+    """What a run that takes it is told at its start."""
     of_actions: ClassVar[bool] = False
     """Whether it scores what the sampler did, by the sampler's law (its temperature); else what the text is, by the
     model's own."""

@@ -1,5 +1,7 @@
 """log p of every token as if no other of its block were known."""
 
+from typing import ClassVar
+
 import torch
 
 from hildanext.core.config import config
@@ -18,6 +20,11 @@ class MeanField(PolicyLikelihood):
     masks over 0.15 of the prompt are left out: a prompt's blocks are fed as clean copies, which hold no masks. So the
     estimate has no noise.
     """
+
+    caveat: ClassVar[str | None] = (
+        "mean_field is neither log p nor a bound on it: no token of a block knows another, so that a ratio of it may be far "
+        "from the policies'; block_elbo is a bound, trajectory exact"
+    )
 
     def draw(self, batch: RolloutBatch, card: Card, generator: torch.Generator) -> list[Look]:
         return [Look(batch.written, batch.scored, batch.scored.double(), card.block_size)]
