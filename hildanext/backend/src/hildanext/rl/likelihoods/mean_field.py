@@ -22,8 +22,8 @@ class MeanField(PolicyLikelihood):
     """
 
     caveat: ClassVar[str | None] = (
-        "mean_field is neither log p nor a bound on it: no token of a block knows another, so that a ratio of it may be far "
-        "from the policies'; block_elbo is a bound, trajectory exact"
+        "mean_field is neither log p nor a bound on it: no token of a block knows another, and a ratio of it may be far "
+        "from that of the policies; block_elbo is a bound, trajectory exact"
     )
 
     def draw(self, batch: RolloutBatch, card: Card, generator: torch.Generator) -> list[Look]:
