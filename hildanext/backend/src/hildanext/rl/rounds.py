@@ -255,15 +255,15 @@ class Rounds:
         rows = [row for group in groups for row in group]
         material = now.material.rows(rows)
         batch = credited(now.batch.rows(rows), material.credited)
-        width = batch.tokens.shape[1]
         if material.look is None:
             drawn = [self._drawn(now, group, update, place) for group in groups]
-            looks = side_by_side(drawn, [len(group) for group in groups], width)
+            looks = side_by_side(drawn, [len(group) for group in groups], batch)
         else:
-            looks = [material.look.rows(range(len(rows)), width)]
+            looks = [material.look.rows(range(len(rows)), batch.tokens.shape[1])]
         valid = now.valid[rows] & bool(now.groups)
         apart = [[look] for look in looks] if self.seams.objective.separable else [looks]
-        recorded = update == 0 and self.seams.likelihood.of_actions
+        # An edit's own log p is not among those of the masks that were filled.
+        recorded = update == 0 and self.seams.likelihood.of_actions and not len(batch.edits)
         return [
             PolicyView(
                 batch=batch,
@@ -354,23 +354,30 @@ def _place(answers: Sequence[ToldAnswer], row: int) -> tuple[int, int]:
     return group, sum(answer.group == group for answer in answers[:row])
 
 
-def side_by_side(drawn: Sequence[Sequence[Look]], rows: Sequence[int], width: int) -> list[Look]:
-    """The looks of several groups as looks at all of them; a group with fewer has nothing in the last ones."""
+def side_by_side(drawn: Sequence[Sequence[Look]], groups: Sequence[int], batch: RolloutBatch) -> list[Look]:
+    """The looks of several groups, of so many rows of the batch each, as looks at all of them; a group with fewer has
+    nothing in the last ones, and one whose looks show and read the text itself goes on doing so."""
+    width = batch.tokens.shape[1]
+    assert sum(groups) == len(batch.tokens), "every row belongs to a group"
+    texts = batch.tokens.split(list(groups))
     looks = []
     for number in range(max(len(one) for one in drawn)):
         parts = [one[number] if number < len(one) else _blank(one[0]) for one in drawn]
-        shown, labels = (
-            torch.cat([_widen(getattr(part, name), width) for part in parts])
-            if all(getattr(part, name) is not None for part in parts)
-            else None
-            for name in ("shown", "labels")
-        )
         masked, read, weight = (
             torch.cat([_widen(getattr(part, name), width) for part in parts]) for name in ("masked", "read", "weight")
         )
+        shown, labels = (
+            _beside_texts([getattr(part, name) for part in parts], texts, width) for name in ("shown", "labels")
+        )
         looks.append(Look(masked, read, weight, parts[0].block_size, shown, labels))
-    assert all(len(look.masked) == sum(rows) for look in looks)
     return looks
+
+
+def _beside_texts(parts: Sequence[Tensor | None], texts: Sequence[Tensor], width: int) -> Tensor | None:
+    """What looks show or read, the text itself where one does not say; None where none says."""
+    if all(part is None for part in parts):
+        return None
+    return torch.cat([text if part is None else _widen(part, width) for part, text in zip(parts, texts, strict=True)])
 
 
 def _widen(part: Tensor, width: int) -> Tensor:
