@@ -22,7 +22,7 @@ class MeanField(PolicyLikelihood):
     """
 
     caveat: ClassVar[str | None] = (
-        "mean_field is neither log p nor a bound on it: no token of a block knows another, and a ratio of it may be far "
+        "mean_field is neither log p nor a bound on it: no token of a block knows another, so a ratio of it may be far "
         "from that of the policies; block_elbo is a bound, trajectory exact"
     )
 
