@@ -26,9 +26,6 @@ class LettersReward(Reward):
         return [sum(letter < "n" for letter in one) / len(one) if one else 0.0 for one in letters]
 
 
-REWARDS["letters"] = LettersReward
-
-
 def toy_problems(folder: Path) -> Path:
     """Forty beginnings, of which no right answer is known."""
     path = folder / "beginnings.jsonl"
@@ -65,4 +62,5 @@ def toy_section(model: str, **more: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     from hildanext.rl_stage2 import rl
 
+    REWARDS["letters"] = LettersReward
     rl(json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], "FULL", quiet=True)

@@ -118,7 +118,8 @@ def sft_question(
 
     Raises `ConfigError` or `ModelError`.
     """
-    config, data = check_sft({"model": "", **section} if section.get("parent") is None else section, chat)
+    started = section.get("parent") is not None or section.get("model") is not None
+    config, data = check_sft(section if started else {**section, "model": ""}, chat)  # "" is what a stage before makes
     shape, found_block = _start(config, model)
     block = block if block is not None else found_block
     length = data.sequence_length

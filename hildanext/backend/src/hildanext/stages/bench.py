@@ -14,10 +14,10 @@ from pydantic import Field
 from hildanext.core.config import config, plain, validate
 from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
+from hildanext.core.runtime import RuntimeConfig, machine, set_threads
 from hildanext.recipe import StageContext
 
 if TYPE_CHECKING:
-    from hildanext.core.runtime import RuntimeConfig
     from hildanext.models.card import Alignment
     from hildanext.models.loading.loaded_model import LoadedModel
 
@@ -135,7 +135,6 @@ def _of_alignment(
     """Measurements of the stage `rl`, which opens models itself."""
     from hildanext.bench.rl import comparison, comparison_report, gradient, gradient_report, speed, speed_report
     from hildanext.bench.rl.drawn_gradients import measure_drawn
-    from hildanext.core.runtime import machine, set_threads
     from hildanext.models.loading.loaded_model import LoadedModel
 
     if what == "rl":

@@ -1,6 +1,5 @@
 """Runs of the stage `rl` in processes of their own, some at a time: what is finished stays, what broke off goes on."""
 
-import json
 import logging
 import multiprocessing
 import os
@@ -16,7 +15,7 @@ from typing import Any
 
 from hildanext.bench.process_peak import peak_of_process
 from hildanext.core.errors import ConfigError, HildaError
-from hildanext.core.json_text import parse
+from hildanext.core.json_text import as_read_back, parse
 from hildanext.core.metrics_log import to_json
 from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import write_atomically
@@ -89,7 +88,7 @@ def _is_done(run: Run, start: str) -> bool:
     done = outcome(run.folder)
     if done is None:
         return False
-    if done["section"] != json.loads(to_json(run.section)) or done["start"] != start:
+    if done["section"] != as_read_back(run.section) or done["start"] != start:
         what = "section" if done["start"] == start else "start"
         raise ConfigError(f"{run.folder} holds a finished run of another {what}", "give another --out, or remove it")
     return True
