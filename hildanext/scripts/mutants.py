@@ -339,7 +339,11 @@ MUTANTS: list[Mutant] = [
     *of(
         "losses/linear_log_probs.py",
         "likelihood/test_likelihoods.py",
-        ("banned ids have probability", 'logits = logits.masked_fill(banned, float("-inf"))', "pass"),
+        (
+            "banned ids have probability",
+            '(logits / temperature).masked_fill(banned, float("-inf"))',
+            "logits / temperature",
+        ),
     ),
     *of(
         "likelihood/base.py",

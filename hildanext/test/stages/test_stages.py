@@ -86,6 +86,15 @@ def a_run(folder: Path, parent: Path) -> dict:
             "samples": {"count": 1, "max_new_tokens": 4},
             "train": {"batch_size": 4, "precision": "no"},
         },
+        "rl": {
+            "problems": {"name": "arithmetic", "count": 40, "steps": 1, "held_out": 0.2},
+            "rollouts": {"name": "engine", "max_new_tokens": 8, "per_step": 8},
+            "rounds": 1,
+            "problems_per_round": 2,
+            "group": 2,
+            "measure": {"problems": 2, "samples": 0},
+            "train": {"precision": "no"},
+        },
         "eval": {
             "sequence_length": 32,
             "pad_to_block": 8,

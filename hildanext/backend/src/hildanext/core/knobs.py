@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 BOUNDS = ("ge", "gt", "le", "lt")
+BASE = ".base"
+"""Where a family's interface lies, which has no knobs."""
 
 
 class Knob(NamedTuple):  # no dataclass: `dataclasses` takes 6 of the 40 ms of a help
@@ -26,26 +28,25 @@ class Knob(NamedTuple):  # no dataclass: `dataclasses` takes 6 of the 40 ms of a
 
 
 def knobs_of(cls: type[Any]) -> tuple[Knob, ...]:
-    """The knobs that a class declares itself, in order."""
+    """The knobs that a class declares, in order: those of a member that it extends first."""
     import inspect  # 4 of the 60 ms that `generate --help` takes, and the command line does not come here
     import textwrap
 
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    return _knobs(node)
+    knobs: dict[str, Knob] = {}
+    for ancestor in reversed(cls.__mro__):
+        if ancestor is cls or (ancestor.__module__.startswith("hildanext.") and not ancestor.__module__.endswith(BASE)):
+            (node,) = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body
+            knobs |= {knob.name: knob for knob in _knobs(node)}
+    return tuple(knobs.values())
 
 
 def knobs_in(package: Path, table: str) -> dict[str, tuple[Knob, ...]]:
     """The knobs of each member of a family: `table` is the name of its table in the package's `__init__.py`."""
     front = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
-    home = {
-        alias.asname or alias.name: (str(node.module), alias.name)
-        for node in front.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
+    home = {name: (module, name) for name, module in _imported(front.body).items()}
     rows = _table(front, table)
     members = zip(map(_literal, filter(None, rows.keys)), map(ast.unparse, rows.values), strict=True)
-    return {name: _knobs(_class(package, *home[member])) for name, member in members}
+    return {name: tuple(_with_extended(package, *home[member]).values()) for name, member in members}
 
 
 def names_in(package: Path, table: str) -> tuple[str, ...]:
@@ -64,13 +65,34 @@ def _table(front: ast.Module, table: str) -> ast.Dict:
     return rows
 
 
-def _class(package: Path, module: str, name: str) -> ast.ClassDef:
-    """Of a module of the package, or of a package in it."""
+def _class(package: Path, module: str, name: str) -> tuple[ast.ClassDef, dict[str, str]]:
+    """Of a module of the package, or of a package in it; and what its file imports."""
     parts = module.split(".")
     places = (package / f"{'/'.join(parts[at:])}.py" for at in reversed(range(len(parts))))
     file = next(place for place in places if place.is_file())
     body = ast.parse(file.read_text(encoding="utf-8")).body
-    return next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
+    return next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name), _imported(body)
+
+
+def _with_extended(package: Path, module: str, name: str) -> dict[str, Knob]:
+    """The knobs of a class, those of a member that it extends first."""
+    node, home = _class(package, module, name)
+    knobs: dict[str, Knob] = {}
+    for base in node.bases:
+        where = home.get(ast.unparse(base))
+        if where is not None and where.startswith(f"hildanext.{package.name}.") and not where.endswith(BASE):
+            knobs |= _with_extended(package, where, ast.unparse(base))
+    return knobs | {knob.name: knob for knob in _knobs(node)}
+
+
+def _imported(body: list[ast.stmt]) -> dict[str, str]:
+    """Each name that a file imports, and the module it comes from."""
+    return {
+        alias.asname or alias.name: str(node.module)
+        for node in body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
 
 def _knobs(node: ast.stmt) -> tuple[Knob, ...]:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
+from hildanext.detokenization import Detokenizer
 from hildanext.engine.base import Request, Sink, Ticket
 from hildanext.engine.remote.openai import OpenAIConfig
 from hildanext.rl.batch import Answer
@@ -70,7 +71,7 @@ class OpenAISampler:
         heat = self.settings.temperature if temperature is None else temperature
         requests = [
             Request(
-                prompt=self.policy.tokenizer.decode(list(prompt)),
+                prompt=Detokenizer(self.policy.tokenizer).text(list(prompt)),
                 decoder={"name": "threshold_edit", "temperature": heat},
                 max_new_tokens=self.settings.max_new_tokens,
                 seed=seed % 2**31,
