@@ -43,7 +43,7 @@ def knobs_of(cls: type[Any]) -> tuple[Knob, ...]:
 def knobs_in(package: Path, table: str) -> dict[str, tuple[Knob, ...]]:
     """The knobs of each member of a family: `table` is the name of its table in the package's `__init__.py`."""
     front = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
-    home = {name: (module, name) for name, module in _imported(front.body).items()}
+    home = _imported(front.body)
     rows = _table(front, table)
     members = zip(map(_literal, filter(None, rows.keys)), map(ast.unparse, rows.values), strict=True)
     return {name: tuple(_with_extended(package, *home[member]).values()) for name, member in members}
@@ -65,7 +65,7 @@ def _table(front: ast.Module, table: str) -> ast.Dict:
     return rows
 
 
-def _class(package: Path, module: str, name: str) -> tuple[ast.ClassDef, dict[str, str]]:
+def _class(package: Path, module: str, name: str) -> tuple[ast.ClassDef, dict[str, tuple[str, str]]]:
     """Of a module of the package, or of a package in it; and what its file imports."""
     parts = module.split(".")
     places = (package / f"{'/'.join(parts[at:])}.py" for at in reversed(range(len(parts))))
@@ -80,15 +80,16 @@ def _with_extended(package: Path, module: str, name: str) -> dict[str, Knob]:
     knobs: dict[str, Knob] = {}
     for base in node.bases:
         where = home.get(ast.unparse(base))
-        if where is not None and where.startswith(f"hildanext.{package.name}.") and not where.endswith(BASE):
-            knobs |= _with_extended(package, where, ast.unparse(base))
+        if where is None or not where[0].startswith(f"hildanext.{package.name}.") or where[0].endswith(BASE):
+            continue
+        knobs |= _with_extended(package, *where)
     return knobs | {knob.name: knob for knob in _knobs(node)}
 
 
-def _imported(body: list[ast.stmt]) -> dict[str, str]:
-    """Each name that a file imports, and the module it comes from."""
+def _imported(body: list[ast.stmt]) -> dict[str, tuple[str, str]]:
+    """Each name that a file imports: the module it comes from, and its name there."""
     return {
-        alias.asname or alias.name: str(node.module)
+        alias.asname or alias.name: (str(node.module), alias.name)
         for node in body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
