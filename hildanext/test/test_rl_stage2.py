@@ -326,7 +326,7 @@ def test_two_hundred_steps_take_no_more_memory_than_the_first_ones(model: str, t
                 resident.append((done, int(said.split("VmRSS:")[1].split()[0])))
     assert process.returncode == 0
     early = [size for done, size in resident if 20 <= done <= 60]
-    late = [size for done, size in resident if done >= 150]
+    late = [size for done, size in resident if 150 <= done < 200]  # the pictures at the end load matplotlib
     assert max(late) < 1.05 * max(early), (max(early), max(late))
 
 
