@@ -82,8 +82,3 @@ def no_dropout(model: nn.Module) -> None:
             part.p = 0.0
         if isinstance(getattr(part, "attention_dropout", None), float):
             setattr(part, "attention_dropout", 0.0)  # noqa: B010  (a module's attributes are typed as modules)
-
-
-def entropy_of(values: torch.Tensor, where: torch.Tensor) -> float:
-    """The mean over the chosen positions; 0 for none."""
-    return float(values[where].mean()) if bool(where.any()) else 0.0
