@@ -5,7 +5,6 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from hildanext.core.errors import ConfigError
