@@ -64,8 +64,15 @@ def read(folder: Path, seed: int) -> Reading:
         columns=int(sum(line["columns"] for line in steps)),
         peak_bytes=done["peak_bytes"],
         problems=record["problems"],
-        machine=record["machine"],
+        machine=_computed_in(record),
     )
+
+
+def _computed_in(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The machine of a run, with the dtype of its updates: the weights' own, fp32, where nothing is autocast."""
+    machine: Mapping[str, Any] = record["machine"]
+    plain = record.get("config", {}).get("rl", {}).get("train", {}).get("precision") == "no"
+    return {**machine, "dtype": "float32"} if plain else machine
 
 
 def _curve(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
