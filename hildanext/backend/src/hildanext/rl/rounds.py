@@ -119,7 +119,7 @@ class Rounds:
         rewards = self._shuffled(rewards, number, place) if self.config.shuffled_rewards else rewards
         known = ~rewards.isnan()
         by_place = self.seams.advantage.of(rewards.nan_to_num(), known & (known.sum(-1, keepdim=True) > 1))
-        places = [_place(answers, row) for row in range(len(answers))]
+        places = _places(answers)
         index = torch.tensor(places)
         advantage = by_place[index[:, 0], index[:, 1]]
         advantage = advantage if material.factor is None else advantage * material.factor
@@ -212,8 +212,7 @@ class Rounds:
     def _rewards(self, answers: Sequence[ToldAnswer], groups: int) -> Float[Tensor, "groups answers"]:
         most = max([self.config.group, *Counter(answer.group for answer in answers).values()])
         rewards = torch.full((groups, most), torch.nan, dtype=torch.float64)
-        for row, answer in enumerate(answers):
-            group, number = _place(answers, row)
+        for answer, (group, number) in zip(answers, _places(answers), strict=True):
             rewards[group, number] = torch.nan if answer.reward is None else answer.reward
         return rewards
 
@@ -348,10 +347,14 @@ def _read_within(look: Look, where: Bool[Tensor, "rows positions"]) -> Look:
     return replace(look, read=read, weight=torch.where(read, look.weight, 0.0))
 
 
-def _place(answers: Sequence[ToldAnswer], row: int) -> tuple[int, int]:
-    """Group of an answer, and its number among those of the group that are there."""
-    group = answers[row].group
-    return group, sum(answer.group == group for answer in answers[:row])
+def _places(answers: Sequence[ToldAnswer]) -> list[tuple[int, int]]:
+    """Group of each answer, and its number among those of the group that are there."""
+    seen: Counter[int] = Counter()
+    places = []
+    for answer in answers:
+        places.append((answer.group, seen[answer.group]))
+        seen[answer.group] += 1
+    return places
 
 
 def side_by_side(drawn: Sequence[Sequence[Look]], groups: Sequence[int], batch: RolloutBatch) -> list[Look]:
