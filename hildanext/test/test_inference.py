@@ -210,7 +210,7 @@ def test_the_grid_starts_at_position_0(prompt, new, capacity, start, inside):
 
 
 def test_the_prompt_survives_a_model_that_disagrees_everywhere():
-    """Bit-identical although every position prefers another token and tau_edit is 0; the rest is cut at G."""
+    """Bit-identical although every position prefers another token and tau_edit is 0; nothing is written from G on."""
     model = ScriptedModel(lambda tokens, position: [(30, 0.9)] * 32, block_size=32)
     prompt = list(range(33 - 4)) + [1, 2, 3, 4]
     finals = []
@@ -222,7 +222,7 @@ def test_the_prompt_survives_a_model_that_disagrees_everywhere():
     session = DecodeState(model, [prompt], [53], ended)
     session.prefill()
     decode(ThresholdEdit(tau_mask=0.5, tau_edit=0.0), session)
-    assert finals[-1][:33] == prompt and finals[-1][33:] == [30] * 31
+    assert finals[-1][:33] == prompt and finals[-1][33:] == [30] * 20 + [MASK] * 11
     done = generate(model, None, [prompt], ThresholdEdit(), GenerationConfig(max_new_tokens=20))[0]
     assert done.tokens == [30] * 20 and done.finish_reason == "length"
 

@@ -182,7 +182,7 @@ def test_what_is_read_of_the_source_is_what_the_classes_have():
             words = get_origin(field.annotation) is Literal
             branches = (field.annotation,) if words else get_args(field.annotation) or (field.annotation,)
             parts = [
-                str(part).removeprefix("typing.") if words else part.__name__
+                str(part).replace("typing.", "") if words or get_args(part) else part.__name__
                 for part in branches
                 if part is not NoneType
             ]

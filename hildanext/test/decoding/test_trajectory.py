@@ -85,8 +85,10 @@ def test_every_action_has_the_log_probability_that_its_state_gives_it(alignment)
                     edits += 1
                     assert tokens[at] == kept.edits[number, 2]
                     assert kept.edit_logp[number] == pytest.approx(float(law[kept.edits[number, 3]]), abs=1e-9)
-        assert (seen == kept.step).all() and (kept.step[: kept.prompt] == -1).all() and (seen[kept.prompt :] >= 0).all()
-        assert (kept.logp[kept.prompt :] < 0).all() and not kept.logp[: kept.prompt].any()
+        end = kept.prompt + len(answer.tokens)
+        assert (seen == kept.step).all() and (kept.step[: kept.prompt] == -1).all() and (seen[kept.prompt : end] >= 0).all()
+        assert (kept.logp[kept.prompt : end] < 0).all() and not kept.logp[: kept.prompt].any()
+        assert (kept.step[end:] == -1).all() and (kept.tokens[end:] == model.card.mask_id).all()
     assert edits > 3, "edits were recorded, too"
 
 
@@ -101,12 +103,13 @@ def test_steps_are_counted_in_their_block_and_edits_tell_both_tokens():
 
 
 def test_the_terminal_block_is_kept_whole():
-    """What stands behind the end of text, or behind the last token that was asked for, was an action as well."""
-    model = ScriptedModel(lambda *_: [(A, 0.9), (EOS, 0.9), (C, 0.9), (D, 0.9)])
+    """What was written behind the end of text was an action as well; the masks that stayed there are told, too."""
+    model = ScriptedModel(lambda *_: [(A, 0.9), (EOS, 0.9), (C, 0.9), (D, 0.5)])
     answer = recorded(model, ThresholdEdit(), [PROMPT], 12, StubTokenizer(eos=EOS))[0]
-    assert answer.tokens == [A, EOS] and answer.trajectory.tokens.tolist() == [*PROMPT, A, EOS, C, D]
+    assert answer.tokens == [A, EOS] and answer.trajectory.tokens.tolist() == [*PROMPT, A, EOS, C, MASK]
+    assert answer.trajectory.step.tolist() == [-1] * 4 + [0, 0, 0, -1]
     answer = recorded(model, ThresholdEdit(), [PROMPT], 5)[0]
-    assert answer.tokens == [A, EOS, C, D, A] and len(answer.trajectory.tokens) == 12
+    assert answer.tokens == [A, EOS, C, D, A] and answer.trajectory.tokens.tolist()[8:] == [A, MASK, MASK, MASK]
 
 
 def test_off_costs_nothing_and_on_changes_no_answer(monkeypatch):

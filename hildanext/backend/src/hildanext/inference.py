@@ -152,8 +152,11 @@ class _Batch:
             observe=self._observe if observing else None,
             debug=self.settings.debug,
         )
-        for row in [*state.joining, *state.rows] if self.trajectories else []:
-            row.recorder = recorder_for(self.decoder, len(row.tokens))
+        for row in [*state.joining, *state.rows]:
+            if self.trajectories:
+                row.recorder = recorder_for(self.decoder, len(row.tokens))
+            if self.decoder.window == 0:
+                row.eos = self.eos
         state.prefill()
         self.prefilled = time.perf_counter() - self.began
         run(self.decoder, state)

@@ -75,6 +75,7 @@ def _add_flag(group: argparse._ArgumentGroup, knob: Knob) -> None:
 
     switch: dict[str, Any] = {"nargs": "?", "const": (knob.name, True)} if knob.type == "bool" else {}
     kind = "|".join(ast.literal_eval(knob.type.removeprefix("Literal"))) if words else knob.type.upper()
+    kind = "NAME|JSON" if kind.startswith("DICT") else kind
     flag, value = f"--{knob.name.replace('_', '-')}", f"{kind}{' or off' if knob.optional else ''}"
     group.add_argument(
         flag, dest="knobs", action="append", type=read, help=knob.help.replace("%", "%%"), metavar=value, **switch

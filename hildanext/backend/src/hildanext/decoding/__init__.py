@@ -4,6 +4,7 @@ In reading order:
 
 - `base`: what a decoder is (`Canvas` in, `Edit` out), and the one loop that runs it (`run`, `step`);
 - `threshold_edit`: the first member, where masks are filled and written tokens edited;
+- `reveal`: the rules by which it fills them;
 - `ordered`: a fixed number of masks a step, in one of `orders`;
 - `pruned`: the same without its last steps;
 - `s2d2`: drafts of a block that the model's own block-size-1 mode (`block_size_one`) confirms;

@@ -1,12 +1,13 @@
 """What a decoder is, and the one loop that runs it: forwards of active blocks become edits, until every block is final.
 
-State that changes travels in values (`Canvas`, `Edit`), never in the algorithm, which is its own frozen configuration.
+State that changes travels in values (`Canvas`, `Edit` and the memory in both), never in the algorithm, which is its own
+frozen configuration.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,13 +26,35 @@ class RowFacts(NamedTuple):
     """Whether somebody wants to know how likely its tokens were."""
 
 
+class Ends(NamedTuple):
+    """Where a text may end inside a block."""
+
+    eos: Int[Tensor, " ids"]
+    own: Bool[Tensor, "batch block"]
+    """True where one of these ids ends the text: in the answer, of a row that ends so."""
+
+    def stand_in(self, tokens: Int[Tensor, "batch block"]) -> Bool[Tensor, " batch"]:
+        """Rows that hold such an end, whatever stands before it."""
+        return ((tokens[..., None] == self.eos).any(-1) & self.own).any(-1)
+
+    def behind(
+        self, tokens: Int[Tensor, "batch block"], unwritten: Bool[Tensor, "batch block"]
+    ) -> Bool[Tensor, "batch block"]:
+        """The positions behind a written end of text before which everything is written."""
+        ends = (tokens[..., None] == self.eos).any(-1) & self.own & ~unwritten
+        if ends.device.type == "cpu" and not ends.any():
+            return ends
+        ends &= unwritten.int().cumsum(-1) == 0
+        return (ends.int().cumsum(-1) - ends.int()) > 0
+
+
 @dataclass(frozen=True)
 class Canvas:
     """The active block of every row, as it is before a forward."""
 
     tokens: Int[Tensor, "batch block"]
     masked: Bool[Tensor, "batch block"]
-    """True where the token is the mask."""
+    """True where the token is a mask that is to be filled."""
     fixed: Bool[Tensor, "batch block"]
     """True for a token of the prompt, or one that was given: it may be neither filled nor edited."""
     uniform: Float[Tensor, "batch block"]
@@ -40,11 +63,28 @@ class Canvas:
     """Forwards the block has had whose input held no mask."""
     rows: tuple[RowFacts, ...] = ()
     """Of each row; empty where nobody asks for streams of their own, nor for records."""
+    memory: tuple[Any, ...] = ()
+    """Of each row what `Edit.memory` left in its block's last step, None in the first; empty where nobody remembers."""
+    closed: Bool[Tensor, "batch block"] | None = None
+    """True behind the end of the text or its limit: fed as it is, neither filled nor edited. None: nowhere."""
+    shut: Bool[Tensor, "batch block"] | None = None
+    """The masks among them that an end of text closes: an edit of it opens them again. None: there are none."""
+    ends: Ends | None = None
+    """What closes positions beside the limit; None: nothing does."""
 
     @property
     def editable(self) -> Bool[Tensor, "batch block"]:
         """Written by us, and not a mask."""
-        return ~self.masked & ~self.fixed
+        own = ~self.masked & ~self.fixed
+        return own if self.closed is None else own & ~self.closed
+
+    def left(
+        self, write: Bool[Tensor, "batch block"], tokens: Int[Tensor, "batch block"]
+    ) -> Bool[Tensor, "batch block"]:
+        """The masks that are still to be filled once `tokens` are written at `write`: not those behind an end of text
+        that this writes, but those behind one that it takes away."""
+        left = (self.masked if self.shut is None else self.masked | self.shut) & ~write
+        return left if self.ends is None else left & ~self.ends.behind(torch.where(write, tokens, self.tokens), left)
 
     @cached_property
     def every(self) -> Bool[Tensor, "batch block"]:
@@ -99,6 +139,8 @@ class Edit:
     """True for a row whose block is finished once this edit is applied."""
     chances: Chances | None = None
     """Where a row of the canvas is recorded."""
+    memory: tuple[Any, ...] = ()
+    """Of each row what the decoder wants to find in its block's next step (`Canvas.memory`); empty: nothing."""
 
 
 EditRule = Callable[[Tensor, Tensor, Canvas], Edit]

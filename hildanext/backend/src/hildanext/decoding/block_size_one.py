@@ -60,9 +60,11 @@ def _forward(
 ) -> Float[Tensor, "fed hidden"]:
     """Final states of the clean rows of all documents, then of their masks."""
     device = model.device
+    fed_rows = [number for number, segment in enumerate(segments) if segment.clean or segment.masks]
+    rows, tokens, segments = ([each[number] for number in fed_rows] for each in (rows, tokens, segments))
     fed = [own[: segment.clean] for own, segment in zip(tokens, segments, strict=True)]
     masks = sum(segment.masks for segment in segments)
-    if not masks and not sum(segment.clean for segment in segments):
+    if not segments:
         return torch.zeros(0, model.causal_lm.config.hidden_size, dtype=model.dtype, device=device)
     clean, noisy = zip(*(segment.positions for segment in segments), strict=True)
     positions = send([[*sum(clean, []), *sum(noisy, [])]], device, torch.long)

@@ -53,7 +53,7 @@ class Ordered(Decoder):
         tokens = canvas.tokens.masked_scatter(where, picks)
         confidence = torch.zeros(where.shape, dtype=sure.dtype, device=sure.device).masked_scatter(where, sure)
         fill = self._next(canvas, confidence if self.biased else None)
-        return Edit(fill, tokens, confidence, ~(canvas.masked & ~fill).any(-1))
+        return Edit(fill, tokens, confidence, ~canvas.left(fill, tokens).any(-1))
 
     def _next(self, canvas: Canvas, confidence: Tensor | None) -> Bool[Tensor, "batch block"]:
         """The masks that come first."""

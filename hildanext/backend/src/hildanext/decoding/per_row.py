@@ -1,13 +1,15 @@
 """Rows with decoders of their own in one forward: each row is decided by its decoder as if it were alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hildanext.core.runtime import send
-from hildanext.decoding.base import Canvas, CausalLogits, Chances, Decoder, Denoiser, Edit, RowFacts
+from hildanext.decoding.base import Canvas, CausalLogits, Chances, Decoder, Denoiser, Edit
 
 
 class PerRow(Decoder):
@@ -34,7 +36,7 @@ class PerRow(Decoder):
         for decoder, rows, own in self._parts(canvas):
             chosen, needed = _logits_of(logits, where, canvas, rows, own)
             parts.append((rows, decoder.edit(chosen, needed, own)))
-        return _whole(canvas, parts)
+        return self._whole(canvas, parts)
 
     def verify(self, edit: Edit, canvas: Canvas, causal_logits: CausalLogits) -> Edit:
         if all(type(decoder).verify is Decoder.verify for decoder in self.groups):
@@ -42,7 +44,7 @@ class PerRow(Decoder):
         parts = []
         for decoder, rows, own in self._parts(canvas):
             parts.append((rows, decoder.verify(_edit_of(edit, rows), own, _among(causal_logits, canvas, rows))))
-        return _whole(canvas, parts)
+        return self._whole(canvas, parts)
 
     def chances(
         self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas, edit: Edit
@@ -68,8 +70,25 @@ class PerRow(Decoder):
         """Each decoder, its rows and the canvas of these."""
         for decoder, numbers in self.groups.items():
             rows = send(numbers, canvas.tokens.device)
-            facts = tuple(canvas.rows[number] for number in numbers) if canvas.rows else ()
-            yield decoder, rows, _part(canvas, rows, facts)
+            yield decoder, rows, _part(canvas, rows, numbers)
+
+    def _whole(self, canvas: Canvas, parts: Sequence[tuple[Tensor, Edit]]) -> Edit:
+        """The edits of the groups as one."""
+        device = canvas.tokens.device
+        whole = Edit(
+            torch.zeros_like(canvas.masked),
+            canvas.tokens.clone(),
+            torch.zeros(canvas.masked.shape, dtype=parts[0][1].confidence.dtype, device=device),
+            torch.zeros(len(canvas.masked), dtype=torch.bool, device=device),
+        )
+        memory: list[Any] = [None] * len(canvas.masked)
+        for numbers, (rows, part) in zip(self.groups.values(), parts, strict=True):
+            whole.write[rows], whole.tokens[rows] = part.write, part.tokens
+            whole.confidence[rows], whole.final[rows] = part.confidence, part.final
+            for number, kept in zip(numbers, part.memory, strict=False):  # of a decoder without memory there is none
+                memory[number] = kept
+        remembers = any(part.memory for _, part in parts)
+        return replace(whole, memory=tuple(memory)) if remembers else whole
 
 
 def _logits_of(
@@ -82,7 +101,8 @@ def _logits_of(
 
 
 def _edit_of(edit: Edit, rows: Tensor) -> Edit:
-    return Edit(edit.write[rows], edit.tokens[rows], edit.confidence[rows], edit.final[rows])
+    memory = tuple(edit.memory[row] for row in rows.tolist()) if edit.memory else ()
+    return Edit(edit.write[rows], edit.tokens[rows], edit.confidence[rows], edit.final[rows], memory=memory)
 
 
 def _among(causal_logits: CausalLogits, canvas: Canvas, rows: Tensor) -> CausalLogits:
@@ -96,22 +116,17 @@ def _among(causal_logits: CausalLogits, canvas: Canvas, rows: Tensor) -> CausalL
     return ask
 
 
-def _whole(canvas: Canvas, parts: Sequence[tuple[Tensor, Edit]]) -> Edit:
-    """The edits of groups of rows as one."""
-    device = canvas.tokens.device
-    whole = Edit(
-        torch.zeros_like(canvas.masked),
-        canvas.tokens.clone(),
-        torch.zeros(canvas.masked.shape, dtype=parts[0][1].confidence.dtype, device=device),
-        torch.zeros(len(canvas.masked), dtype=torch.bool, device=device),
-    )
-    for rows, part in parts:
-        whole.write[rows], whole.tokens[rows] = part.write, part.tokens
-        whole.confidence[rows], whole.final[rows] = part.confidence, part.final
-    return whole
-
-
-def _part(canvas: Canvas, rows: Tensor, facts: tuple[RowFacts, ...]) -> Canvas:
+def _part(canvas: Canvas, rows: Tensor, numbers: Sequence[int]) -> Canvas:
+    ends = canvas.ends
     return Canvas(
-        canvas.tokens[rows], canvas.masked[rows], canvas.fixed[rows], canvas.uniform[rows], canvas.checks[rows], facts
+        canvas.tokens[rows],
+        canvas.masked[rows],
+        canvas.fixed[rows],
+        canvas.uniform[rows],
+        canvas.checks[rows],
+        tuple(canvas.rows[number] for number in numbers) if canvas.rows else (),
+        tuple(canvas.memory[number] for number in numbers) if canvas.memory else (),
+        None if canvas.closed is None else canvas.closed[rows],
+        None if canvas.shut is None else canvas.shut[rows],
+        None if ends is None else ends._replace(own=ends.own[rows]),
     )

@@ -52,11 +52,11 @@ class Pruned(Ordered):
             confidence = torch.ones(where.shape, dtype=best.dtype, device=best.device).masked_scatter(where, best)
             over = (confidence >= self.sure).where(canvas.masked, torch.tensor(True, device=best.device)).all(-1)
         write = torch.where(over[:, None], canvas.masked, edit.write)
-        return Edit(write, edit.tokens, edit.confidence, ~(canvas.masked & ~write).any(-1))
+        return Edit(write, edit.tokens, edit.confidence, ~canvas.left(write, edit.tokens).any(-1))
 
     def _over(self, canvas: Canvas) -> Bool[Tensor, " batch"]:
         """Whether a block has had the steps that it is to have one by one."""
-        own = (~canvas.fixed).sum(-1)
+        own = (canvas.masked | canvas.editable).sum(-1)
         planned = -(-own // self.per_step)
         done = (own - canvas.masked.sum(-1)) // self.per_step
         return done >= ((1 - self.early) * planned - 1e-9).ceil()

@@ -56,7 +56,7 @@ class S2D2(Decoder):
         tokens = canvas.tokens.masked_scatter(where, picks)
         confidence = torch.zeros(where.shape, dtype=sure.dtype, device=sure.device).masked_scatter(where, sure)
         fill = fill_above(confidence, canvas.masked, self.tau_mask)
-        return Edit(fill, tokens, confidence, ~(canvas.masked & ~fill).any(-1))
+        return Edit(fill, tokens, confidence, ~canvas.left(fill, tokens).any(-1))
 
     def verify(self, edit: Edit, canvas: Canvas, causal_logits: CausalLogits) -> Edit:
         span = first_run(canvas.masked)
@@ -74,7 +74,7 @@ class S2D2(Decoder):
         write = torch.where(verified[:, None], span & reached, edit.write)
         tokens = torch.where(verified[:, None], tokens, edit.tokens)
         confidence = torch.where(verified[:, None], confidence, edit.confidence)
-        return Edit(write, tokens, confidence, ~(canvas.masked & ~write).any(-1))
+        return Edit(write, tokens, confidence, ~canvas.left(write, tokens).any(-1))
 
     def _pays(self, edit: Edit, canvas: Canvas, span: Bool[Tensor, "batch block"]) -> Bool[Tensor, " batch"]:
         """Rows whose run is verified."""

@@ -45,6 +45,13 @@ class SequenceState:
     """What it writes is recorded; None: not."""
     given: Bool[Tensor, " capacity"] | None = None
     """Where the answer was known beforehand; None: nowhere."""
+    memory: Any = None
+    """What its decoder remembers of the active block (`decoding.base.Canvas.memory`)."""
+    eos: frozenset[int] = frozenset()
+    """Ids that end the text inside a block: what stands behind one is not written. None of them where finished blocks
+    may still change."""
+    may_end: bool = False
+    """One of these may stand in the active block."""
 
     def give(self, known: Sequence[tuple[int, int]]) -> None:
         """Write tokens of the answer that are known, each as (place in the answer, id), before the first step."""
@@ -52,6 +59,7 @@ class SequenceState:
         self.given = torch.zeros_like(self.tokens, dtype=torch.bool)
         self.given[self.prompt + places] = True
         self.tokens[self.prompt + places] = ids
+        self.may_end = True
 
     @property
     def facts(self) -> RowFacts:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hildanext import masks
 from hildanext.core.errors import LogitsNotFinite
 from hildanext.core.runtime import send
-from hildanext.decoding.base import Canvas, Edit, EditRule
+from hildanext.decoding.base import Canvas, Edit, EditRule, Ends
 from hildanext.decoding.block_size_one import block_size_one_logits
 from hildanext.decoding.commit import Commit, CommitPolicy
 from hildanext.decoding.feed_plan import Feed, active_blocks, prompt_pieces, revised_blocks
@@ -132,8 +132,35 @@ class DecodeState:
             if row.given is not None:
                 fixed[number] |= row.given[span]
         masked = (tokens == self.card.mask_id) & ~fixed
-        self._canvas = Canvas(tokens, masked, fixed, uniform, facts[:, 2], tuple(row.facts for row in self.rows))
+        ends = self._ends(facts[:, 1:2])
+        limits = self._behind_limits()
+        masked = masked if limits is None else masked & ~limits
+        closed, shut = limits, None
+        if ends is not None and any(row.may_end for row in self.rows):
+            behind = ends.behind(tokens, masked)
+            closed = behind if limits is None else limits | behind
+            masked, shut = masked & ~behind, masked & behind
+        told = tuple(row.facts for row in self.rows)
+        memory = tuple(row.memory for row in self.rows) if any(row.memory is not None for row in self.rows) else ()
+        checks = facts[:, 2]
+        self._canvas = Canvas(tokens, masked, fixed, uniform, checks, told, memory, closed, shut, ends)
         return self._canvas
+
+    def _ends(self, prompts: Int[Tensor, "batch 1"]) -> Ends | None:
+        """What ends the rows' texts; None where nothing does."""
+        ids = frozenset[int]().union(*(row.eos for row in self.rows))
+        if not ids:
+            return None
+        own = self._places >= prompts
+        if not all(row.eos for row in self.rows):
+            own = own & send([[bool(row.eos)] for row in self.rows], own.device)
+        return Ends(send(sorted(ids), own.device), own)
+
+    def _behind_limits(self) -> Bool[Tensor, "batch block"] | None:
+        """Positions behind the rows' limits; None: there are none."""
+        if not any(row.limit < row.start + self.block for row in self.rows):
+            return None
+        return self._places >= send([[row.limit] for row in self.rows], self._places.device)
 
     def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
         ahead = self.commit_policy.ahead(self.rows)
@@ -161,7 +188,11 @@ class DecodeState:
         written = canvas.apply(edit)
         edits = (edit.write & ~canvas.masked).sum(-1)
         told = edit.confidence.isfinite().all(-1)
-        flags = torch.stack([edit.final, canvas.masked.any(-1), edit.write.any(-1), edits, told], -1).tolist()
+        ended = torch.zeros_like(edit.final) if canvas.ends is None else canvas.ends.stand_in(written)
+        cut = torch.zeros_like(edit.final) if canvas.closed is None else canvas.closed.any(-1)
+        flags = torch.stack(
+            [edit.final, canvas.masked.any(-1), edit.write.any(-1), edits, ended, cut, told], -1
+        ).tolist()
         untold = [row.index for row, flag in zip(self.rows, flags, strict=True) if not flag[-1]]
         if untold:
             raise LogitsNotFinite("diffusion model", untold)
@@ -171,15 +202,18 @@ class DecodeState:
         if edit.chances is not None:
             record([(row.recorder, row.start) for row in self.rows], canvas, edit, edit.chances)
         finished = []
-        for number, (row, tokens, (final, had_masks, wrote, edited, _)) in enumerate(
+        for number, (row, tokens, (final, had_masks, wrote, edited, ends, closed, _)) in enumerate(
             zip(self.rows, written, flags, strict=True)
         ):
             row.tokens[row.start : row.start + self.block] = tokens
             row.edits += edited
             row.checks += not had_masks
+            row.memory = edit.memory[number] if edit.memory and not final else None
+            row.may_end = bool(ends) and not final
             if final:
                 row.start, row.checks = row.start + self.block, 0
-                self.commit_policy.finished(row, unchanged=not had_masks and not wrote)
+                # What is closed was never written: such a block is the text's last, and nobody else's.
+                self.commit_policy.finished(row, unchanged=not had_masks and not wrote and not closed)
                 self._finished.append(row)
                 finished.append(number)
         return finished

@@ -18,8 +18,8 @@ from hildanext.decoding.base import Canvas, Chances, Decoder, Edit
 class Trajectory:
     """The whole blocks of one document, the prompt included; arrays are by position in it, log p and entropy in nats.
 
-    The terminal block is not cut where the text ends: what stands behind was drawn like the rest, and later steps of
-    the block saw it.
+    The terminal block is not cut where the text ends: what was written behind was drawn like the rest, and later steps
+    of the block saw it; so they did the masks that nobody filled there.
     """
 
     tokens: Int[np.ndarray, " positions"]
@@ -27,7 +27,7 @@ class Trajectory:
     prompt: int
     """Tokens of the prompt."""
     step: Int[np.ndarray, " positions"]
-    """Step of its block, from 0 on, in which the position's mask was filled; -1 in the prompt."""
+    """Step of its block, from 0 on, in which the position's mask was filled; -1 in the prompt, and where it stayed."""
     logp: Float[np.ndarray, " positions"]
     """Log-probability of the token that filled the mask, by the law it was drawn from: temperature, top-k and top-p
     applied. 0 in the prompt."""

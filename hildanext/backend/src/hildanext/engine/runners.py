@@ -133,6 +133,8 @@ class DiffusionRunner:
             if spec.trajectory:
                 request.row.recorder = recorder_for(request.decoder, len(request.row.tokens))
             eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)
+            if _decoder(request).window == 0:
+                request.row.eos = eos
             request.detokenizer = IncrementalDetokenizer(self.tokenizer, request.prompt, eos, spec.stop, request.show)
             self._adopt(request, request.row)
         self._requests[request.id] = request

@@ -49,8 +49,9 @@ class RolloutBatch:
 
     @property
     def written(self) -> Bool[Tensor, "rows positions"]:
-        """Every position that the sampler filled."""
-        return self.scored | self.after
+        """Every position that the sampler filled. What a block that has ended left unwritten holds masks, as it did
+        when the sampler read it."""
+        return self.scored | (self.after & (self.step >= 0))
 
     @property
     def length(self) -> Int[Tensor, " rows"]:
@@ -60,7 +61,7 @@ class RolloutBatch:
     @property
     def traced(self) -> bool:
         """Whether the steps are known in which the tokens were written."""
-        return bool((self.step[self.written] >= 0).all())
+        return bool((self.step[self.scored] >= 0).all())
 
     def rows(self, chosen: Sequence[int]) -> "RolloutBatch":
         """Some of the rows, in the order given, cut to the longest of them."""
