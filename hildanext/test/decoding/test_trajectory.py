@@ -9,7 +9,7 @@ from test_decoding import EOS, PROMPT, A, B, C, D, X, toy_a
 
 import hildanext.decoding.base as decoding_base
 from conftest import random_model
-from decoding_stubs import ScriptedModel, StubTokenizer
+from decoding_stubs import MASK, ScriptedModel, StubTokenizer
 from hildanext.core.errors import ConfigError
 from hildanext.decoding import S2D2, ExactConfig, ThresholdEdit, decoder_section, make_decoder
 from hildanext.decoding.state import DecodeState
@@ -86,7 +86,11 @@ def test_every_action_has_the_log_probability_that_its_state_gives_it(alignment)
                     assert tokens[at] == kept.edits[number, 2]
                     assert kept.edit_logp[number] == pytest.approx(float(law[kept.edits[number, 3]]), abs=1e-9)
         end = kept.prompt + len(answer.tokens)
-        assert (seen == kept.step).all() and (kept.step[: kept.prompt] == -1).all() and (seen[kept.prompt : end] >= 0).all()
+        assert (
+            (seen == kept.step).all()
+            and (kept.step[: kept.prompt] == -1).all()
+            and (seen[kept.prompt : end] >= 0).all()
+        )
         assert (kept.logp[kept.prompt : end] < 0).all() and not kept.logp[: kept.prompt].any()
         assert (kept.step[end:] == -1).all() and (kept.tokens[end:] == model.card.mask_id).all()
     assert edits > 3, "edits were recorded, too"

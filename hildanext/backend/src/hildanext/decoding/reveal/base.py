@@ -61,6 +61,6 @@ def remembered(memory: Memory, batch: int, fresh: Sequence[Tensor]) -> list[Tens
     return [torch.stack([row[part] for row in rows]) for part in range(len(fresh))]
 
 
-def of_rows(*parts: Float[Tensor, "batch ..."]) -> Memory:
-    """Stacked parts, apart by row."""
+def of_rows(*parts: Tensor) -> Memory:
+    """Parts that begin with the batch, apart by row."""
     return tuple(zip(*(part.unbind() for part in parts), strict=True))

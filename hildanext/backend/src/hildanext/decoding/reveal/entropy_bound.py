@@ -28,6 +28,6 @@ class EntropyBound(Reveal):
         assert facts.entropy is not None
         ranked, order = facts.entropy.masked_fill(~canvas.masked, torch.inf).sort(dim=-1, stable=True)
         # Of the first k the k-th is the highest, so that what counts are the k - 1 before it.
-        finite = ranked.masked_fill(ranked.isinf(), 0.0)
-        fits = finite.cumsum(-1) - finite <= self.gamma
+        before = torch.cat([torch.zeros_like(ranked[:, :1]), ranked[:, :-1].cumsum(-1)], -1)
+        fits = before <= self.gamma
         return torch.zeros_like(canvas.masked).scatter_(-1, order, fits) & canvas.masked, ()
