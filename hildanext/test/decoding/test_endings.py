@@ -1,4 +1,4 @@
-"""A block ends where its text does: behind a limit or a written end of text nothing is asked for, and nothing written."""
+"""A block ends where its text does: behind a limit or a written end of text nothing is asked for or written."""
 
 from dataclasses import replace
 

@@ -53,7 +53,8 @@ def test_answers_are_whole_and_told_apart_by_their_seeds(sampler: Sampler):
         trace = answer.trajectory
         assert 1 <= len(answer.tokens) <= 9 and answer.forwards > 0
         assert len(trace.tokens) % 8 == 0 and trace.prompt == len(answer.prompt) and not trace.biased
-        assert (trace.step[trace.prompt :] >= 0).all() and (trace.logp[trace.prompt :] < 0).all()
+        written = slice(trace.prompt, trace.prompt + len(answer.tokens))
+        assert (trace.step[written] >= 0).all() and (trace.logp[written] < 0).all()
 
 
 def test_an_answer_is_the_same_alone_and_in_company(sampler: Sampler):

@@ -60,16 +60,15 @@ def _forward(
 ) -> Float[Tensor, "fed hidden"]:
     """Final states of the clean rows of all documents, then of their masks."""
     device = model.device
-    fed_rows = [number for number, segment in enumerate(segments) if segment.clean or segment.masks]
-    rows, tokens, segments = ([each[number] for number in fed_rows] for each in (rows, tokens, segments))
-    fed = [own[: segment.clean] for own, segment in zip(tokens, segments, strict=True)]
-    masks = sum(segment.masks for segment in segments)
-    if not segments:
+    whole = [part for part in zip(rows, tokens, segments, strict=True) if part[2].clean or part[2].masks]
+    if not whole:
         return torch.zeros(0, model.causal_lm.config.hidden_size, dtype=model.dtype, device=device)
+    segments = [segment for _, _, segment in whole]
+    masks = sum(segment.masks for segment in segments)
     clean, noisy = zip(*(segment.positions for segment in segments), strict=True)
     positions = send([[*sum(clean, []), *sum(noisy, [])]], device, torch.long)
-    caches = [_scratch(model, row, segment.end) for row, segment in zip(rows, segments, strict=True)]
-    attention = DraftAttention(caches, segments)
+    attention = DraftAttention([_scratch(model, row, segment.end) for row, _, segment in whole], segments)
+    fed = [own[: segment.clean] for _, own, segment in whole]
     fed.append(torch.full((masks,), model.card.mask_id, device=device))
     return model.hidden(torch.cat(fed)[None], positions, attention)[0]
 

@@ -23,14 +23,15 @@ class ThresholdEdit(Decoder):
     """Fill masked positions the model is sure of; rewrite written ones it disagrees with.
 
     With v the candidate and p its probability, position i is written when it is masked and p_i > tau_mask (or by
-    another rule, `reveal`), or when it holds another token of ours and p_i > tau_edit (both strict; editing goes on while masks remain).
-    A block is final when it has no mask and a forward changes nothing, or after `max_post` forwards without masks.
+    another rule, `reveal`), or when it holds another token of ours and p_i > tau_edit (both strict; editing goes on
+    while masks remain). A block is final when it has no mask and a forward changes nothing, or after `max_post`
+    forwards without masks.
 
     Paper: LLaDA2.1, arXiv:2602.08676.
     Differs: a row where nothing passes commits its most confident mask, ties to the lowest position (as the
-    released checkpoint's own loop does), or another one (`fallback`); the mask and unused rows cannot be candidates; multi-block editing,
-    whose algorithm is not published, is ours (`window`); at a temperature, one draw per position lasts for the
-    whole block.
+    released checkpoint's own loop does), or another one (`fallback`); the mask and unused rows cannot be candidates;
+    multi-block editing, whose algorithm is not published, is ours (`window`); at a temperature, one draw per position
+    lasts for the whole block.
     """
 
     tau_mask: float = Field(title="Fill a mask above", default=0.7, ge=0, le=1, allow_inf_nan=False)
@@ -52,8 +53,8 @@ class ThresholdEdit(Decoder):
     top_k: int | None = Field(default=None, ge=1, le=2147483648)
     """Draw from this many of the likeliest tokens; None is all of them."""
     reveal: dict[str, Any] | str | None = Field(title="Rule of filling", default=None)
-    """Which masks are filled: a name or a section of threshold, factor, entropy_bound, klass, credit, hierarchical, card
-    (FULL), such as {"name": "factor", "f": 1.0}. None: threshold."""
+    """Which masks are filled, a name or a section such as {"name": "factor", "f": 1.0}: threshold (off is this one),
+    factor, entropy_bound, klass, credit, hierarchical, or card (FULL)."""
     fallback: Literal["confident", "left", "entropy"] = Field(title="Where nothing passes", default="confident")
     """The mask that is filled where no mask passes: the surest, the leftmost, or that of the lowest entropy."""
 

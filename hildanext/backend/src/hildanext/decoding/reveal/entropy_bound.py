@@ -12,7 +12,7 @@ from hildanext.decoding.reveal.base import Facts, Fill, Memory, Reveal
 
 @config
 class EntropyBound(Reveal):
-    """The k masks of lowest entropy, for the largest k whose entropies less the highest of them add up to gamma or less.
+    """The k masks of lowest entropy, for the largest k whose entropies but the highest add up to gamma or less.
 
     That sum bounds the mutual information of what is filled. One is always filled. `tau_mask` is not read.
 
