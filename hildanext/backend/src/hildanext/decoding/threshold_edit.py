@@ -13,7 +13,7 @@ from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import build
 from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit, Sampling, most_confident
-from hildanext.decoding.reveal import REVEALS, Facts, Reveal
+from hildanext.decoding.reveal import REVEALS, Facts, Reveal, section_schema
 from hildanext.decoding.reveal.base import Memory, entropies
 from hildanext.models.sampling import candidates
 
@@ -52,7 +52,9 @@ class ThresholdEdit(Decoder):
     """Draw from the likeliest tokens that hold this probability together; None is all of them."""
     top_k: int | None = Field(default=None, ge=1, le=2147483648)
     """Draw from this many of the likeliest tokens; None is all of them."""
-    reveal: dict[str, Any] | str | None = Field(title="Rule of filling", default=None)
+    reveal: dict[str, Any] | str | None = Field(
+        title="Rule of filling", default=None, json_schema_extra=section_schema()
+    )
     """Which masks are filled, a name or a section such as {"name": "factor", "f": 1.0}: threshold (off is this one),
     factor, entropy_bound, klass, credit, hierarchical, or card (FULL)."""
     fallback: Literal["confident", "left", "entropy"] = Field(title="Where nothing passes", default="confident")

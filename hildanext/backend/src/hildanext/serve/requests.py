@@ -113,9 +113,11 @@ def _knob(name: str, knob: FieldInfo, text: str) -> Any:
     annotation: Any = knob.annotation
     bounds = [*knob.metadata, *([Field(le=MAXIMA[name])] if name in MAXIMA else [])]
     kind = Annotated[annotation, *bounds] if bounds else annotation
+    shape = knob.json_schema_extra if isinstance(knob.json_schema_extra, dict) else {}
+    shape = {"anyOf": shape["anyOf"]} if "anyOf" in shape else {}
     if name in OPTIONAL:
-        return kind | Literal["off"], Field(None, description=f"{text} Null is off.")
-    return kind | None, Field(None, description=text)
+        return kind | Literal["off"], Field(None, description=f"{text} Null is off.", json_schema_extra=shape)
+    return kind | None, Field(None, description=text, json_schema_extra=shape)
 
 
 PRESET: type[Any] = DECODERS[MODES["S_MODE"]["name"]]
