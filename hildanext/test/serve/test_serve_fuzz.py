@@ -110,7 +110,7 @@ def steer(case, known: str) -> None:
 
 
 UNSETTLED = (
-    "mode effort decoder reasoning_effort window stop block_size block_length steps max_denoising_steps "
+    "mode effort decoder reveal reasoning_effort window stop block_size block_length steps max_denoising_steps "
     "num_inference_steps max_tokens max_new_tokens deadline_seconds n best_of logprobs top_logprobs echo diffusing "
     "stream_denoising stream_options threshold editing_threshold edit_threshold max_post_steps"
 ).split()
