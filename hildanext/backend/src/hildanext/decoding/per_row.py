@@ -1,6 +1,7 @@
 """Rows with decoders of their own in one forward: each row is decided by its decoder as if it were alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -56,6 +57,10 @@ class PerRow(Decoder):
                 chosen, needed = _logits_of(logits, where, canvas, rows, own)
                 part = decoder.chances(chosen, needed, own, _edit_of(edit, rows))
                 whole.logp[rows], whole.entropy[rows] = part.logp, part.entropy
+                if part.kept is not None:
+                    every = torch.zeros_like(canvas.tokens) if whole.kept is None else whole.kept
+                    every[rows] = part.kept
+                    whole = replace(whole, kept=every)
         return whole
 
     def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
 """What a round may learn from: answers as arrays, and what is said of each beside its text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -75,10 +75,10 @@ def widened(batch: RolloutBatch, width: int) -> RolloutBatch:
     """The batch with filling up to `width` positions."""
     missing = width - batch.tokens.shape[1]
     filling = {"document": -1, "step": -1}
-    parts = {
-        part.name: pad(getattr(batch, part.name), (0, missing), value=filling.get(part.name, 0))
-        for part in fields(batch)
-        if part.name != "edits" and getattr(batch, part.name).ndim == 2
+    parts: dict[str, Any] = {
+        name: pad(array, (0, missing), value=filling.get(name, 0))
+        for name, array in batch.arrays().items()
+        if name != "edits" and array.ndim == 2
     }
     return replace(batch, **parts) if missing else batch
 
