@@ -4,7 +4,7 @@ numpy alone, so that no tensor of inference mode reaches autograd.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,26 @@ class Trajectory:
         for _, position, old, _ in self.edits[::-1]:
             tokens[position] = old
         return tokens
+
+    def behind(self, prompt: Sequence[int]) -> "Trajectory":
+        """The same actions behind another prompt, whose blocks must end where those of its own did. Log p and entropy
+        stay what they were."""
+        moved, first = len(prompt) - self.prompt, self.prompt
+
+        def shifted(array: np.ndarray, begin: np.ndarray) -> np.ndarray:
+            return np.concatenate([begin.astype(array.dtype), array[first:]])
+
+        nothing = np.zeros(len(prompt))
+        return replace(
+            self,
+            tokens=shifted(self.tokens, np.array(prompt)),
+            prompt=len(prompt),
+            step=shifted(self.step, nothing - 1),
+            logp=shifted(self.logp, nothing),
+            entropy=shifted(self.entropy, nothing),
+            edits=self.edits + np.array([0, moved, 0, 0]),
+            kept=None if self.kept is None else shifted(self.kept, nothing),
+        )
 
 
 class Recorder:

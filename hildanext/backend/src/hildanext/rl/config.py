@@ -39,6 +39,8 @@ class MeasureConfig:
     """The first so many held-out ones."""
     samples: int = Field(default=8, ge=0)
     """Sampled answers to each, at the start and at the end, for sampled accuracy and pass@k; 0 samples none."""
+    editing: bool = True
+    """At the start and at the end, in a forward each: what the policy would do to wrong tokens of right answers."""
 
 
 @config

@@ -81,8 +81,8 @@ def score(
 
     `temperature` divides the logits: 1 for the model itself, the sampler's for the law of its actions. With `packed`
     the prompt of a group is fed once (`rl.packed`), which changes no number but for rounding. `actions` says that the
-    estimate is of all that the sampler wrote, what stands behind the end of text among it, and not of the text. The law
-    is then that which the sampler's filters leave, by the number of tokens that they left of each (`RolloutBatch.kept`).
+    estimate is of all that the sampler wrote, what stands behind the end of text among it, and not of the text; by the
+    law that the sampler's filters leave, as many tokens as they left of each (`RolloutBatch.kept`).
     """
     raw, columns = [], 0
     for look in looks:

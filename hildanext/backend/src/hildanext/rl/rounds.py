@@ -127,8 +127,14 @@ class Rounds:
         rows: dict[int, list[int]] = {}
         for row, (group, _) in enumerate(places):
             rows.setdefault(group, []).append(row)
-        groups = [members for members in rows.values() if bool((advantage[members] != 0).any())]
         figures = self._figures(chunks, rewards, advantage, material)
+        if material.lessons is not None and not self.config.shuffled_rewards:  # they know what was right
+            told, alone = len(places), material.lessons
+            material = material.with_lessons(len(chosen))
+            assert alone.factor is not None, "a lesson has an advantage"
+            advantage, valid = torch.cat([advantage, alone.factor]), torch.cat([valid, alone.factor != 0])
+            rows |= {len(chosen) + number: [told + number] for number in range(len(alone.answers))}
+        groups = [members for members in rows.values() if bool((advantage[members] != 0).any())]
         now = Round(number, material, rewards, advantage, valid, groups, figures, [])
         started = time.perf_counter()
         now.views = self._views(now, place)
@@ -172,6 +178,8 @@ class Rounds:
             numbers={first + index: at for index, (at, _) in enumerate(asked)},
             seed=self.config.seed,
             encode=self._prompt,
+            round=number,
+            replays=seams.likelihood.of_actions,
             ready=self._ready,
         )
         return replace(desk, shapes=[partial(plugin.ask, desk=desk) for plugin in seams.plugins.values()])
@@ -261,8 +269,9 @@ class Rounds:
             looks = [material.look.rows(range(len(rows)), batch.tokens.shape[1])]
         valid = now.valid[rows] & bool(now.groups)
         apart = [[look] for look in looks] if self.seams.objective.separable else [looks]
-        # An edit's own log p is not among those of the masks that were filled.
-        recorded = update == 0 and self.seams.likelihood.of_actions and not len(batch.edits)
+        elsewhere = material.asked is not None and any(material.asked)
+        # An edit's own log p is not among those of the masks that were filled, nor is this prompt's one of another.
+        recorded = update == 0 and self.seams.likelihood.of_actions and not len(batch.edits) and not elsewhere
         return [
             PolicyView(
                 batch=batch,
@@ -271,7 +280,7 @@ class Rounds:
                 valid=valid,
                 count=0,
                 recorded=torch.stack([batch.logp * look.read for look in part]) if recorded else None,
-                asked=material.asked if material.asked is not None and any(material.asked) else None,
+                asked=material.asked if elsewhere else None,
             )
             for part in apart
         ]

@@ -79,8 +79,7 @@ class TrajectoryLikelihood(PolicyLikelihood):
             )
         if len(batch.edits) and batch.kept is not None:
             raise ConfigError(
-                f"{len(batch.edits)} edits were drawn under top_k or top_p, and what these left is recorded of fillings "
-                "alone",
+                f"{len(batch.edits)} edits were drawn under top_k or top_p, whose law is recorded of fillings alone",
                 "leave top_k and top_p out, or take a decoder without edits such as ordered",
             )
         if len(batch.edits) and self.edits == "refuse":
