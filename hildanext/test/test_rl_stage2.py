@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from hildanext.cli import main
-from hildanext.core.config import merge
+from hildanext.core.config import config, merge
 from hildanext.core.errors import ConfigError, DataError, HildaError, RewardError, TrainingStopped
 from hildanext.core.metrics_log import read_metrics
 from hildanext.grading.rewards import REWARDS
 from hildanext.jobs.progress import look
 from hildanext.models.loading.load import load_diffusion
+from hildanext.rl.desk import Desk
+from hildanext.rl.material import Material
+from hildanext.rl.plugins import PLUGINS, Plugin
+from hildanext.rl.plugins.imitation import Lesson, lessons_of
 from hildanext.rl.rollouts.engine import EngineSampler
 from hildanext.rl_stage2 import rl
 from hildanext.training import _Loop
@@ -347,3 +352,36 @@ def test_two_processes_give_the_numbers_of_one_with_twice_the_problems(model: st
             assert one["answers"] == two["answers"] == 16
     said = [sorted(text for _, text, _ in texts(tmp_path / run)) for run in ("one", "two")]
     assert said[0] == said[1]
+
+
+@config
+class Teaches(Plugin):
+    """One lesson a chunk: the first answer, under its own prompt."""
+
+    def more(self, material: Material, desk: Desk) -> Material:
+        first = int(material.batch.prompt[0])
+        tokens = tuple(material.batch.tokens[0, first : first + material.answers[0].tokens].tolist())
+        lesson = Lesson(tuple(material.batch.tokens[0, :first].tolist()), tokens, "", material.answers[0])
+        size = desk.policy.model.card.block_size
+        return replace(material, lessons=lessons_of([lesson], 0.5, size, desk.policy.end))
+
+
+def test_a_lesson_teaches_where_groups_do_not_and_never_under_shuffled_rewards(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Rewards are all the same, so that the lesson is all there is; editing is measured at the start and at the end."""
+    monkeypatch.setitem(PLUGINS, "teaches", Teaches)
+    problems = {"name": "arithmetic", "count": 40, "steps": 1, "held_out": 0.3, "held_out_by": "story"}
+    measured = {"problems": 4, "samples": 0}
+    section = toy_section(model, rounds=2, problems=problems, reward=None, measure=measured)
+    rl(section | {"plugins": [{"name": "teaches"}]}, tmp_path / "one", "FULL", quiet=True)
+    rl(section | {"plugins": [{"name": "teaches"}], "shuffled_rewards": True}, tmp_path / "dealt", "FULL", quiet=True)
+    one, dealt = (steps(tmp_path / name) for name in ("one", "dealt"))
+    assert all(line["zero_variance"] == 1.0 for line in (*one, *dealt) if line["kind"] == "train")
+    assert all(line["gradient_norm"] > 0 for line in one if line["kind"] == "train")
+    assert all(line["gradient_norm"] == 0 for line in dealt if line["kind"] == "train")
+    ends = [line for line in one if line["kind"] == "eval"]
+    assert 0.0 <= ends[0]["corrected"] <= 1.0 and 0.0 <= ends[-1]["kept"] <= 1.0
+    rl(section | {"measure": {**measured, "editing": False}}, tmp_path / "off", quiet=True)
+    off = [line for line in steps(tmp_path / "off") if line["kind"] == "eval"]
+    assert "kept" not in off[0] and off[0]["right"] == ends[0]["right"]

@@ -202,10 +202,10 @@ def test_stp_asks_for_its_tokens_and_its_decoder(tmp_path):
 
 
 SPANS = [
-    ("2+3=5\n#### 5", "2+3=\n####"),
-    ("5+3=8, 8-5=3\n#### 3", "5+=8, 8-5=\n####"),
+    ("2+3=5\n#### 5", "2+3=\n#### "),
+    ("5+3=8, 8-5=3\n#### 3", "5+=8, 8-5=\n#### "),
     ("so <answer>4</answer> yes", "so <answer>"),
-    ("15 is not 5\n#### 5", "15 is not \n####"),
+    ("15 is not 5\n#### 5", "15 is not \n#### "),
 ]
 
 
@@ -377,8 +377,11 @@ def test_r3l_imitates_a_reflection_that_led_to_a_right_answer(tmp_path):
     sampler = Says(policy, [said, said], ["so 2+3=6\n#### 5", "so 2+3=6\n#### 7"])
     desk = a_desk(tmp_path, policy, sampler, problem)
     material = right_and_wrong(policy, [WRONG, WRONG, RIGHT], problem)
+    tight = R3l(reflector="model", hint=False, imitate=1.0).more(material, desk)
+    assert (tight.figures["r3l_imitated"], tight.figures["r3l_no_room"]) == (0, 1) and tight.lessons is None
+    policy.model.causal_lm.config.max_position_embeddings = 1024
     made = R3l(reflector="model", hint=False, imitate=1.0).more(material, desk)
-    assert made.figures["r3l_imitated"] == 1 and len(made.lessons.answers) == 1
+    assert made.figures["r3l_imitated"] == 1 and made.figures["r3l_no_room"] == 0 and len(made.lessons.answers) == 1
     batch, first = made.lessons.batch, int(made.lessons.batch.prompt[0])
     assert tuple(batch.tokens[0, :first].tolist()) == sampler.asked[0][0][0], "under the prompt that asked for it"
     ids = policy.tokenizer(said, add_special_tokens=False).input_ids

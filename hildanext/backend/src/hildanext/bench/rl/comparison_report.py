@@ -78,9 +78,9 @@ def _sheets(result: Mapping[str, Any]) -> list[Sheet]:
             ],
             [_cost_cells(row) for row in result["rows"] if row["seeds"]],
             "start > end, means over seeds; entropy (nats a token) and reward are of rollouts, first and last tenth of "
-            "the rounds; columns are those of updates (reference and old policy not counted); peak: the largest; mended "
-            "and kept: of held-out right answers in which a tenth of the tokens is wrong, the share of wrong tokens that "
-            "one forward would mend, and of right ones that it would leave alone",
+            "the rounds; columns are those of updates (reference and old policy not counted); peak: the largest; "
+            "mended, kept: of held-out right answers in which a tenth of the tokens is wrong, the share of wrong ones "
+            "that one forward would mend, and of right ones that it would leave alone",
         ),
     ]
     if result["grid"]:

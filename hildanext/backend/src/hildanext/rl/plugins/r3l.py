@@ -184,7 +184,9 @@ class R3l(Plugin):
             figures["r3l_better"] += now is not None and before is not None and now > before
             figures["r3l_right"] += now is not None and now >= highest
             if self.imitate and now is not None and now >= highest and before is not None and now > before:
-                standing.lessons += _lessons(standing, bases[number], asks[number], made, place, desk)
+                lessons = _lessons(standing, bases[number], asks[number], made, place, desk)
+                standing.lessons += [one for one in lessons if len(one.tokens) <= desk.policy.room(len(one.prompt))]
+                figures["r3l_no_room"] += sum(len(one.tokens) > desk.policy.room(len(one.prompt)) for one in lessons)
             standing.put(bases[number], made, place, kepts[number], now is None or now >= highest)
         return True
 
@@ -230,8 +232,7 @@ def _lessons(standing: Standing, base: int, ask: Ask, made: Material, row: int, 
     if base in standing.said:
         prompt, text = standing.said[base]
         tokens = (*desk.policy.tokenizer(text, add_special_tokens=False).input_ids, desk.policy.end)
-        if len(tokens) <= desk.policy.room(len(prompt)):
-            lessons.append(Lesson(prompt, tokens, text, about))
+        lessons.append(Lesson(prompt, tokens, text, about))
     if ask.shown is not None:
         first = int(made.batch.prompt[row])
         tokens = tuple(made.batch.tokens[row, first : first + about.tokens].tolist())
