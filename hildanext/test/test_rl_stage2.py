@@ -207,6 +207,19 @@ def test_an_answer_that_cannot_be_judged_is_left_out(model: str, tmp_path: Path,
     assert line["unjudged"] == 2 and line["gradient_norm"] > 0
 
 
+def test_a_group_without_one_judged_answer_is_said_once_and_teaches_nothing(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(LettersReward, "score", lambda self, problems, completions: [None] * len(completions))
+    section = toy_section(model, rounds=2)
+    section["problems"] = {**section["problems"], "held_out": 0.0}
+    rl(section, tmp_path / "run", quiet=True)
+    said = [record.getMessage() for record in caplog.records if "judged" in record.getMessage()]
+    assert said == ["2 of 2 problems of round 0 have not one judged answer"]
+    lines = [line for line in steps(tmp_path / "run") if line["kind"] == "train"]
+    assert [(line["unjudged"], line["gradient_norm"]) for line in lines] == [(8, 0), (8, 0)]
+
+
 @pytest.mark.parametrize(
     "changes, error, words",
     [

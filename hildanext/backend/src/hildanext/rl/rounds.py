@@ -1,5 +1,6 @@
 """The windows of an alignment: rounds of sampling and judging, each the source of `updates` steps of the optimiser."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ from hildanext.rl.round_figures import SPENT, figures_of
 from hildanext.rl.step import PolicyStep, PolicyView
 from hildanext.trainer.processes import summed
 from hildanext.trainer.window import Place, Window
+
+logger = logging.getLogger(__name__)
 
 ROLLOUTS = "rollouts"
 
@@ -86,6 +89,7 @@ class Rounds:
         self.prompts: dict[str, tuple[int, ...]] = {}
         self.round: Round | None = None
         self.steps_seen = 0
+        self.told_unjudged = False
 
     def __call__(self, step: int, phase: BlockPhase, place: Place) -> Window:
         number, update = divmod(step, self.config.updates)
@@ -118,6 +122,7 @@ class Rounds:
         rewards = self._rewards(answers, len(chosen))
         rewards = self._shuffled(rewards, number, place) if self.config.shuffled_rewards else rewards
         known = ~rewards.isnan()
+        self._say_unjudged(int((~known.any(-1)).sum()), len(chosen), number)
         by_place = self.seams.advantage.of(rewards.nan_to_num(), known & (known.sum(-1, keepdim=True) > 1))
         places = _places(answers)
         index = torch.tensor(places)
@@ -223,6 +228,12 @@ class Rounds:
         for answer, (group, number) in zip(answers, _places(answers), strict=True):
             rewards[group, number] = torch.nan if answer.reward is None else answer.reward
         return rewards
+
+    def _say_unjudged(self, without: int, groups: int, number: int) -> None:
+        """Once; every round's line counts `unjudged` answers."""
+        if without and not self.told_unjudged:
+            logger.warning("%d of %d problems of round %d have not one judged answer", without, groups, number)
+            self.told_unjudged = True
 
     def _shuffled(self, rewards: Tensor, number: int, place: Place) -> Tensor:
         """Each group's rewards among its judged answers, dealt out anew."""
