@@ -12,7 +12,7 @@ def problems(count: int = 30):
     return [sums(f"two plus {n} so what is it", f"2+{n}={n + 2}\n#### {n + 2}") for n in range(count)]
 
 
-def test_a_policy_that_says_the_right_answer_mends_all_and_one_that_says_the_same_leaves_nothing():
+def test_a_policy_that_always_says_one_token_mends_and_keeps_what_that_token_is():
     policy = a_policy()
     measure = EditingMeasure(policy, problems())
     for view in measure.check.views:
@@ -22,20 +22,13 @@ def test_a_policy_that_says_the_right_answer_mends_all_and_one_that_says_the_sam
         assert not view.maskable[(inside < first.min()).expand_as(view.maskable)].any(), "prompts are whole"
     wrong = torch.cat([view.clean[view.replaced] for view in measure.check.views])
     right = torch.cat([view.clean[view.kept] for view in measure.check.views])
-    said = int(wrong[0])
-    with torch.no_grad():
-        policy.model.head.zero_()
-        policy.model.head[said] = 0.0
-    one = measure()
-    assert set(one) == {"corrected", "kept"}
-    drafted = _said(policy)
-    assert one["corrected"] == float((wrong == drafted).double().mean())
-    assert one["kept"] == float((right == drafted).double().mean())
-
-
-def _said(policy) -> int:
-    """What a head of zeros says everywhere: the lowest id that may be said."""
-    return int((~policy.model.banned).nonzero()[0])
+    for said in (int(wrong[0]), END):
+        policy.model.banned.fill_(True)
+        policy.model.banned[said] = False
+        one = measure()
+        assert set(one) == {"corrected", "kept"} and one["kept"] > 0
+        assert one["corrected"] == float((wrong == said).double().mean())
+        assert one["kept"] == float((right == said).double().mean())
 
 
 def test_it_is_the_same_every_time_and_leaves_the_policy_as_it_was():

@@ -182,7 +182,9 @@ def _check_together(config: RlConfig, seams: Seams, objective: str, likelihood: 
             "sample with rollouts engine, or take block_elbo",
         )
     if seams.rollouts.biased and getattr(seams.likelihood, "biased", "allow") != "allow":
+        named = getattr(seams.rollouts, "decoder", None) is not None
+        instead = "leave rollouts.decoder out" if named else "set rollouts.order to random"
         raise ConfigError(
             "by confidence the recorded log p is not the action's, so that the gradient is biased",
-            'set rollouts.order to random, or the likelihood\'s "biased": "allow"',
+            f'{instead}, or the likelihood\'s "biased": "allow"',
         )
