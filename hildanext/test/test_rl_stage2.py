@@ -23,7 +23,7 @@ from hildanext.jobs.progress import look
 from hildanext.models.loading.load import load_diffusion
 from hildanext.rl.desk import Desk
 from hildanext.rl.material import Material
-from hildanext.rl.plugins import PLUGINS, Plugin
+from hildanext.rl.plugins import PLUGINS, Plugin, lens
 from hildanext.rl.plugins.imitation import Lesson, lessons_of
 from hildanext.rl.rollouts.engine import EngineSampler
 from hildanext.rl_stage2 import rl
@@ -398,3 +398,26 @@ def test_a_lesson_teaches_where_groups_do_not_and_never_under_shuffled_rewards(
     rl(section | {"measure": {**measured, "editing": False}}, tmp_path / "off", quiet=True)
     off = [line for line in steps(tmp_path / "off") if line["kind"] == "eval"]
     assert "kept" not in off[0] and off[0]["right"] == ends[0]["right"]
+
+
+def test_lens_replays_the_steps_of_purified_answers(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """AGRPO with LENS: every answer to a whole prompt is wrong, every one to a purified prompt right."""
+    ones = lambda policy, prompts, parts, generator: [torch.ones(len(one), dtype=torch.float64) for one in prompts]  # noqa: E731
+    monkeypatch.setattr(lens, "interference", ones)
+    monkeypatch.setattr(LettersReward, "score", lambda self, problems, completions: [next(earned) for _ in completions])
+    earned = iter([0.0] * 8 + [1.0] * 8 + [0.0] * 8 + [1.0] * 4 + [0.0] * 4)
+    words = "the small cat and the big dog went to a park with their friends on a very warm day"
+    problems = tmp_path / "stories.jsonl"
+    problems.write_text(
+        "".join(json.dumps({"prompt": f"{name} saw {words}"}) + "\n" for name in ("Lily", "Tom", "Ben"))
+    )
+    section = toy_section(model, rounds=2, objective={"name": "agrpo", "beta": 0.1}, updates=2, guard=["ratio"])
+    section |= {"problems": {"name": "jsonl", "path": str(problems), "held_out": 0.0}, "plugins": [{"name": "lens"}]}
+    rl(section, tmp_path / "run", "FULL", quiet=True)
+    lines = [line for line in steps(tmp_path / "run") if line["kind"] == "train"]
+    assert [(line["lens_low"], line["lens_purified"], line["lens_replaced"]) for line in lines[::2]] == [
+        (2, 2, 8),
+        (2, 2, 4),
+    ]
+    assert lines[0]["gradient_norm"] == 0, "all of both groups are right now"
+    assert lines[2]["gradient_norm"] > 0 and lines[2]["ratio_max"] < 1.001

@@ -235,8 +235,10 @@ def _lessons(standing: Standing, base: int, ask: Ask, made: Material, row: int, 
         lessons.append(Lesson(prompt, tokens, text, about))
     if ask.shown is not None:
         first = int(made.batch.prompt[row])
-        tokens = tuple(made.batch.tokens[row, first : first + about.tokens].tolist())
-        lessons.append(Lesson(ask.shown, tokens, about.text, about, tuple(place for place, _ in ask.wish.given)))
+        answer = slice(first, first + about.tokens)
+        given = (~made.batch.scored[row, answer]).nonzero()[:, 0].tolist()  # kept, or known by another plugin
+        tokens = tuple(made.batch.tokens[row, answer].tolist())
+        lessons.append(Lesson(ask.shown, tokens, about.text, about, tuple(given)))
     return lessons
 
 
