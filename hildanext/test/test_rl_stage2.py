@@ -405,7 +405,7 @@ def test_lens_replays_the_steps_of_purified_answers(model: str, tmp_path: Path, 
     ones = lambda policy, prompts, parts, generator: [torch.ones(len(one), dtype=torch.float64) for one in prompts]  # noqa: E731
     monkeypatch.setattr(lens, "interference", ones)
     monkeypatch.setattr(LettersReward, "score", lambda self, problems, completions: [next(earned) for _ in completions])
-    earned = iter([0.0] * 8 + [1.0] * 8 + [0.0] * 8 + [1.0] * 4 + [0.0] * 4)
+    earned = iter([0.0] * 8 + [1.0] * 8 + [0.0] * 8 + [1.0, 1.0, 0.0, 0.0] * 2)
     words = "the small cat and the big dog went to a park with their friends on a very warm day"
     problems = tmp_path / "stories.jsonl"
     problems.write_text(
