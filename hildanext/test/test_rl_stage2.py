@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from hildanext.cli import main
-from hildanext.core.config import merge
+from hildanext.core.config import config, merge
 from hildanext.core.errors import ConfigError, DataError, HildaError, RewardError, TrainingStopped
 from hildanext.core.metrics_log import read_metrics
 from hildanext.grading.rewards import REWARDS
 from hildanext.jobs.progress import look
 from hildanext.models.loading.load import load_diffusion
+from hildanext.rl.desk import Desk
+from hildanext.rl.material import Material
+from hildanext.rl.plugins import PLUGINS, Plugin, lens
+from hildanext.rl.plugins.imitation import Lesson, lessons_of
 from hildanext.rl.rollouts.engine import EngineSampler
 from hildanext.rl_stage2 import rl
 from hildanext.training import _Loop
@@ -202,6 +207,19 @@ def test_an_answer_that_cannot_be_judged_is_left_out(model: str, tmp_path: Path,
     assert line["unjudged"] == 2 and line["gradient_norm"] > 0
 
 
+def test_a_group_without_one_judged_answer_is_said_once_and_teaches_nothing(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(LettersReward, "score", lambda self, problems, completions: [None] * len(completions))
+    section = toy_section(model, rounds=2)
+    section["problems"] = {**section["problems"], "held_out": 0.0}
+    rl(section, tmp_path / "run", quiet=True)
+    said = [record.getMessage() for record in caplog.records if "judged" in record.getMessage()]
+    assert said == ["2 of 2 problems of round 0 have not one judged answer"]
+    lines = [line for line in steps(tmp_path / "run") if line["kind"] == "train"]
+    assert [(line["unjudged"], line["gradient_norm"]) for line in lines] == [(8, 0), (8, 0)]
+
+
 @pytest.mark.parametrize(
     "changes, error, words",
     [
@@ -347,3 +365,59 @@ def test_two_processes_give_the_numbers_of_one_with_twice_the_problems(model: st
             assert one["answers"] == two["answers"] == 16
     said = [sorted(text for _, text, _ in texts(tmp_path / run)) for run in ("one", "two")]
     assert said[0] == said[1]
+
+
+@config
+class Teaches(Plugin):
+    """One lesson a chunk: the first answer, under its own prompt."""
+
+    def more(self, material: Material, desk: Desk) -> Material:
+        first = int(material.batch.prompt[0])
+        tokens = tuple(material.batch.tokens[0, first : first + material.answers[0].tokens].tolist())
+        lesson = Lesson(tuple(material.batch.tokens[0, :first].tolist()), tokens, "", material.answers[0])
+        size = desk.policy.model.card.block_size
+        return replace(material, lessons=lessons_of([lesson], 0.5, size, desk.policy.end))
+
+
+def test_a_lesson_teaches_where_groups_do_not_and_never_under_shuffled_rewards(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Rewards are all the same, so that the lesson is all there is; editing is measured at the start and at the end."""
+    monkeypatch.setitem(PLUGINS, "teaches", Teaches)
+    problems = {"name": "arithmetic", "count": 40, "steps": 1, "held_out": 0.3, "held_out_by": "story"}
+    measured = {"problems": 4, "samples": 0}
+    section = toy_section(model, rounds=2, problems=problems, reward=None, measure=measured)
+    rl(section | {"plugins": [{"name": "teaches"}]}, tmp_path / "one", "FULL", quiet=True)
+    rl(section | {"plugins": [{"name": "teaches"}], "shuffled_rewards": True}, tmp_path / "dealt", "FULL", quiet=True)
+    one, dealt = (steps(tmp_path / name) for name in ("one", "dealt"))
+    assert all(line["zero_variance"] == 1.0 for line in (*one, *dealt) if line["kind"] == "train")
+    assert all(line["gradient_norm"] > 0 for line in one if line["kind"] == "train")
+    assert all(line["gradient_norm"] == 0 for line in dealt if line["kind"] == "train")
+    ends = [line for line in one if line["kind"] == "eval"]
+    assert 0.0 <= ends[0]["corrected"] <= 1.0 and 0.0 <= ends[-1]["kept"] <= 1.0
+    rl(section | {"measure": {**measured, "editing": False}}, tmp_path / "off", quiet=True)
+    off = [line for line in steps(tmp_path / "off") if line["kind"] == "eval"]
+    assert "kept" not in off[0] and off[0]["right"] == ends[0]["right"]
+
+
+def test_lens_replays_the_steps_of_purified_answers(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """AGRPO with LENS: every answer to a whole prompt is wrong, every one to a purified prompt right."""
+    ones = lambda policy, prompts, parts, generator: [torch.ones(len(one), dtype=torch.float64) for one in prompts]  # noqa: E731
+    monkeypatch.setattr(lens, "interference", ones)
+    monkeypatch.setattr(LettersReward, "score", lambda self, problems, completions: [next(earned) for _ in completions])
+    earned = iter([0.0] * 8 + [1.0] * 8 + [0.0] * 8 + [1.0, 1.0, 0.0, 0.0] * 2)
+    words = "the small cat and the big dog went to a park with their friends on a very warm day"
+    problems = tmp_path / "stories.jsonl"
+    problems.write_text(
+        "".join(json.dumps({"prompt": f"{name} saw {words}"}) + "\n" for name in ("Lily", "Tom", "Ben"))
+    )
+    section = toy_section(model, rounds=2, objective={"name": "agrpo", "beta": 0.1}, updates=2, guard=["ratio"])
+    section |= {"problems": {"name": "jsonl", "path": str(problems), "held_out": 0.0}, "plugins": [{"name": "lens"}]}
+    rl(section, tmp_path / "run", "FULL", quiet=True)
+    lines = [line for line in steps(tmp_path / "run") if line["kind"] == "train"]
+    assert [(line["lens_low"], line["lens_purified"], line["lens_replaced"]) for line in lines[::2]] == [
+        (2, 2, 8),
+        (2, 2, 4),
+    ]
+    assert lines[0]["gradient_norm"] == 0, "all of both groups are right now"
+    assert lines[2]["gradient_norm"] > 0 and lines[2]["ratio_max"] < 1.001

@@ -66,6 +66,7 @@ class Written:
                 log.write(
                     kind="eval", step=step, right=right, accuracy=right.count("1") / 4, tokens_per_forward=1.0 + step,
                     length=5.0, sampled_right="2 1 0 0" if step else "1 1 0 0", zero_variance=0.5,
+                    **({} if step == 1 else {"corrected": 0.5 - step / 10, "kept": 0.75}),
                 )  # fmt: skip
         done = {"section": json.loads(json.dumps(run.section)), "start": start, "peak_bytes": 2**20, "wall_seconds": 1}
         (run.folder / "done.json").write_text(json.dumps(done))
@@ -91,12 +92,15 @@ def test_a_row_says_what_the_files_of_its_runs_say(written, tmp_path):
     assert espo["pass_at_k"]["start"] == espo["pass_at_k"]["end"] == 0.5
     assert espo["columns"] == 200 and espo["rollouts"] == 8 and espo["seconds"] == 4.0
     assert espo["entropy"]["start"] == 1.0 and espo["entropy"]["end"] == 0.5
+    assert espo["corrected"]["starts"] == [0.5, 0.5] and espo["corrected"]["end"] == pytest.approx(0.3)
+    assert espo["kept"]["end"] == 0.75 and result["start_row"]["corrected"] == 0.5
     assert espo["tokens_per_forward"]["end"] == 3.0 and espo["peak_bytes"] == 2**20
     assert [point["columns"] for point in espo["curves"][0]] == [0, 100, 200]
     assert result["start_row"]["greedy"] == 0.25 and result["budget"]["rollouts"] == 8
     assert "parent" in result["not_there"][0], "what is not measured is named"
     text = comparison_report.markdown(result)
     assert "espo-shuffled (control)" in text and "no update (control)" in text and "+0.50 [" in text
+    assert "0.50 > 0.30" in text and "0.75 > 0.75" in text
     assert comparison_report.draw(result, tmp_path / "a.png").stat().st_size > 10_000
     assert len(comparison_report.tables(result)) == 2
 

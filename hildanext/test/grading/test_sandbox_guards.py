@@ -237,8 +237,10 @@ class TestWhatIsLeftOver:
         launcher.kill_if_there(child.pid)  # gone already, which is no error
 
 
-def test_a_sandbox_error_s_end_is_what_the_last_attempt_said(monkeypatch):
+def test_a_sandbox_error_s_end_is_what_the_last_attempt_said(monkeypatch, caplog):
     answers = iter([Verdict("sandbox_error", str(number)) for number in range(3)])
     monkeypatch.setattr("hildanext.grading.sandbox.run.judge", lambda *_: next(answers))
     sandbox = Sandbox(without=levels.MECHANISMS, allow_unsafe_execution=True)
     assert sandbox.run(Job("", "f", "")) == Verdict("sandbox_error", "2")
+    said = [record.getMessage() for record in caplog.records if "sandbox_error" in record.getMessage()]
+    assert said == ["sandbox_error in 3 attempts: 2"], "one line"

@@ -26,6 +26,7 @@ from hildanext.rl.moved import moved
 from hildanext.rl.objectives.base import PolicyInputs
 from hildanext.rl.objectives.espo import Espo
 from hildanext.rl.plugins import PLUGINS
+from hildanext.rl.plugins.hints import sayable
 from hildanext.rl.plugins.interference import interference
 from hildanext.rl.plugins.lens import Lens, count_of, mixture_weights, replaced
 from hildanext.rl.plugins.protected import deletable, numbers_in
@@ -34,6 +35,7 @@ from hildanext.rl.plugins.reflections import KEYS, read_reflection
 from hildanext.rl.plugins.stp import Stp, check_span, raised
 from hildanext.rl.plugins.verifiers import Fault, cell_fault, equation_fault, number_fault
 from hildanext.rl.rollouts.base import Wish
+from hildanext.rl.rollouts.engine import EngineRollouts
 from hildanext.rl.rounds import credited
 
 MEMBERS = [{"name": "stp"}, {"name": "lens"}, {"name": "r3l"}]
@@ -90,15 +92,31 @@ CONTRADICTIONS = [
     ({"plugins": [{"name": "stp", "template": "#### 5"}]}, "covers the answer's span"),
     ({"plugins": [{"name": "stp", "template": "so "}], "problems": {"name": "countdown"}}, "covers the answer's span"),
     ({"plugins": [{"name": "stp", "temporal": "off"}]}, "prunes nothing"),
+    ({"plugins": [{"name": "stp", "hints": 0.1, "template": "so "}]}, "tokens of the same places"),
+    (
+        {"plugins": [{"name": "stp", "hints": 0.1}], "problems": {"name": "countdown"}},
+        "hints 0.1 cover the answer's span",
+    ),
     ({"plugins": [{"name": "stp"}], "likelihood": {"name": "left_to_right"}}, "one after another"),
     ({"plugins": [{"name": "stp"}], "rollouts": {"name": "engine", "decoder": {"name": "ordered"}}}, "names another"),
     ({"plugins": [{"name": "lens"}], "objective": {"name": "espo"}}, "has none"),
-    ({"plugins": [{"name": "lens"}], "likelihood": {"name": "trajectory"}}, "another prompt"),
+    (
+        {"plugins": [{"name": "lens"}], "likelihood": {"name": "trajectory", "edits": "count"}},
+        "edits are not replayed",
+    ),
     ({"plugins": [{"name": "lens"}, {"name": "r3l"}]}, "one of the two"),
     ({"plugins": [{"name": "r3l"}], "likelihood": {"name": "trajectory"}}, "hint to false"),
     ({"plugins": [{"name": "r3l"}], "reward": {"name": "format", "form": "final_line"}}, "no verifier"),
     ({"plugins": [{"name": "r3l"}], "objective": {"name": "wd1pp"}}, "take wd1"),
     ({"plugins": [{"name": "r3l", "retries": 3}]}, "retries"),
+    ({"plugins": [{"name": "r3l", "imitate": 1, "hint": False}]}, "nothing to imitate"),
+    (
+        {
+            "plugins": [{"name": "r3l", "imitate": 1, "hint": False, "reflector": "model"}],
+            "likelihood": {"name": "trajectory"},
+        },
+        "imitate to 0",
+    ),
 ]
 
 
@@ -181,6 +199,48 @@ def test_stp_asks_for_its_tokens_and_its_decoder(tmp_path):
     assert asked.wish.decoder == {"name": "pruned", "early": 0.5}
     with pytest.raises(ConfigError, match="inside the template"):
         Stp(template="so ", end_at=2).ask(ask, desk)
+
+
+SPANS = [
+    ("2+3=5\n#### 5", "2+3=\n#### "),
+    ("5+3=8, 8-5=3\n#### 3", "5+=8, 8-5=\n#### "),
+    ("so <answer>4</answer> yes", "so <answer>"),
+    ("15 is not 5\n#### 5", "15 is not \n#### "),
+]
+
+
+@pytest.mark.parametrize(("answer", "said"), SPANS, ids=[answer for answer, _ in SPANS])
+def test_a_hint_is_nothing_of_the_final_answer_wherever_it_stands(answer, said):
+    tokenizer = characters()
+    ids = tokenizer(answer, add_special_tokens=False).input_ids
+    assert "".join(answer[place] for place in sayable(tokenizer, ids)) == said
+
+
+def test_hints_are_one_set_a_group_and_fall_to_none(tmp_path):
+    policy, problem = a_policy(), sums(answer="so 2+3=5\n#### 5")
+    desk = a_desk(tmp_path, policy, Says(policy), problem)
+    ids = policy.tokenizer(problem.answer, add_special_tokens=False).input_ids
+    plugin, prompt = Stp(hints=0.5, hint_rounds=4, temporal="off"), policy.encode(problem)
+    asks = [plugin.ask(Ask(problem, 0, seed, prompt), desk) for seed in (1, 2)]
+    assert asks[0].wish == asks[1].wish and len(asks[0].wish.given) == len(ids) // 2
+    assert all(ids[place] == token for place, token in asks[0].wish.given)
+    counts = [
+        len(plugin.ask(Ask(problem, 0, 1, prompt), replace(desk, round=number)).wish.given) for number in range(6)
+    ]
+    assert counts == [int(len(ids) * share) for share in (0.5, 0.375, 0.25, 0.125, 0, 0)]
+    other = plugin.ask(Ask(problem, 0, 1, prompt), replace(desk, numbers={0: 9}))
+    assert other.wish.given != asks[0].wish.given
+    for bad, words in (
+        (replace(problem, answer=None), "line 1 has none"),
+        (sums(answer="five"), "marks no final answer"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            plugin.ask(Ask(bad, 0, 1, prompt), desk)
+    text = "so 2+3=5\n#### 5"
+    batch = collate([Answer(prompt, (*ids, END), text, True, 1, 0, given=(0, 4))], [0], 4, END)
+    made = plugin.more(Material(batch, []), desk)
+    assert made.figures == {"stp_given": 2.0}
+    assert plugin.ask(Ask(problem, 0, 1, prompt), replace(desk, round=4)) == Ask(problem, 0, 1, prompt)
 
 
 @pytest.mark.parametrize("alignment", ["parent", "block"])
@@ -292,6 +352,54 @@ def test_v16_no_gradient_before_the_pivot(tmp_path):
     assert (gradient[:, [0, 2], first : first + 3] == 0).all(), "both members of the pair"
     assert (gradient[:, 0, first + 3 :] != 0).any() and (gradient[:, 2, first + 3 :] != 0).any()
     assert batch.length.tolist() == [len(WRONG) + 1 - 3, len(RIGHT) + 1, len(AGAIN) + 1 - 3]
+
+
+def test_r3l_imitates_the_guided_attempt_under_its_hint(tmp_path):
+    policy, problem = a_policy(), sums()
+    desk = a_desk(tmp_path, policy, Says(policy, [AGAIN, WRONG]), problem)
+    material = right_and_wrong(policy, [WRONG, WRONG, RIGHT], problem)
+    made = R3l(imitate=0.5).more(material, desk)
+    assert made.lessons is not None and made.figures["r3l_imitated"] == 1, "one attempt stayed wrong"
+    (prompts, *_), lesson = desk.sampler.asked[0], made.lessons.batch
+    first = int(lesson.prompt[0])
+    assert tuple(lesson.tokens[0, :first].tolist()) == prompts[0] and first > len(policy.encode(problem))
+    assert lesson.scored[0, first : first + 4].tolist() == [False, False, False, True], "what was made anew alone"
+    assert policy.tokenizer.decode(lesson.tokens[0, first : first + len(AGAIN)]) == AGAIN
+    assert made.lessons.factor.tolist() == [0.5]
+    plain = R3l().more(material, a_desk(tmp_path / "plain", policy, Says(policy, [AGAIN, WRONG]), problem))
+    assert plain.lessons is None and "r3l_imitated" not in plain.figures
+    assert torch.equal(plain.batch.tokens, made.batch.tokens) and torch.equal(plain.credited, made.credited)
+
+
+def test_r3l_imitates_a_reflection_that_led_to_a_right_answer(tmp_path):
+    policy, problem = a_policy(), sums()
+    said = reflection(retry_from_step=1)
+    sampler = Says(policy, [said, said], ["so 2+3=6\n#### 5", "so 2+3=6\n#### 7"])
+    desk = a_desk(tmp_path, policy, sampler, problem)
+    material = right_and_wrong(policy, [WRONG, WRONG, RIGHT], problem)
+    tight = R3l(reflector="model", hint=False, imitate=1.0).more(material, desk)
+    assert (tight.figures["r3l_imitated"], tight.figures["r3l_no_room"]) == (0, 1) and tight.lessons is None
+    policy.model.causal_lm.config.max_position_embeddings = 1024
+    made = R3l(reflector="model", hint=False, imitate=1.0).more(material, desk)
+    assert made.figures["r3l_imitated"] == 1 and made.figures["r3l_no_room"] == 0 and len(made.lessons.answers) == 1
+    batch, first = made.lessons.batch, int(made.lessons.batch.prompt[0])
+    assert tuple(batch.tokens[0, :first].tolist()) == sampler.asked[0][0][0], "under the prompt that asked for it"
+    ids = policy.tokenizer(said, add_special_tokens=False).input_ids
+    assert batch.tokens[0, first : first + len(ids) + 1].tolist() == [*ids, END]
+    assert int(batch.length[0]) == len(ids) + 1 and made.lessons.answers[0].text == said
+
+
+def test_lessons_are_groups_behind_the_round_s(tmp_path):
+    policy, problem = a_policy(), sums()
+    desk = a_desk(tmp_path, policy, Says(policy, [AGAIN]), problem)
+    made = R3l(imitate=0.5).more(right_and_wrong(policy, [WRONG, RIGHT], problem), desk)
+    joined = Material.join([made, made])
+    whole = joined.with_lessons(7)
+    assert whole.batch.group.tolist() == [0, 0, 0] * 2 + [7, 8] and whole.lessons is None
+    assert [answer.group for answer in whole.answers[-2:]] == [7, 8] and whole.factor.tolist() == [1.0] * 6 + [0.5] * 2
+    assert whole.credited[6:].all() and whole.figures == joined.figures
+    plain = right_and_wrong(policy, [WRONG], problem)
+    assert plain.with_lessons(3) is plain and made.rows([0]).lessons is None
 
 
 FAULTS = [
@@ -461,6 +569,52 @@ def test_an_answer_moved_behind_its_own_prompt_scores_the_same_and_behind_anothe
     changed = other.back(score(policy.model, other.batch, other.looks).raw.detach(), raw)
     assert torch.equal(changed[:, 0], raw[:, 0]) and not torch.allclose(changed[:, 1], raw[:, 1])
     assert torch.equal(changed != 0, raw != 0), "the same tokens are read"
+
+
+@pytest.mark.parametrize("alignment", ["parent", "block"])
+def test_a_purified_answer_is_replayed_under_the_original_prompt_where_blocks_are_cut_alike(alignment, tmp_path):
+    """CRPO's ratio of each action: under the original prompt to what the sampler recorded under the other."""
+    policy, problem = a_policy(alignment), sums("bob has two red and 3 so what is it")
+    prompt = policy.encode(problem)
+    sampler = EngineRollouts(max_new_tokens=9, per_step=2, slots=4).open(policy, "FULL")
+    try:
+        desk = replace(a_desk(tmp_path, policy, sampler, problem), replays=True)
+        asks = [Ask(problem, 0, seed, prompt, shown) for seed, shown in ((1, prompt[4:]), (2, prompt[3:]), (3, None))]
+        batch = desk.answers("lens", asks)[0].batch
+        same = replace(desk, replays=False).answers("other", asks)[0].batch
+    finally:
+        sampler.close()
+    known = (batch.step >= 0).any(-1)
+    assert known.tolist() == [True, False, True] and (same.step >= 0).any(-1).tolist() == [False, False, True]
+    assert torch.equal(batch.scored, same.scored)
+    batch = batch.rows([0, 2])
+    looks = TrajectoryLikelihood().draw(batch, policy.model.card, torch.Generator())
+    here = score(policy.model, batch, looks, actions=True).raw.detach()
+    away = moved(batch, looks, [prompt[4:], None])
+    there = away.back(score(policy.model, away.batch, away.looks, actions=True).raw.detach(), here)
+    assert torch.allclose(there.sum(0), batch.logp, rtol=0, atol=1e-9), "what the sampler did, where it did it"
+    assert torch.equal(here[:, 1], there[:, 1]) and not torch.allclose(here[:, 0], there[:, 0], atol=1e-4)
+
+
+def test_under_steps_so_many_tokens_go_that_whole_blocks_do(tmp_path, monkeypatch):
+    tokenizer, problem = characters(), "bob has 12 and 7 apples so how many"
+    prompt = tokenizer(problem, add_special_tokens=False).input_ids
+    scores = torch.linspace(5.0, 0.1, len(prompt), dtype=torch.float64)
+    assert len(Lens(gamma=0.03).deleted(tokenizer, prompt, problem, scores)) == 2
+    four = Lens(gamma=0.03).deleted(tokenizer, prompt, problem, scores, by=4)
+    assert len(four) == 4 and four[:2] == Lens(gamma=0.03).deleted(tokenizer, prompt, problem, scores)
+    few = torch.where(torch.arange(len(prompt)) < 4, 1.0, -1.0).double()
+    assert Lens(gamma=0.03).deleted(tokenizer, prompt, problem, few, by=4) == [], "three may go, and four must"
+    policy, problem = a_policy(), sums()
+    policy.keep_reference()
+    ones = lambda policy, prompts, parts, generator: [torch.ones(len(p), dtype=torch.float64) for p in prompts]  # noqa: E731
+    monkeypatch.setattr(lens_module, "interference", ones)
+    sampler = Says(policy, [RIGHT] * 2, traced=True)
+    desk = replace(a_desk(tmp_path, policy, sampler, problem), replays=True)
+    made = Lens().more(right_and_wrong(policy, [WRONG] * 2, problem), desk)
+    assert len(sampler.asked[0][0][0]) == len(policy.encode(problem)) - 4
+    assert made.batch.rows([0, 1]).traced and made.figures["lens_replaced"] == 2
+    assert made.batch.prompt.tolist() == [len(policy.encode(problem))] * 2
 
 
 def test_without_plugins_material_is_the_batch():

@@ -9,7 +9,9 @@ from conftest import random_model
 from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build, under_profile
 from hildanext.diffusion import block_index
+from hildanext.losses.linear_log_probs import linear_log_probs
 from hildanext.models import DiffusionModel
+from hildanext.models.sampling import law
 from hildanext.rl.batch import RolloutBatch, collate
 from hildanext.rl.likelihoods import POLICY_LIKELIHOODS
 from hildanext.rl.likelihoods.trajectory import draw_steps
@@ -182,6 +184,83 @@ def test_edits_have_the_log_probability_that_was_recorded():
     scores = scores_of(model, batch, made(edits="count", biased="allow"), 1.3)
     ours = torch.stack([scores.raw[step, row, position] for row, step, position, *_ in batch.edits.tolist()])
     assert len(told) > 5 and torch.allclose(ours, told, rtol=0, atol=1e-9)
+
+
+def enumerated(logits: torch.Tensor, label: int, filters: dict) -> float:
+    """log p of a label by the law that a sampler with these filters draws from."""
+    return float(law(logits[None], 1.3, filters.get("top_p"), filters.get("top_k"))[0, label].log())
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 9, "top_p": 0.8}], ids=str)
+@pytest.mark.parametrize("alignment", ["block", "parent"])
+def test_what_top_k_and_top_p_left_is_replayed(alignment, filters, tmp_path):
+    """The law of the sampler and its gradient; also when saved, loaded, cut, joined and packed."""
+    model = random_model("llama", alignment, 4, seed=1)
+    batch = written(model, {"name": "ordered", "per_step": 2, "temperature": 1.3, **filters}, each=2)
+    assert batch.kept is not None and (batch.kept[batch.written] >= 1).all()
+    assert int(batch.kept.max()) <= filters.get("top_k", 10**6) and not batch.kept[~batch.written].any()
+    looks = made().draw(batch, model.card, seeded())
+    plain = score(model, batch, looks, 1.3)
+    scores = score(model, batch, looks, 1.3, actions=True)
+    assert torch.allclose(scores.raw.sum(0), batch.logp, rtol=0, atol=1e-9)
+    assert not torch.allclose(plain.raw.sum(0), batch.logp, rtol=0, atol=1e-2)
+    batch.save(tmp_path / "rollouts.safetensors")
+    again = RolloutBatch.join([RolloutBatch.load(tmp_path / "rollouts.safetensors").rows([3, 0]), written(model)])
+    assert torch.equal(again.kept[0, : batch.kept.shape[1]], batch.kept[3, : again.kept.shape[1]])
+    assert not again.kept[2:].any()
+    assert torch.equal(score(model, batch, looks, 1.3, packed=True, actions=True).read, scores.read)
+    scores = score(model, batch, looks, 1.3, packed=True, actions=True)
+    assert torch.allclose(scores.raw.sum(0), batch.logp, rtol=0, atol=1e-9)
+
+
+def test_a_sampler_without_filters_records_none():
+    model = random_model("llama", "block", 4, seed=1)
+    batch = written(model, each=1)
+    assert batch.kept is None and "kept" not in batch.arrays()
+    looks = made().draw(batch, model.card, seeded())
+    assert torch.equal(score(model, batch, looks, actions=True).raw, score(model, batch, looks).raw)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"top_p": 0.6}, {"top_k": 4, "top_p": 0.7}], ids=str)
+def test_the_gradient_of_a_filtered_token_is_that_of_the_sampler_s_law(filters):
+    """By differences of the law itself, whose filter is made anew for each."""
+    hidden = torch.tensor([[1.0, -0.5, 0.25]], dtype=torch.float64)
+    head = torch.tensor(
+        [[0.9, 0.1, 0], [0.7, -0.3, 0.4], [0.2, 0.5, 0], [0.6, 0, -0.2], [0, 0, 0.1], [-1, 1, 0]]
+    ).double()
+    banned = torch.zeros(6, dtype=torch.bool)
+    probability = law(hidden @ head.T, 1.3, filters.get("top_p"), filters.get("top_k"))
+    kept = (probability > 0).sum(-1)
+    assert 1 < int(kept) < 6
+    for label in (probability[0] > 0).nonzero()[:, 0].tolist():
+        states = hidden.clone().requires_grad_()
+        logp = linear_log_probs(states, head, torch.tensor([label]), banned, 4, 1.3, kept)
+        assert float(logp.detach()) == pytest.approx(enumerated((hidden @ head.T)[0], label, filters), abs=1e-12)
+        (gradient,) = torch.autograd.grad(logp.sum(), states)
+        for place in range(3):
+            nudge = torch.zeros_like(hidden)
+            nudge[0, place] = 1e-6
+            above, below = (enumerated(((hidden + sign * nudge) @ head.T)[0], label, filters) for sign in (1, -1))
+            assert float(gradient[0, place]) == pytest.approx((above - below) / 2e-6, abs=1e-6)
+
+
+def test_a_token_that_is_no_longer_left_has_a_finite_log_probability_without_jumps():
+    """The last one that is left makes room for it."""
+    head, banned, kept = torch.eye(4, dtype=torch.float64), torch.zeros(4, dtype=torch.bool), torch.tensor([2])
+
+    def logp(third: float) -> float:
+        states = torch.tensor([[3.0, 1.0, third, -5.0]], dtype=torch.float64)
+        return float(linear_log_probs(states, head, torch.tensor([2]), banned, 4, 1.0, kept))
+
+    assert logp(1.0 + 1e-9) == pytest.approx(logp(1.0 - 1e-9), abs=1e-8)
+    assert logp(0.0) == pytest.approx(-math.log1p(math.exp(3.0)))
+
+
+def test_edits_of_a_filtered_sampler_are_refused():
+    model = random_model("llama", "block", 4, seed=1)
+    batch = written(model, {**EDITING, "top_k": 5}, each=1)
+    with pytest.raises(ConfigError, match=r"edits were drawn under top_k.*leave top_k"):
+        made(edits="count", biased="allow").draw(batch, model.card, seeded())
 
 
 def test_what_cannot_be_scored_is_refused_with_the_reason():

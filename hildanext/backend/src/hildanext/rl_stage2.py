@@ -19,6 +19,7 @@ from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.tuning import start_hash, start_tuning
 from hildanext.rl.alarms import Watch, facts_of
 from hildanext.rl.config import RlConfig, Seams, read_config
+from hildanext.rl.editing import EditingMeasure
 from hildanext.rl.measure import Measure, nothing_to_learn
 from hildanext.rl.policy import Policy
 from hildanext.rl.rollouts import Sampler
@@ -126,12 +127,15 @@ def _learn(
     rounds = Rounds(run.folder, config, seams, policy, sampler, split.train, step, run.accelerator)
     held_out: Sequence[Problem] = split.held_out[: config.measure.problems]
     measure = Measure(policy, sampler, held_out, seams.reward)
+    editing = EditingMeasure(policy, held_out, config.train.chunk) if config.measure.editing else None
 
     def validate(_: Any, number: int) -> dict[str, Any]:
         sampler.changed()
         measured = measure.greedy()
         if config.measure.samples and number in (0, config.steps):
             measured |= measure.sampled(config.measure.samples)
+        if editing is not None and number in (0, config.steps):
+            measured |= editing()
         return measured
 
     def saved() -> None:

@@ -120,6 +120,8 @@ class Chances:
     logp: Float[Tensor, "batch block"]
     entropy: Float[Tensor, "batch block"]
     """Of that law."""
+    kept: Int[Tensor, "batch block"] | None = None
+    """Tokens that top-k and top-p left of that law; None where the sampler has neither."""
 
 
 Sampling = tuple[float, float | None, int | None]
@@ -219,7 +221,11 @@ class Decoder:
         logp = probability.gather(-1, edit.tokens[written][:, None])[:, 0].log()
         nothing = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
         entropy = torch.special.entr(probability).sum(-1)
-        return Chances(nothing.masked_scatter(written, logp), nothing.masked_scatter(written, entropy))
+        kept = None
+        if any(filtering is not None for filtering in self.sampling[1:]):
+            none = torch.zeros(where.shape, dtype=torch.long, device=where.device)
+            kept = none.masked_scatter(written, (probability > 0).sum(-1))
+        return Chances(nothing.masked_scatter(written, logp), nothing.masked_scatter(written, entropy), kept)
 
     def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:
         """A step has finished the blocks of `rows`; what is revised here is revised before their text is looked at."""

@@ -58,6 +58,10 @@ class PerRow(Decoder):
                 chosen, needed = _logits_of(logits, where, canvas, rows, own)
                 part = decoder.chances(chosen, needed, own, _edit_of(edit, rows))
                 whole.logp[rows], whole.entropy[rows] = part.logp, part.entropy
+                if part.kept is not None:
+                    every = torch.zeros_like(canvas.tokens) if whole.kept is None else whole.kept
+                    every[rows] = part.kept
+                    whole = replace(whole, kept=every)
         return whole
 
     def after_block(self, denoiser: Denoiser, rows: Sequence[int]) -> None:

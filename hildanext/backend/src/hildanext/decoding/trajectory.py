@@ -4,7 +4,7 @@ numpy alone, so that no tensor of inference mode reaches autograd.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,9 @@ class Trajectory:
     biased: bool
     """Which positions were written depended on what was drawn, so that the sum of log p is not the log-probability
     of the actions; see `Decoder.biased`."""
+    kept: Int[np.ndarray, " positions"] | None = None
+    """Tokens that top-k and top-p left to draw the position's token from; 0 in the prompt. None where the sampler has
+    neither."""
 
     @property
     def filled(self) -> Int[np.ndarray, " positions"]:
@@ -48,6 +51,26 @@ class Trajectory:
         for _, position, old, _ in self.edits[::-1]:
             tokens[position] = old
         return tokens
+
+    def behind(self, prompt: Sequence[int]) -> "Trajectory":
+        """The same actions behind another prompt, whose blocks must end where those of its own did. Log p and entropy
+        stay what they were."""
+        moved, first = len(prompt) - self.prompt, self.prompt
+
+        def shifted(array: np.ndarray, begin: np.ndarray) -> np.ndarray:
+            return np.concatenate([begin.astype(array.dtype), array[first:]])
+
+        nothing = np.zeros(len(prompt))
+        return replace(
+            self,
+            tokens=shifted(self.tokens, np.array(prompt)),
+            prompt=len(prompt),
+            step=shifted(self.step, nothing - 1),
+            logp=shifted(self.logp, nothing),
+            entropy=shifted(self.entropy, nothing),
+            edits=self.edits + np.array([0, moved, 0, 0]),
+            kept=None if self.kept is None else shifted(self.kept, nothing),
+        )
 
 
 class Recorder:
@@ -58,6 +81,7 @@ class Recorder:
         self.step = np.full(capacity, -1, dtype=np.int64)
         self.logp, self.entropy = np.zeros(capacity), np.zeros(capacity)
         self.biased = biased
+        self.kept: Int[np.ndarray, " positions"] | None = None
         self._edits: list[tuple[int, int, int, int]] = []
         self._edit_logp: list[float] = []
         self._steps = 0
@@ -69,6 +93,9 @@ class Recorder:
         np.copyto(self.step[span], self._steps, where=block["filled"])
         np.copyto(self.logp[span], block["logp"], where=block["filled"])
         np.copyto(self.entropy[span], block["entropy"], where=block["filled"])
+        if "kept" in block and block["kept"].any():  # a row beside filtered ones has none
+            self.kept = np.zeros_like(self.step) if self.kept is None else self.kept
+            np.copyto(self.kept[span], block["kept"], where=block["filled"])
         for place in block["edited"].nonzero()[0].tolist():
             self._edits.append((self._steps, start + place, int(block["old"][place]), int(block["new"][place])))
             self._edit_logp.append(float(block["logp"][place]))
@@ -86,6 +113,7 @@ class Recorder:
             np.array(self._edits, dtype=np.int64).reshape(-1, 4),
             np.array(self._edit_logp, dtype=np.float64),
             self.biased,
+            None if self.kept is None else self.kept[:end].copy(),
         )
 
 
@@ -101,6 +129,7 @@ def record(rows: Sequence[tuple[Recorder | None, int]], canvas: Canvas, edit: Ed
             "logp": chances.logp,
             "entropy": chances.entropy,
             "final": edit.final,
+            **({} if chances.kept is None else {"kept": chances.kept}),
         }.items()
     }
     final = arrays.pop("final")

@@ -1,7 +1,7 @@
 """The answers of one round of sampling, as arrays: what likelihoods, objectives and plugins are given."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class RolloutBatch:
     """Row, step of the block, position, old token, new token; in the order in which they were made."""
     biased: Bool[Tensor, ""] = field(default_factory=lambda: torch.tensor(False))
     """Whether the sum of log p is not that of the actions in some row; see `Trajectory.biased`."""
+    kept: Int[Tensor, "rows positions"] | None = None
+    """Tokens that top-k and top-p left to draw the position's from; 0 where they left all. None: there everywhere."""
 
     @property
     def written(self) -> Bool[Tensor, "rows positions"]:
@@ -63,13 +65,16 @@ class RolloutBatch:
         """Whether the steps are known in which the tokens were written."""
         return bool((self.step[self.scored] >= 0).all())
 
+    def arrays(self) -> dict[str, Tensor]:
+        """By the names of the fields; those that are None are left out."""
+        named = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: array for name, array in named.items() if array is not None}
+
     def rows(self, chosen: Sequence[int]) -> "RolloutBatch":
         """Some of the rows, in the order given, cut to the longest of them."""
         index = torch.tensor(list(chosen), dtype=torch.long)
         whole = ("edits", "biased")
-        parts: dict[str, Any] = {
-            part.name: getattr(self, part.name)[index] for part in fields(self) if part.name not in whole
-        }
+        parts: dict[str, Any] = {name: array[index] for name, array in self.arrays().items() if name not in whole}
         end = int((parts["document"] >= 0).sum(-1).max()) if len(index) else 0
         parts = {name: part[:, :end].contiguous() if part.ndim == 2 else part for name, part in parts.items()}
         place = {row: number for number, row in enumerate(chosen)}
@@ -84,16 +89,18 @@ class RolloutBatch:
         for part in parts:
             edits.append(part.edits + torch.tensor([first, 0, 0, 0, 0]))
             first += len(part.tokens)
+        if any(part.kept is not None for part in parts):
+            parts = [replace(one, kept=torch.zeros_like(one.tokens)) if one.kept is None else one for one in parts]
         joined = {
-            field.name: _joined([getattr(part, field.name) for part in parts], width, field.name)
-            for field in fields(cls)
-            if field.name != "edits"
+            name: _joined([getattr(part, name) for part in parts], width, name)
+            for name in parts[0].arrays()
+            if name != "edits"
         }
         return cls(**joined, edits=torch.cat(edits))
 
     def save(self, path: Path) -> None:
         """Write it as safetensors, whole or not at all."""
-        save_tensors({part.name: getattr(self, part.name).contiguous() for part in fields(self)}, path)
+        save_tensors({name: array.contiguous() for name, array in self.arrays().items()}, path)
 
     @classmethod
     def load(cls, path: Path) -> "RolloutBatch":
@@ -139,6 +146,8 @@ def collate(answers: Sequence[Answer], group: Sequence[int], block_size: int, fi
     position, step = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     scored, after = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     logp, entropy = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    filtered = any(trace is not None and trace.kept is not None for _, trace in documents)
+    kept = torch.zeros(shape, dtype=torch.long) if filtered else None
     edits: list[list[int]] = []
     for row, (answer, (whole, trace)) in enumerate(zip(answers, documents, strict=True)):
         first, end, stop = len(answer.prompt), len(answer.prompt) + len(answer.tokens), len(whole)
@@ -150,6 +159,8 @@ def collate(answers: Sequence[Answer], group: Sequence[int], block_size: int, fi
         if trace is not None:
             step[row, :stop], logp[row, :stop] = torch.from_numpy(trace.step), torch.from_numpy(trace.logp)
             entropy[row, :stop] = torch.from_numpy(trace.entropy)
+            if kept is not None and trace.kept is not None:
+                kept[row, :stop] = torch.from_numpy(trace.kept)
             edits += [[row, *edit] for edit in trace.edits.tolist()]
     return RolloutBatch(
         tokens=tokens,
@@ -164,6 +175,7 @@ def collate(answers: Sequence[Answer], group: Sequence[int], block_size: int, fi
         group=torch.tensor(list(group)),
         edits=torch.tensor(edits, dtype=torch.long).reshape(-1, 5),
         biased=torch.tensor(any(trace is not None and trace.biased for _, trace in documents)),
+        kept=kept,
     )
 
 

@@ -39,6 +39,8 @@ class MeasureConfig:
     """The first so many held-out ones."""
     samples: int = Field(default=8, ge=0)
     """Sampled answers to each, at the start and at the end, for sampled accuracy and pass@k; 0 samples none."""
+    editing: bool = True
+    """At the start and at the end, in a forward each: what the policy would do to wrong tokens of right answers."""
 
 
 @config
@@ -180,7 +182,9 @@ def _check_together(config: RlConfig, seams: Seams, objective: str, likelihood: 
             "sample with rollouts engine, or take block_elbo",
         )
     if seams.rollouts.biased and getattr(seams.likelihood, "biased", "allow") != "allow":
+        named = getattr(seams.rollouts, "decoder", None) is not None
+        instead = "leave rollouts.decoder out" if named else "set rollouts.order to random"
         raise ConfigError(
             "by confidence the recorded log p is not the action's, so that the gradient is biased",
-            'set rollouts.order to random, or the likelihood\'s "biased": "allow"',
+            f'{instead}, or the likelihood\'s "biased": "allow"',
         )

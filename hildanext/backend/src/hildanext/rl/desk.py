@@ -37,7 +37,8 @@ class Ask:
     prompt: Ids
     """What it is learnt under."""
     shown: Ids | None = None
-    """What the sampler is shown instead. The answer then has no steps: they were taken in other blocks."""
+    """What the sampler is shown instead. The answer then has no steps, as they were taken in other blocks; but see
+    `Desk.replays`."""
     wish: Wish = Wish()
 
 
@@ -61,6 +62,11 @@ class Desk:
     seed: int
     """The run's."""
     encode: Callable[[Problem], Ids]
+    round: int = 0
+    """Its number, from 0 on."""
+    replays: bool = False
+    """Whether answers are learnt by their steps. Those of one that was shown another prompt are then kept where its
+    blocks are cut alike under both; log p of its actions stays that under what was shown."""
     shapes: Sequence[Shape] = ()
     """What every plugin makes of an answer that is to be sampled."""
     ready: Callable[[], None] = lambda: None
@@ -128,7 +134,9 @@ class Desk:
         for shape in self.shapes:
             asks = [shape(ask) for ask in asks]
         answers = self._asked(asks)
-        whole = [(ask, _under(ask, answer)) for ask, answer in zip(asks, answers, strict=True) if answer is not None]
+        size = self.policy.model.card.block_size if self.replays else None
+        asked = zip(asks, answers, strict=True)
+        whole = [(ask, _under(ask, answer, size)) for ask, answer in asked if answer is not None]
         seconds = time.perf_counter() - started
         if not whole:
             return Chunk(None, [], len(answers), seconds)
@@ -146,9 +154,13 @@ class Desk:
         return cast(FillingSampler, self.sampler).sample(prompts, seeds, wishes=[ask.wish for ask in asks])
 
 
-def _under(ask: Ask, answer: Answer) -> Answer:
-    """The answer under the prompt that it is learnt under."""
-    return answer if ask.shown is None else replace(answer, prompt=ask.prompt, trajectory=None)
+def _under(ask: Ask, answer: Answer, size: int | None) -> Answer:
+    """The answer under the prompt that it is learnt under; with blocks of `size` it keeps its steps where it can."""
+    if ask.shown is None:
+        return answer
+    alike = size is not None and answer.trajectory is not None and (len(ask.prompt) - len(ask.shown)) % size == 0
+    steps = answer.trajectory.behind(ask.prompt) if alike and answer.trajectory is not None else None
+    return replace(answer, prompt=ask.prompt, trajectory=steps)
 
 
 def _write(path: Path, said: object) -> None:

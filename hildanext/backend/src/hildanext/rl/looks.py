@@ -81,7 +81,8 @@ def score(
 
     `temperature` divides the logits: 1 for the model itself, the sampler's for the law of its actions. With `packed`
     the prompt of a group is fed once (`rl.packed`), which changes no number but for rounding. `actions` says that the
-    estimate is of all that the sampler wrote, what stands behind the end of text among it, and not of the text.
+    estimate is of all that the sampler wrote, what stands behind the end of text among it, and not of the text; by the
+    law that the sampler's filters leave, as many tokens as they left of each (`RolloutBatch.kept`).
     """
     raw, columns = [], 0
     for look in looks:
@@ -90,7 +91,9 @@ def score(
         if len(where[0]):
             there, fed = states_at(model, batch, look, where, packed)
             labels = (batch.tokens if look.labels is None else look.labels)[where]
-            logp = linear_log_probs(there, model.head, labels.to(there.device), model.banned, chunk, temperature)
+            kept = batch.kept[where].to(there.device) if actions and batch.kept is not None else None
+            labels = labels.to(there.device)
+            logp = linear_log_probs(there, model.head, labels, model.banned, chunk, temperature, kept)
             full = full.index_put(tuple(part.to(logp.device) for part in where), logp)
             columns += fed
         raw.append(full)

@@ -1,7 +1,7 @@
 """What a round may learn from: answers as arrays, and what is said of each beside its text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,11 +34,14 @@ class Material:
     """The prompt that an answer was written under, where that is not the one it is learnt under."""
     look: Look | None = None
     """One look at each row, instead of those that are drawn."""
+    lessons: "Material | None" = None
+    """Texts under prompts of their own that are made likelier whatever the groups earn: each a group of one, its
+    `factor` the advantage."""
     figures: dict[str, float] = field(default_factory=dict)
     """Counts for the round's line of metrics; the same names for every chunk."""
 
     def rows(self, chosen: Sequence[int]) -> "Material":
-        """Some of the answers, in the order given; figures stay."""
+        """Some of the answers, in the order given; figures stay, lessons do not."""
         width = self.batch.tokens.shape[1]
         index = torch.tensor(list(chosen), dtype=torch.long)
         return replace(
@@ -49,13 +52,24 @@ class Material:
             factor=None if self.factor is None else self.factor[index],
             asked=None if self.asked is None else tuple(self.asked[row] for row in chosen),
             look=None if self.look is None else self.look.rows(list(chosen), width),
+            lessons=None,
         )
+
+    def with_lessons(self, first: int) -> "Material":
+        """The answers, then the lessons, which are groups from number `first` on."""
+        if self.lessons is None:
+            return self
+        count = len(self.lessons.answers)
+        batch = replace(self.lessons.batch, group=torch.arange(first, first + count))
+        answers = [replace(answer, group=first + number) for number, answer in enumerate(self.lessons.answers)]
+        return Material.join([replace(self, lessons=None), replace(self.lessons, batch=batch, answers=answers)])
 
     @classmethod
     def join(cls, parts: "Sequence[Material]") -> "Material":
         """The answers of several, one after another. Looks are in all of them or in none."""
         batch = RolloutBatch.join([part.batch for part in parts])
         width = batch.tokens.shape[1]
+        lessons = [part.lessons for part in parts if part.lessons is not None]
         figures: dict[str, float] = {}
         for part in parts:
             for name, value in part.figures.items():
@@ -67,6 +81,7 @@ class Material:
             _factors(parts),
             _prompts(parts),
             _looks([part.look for part in parts], width),
+            cls.join(lessons) if lessons else None,
             figures,
         )
 
@@ -75,10 +90,10 @@ def widened(batch: RolloutBatch, width: int) -> RolloutBatch:
     """The batch with filling up to `width` positions."""
     missing = width - batch.tokens.shape[1]
     filling = {"document": -1, "step": -1}
-    parts = {
-        part.name: pad(getattr(batch, part.name), (0, missing), value=filling.get(part.name, 0))
-        for part in fields(batch)
-        if part.name != "edits" and getattr(batch, part.name).ndim == 2
+    parts: dict[str, Any] = {
+        name: pad(array, (0, missing), value=filling.get(name, 0))
+        for name, array in batch.arrays().items()
+        if name != "edits" and array.ndim == 2
     }
     return replace(batch, **parts) if missing else batch
 

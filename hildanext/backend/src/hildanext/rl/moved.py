@@ -51,13 +51,15 @@ def moved(batch: RolloutBatch, looks: Sequence[Look], prompts: Sequence[tuple[in
     shape = len(rows), max(lengths)
     tokens, document = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     scored, after = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    position = torch.zeros(shape, dtype=torch.long)
+    position, kept = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     for number, (row, (old, new, count), length) in enumerate(zip(rows, spans, lengths, strict=True)):
         tokens[number, :new] = torch.tensor(prompts[row])
         document[number, :length], position[number, :length] = 0, torch.arange(length)
         here, there = slice(new, new + count), slice(old, old + count)
         tokens[number, here], scored[number, here] = batch.tokens[row, there], batch.scored[row, there]
         after[number, here] = batch.after[row, there]
+        if batch.kept is not None:
+            kept[number, here] = batch.kept[row, there]
         after[number, new + count : length] = True
     whole = RolloutBatch(
         tokens=tokens,
@@ -71,6 +73,7 @@ def moved(batch: RolloutBatch, looks: Sequence[Look], prompts: Sequence[tuple[in
         entropy=torch.zeros(shape, dtype=torch.float64),
         group=torch.arange(len(rows)),
         edits=torch.zeros(0, 5, dtype=torch.long),
+        kept=None if batch.kept is None else kept,
     )
     return Moved(rows, whole, [_look(look, whole, rows, spans) for look in looks], spans)
 

@@ -1,5 +1,6 @@
 """The windows of an alignment: rounds of sampling and judging, each the source of `updates` steps of the optimiser."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ from hildanext.rl.round_figures import SPENT, figures_of
 from hildanext.rl.step import PolicyStep, PolicyView
 from hildanext.trainer.processes import summed
 from hildanext.trainer.window import Place, Window
+
+logger = logging.getLogger(__name__)
 
 ROLLOUTS = "rollouts"
 
@@ -86,6 +89,7 @@ class Rounds:
         self.prompts: dict[str, tuple[int, ...]] = {}
         self.round: Round | None = None
         self.steps_seen = 0
+        self.told_unjudged = False
 
     def __call__(self, step: int, phase: BlockPhase, place: Place) -> Window:
         number, update = divmod(step, self.config.updates)
@@ -118,6 +122,7 @@ class Rounds:
         rewards = self._rewards(answers, len(chosen))
         rewards = self._shuffled(rewards, number, place) if self.config.shuffled_rewards else rewards
         known = ~rewards.isnan()
+        self._say_unjudged(int((~known.any(-1)).sum()), len(chosen), number)
         by_place = self.seams.advantage.of(rewards.nan_to_num(), known & (known.sum(-1, keepdim=True) > 1))
         places = _places(answers)
         index = torch.tensor(places)
@@ -127,8 +132,14 @@ class Rounds:
         rows: dict[int, list[int]] = {}
         for row, (group, _) in enumerate(places):
             rows.setdefault(group, []).append(row)
-        groups = [members for members in rows.values() if bool((advantage[members] != 0).any())]
         figures = self._figures(chunks, rewards, advantage, material)
+        if material.lessons is not None and not self.config.shuffled_rewards:  # they know what was right
+            told, alone = len(places), material.lessons
+            material = material.with_lessons(len(chosen))
+            assert alone.factor is not None, "a lesson has an advantage"
+            advantage, valid = torch.cat([advantage, alone.factor]), torch.cat([valid, alone.factor != 0])
+            rows |= {len(chosen) + number: [told + number] for number in range(len(alone.answers))}
+        groups = [members for members in rows.values() if bool((advantage[members] != 0).any())]
         now = Round(number, material, rewards, advantage, valid, groups, figures, [])
         started = time.perf_counter()
         now.views = self._views(now, place)
@@ -172,6 +183,8 @@ class Rounds:
             numbers={first + index: at for index, (at, _) in enumerate(asked)},
             seed=self.config.seed,
             encode=self._prompt,
+            round=number,
+            replays=seams.likelihood.of_actions,
             ready=self._ready,
         )
         return replace(desk, shapes=[partial(plugin.ask, desk=desk) for plugin in seams.plugins.values()])
@@ -215,6 +228,12 @@ class Rounds:
         for answer, (group, number) in zip(answers, _places(answers), strict=True):
             rewards[group, number] = torch.nan if answer.reward is None else answer.reward
         return rewards
+
+    def _say_unjudged(self, without: int, groups: int, number: int) -> None:
+        """Once; every round's line counts `unjudged` answers."""
+        if without and not self.told_unjudged:
+            logger.warning("%d of %d problems of round %d have not one judged answer", without, groups, number)
+            self.told_unjudged = True
 
     def _shuffled(self, rewards: Tensor, number: int, place: Place) -> Tensor:
         """Each group's rewards among its judged answers, dealt out anew."""
@@ -261,8 +280,9 @@ class Rounds:
             looks = [material.look.rows(range(len(rows)), batch.tokens.shape[1])]
         valid = now.valid[rows] & bool(now.groups)
         apart = [[look] for look in looks] if self.seams.objective.separable else [looks]
-        # An edit's own log p is not among those of the masks that were filled.
-        recorded = update == 0 and self.seams.likelihood.of_actions and not len(batch.edits)
+        elsewhere = material.asked is not None and any(material.asked)
+        # An edit's own log p is not among those of the masks that were filled, nor is this prompt's one of another.
+        recorded = update == 0 and self.seams.likelihood.of_actions and not len(batch.edits) and not elsewhere
         return [
             PolicyView(
                 batch=batch,
@@ -271,7 +291,7 @@ class Rounds:
                 valid=valid,
                 count=0,
                 recorded=torch.stack([batch.logp * look.read for look in part]) if recorded else None,
-                asked=material.asked if material.asked is not None and any(material.asked) else None,
+                asked=material.asked if elsewhere else None,
             )
             for part in apart
         ]

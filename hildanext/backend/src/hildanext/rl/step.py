@@ -95,7 +95,11 @@ class PolicyStep(TrainingStep):
         """Keep the largest ratio of a token, its largest distance from the reference in nats, and how far the replay is
         off what was recorded, where these are known."""
         read = inputs.now.read & inputs.valid[None, :, None]
-        apart = {"ratio_max": ((inputs.now.raw - inputs.old.raw) * read).amax().exp()}
+        ratio = (inputs.now.raw - inputs.old.raw) * read
+        if view.asked is not None:  # whose ratios are not 1 before the first update either
+            own = torch.tensor([prompt is None for prompt in view.asked], device=ratio.device)
+            ratio = ratio * own[None, :, None]
+        apart = {"ratio_max": ratio.amax().exp()}
         if inputs.reference is not None:
             apart["reference_max"] = ((inputs.now.raw - inputs.reference.raw) * read).abs().amax()
         if view.recorded is not None:

@@ -163,6 +163,7 @@ def _row(
             [line["zero_variance"] for line in firsts], [line["zero_variance"] for line in lasts]
         )
     row |= {
+        **_editing(firsts, lasts),
         "tokens_per_forward": _both(*([line["tokens_per_forward"] for line in lines] for lines in (firsts, lasts))),
         "length": _both(*([line["length"] for line in lines] for lines in (firsts, lasts))),
         "entropy": _both([r.entropy[0] for r in readings], [r.entropy[1] for r in readings]),
@@ -198,6 +199,13 @@ def _gain(
     }
 
 
+def _editing(firsts: Sequence[Mapping[str, Any]], lasts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is left of editing, where it was measured: of problems with right answers alone."""
+    lines = [*firsts, *lasts]
+    names = [name for name in ("corrected", "kept") if all(line.get(name) is not None for line in lines)]
+    return {name: _both([line[name] for line in firsts], [line[name] for line in lasts]) for name in names}
+
+
 def _both(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     return {
         "starts": [float(value) for value in before],
@@ -212,7 +220,7 @@ def _start_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     row = next((row for row in rows if row["seeds"] and row["own_start"] is None), None)
     if row is None:
         return None
-    names = ("greedy", "sampled", "pass_at_k", "zero_variance", "tokens_per_forward", "length")
+    names = ("greedy", "sampled", "pass_at_k", "zero_variance", "tokens_per_forward", "length", "corrected", "kept")
     return {"of": row["name"], **{name: row[name]["starts"][0] for name in names if name in row}}
 
 

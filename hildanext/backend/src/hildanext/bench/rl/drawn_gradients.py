@@ -120,7 +120,7 @@ def _compare(
 
     def gradient(number: int) -> Tensor:
         nonlocal columns
-        scores = score(policy.model, batch, looks(number), heat, packed=True)
+        scores = score(policy.model, batch, looks(number), heat, packed=True, actions=likelihood.of_actions)
         columns = scores.columns
         return flat_gradient((scores.sequence * weight.to(scores.raw)).sum() / len(weight), parameters(policy.model))
 

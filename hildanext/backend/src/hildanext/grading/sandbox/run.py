@@ -74,7 +74,7 @@ class Sandbox:
             verdict = judge(job, self.limits, self.isolation.mechanisms)
             if verdict.kind != "sandbox_error":
                 return verdict
-            logger.warning("sandbox_error: %s", verdict.detail)
+        logger.warning("sandbox_error in %d attempts: %s", ATTEMPTS, verdict.detail)
         return verdict
 
     def run_many(

@@ -27,6 +27,12 @@ class TrajectoryLikelihood(PolicyLikelihood):
     With `steps` a number, each block's steps are drawn, with weights `1 / (steps * p(step))`: the mean is the sum over
     all steps. `segments` is deterministic: what a segment of the steps wrote is read in its first state.
 
+    Where the sampler has top-k or top-p, the law is what they leave: recorded is how many tokens they left, and a
+    policy's law is that of the token that was drawn and so many of its likeliest others less one. Under the policy that
+    wrote them that is the sampler's law, its gradient too. Later the tokens that are left are those of the policy then,
+    which is the sampler's law under top-k; under top-p the number stays what it was. A token that would no longer be
+    left stands in the place of the last one that is, so that its log p is finite and has no jumps.
+
     Raises `ConfigError` for knobs that contradict each other, and `check_batch` for rollouts without steps, edited
     ones (but for `edits: count`) and biased ones (but for `biased: allow`).
 
@@ -34,7 +40,9 @@ class TrajectoryLikelihood(PolicyLikelihood):
     entropy); StepMerge of d2, arXiv:2509.21474 (segments); TraceRL, arXiv:2509.06949 (all steps).
     Differs: steps are drawn for each block, as a forward replays one step of every block; the estimate is of the sum
     over steps, AGRPO's is of their mean (`1/T` of it); every step that wrote is a step, AGRPO leaves out those that
-    wrote ends of text alone, and fails where there are no others. Top-k and top-p of a sampler are not applied.
+    wrote ends of text alone, and fails where there are no others. AGRPO stores which tokens top-k and top-p left, at a
+    row of the vocabulary a token, and keeps these for every policy; here it is how many, one number, which rounding of
+    a replay cannot change.
     """
 
     of_actions: ClassVar[bool] = True
@@ -68,6 +76,11 @@ class TrajectoryLikelihood(PolicyLikelihood):
             raise ConfigError(
                 f"of {count} answers the steps are not known in which they were written",
                 "take rollouts of the engine local (openai tells no steps), or the likelihood block_elbo",
+            )
+        if len(batch.edits) and batch.kept is not None:
+            raise ConfigError(
+                f"{len(batch.edits)} edits were drawn under top_k or top_p, whose law is recorded of fillings alone",
+                "leave top_k and top_p out, or take a decoder without edits such as ordered",
             )
         if len(batch.edits) and self.edits == "refuse":
             count = len(set(batch.edits[:, 0].tolist()))

@@ -1,7 +1,7 @@
 """What changes how answers are asked for, or which of them teach. To add one: write the file, add its row and case.
 
-In reading order: `base`, what each hook may change; `stp`; `lens`, with `interference` and `protected`; `r3l`, with
-`verifiers` and `reflections`.
+In reading order: `base`, what each hook may change; `stp`, with `hints`; `lens`, with `interference` and `protected`;
+`r3l`, with `verifiers`, `reflections` and `imitation`.
 """
 
 from hildanext.rl.plugins.base import Plugin

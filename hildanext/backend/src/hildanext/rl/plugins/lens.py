@@ -39,11 +39,16 @@ class Lens(Plugin):
     An answer's ratio is to the policy under the prompt that it was written under, and its advantage is divided by the
     group's weight of its kind: the share solved of the original prompt for what that prompt solved, else the rest.
 
+    A likelihood of actions replays a purified answer's own steps under the original prompt, and log p of the policy
+    that took them is that under the purified one. Both must cut the answer into the same blocks: so many tokens are
+    deleted that whole blocks are, the count rounded up as far as that many may go.
+
     Paper: LENS, arXiv:2601.21244, as far as its abstract and reviews say, for autoregressive models.
     Differs: a reconstruction: neither its code nor its full text could be had, and the threshold is ours. A token's
     log p is that of a masked token, given the others, with `parts` of the prompt masked in turn; earlier blocks are
     clean copies, which hold no masks, and later ones are not seen. The weight stands outside the clip: inside it,
-    where the paper has it, answers are clipped before the first update.
+    where the paper has it, answers are clipped before the first update. Deleting whole blocks for the sake of steps is
+    ours: an autoregressive model has none.
     """
 
     score: Literal["signed", "absolute"] = "signed"
@@ -67,11 +72,11 @@ class Lens(Plugin):
                 "lens learns answers of another prompt by their ratio, and this objective has none",
                 "take espo or diffu_grpo, or leave lens out",
             )
-        if around.likelihood.of_actions:
+        if getattr(around.likelihood, "edits", None) == "count":
             raise ConfigError(
-                "lens learns answers under another prompt than they were written under, where the steps of their "
-                "blocks are not known",
-                "take the likelihood block_elbo, or leave lens out",
+                "lens learns answers under another prompt than they were written under, where their edits are not "
+                "replayed",
+                "take a decoder without edits and leave edits: count out, or take the likelihood block_elbo",
             )
         if "r3l" in around.plugins:
             raise ConfigError("lens replaces the wrong answers that r3l makes again", "take one of the two")
@@ -102,12 +107,13 @@ class Lens(Plugin):
 
         def make() -> dict[str, Tensor]:
             prompts = [desk.encode(desk.problems[group]) for group in groups]
+            size = desk.policy.model.card.block_size if desk.replays else 1
             generator = make_generator(desk.seed, PARTITION, *(desk.numbers[group] for group in groups[:1]))
             scores = interference(desk.policy, prompts, self.parts, generator)
             gone = [
                 (group, place)
                 for group, prompt, one in zip(groups, prompts, scores, strict=True)
-                for place in self.deleted(desk.policy.tokenizer, prompt, desk.problems[group].prompt, one)
+                for place in self.deleted(desk.policy.tokenizer, prompt, desk.problems[group].prompt, one, size)
             ]
             return {"deleted": torch.tensor(gone, dtype=torch.long).reshape(-1, 2)}
 
@@ -121,10 +127,10 @@ class Lens(Plugin):
         return shorter
 
     def deleted(
-        self, tokenizer: Any, prompt: Sequence[int], problem: str, scores: Float[Tensor, " tokens"]
+        self, tokenizer: Any, prompt: Sequence[int], problem: str, scores: Float[Tensor, " tokens"], by: int = 1
     ) -> list[int]:
-        """Places of the prompt's tokens that are to go, in order. Raises `ConfigError` where the prompt's text does not
-        hold the problem."""
+        """Places of the prompt's tokens that are to go, in order: as many as a multiple of `by`, or none. Raises
+        `ConfigError` where the prompt's text does not hold the problem."""
         allowed = deletable(tokenizer, prompt, problem)
         if allowed is None:
             raise ConfigError(
@@ -132,14 +138,15 @@ class Lens(Plugin):
                 "leave lens out: the tokenizer changes the text, so that nobody can tell what may be deleted",
             )
         sizes = scores if self.score == "signed" else scores.abs()
-        numbers, gone = numbers_in(text_of(tokenizer, prompt)), set[int]()
+        numbers, gone, most = numbers_in(text_of(tokenizer, prompt)), list[int](), count_of(self.gamma, len(prompt))
+        most = -(-most // by) * by
         for place in sizes.argsort(descending=True, stable=True).tolist():
-            if len(gone) == count_of(self.gamma, len(prompt)) or not float(sizes[place]) > 0:
+            if len(gone) == most or not float(sizes[place]) > 0:
                 break
             left = [token for at, token in enumerate(prompt) if at not in gone and at != place]
             if allowed[place] and numbers_in(text_of(tokenizer, left)) == numbers:
-                gone.add(place)
-        return sorted(gone)
+                gone.append(place)
+        return sorted(gone[: len(gone) // by * by])
 
 
 def count_of(gamma: float, tokens: int) -> int:

@@ -18,9 +18,10 @@ from hildanext.rl.desk import Ask, Desk
 from hildanext.rl.material import Material
 from hildanext.rl.measure import SOLVED
 from hildanext.rl.plugins.base import Around, Plugin
+from hildanext.rl.plugins.imitation import Lesson, lessons_of
 from hildanext.rl.plugins.reflections import read_reflection, reflection_prompt
 from hildanext.rl.plugins.verifiers import VERIFIERS, Fault
-from hildanext.rl.rollouts.base import Wish
+from hildanext.rl.rollouts.base import Ids, Wish
 
 
 @config
@@ -32,12 +33,18 @@ class R3l(Plugin):
     then keep their number. What is kept is seen from the first step on. Pivotal credit: neither the attempt nor the
     answer that it began from carries a gradient in what both share, nor counts it in its length.
 
+    With `imitate` what led to a right answer is learnt as well, by fine-tuning: under its own prompt each, the
+    reflection of the reflector `model`, and the attempt that the hint guided, in what was made anew. Only attempts that
+    are right, and better than what they began from, teach so. These are rows beside the groups, with `imitate` as their
+    advantage, and count as answers in what the loss is divided by. Under `shuffled_rewards` there are none.
+
     The amplification of what is better is the advantage `amplified`; its answers beyond the group's are the retries.
 
     Paper: R3L, arXiv:2601.03715, an autoregressive method; a diffusion model may mask any set of positions again.
     Differs: the reflector `verifier` is ours, for models too small to reflect. Every wrong answer is tried again, not
-    half a group; there is no fine-tuning on reflections, nor on guided attempts, so that a reflection earns nothing.
-    Any objective is taken: the ratio is to the policy under the prompt without the hint.
+    half a group. Fine-tuning is a policy gradient of a constant advantage, with the objective's clip and KL, not a loss
+    of its own, and is off unless it is asked for; a reflection is learnt in the tokenizer's tokens of its text. Any
+    objective is taken: the ratio is to the policy under the prompt without the hint.
     """
 
     reflector: Literal["verifier", "model"] = "verifier"
@@ -47,6 +54,8 @@ class R3l(Plugin):
     """Whether the hint stands in the retry's prompt. Without it an attempt keeps its steps, so that a likelihood of
     actions can replay them."""
     again: Literal["suffix", "fault"] = "suffix"
+    imitate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Advantage of reflections and guided attempts that led to a right answer; 0 teaches none."""
     most: int | None = Field(default=None, ge=1)
     """Answers of a group that are tried again; None: all wrong ones."""
 
@@ -67,9 +76,23 @@ class R3l(Plugin):
                 "r3l samples a retry with a hint that it is not learnt under: its steps cannot be replayed",
                 "set r3l's hint to false, or take the likelihood block_elbo",
             )
+        if self.imitate:
+            self._check_imitation(around)
         if type(around.objective).__name__ == "Wd1pp":
             raise ConfigError(
                 "wd1pp learns predictions of whole answers, and r3l parts of them", "leave r3l out, or take wd1"
+            )
+
+    def _check_imitation(self, around: Around) -> None:
+        if not self.hint and self.reflector == "verifier":
+            raise ConfigError(
+                f"r3l.imitate {self.imitate:g} has nothing to imitate: no hint guides an attempt, and rules reflect",
+                "set r3l's hint to true, or take the reflector model",
+            )
+        if around.likelihood.of_actions:
+            raise ConfigError(
+                f"r3l.imitate {self.imitate:g} learns texts, of which this likelihood would replay the steps",
+                "set r3l's imitate to 0, or take the likelihood block_elbo",
             )
 
     def more(self, material: Material, desk: Desk) -> Material:
@@ -80,6 +103,11 @@ class R3l(Plugin):
             faults = self._faults(standing, desk, attempt)
             if not self._try(standing, faults, desk, attempt, figures, highest):
                 break
+        if self.imitate:
+            size, end = desk.policy.model.card.block_size, desk.policy.end
+            figures["r3l_imitated"] = float(len(standing.lessons))
+            lessons = lessons_of(standing.lessons, self.imitate, size, end)
+            material = replace(material, lessons=_both(material.lessons, lessons))
         return _with_retries(material, standing, figures)
 
     def _wrong(self, answers: Sequence[ToldAnswer], highest: float) -> list[int]:
@@ -109,11 +137,10 @@ class R3l(Plugin):
         asked = [prompt for prompt in prompts if _fits(desk, prompt)]
         seeds = [desk.seed_for(told[base].group, "r3l reflection", attempt, base) for base in roomy]
         texts = desk.texts(f"r3l-{attempt}-reflections", asked, seeds) if asked else []
-        read = {
-            base: read_reflection(text, told[base].text)
-            for base, text in zip(roomy, texts, strict=True)
-            if text is not None
-        }
+        read = {}
+        for base, prompt, text in zip(roomy, asked, texts, strict=True):
+            if text is not None:
+                read[base], standing.said[base] = read_reflection(text, told[base].text), (prompt, text)
         return {base: fault for base, fault in read.items() if fault is not None}
 
     def _try(
@@ -126,7 +153,7 @@ class R3l(Plugin):
         highest: float,
     ) -> bool:
         """One attempt for each fault; whether anything was asked."""
-        asks, bases, kepts = [], [], []
+        asks, bases, kepts = list[Ask](), list[int](), list[list[int]]()
         for base, fault in faults.items():
             answer = standing.told(base)
             problem = desk.problems[answer.group]
@@ -156,6 +183,10 @@ class R3l(Plugin):
             figures["r3l_tried"] += 1
             figures["r3l_better"] += now is not None and before is not None and now > before
             figures["r3l_right"] += now is not None and now >= highest
+            if self.imitate and now is not None and now >= highest and before is not None and now > before:
+                lessons = _lessons(standing, bases[number], asks[number], made, place, desk)
+                standing.lessons += [one for one in lessons if len(one.tokens) <= desk.policy.room(len(one.prompt))]
+                figures["r3l_no_room"] += sum(len(one.tokens) > desk.policy.room(len(one.prompt)) for one in lessons)
             standing.put(bases[number], made, place, kepts[number], now is None or now >= highest)
         return True
 
@@ -168,6 +199,9 @@ class Standing:
         self.latest: dict[int, tuple[Material, int]] = {row: (base, row) for row in rows}
         self.open = list(rows)
         """Base rows that may be tried again."""
+        self.said: dict[int, tuple[Ids, str]] = {}
+        """Of each base row that the policy reflected on: what it was asked last, and what it said."""
+        self.lessons: list[Lesson] = []
         self.kept: dict[int, Sequence[int]] = {}
         """Of each base row that was tried: the places that its first attempt kept of it."""
 
@@ -190,6 +224,27 @@ class Standing:
     def retries(self) -> list[Material]:
         """The last attempts."""
         return [made.rows([row]) for made, row in self.latest.values() if made is not self.base]
+
+
+def _lessons(standing: Standing, base: int, ask: Ask, made: Material, row: int, desk: Desk) -> list[Lesson]:
+    """What led to a right attempt: the reflection where the policy made one, and the attempt where a hint guided it."""
+    about, lessons = made.answers[row], []
+    if base in standing.said:
+        prompt, text = standing.said[base]
+        tokens = (*desk.policy.tokenizer(text, add_special_tokens=False).input_ids, desk.policy.end)
+        lessons.append(Lesson(prompt, tokens, text, about))
+    if ask.shown is not None:
+        first = int(made.batch.prompt[row])
+        answer = slice(first, first + about.tokens)
+        given = (~made.batch.scored[row, answer]).nonzero()[:, 0].tolist()  # kept, or known by another plugin
+        tokens = tuple(made.batch.tokens[row, answer].tolist())
+        lessons.append(Lesson(ask.shown, tokens, about.text, about, tuple(given)))
+    return lessons
+
+
+def _both(one: Material | None, other: Material | None) -> Material | None:
+    there = [lessons for lessons in (one, other) if lessons is not None]
+    return Material.join(there) if there else None
 
 
 def kept_places(

@@ -13,25 +13,26 @@ from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.detokenization import Detokenizer
 from hildanext.diffusion import block_index
-from hildanext.grading.answer_place import MARKER, OPENING
 from hildanext.rl.batch import RolloutBatch
 from hildanext.rl.desk import Ask, Desk
 from hildanext.rl.looks import Look
 from hildanext.rl.material import Material
 from hildanext.rl.plugins.base import Around, Plugin
-
-PLACES = (MARKER, OPENING, "\\boxed{")
-"""What a final answer stands behind."""
+from hildanext.rl.plugins.hints import PLACES, hinted
 
 
 @config
 class Stp(Plugin):
-    """`template` and `end_at` prune in space, `temporal` in time.
+    """`template`, `end_at` and `hints` prune in space, `temporal` in time.
 
     Spatial: every answer begins with the template's tokens, and its end of text stands at `end_at`. These are never
     sampled, never masked in a look, carry no gradient and are not counted in an answer's length: the same set for every
     policy, since it is part of the rollouts. What is given never covers a final answer: `check` refuses a template that
     would, and `more` an answer in which it did.
+
+    Hints are tokens of the right answer that the data hold, at the places where they stand there, drawn for each
+    problem of a round, the same for all its answers. None is of the final answer, wherever that stands in the text. The
+    share falls to 0 over `hint_rounds`, since nobody gives hints when answers are measured.
 
     Temporal: rollouts are written by the decoder `pruned`, which makes up for a block's last steps in one. A likelihood
     of actions replays them as they were. For a bound, no block is seen with fewer masks (but for none) than its last
@@ -42,14 +43,18 @@ class Stp(Plugin):
     Measured answers (held out) are written without either.
 
     Paper: STP, arXiv:2602.08905, as far as its abstract and a summary say.
-    Differs: a reconstruction: neither its code nor its full text could be had. Hints out of the right answer, which
-    would be tokens given too, are left out.
+    Differs: a reconstruction: neither its code nor its full text could be had. That hints are tokens of the right
+    answer, at random, fewer from round to round, is ours.
     """
 
     template: str = ""
     """Text that every answer begins with, such as `#### `; none is off."""
     end_at: int | None = Field(default=None, ge=1)
     """Place in the answer, in tokens, where its end of text stands, unless one comes before it."""
+    hints: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
+    """Share of a right answer's tokens, but for the final answer's, that is given in the first round; 0 is off."""
+    hint_rounds: int = Field(default=100, ge=1)
+    """Rounds over which that share falls to 0, by the same amount each."""
     temporal: Literal["off", "planned", "sure"] = "planned"
     """Whether the last steps are left out, as many as planned or from a confidence on."""
     share: float = Field(default=0.25, gt=0, lt=1, allow_inf_nan=False)
@@ -58,8 +63,13 @@ class Stp(Plugin):
     """Of the likeliest token of every mask that is left, for `sure`."""
 
     def __post_init__(self) -> None:
-        if not self.template and self.end_at is None and self.temporal == "off":
-            raise ConfigError("stp prunes nothing", "give template, end_at or temporal, or leave the plugin out")
+        if not self.template and self.end_at is None and not self.hints and self.temporal == "off":
+            raise ConfigError("stp prunes nothing", "give template, end_at, hints or temporal, or leave the plugin out")
+        if self.template and self.hints:
+            raise ConfigError(
+                f"stp has template {self.template!r} and hints, which are tokens of the same places",
+                "give one of the two",
+            )
         said = max((self.template.rfind(place) + len(place) for place in PLACES if place in self.template), default=-1)
         if said >= 0 and self.template[said:].strip():
             raise ConfigError(
@@ -73,10 +83,11 @@ class Stp(Plugin):
             raise ConfigError("stp shapes how answers are written, which these rollouts cannot", "take rollouts engine")
         if self.temporal != "off":
             self._check_temporal(around)
-        if self.template and getattr(around.reward, "answer", "marker") == "whole":
+        if (self.template or self.hints) and getattr(around.reward, "answer", "marker") == "whole":
+            what = f"template {self.template!r} covers" if self.template else f"hints {self.hints:g} cover"
             raise ConfigError(
-                f"stp.template {self.template!r} covers the answer's span: for this reward the whole text is one",
-                "set the reward's (and the problems') answer to marker or tags, or leave template out",
+                f"stp.{what} the answer's span: for this reward the whole text is one",
+                "set the reward's (and the problems') answer to marker or tags, or leave that out",
             )
 
     def _check_temporal(self, around: Around) -> None:
@@ -93,6 +104,10 @@ class Stp(Plugin):
 
     def ask(self, ask: Ask, desk: Desk) -> Ask:
         given = dict(self._given(desk))
+        if self.hints and desk.round < self.hint_rounds:
+            share = self.hints * (1 - desk.round / self.hint_rounds)
+            seed = desk.seed_for(ask.group, "stp hints")
+            given |= dict(hinted(desk.policy.tokenizer, ask.problem, share, seed))
         given |= dict(ask.wish.given)
         inside = tuple((place, token) for place, token in sorted(given.items()) if place < desk.rollouts.max_new_tokens)
         decoder = dict(ask.wish.decoder)
@@ -106,6 +121,11 @@ class Stp(Plugin):
             count = len(desk.policy.tokenizer(self.template, add_special_tokens=False).input_ids)
             for row in range(len(material.answers)):
                 check_span(desk.policy.tokenizer, material.batch, row, count)
+        if self.hints:
+            batch = material.batch
+            answering = (batch.document >= 0) & (batch.position >= batch.prompt[:, None])
+            given = float((answering & ~batch.written).sum())
+            return replace(material, figures={**material.figures, "stp_given": given})
         return material
 
     def _given(self, desk: Desk) -> list[tuple[int, int]]:
