@@ -12,10 +12,10 @@ from hildanext.decoding.exact.policy import LOSS, ExactConfig, Placing
 from hildanext.decoding.exact.row_costs import DOUBT, ENOUGH, FORGOTTEN, STALE, RowCosts, RunningCosts
 from hildanext.decoding.exact.state import ExactRow
 
-DEAR = RowCosts({1: 30.0, 3: 45.0, 9: 62.0, 16: 90.0})
+DEAR = RowCosts({1: 30.0, 3: 45.0, 9: 61.0, 16: 89.0})
 CHEAP = RowCosts({1: 24.0, 3: 26.0, 9: 33.0, 16: 48.0})
 TEXT = (0.5, 0.25, 0.12)
-"""The chances that so many drafts are right: worth their rows where these are cheap, and nothing where they are dear."""
+"""The chances that so many drafts are right: worth their rows where these are cheap, and not where they are dear."""
 
 
 class Row:
@@ -98,7 +98,7 @@ def test_a_disturbed_step_moves_nothing(at: int) -> None:
     """One step that takes fifty times as long, wherever it comes."""
     placing = following(CHEAP)
     took, _ = written(placing, CHEAP, 200, slow=lambda step: 50.0 if step == at else 1.0)
-    assert took < 0.86
+    assert took < 0.95
     assert placing.costs is not None
     for rows in (2, 4, 9, 16):
         assert placing.costs.price(rows) == pytest.approx(CHEAP.price(rows), rel=0.02)
