@@ -102,12 +102,12 @@ class RunningCosts(RowCosts):
         return self._prices[key]
 
     def most(self, fed: int, documents: int = 1) -> float:
+        price = self.price(fed, documents)
         if self.knows(fed, documents):
-            return self.price(fed, documents)
+            return price
         size = _size(documents, fed * documents)
         once = self._compared.get(size)  # one sample is no proof, and no worse than none
-        doubt = min(max(once[-1] / self._corrections[size], 1.0), DOUBT) if once else DOUBT
-        return self.price(fed, documents) * doubt
+        return price * (min(max(once[-1] / self._correction(size), 1.0), DOUBT) if once else DOUBT)
 
     def least(self, fed: int, documents: int = 1) -> float:
         price = self.price(fed, documents)
@@ -115,8 +115,11 @@ class RunningCosts(RowCosts):
 
     def knows(self, fed: int, documents: int = 1) -> bool:
         """Whether it, or a size that is near, has been seen often enough of late."""
-        magnitude, size = _size(documents, fed * documents)
-        return size == 0 or any(self._fresh((magnitude, near)) for near in range(size - NEAR, size + NEAR + 1) if near)
+        magnitude, at = _size(documents, fed * documents)
+        if at == 0 or self._fresh((magnitude, at)):
+            return True
+        near = ((magnitude, other) for other in range(at - NEAR, at + NEAR + 1) if other)
+        return not self._compared.get((magnitude, at)) and any(map(self._fresh, near))
 
     def asks_for_parent(self, documents: int = 1) -> bool:
         size = _size(documents, documents)
@@ -124,16 +127,15 @@ class RunningCosts(RowCosts):
 
     def note(self, documents: int, rows: int, seconds: float) -> None:
         size, of_table = _size(documents, rows), seconds / self(rows)
-        if size not in self._corrections:
-            self._corrections[size] = self._correction(size)
-            self._prices.clear()
+        if not self._corrections:
+            self._corrections[size] = 1.0  # the others are compared with it
         if self.steps - self._last.get(size, self.steps) > FORGOTTEN:
             self._seen[size] = 0
             self._compared.pop(size, None)
         others = sum(other != size for other, _ in self._recent)
         if len(self._recent) >= ENOUGH and 2 * others >= len(self._recent):
             self._compare(size, of_table / self.pace)
-        self._recent.append((size, of_table / self._corrections[size]))
+        self._recent.append((size, of_table / self._correction(size)))
         self.pace = _median([sample for _, sample in self._recent])
         self.steps += 1
         self._seen[size], self._last[size] = self._seen.get(size, 0) + 1, self.steps
@@ -141,18 +143,24 @@ class RunningCosts(RowCosts):
     def _compare(self, size: "_Size", sample: float) -> None:
         samples = self._compared.setdefault(size, deque(maxlen=COMPARED))
         samples.append(sample)
-        # Others at work only add to a time: one sample alone may lower what is believed, and not raise it.
-        alone = len(samples) < TRIED
-        self._corrections[size] = min(self._corrections[size], sample) if alone else _median(samples)
+        if len(samples) >= TRIED:
+            self._corrections[size] = _median(samples)
         self._prices.clear()
 
     def _fresh(self, size: "_Size") -> bool:
         return self._seen.get(size, 0) >= TRIED and self.steps - self._last[size] <= FORGOTTEN
 
     def _correction(self, size: "_Size") -> float:
-        """Its own, or between those of its neighbours; of the nearest magnitude of documents that has any."""
-        if size in self._corrections or not self._corrections:
-            return self._corrections.get(size, 1.0)
+        """Its own, or by its neighbours. Others at work only add to a time: one sample alone may lower what is believed
+        and not raise it."""
+        believed = self._corrections[size] if size in self._corrections else self._between(size)
+        samples = self._compared.get(size, ())
+        return min(believed, samples[0]) if len(samples) == 1 else believed
+
+    def _between(self, size: "_Size") -> float:
+        """By the sizes next to it, of the nearest magnitude of documents that has any."""
+        if not self._corrections:
+            return 1.0
         nearest = min({magnitude for magnitude, _ in self._corrections}, key=lambda other: abs(other - size[0]))
         of = {at: correction for (magnitude, at), correction in self._corrections.items() if magnitude == nearest}
         low = max((at for at in of if at <= size[1]), default=min(of))
