@@ -156,7 +156,7 @@ def placing_for(
         config = replace(config, fixed_rows=not network_of(drafter).rows_alone)
     costs = None
     if config.after == "auto" and config.drafter != "none" and runtime is not None:
-        costs = running_costs(drafter, runtime)
+        costs = running_costs(drafter, runtime, config.drafter)
     return Placing(config, most, acceptance, costs)
 
 

@@ -36,15 +36,16 @@ LOOKED_UP = (1, 2, 3, 5, 8, 11, 15, 31)
 """Drafts at a time where they cost a row each."""
 
 
-_running: WeakKeyDictionary[Drafter | Network, dict[Runtime, RunningCosts]] = WeakKeyDictionary()
+_running: WeakKeyDictionary[Drafter | Network, dict[Hashable, RunningCosts]] = WeakKeyDictionary()
 
 
-def running_costs(drafter: Drafter | Network, runtime: Runtime) -> RunningCosts:
-    """Those that all who decode with that drafter share, begun with `row_costs`."""
-    by_runtime = _running.setdefault(drafter, {})
-    if runtime not in by_runtime:
-        by_runtime[runtime] = RunningCosts(row_costs(network_of(drafter), runtime))
-    return by_runtime[runtime]
+def running_costs(drafter: Drafter | Network, runtime: Runtime, who: str) -> RunningCosts:
+    """Those that all share who decode with that drafter and the same `ExactConfig.drafter` (`who`: rows that were looked
+    up cost other than masks), begun with `row_costs`."""
+    shared = _running.setdefault(drafter, {})
+    if (runtime, who) not in shared:
+        shared[runtime, who] = RunningCosts(row_costs(network_of(drafter), runtime))
+    return shared[runtime, who]
 
 
 def row_costs(network: Network, runtime: Runtime) -> RowCosts:
