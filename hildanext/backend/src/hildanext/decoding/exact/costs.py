@@ -40,8 +40,8 @@ _running: WeakKeyDictionary[Drafter | Network, dict[Hashable, RunningCosts]] = W
 
 
 def running_costs(drafter: Drafter | Network, runtime: Runtime, who: str) -> RunningCosts:
-    """Those that all share who decode with that drafter and the same `ExactConfig.drafter` (`who`: rows that were looked
-    up cost other than masks), begun with `row_costs`."""
+    """Shared by all who decode with that drafter and the same `ExactConfig.drafter` (`who`: rows that were looked up cost
+    other than masks), begun with `row_costs`."""
     shared = _running.setdefault(drafter, {})
     if (runtime, who) not in shared:
         shared[runtime, who] = RunningCosts(row_costs(network_of(drafter), runtime))
