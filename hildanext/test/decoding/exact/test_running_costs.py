@@ -51,8 +51,8 @@ def written(
         placing.verdict(given, accepted)
         row.drafts = placement.drafts if accepted in points or (not given and points) else 0
         row.tokens += [0] * (accepted + 1)
-        placing.note(row, rows, accepted + 1)  # type: ignore[arg-type]
         placing.took(1, rows, machine(rows) * slow(len(fed)))
+        placing.note(row, rows, accepted + 1)  # type: ignore[arg-type]
         spent += machine(rows)
         fed.append(rows)
     return spent / (machine(1) * (len(row.tokens) - 1)), fed

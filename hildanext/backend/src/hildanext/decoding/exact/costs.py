@@ -35,13 +35,12 @@ MOST = 5
 LOOKED_UP = (1, 2, 3, 5, 8, 11, 15, 31)
 """Drafts at a time where they cost a row each."""
 
-
 _running: WeakKeyDictionary[Drafter | Network, dict[Hashable, RunningCosts]] = WeakKeyDictionary()
 
 
 def running_costs(drafter: Drafter | Network, runtime: Runtime, who: str) -> RunningCosts:
-    """Shared by all who decode with that drafter and the same `ExactConfig.drafter` (`who`: rows that were looked up cost
-    other than masks), begun with `row_costs`."""
+    """Shared by all who decode with that drafter and the same `ExactConfig.drafter` (`who`): drafts that were looked up
+    cost other than masks. Begun with `row_costs`."""
     shared = _running.setdefault(drafter, {})
     if (runtime, who) not in shared:
         shared[runtime, who] = RunningCosts(row_costs(network_of(drafter), runtime))

@@ -132,6 +132,7 @@ class RunningCosts(RowCosts):
         if self.steps - self._last.get(size, self.steps) > FORGOTTEN:
             self._seen[size] = 0
             self._compared.pop(size, None)
+            self._prices.clear()
         others = sum(other != size for other, _ in self._recent)
         if len(self._recent) >= ENOUGH and 2 * others >= len(self._recent):
             self._compare(size, of_table / self.pace)
@@ -148,7 +149,11 @@ class RunningCosts(RowCosts):
         self._prices.clear()
 
     def _fresh(self, size: "_Size") -> bool:
-        return self._seen.get(size, 0) >= TRIED and self.steps - self._last[size] <= FORGOTTEN
+        return (
+            size in self._corrections
+            and self._seen.get(size, 0) >= TRIED
+            and self.steps - self._last[size] <= FORGOTTEN
+        )
 
     def _correction(self, size: "_Size") -> float:
         """Its own, or by its neighbours. Others at work only add to a time: one sample alone may lower what is believed

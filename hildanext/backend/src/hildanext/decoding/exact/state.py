@@ -176,10 +176,11 @@ class ExactState:
             keeps = accepted in segment.points
             law_of = None if laws is None or not keeps else laws[number, : segment.places]
             self._write(plan, accepted, token, following[: segment.places] if keeps else [], law_of)
-            self.placing.note(plan.row, segment.clean + segment.masks, accepted + 1, len(rows))
         # The device has been waited for above. What those who look do with it is none of a forward's time.
-        fed = sum(segment.clean + segment.masks for segment in segments)
-        self.placing.took(len(rows), fed, self.clock() - begin)
+        fed = [segment.clean + segment.masks for segment in segments]
+        self.placing.took(len(rows), sum(fed), self.clock() - begin)
+        for plan, own, (accepted, *_) in zip(plans, fed, read, strict=True):
+            self.placing.note(plan.row, own, accepted + 1, len(rows))
         if chances is not None:
             for plan, (accepted, token, *_), chance in zip(plans, read, chances, strict=True):
                 self._show(plan, accepted, token, chance)
