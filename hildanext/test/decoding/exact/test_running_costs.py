@@ -9,7 +9,7 @@ from exact_stubs import StubDrafter, started
 from hildanext.decoding.exact.costs import CALM, PATIENCE, REPEATS, in_turns
 from hildanext.decoding.exact.expected import PARENT
 from hildanext.decoding.exact.policy import LOSS, ExactConfig, Placing
-from hildanext.decoding.exact.row_costs import DOUBT, ENOUGH, FORGOTTEN, STALE, RowCosts, RunningCosts
+from hildanext.decoding.exact.row_costs import CHEAPEST, DOUBT, ENOUGH, FORGOTTEN, STALE, TRIED, RowCosts, RunningCosts
 from hildanext.decoding.exact.state import ExactRow
 
 DEAR = RowCosts({1: 30.0, 3: 45.0, 9: 61.0, 16: 89.0})
@@ -68,7 +68,7 @@ def test_rows_that_the_table_says_are_dear_are_found_to_be_cheap() -> None:
     placing = following(DEAR)
     took, fed = written(placing, CHEAP, 300)
     assert took < 0.85
-    assert sum(rows > 1 for rows in fed[24:72]) > 40, "within some dozens of forwards"
+    assert sum(rows > 1 for rows in fed[48:96]) > 40, "within some dozens of forwards"
     assert placing.costs is not None and placing.costs.price(9) == pytest.approx(CHEAP.price(9), rel=0.05)
 
 
@@ -120,21 +120,31 @@ def test_a_size_that_nobody_has_seen_goes_by_its_neighbours() -> None:
     for _ in range(ENOUGH):
         costs.note(1, 1, 10.0)
     assert not costs.knows(4) and costs.least(4) < costs.price(4) < costs.most(4)
-    for _ in range(2):
+    for _ in range(TRIED):
         costs.note(1, 4, 26.0)  # twice what the table says
     assert costs.price(4) == pytest.approx(2.6) and costs.knows(4) and costs.knows(5) and not costs.knows(16)
     assert costs.price(16) == pytest.approx(5.0), "two and a half by the table"
     assert costs.price(4, 8) == pytest.approx(2.0 * 41.0 / 17.0), "of more documents too, until they are seen"
 
 
-def test_one_slow_sample_alone_raises_nothing_and_one_quick_one_counts() -> None:
+def test_what_was_seen_too_seldom_is_reckoned_with_and_not_believed() -> None:
     costs = RunningCosts(RowCosts({1: 10.0, 32: 41.0}))
     for _ in range(ENOUGH):
         costs.note(1, 1, 10.0)
-    costs.note(1, 4, 40.0)
-    assert costs.price(4) == pytest.approx(1.3)
-    costs.note(1, 8, 12.0)
-    assert costs.price(8) == pytest.approx(1.2)
+    for _ in range(TRIED - 1):
+        costs.note(1, 4, 15.0)
+    assert not costs.knows(4) and costs.price(4) == pytest.approx(1.3) and costs.most(4) == pytest.approx(1.5)
+    costs.note(1, 4, 15.0)
+    assert costs.price(4) == costs.most(4) == costs.least(4) == pytest.approx(1.5)
+
+
+def test_no_quick_moment_makes_drafts_that_are_wrong_a_gain() -> None:
+    costs = RunningCosts(RowCosts({1: 10.0, 32: 41.0}))
+    for _ in range(ENOUGH):
+        costs.note(1, 1, 10.0)
+    for _ in range(TRIED):
+        costs.note(1, 4, 1.0)
+    assert costs.price(4) == pytest.approx(1.0 + CHEAPEST * 0.3)
 
 
 def test_the_parent_is_looked_at_first_and_again_and_what_was_seen_long_ago_is_asked_anew() -> None:

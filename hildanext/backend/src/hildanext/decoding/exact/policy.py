@@ -28,8 +28,8 @@ EVERY = 8
 PROBE = 48
 """Where drafts do not pay, one forward in so many drafts all the same, to notice a text that becomes easier; at the
 beginning of a text only while few texts have shown anything."""
-TRIALS = 3
-"""Forwards of a placement that is tried for what its rows cost: one may have no drafts yet, two tell the cost."""
+TRIALS = 4
+"""Forwards of a placement that is tried for what its rows cost: one may have no drafts yet, three tell the cost."""
 LOSS = 0.025
 """Share of the parent's time that drafting may cost by the costs of rows; what they do not see comes on top."""
 HORIZON = 64

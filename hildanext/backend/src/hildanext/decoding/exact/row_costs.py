@@ -11,10 +11,13 @@ COMPARED = 5
 """Comparisons of a size with others whose median it goes by."""
 ENOUGH = 3
 """Steps that a pace is made of, before anything is compared with it."""
-TRIED = 2
-"""Steps of a size after which its cost is known; one alone may have been disturbed."""
+TRIED = 3
+"""Steps of a size after which its cost is known: the median is none of a disturbed one's."""
 DOUBT = 1.5
 """A size that is not known may cost this many times what is believed, or as many times less."""
+CHEAPEST = 1 / 3
+"""What rows cost beside the parent's is at least this share of what the table says: in a machine's quick moments an
+account would gain by drafts that are wrong."""
 NEAR = 2
 """Quarters of an octave within which a size is known by another one."""
 STALE = 96
@@ -96,9 +99,10 @@ class RunningCosts(RowCosts):
     def price(self, fed: int, documents: int = 1) -> float:
         key = fed, documents
         if key not in self._prices:
-            of_parent = self(documents) * self._correction(_size(documents, documents))
-            rows = fed * documents
-            self._prices[key] = self(rows) * self._correction(_size(documents, rows)) / of_parent
+            of_table = super().price(fed, documents)
+            own, parents = _size(documents, fed * documents), _size(documents, documents)
+            price = of_table * self._correction(own) / self._correction(parents)
+            self._prices[key] = max(price, 1.0 + CHEAPEST * (of_table - 1.0))
         return self._prices[key]
 
     def most(self, fed: int, documents: int = 1) -> float:
@@ -106,8 +110,8 @@ class RunningCosts(RowCosts):
         if self.knows(fed, documents):
             return price
         size = _size(documents, fed * documents)
-        once = self._compared.get(size)  # one sample is no proof, and no worse than none
-        return price * (min(max(once[-1] / self._correction(size), 1.0), DOUBT) if once else DOUBT)
+        seen = self._compared.get(size)  # too few samples are no proof, and no worse than none
+        return price * (min(max(max(seen) / self._correction(size), 1.0), DOUBT) if seen else DOUBT)
 
     def least(self, fed: int, documents: int = 1) -> float:
         price = self.price(fed, documents)
@@ -156,16 +160,9 @@ class RunningCosts(RowCosts):
         )
 
     def _correction(self, size: "_Size") -> float:
-        """Its own, or by its neighbours. Others at work only add to a time: one sample alone may lower what is believed
-        and not raise it."""
-        believed = self._corrections[size] if size in self._corrections else self._between(size)
-        samples = self._compared.get(size, ())
-        return min(believed, samples[0]) if len(samples) == 1 else believed
-
-    def _between(self, size: "_Size") -> float:
-        """By the sizes next to it, of the nearest magnitude of documents that has any."""
-        if not self._corrections:
-            return 1.0
+        """Its own; or by the sizes next to it, of the nearest magnitude of documents that has any."""
+        if size in self._corrections or not self._corrections:
+            return self._corrections.get(size, 1.0)
         nearest = min({magnitude for magnitude, _ in self._corrections}, key=lambda other: abs(other - size[0]))
         of = {at: correction for (magnitude, at), correction in self._corrections.items() if magnitude == nearest}
         low = max((at for at in of if at <= size[1]), default=min(of))
