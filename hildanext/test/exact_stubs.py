@@ -3,6 +3,7 @@
 And adapters for the embedded parent.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hildanext.decoding.exact.expected import Placement
-from hildanext.decoding.exact.policy import ExactConfig, Placing
+from hildanext.decoding.exact.policy import ExactConfig, OnePlacement, Placing
 from hildanext.decoding.exact.state import ExactRow, ExactState
 from hildanext.models.draft_card import DraftCard
 from hildanext.models.draft_checkpoint import save_drafts
@@ -54,21 +55,19 @@ class StubDrafter(Drafter):
         return ids, 10.0 * torch.eye(VOCAB)[ids]
 
 
-class Always(Placing):
-    """One placement for every forward."""
+class Always(OnePlacement):
+    """One placement for every forward, of adapters."""
 
     def __init__(self, placement: Placement) -> None:
-        super().__init__(ExactConfig(after="all"), placement.drafts)
-        self.placement = placement
-
-    def choose(self, row: ExactRow, rows: int = 1) -> Placement:
-        return self.placement
+        super().__init__(ExactConfig(after="all"), placement)
 
 
 def started(drafter: Any, placing: Placing, prompt: list[int], limit: int, config: ExactConfig | None = None,
-            observe: Callable[[Any], None] | None = None) -> tuple[ExactState, ExactRow]:  # fmt: skip
+            observe: Callable[[Any], None] | None = None, clock: Callable[[], float] = time.perf_counter,
+            ) -> tuple[ExactState, ExactRow]:  # fmt: skip
     """A state with one row whose prompt is fed."""
-    state = ExactState(drafter, config or placing.config, placing, lambda row: len(row.tokens) >= row.limit, observe)
+    config = config or placing.config
+    state = ExactState(drafter, config, placing, lambda row: len(row.tokens) >= row.limit, observe, clock)
     row = state.row(prompt, limit, 0, 0)
     state.prefill(row)
     return state, row

@@ -19,7 +19,7 @@ from hildanext.core.errors import CheckpointError, ConfigError
 from hildanext.core.runtime import Runtime, RuntimeConfig, machine
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
-from hildanext.decoding.exact.costs import row_costs
+from hildanext.decoding.exact.costs import running_costs
 from hildanext.decoding.exact.network import Network, network_of
 from hildanext.decoding.exact.policy import NGRAM_DRAFTS, ExactConfig, Placing
 from hildanext.decoding.exact.state import ExactRow, ExactState
@@ -135,7 +135,8 @@ def only_exact(name: str) -> bool:
 def placing_for(
     drafter: Drafter | Network, config: ExactConfig, acceptance: tuple[float, ...] = (), runtime: Runtime | None = None
 ) -> Placing:
-    """How masks are placed under `config`; `auto` measures the device where `runtime` says which it is.
+    """How masks are placed under `config`; `auto` measures the device where `runtime` says which it is, and
+    follows what its steps show.
 
     Raises `ConfigError` for more drafts than the drafter has places, and for adapters where there are none.
     """
@@ -155,7 +156,7 @@ def placing_for(
         config = replace(config, fixed_rows=not network_of(drafter).rows_alone)
     costs = None
     if config.after == "auto" and config.drafter != "none" and runtime is not None:
-        costs = row_costs(network_of(drafter), runtime)
+        costs = running_costs(drafter, runtime, config.drafter)
     return Placing(config, most, acceptance, costs)
 
 

@@ -10,7 +10,8 @@ from hildanext.ar import Parent
 from hildanext.core.errors import ConfigError, LogitsNotFinite
 from hildanext.decoding.exact.expected import Placement, all_points, last_point
 from hildanext.decoding.exact.ngram import look_up
-from hildanext.decoding.exact.policy import ExactConfig, Placing, RowCosts
+from hildanext.decoding.exact.policy import ExactConfig, Placing
+from hildanext.decoding.exact.row_costs import RowCosts
 from hildanext.decoding.exact.state import ExactState
 from hildanext.decoding.sequence import Step
 from hildanext.exact import ExactStats, generate_exact, placing_for

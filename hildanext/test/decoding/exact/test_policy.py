@@ -6,7 +6,8 @@ from exact_stubs import StubDrafter, started
 from hildanext.core.errors import ConfigError
 from hildanext.decoding.exact.costs import undisturbed
 from hildanext.decoding.exact.expected import PARENT
-from hildanext.decoding.exact.policy import HORIZON, LOSS, ExactConfig, Placing, RowCosts
+from hildanext.decoding.exact.policy import HORIZON, LOSS, ExactConfig, Placing
+from hildanext.decoding.exact.row_costs import RowCosts
 
 TABLES = {
     "torch bf16": {1: 26.0, 8: 31.0, 16: 36.0, 32: 47.0},
@@ -84,7 +85,7 @@ def test_of_several_documents_each_keeps_its_account_by_what_a_shared_forward_co
     row.placement = None
     assert placing.choose(row, 8) == PARENT, "beside seven others they cost four times as much"
     placing.note(row, 4, 1, 2)
-    assert row.won == pytest.approx(1.0 - costs(8) / costs(2))
+    assert placing.won(row) == pytest.approx(1.0 - costs(8) / costs(2))
 
 
 def test_with_fixed_rows_their_number_is_chosen_once() -> None:

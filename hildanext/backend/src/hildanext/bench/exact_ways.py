@@ -19,9 +19,8 @@ from hildanext.bench.llama_cpp import LlamaCpp, gguf_of
 from hildanext.core.runtime import RuntimeConfig, set_threads
 from hildanext.decoding import DIFFUSION_MODES, MODES, make_decoder
 from hildanext.decoding.base import run
-from hildanext.decoding.exact.expected import Placement
 from hildanext.decoding.exact.network import Network, network_of
-from hildanext.decoding.exact.policy import ExactConfig, Placing
+from hildanext.decoding.exact.policy import ExactConfig, OnePlacement, Placing
 from hildanext.decoding.exact.state import ExactRow, ExactState
 from hildanext.decoding.state import DecodeState
 from hildanext.exact import LoadedDrafter, placing_for
@@ -150,7 +149,8 @@ class Opened:
         if way.rows_of is None:
             return placing_for(network, self.exact_config(way.drafter), card.acceptance, runtime)
         like = placing_for(network, self.exact_config(way.rows_of), card.acceptance, runtime)
-        return SamePlacing(like.choose(_NewRow()))  # type: ignore[arg-type]
+        alone = ExactConfig(drafter="none", fixed_rows=True)  # junk where the other one has drafts
+        return OnePlacement(alone, like.choose(_NewRow()))  # type: ignore[arg-type]
 
     def llama(self, weights: str, drafter: str) -> LlamaCpp:
         file = gguf_of(self.parent.causal_lm, self.parent.tokenizer, weights, self.settings.gguf_folder)
@@ -253,17 +253,6 @@ class Opened:
             return Answer(tokens, said.seconds, said.first_seconds, 1, said.forwards, said.rows)
 
         return write
-
-
-class SamePlacing(Placing):
-    """One placement for every forward, and no drafts: the parent at another's number of rows."""
-
-    def __init__(self, placement: Placement) -> None:
-        super().__init__(ExactConfig(drafter="none", fixed_rows=True), placement.drafts)
-        self.placement = placement
-
-    def choose(self, row: ExactRow, rows: int = 1) -> Placement:
-        return self.placement
 
 
 class _NewRow:

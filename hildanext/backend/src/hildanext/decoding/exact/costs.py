@@ -1,26 +1,33 @@
-"""What a step of decoding costs by the rows of its forward, on this device: measured once, kept beside the models."""
+"""What a step of decoding costs by the rows of its forward, on this device: a first measure, kept beside the models."""
 
 import hashlib
 import json
-import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import torch
+from weakref import WeakKeyDictionary
 
 from hildanext.core.errors import StorageError
 from hildanext.core.json_text import parse
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import Runtime, cpu_name, versions
 from hildanext.decoding.exact.expected import PARENT, Placement, all_points, last_point
-from hildanext.decoding.exact.network import Network
-from hildanext.decoding.exact.policy import ExactConfig, Placing, RowCosts
-from hildanext.decoding.exact.state import ExactRow, ExactState
+from hildanext.decoding.exact.network import Network, network_of
+from hildanext.decoding.exact.policy import ExactConfig, OnePlacement
+from hildanext.decoding.exact.row_costs import RowCosts, RunningCosts
+from hildanext.decoding.exact.state import ExactState
+from hildanext.models.drafter import Drafter
 from hildanext.models.loading.names import models_folder
 
 REPEATS = 8
+"""Turns of all sizes at least ..."""
+CALM = 4
+"""... and until so many have found no size quicker ..."""
+SETTLED = 0.01
+"""... by this share; ..."""
+PATIENCE = 4.0
+"""... or for so many seconds."""
 CONTEXT = 130
 """Tokens before the drafts."""
 MOST = 5
@@ -28,9 +35,20 @@ MOST = 5
 LOOKED_UP = (1, 2, 3, 5, 8, 11, 15, 31)
 """Drafts at a time where they cost a row each."""
 
+_running: WeakKeyDictionary[Drafter | Network, dict[Hashable, RunningCosts]] = WeakKeyDictionary()
+
+
+def running_costs(drafter: Drafter | Network, runtime: Runtime, who: str) -> RunningCosts:
+    """Shared by all who decode with that drafter and the same `ExactConfig.drafter` (`who`): drafts that were looked up
+    cost other than masks. Begun with `row_costs`."""
+    shared = _running.setdefault(drafter, {})
+    if (runtime, who) not in shared:
+        shared[runtime, who] = RunningCosts(row_costs(network_of(drafter), runtime))
+    return shared[runtime, who]
+
 
 def row_costs(network: Network, runtime: Runtime) -> RowCosts:
-    """From the cache folder, or measured now (a second or two) and put there."""
+    """From the cache folder, or measured now (some seconds) and put there."""
     config, key = network.causal_lm.config, network.costs_key
     stored = stored_costs(config, runtime, key)
     if stored is not None:
@@ -72,15 +90,6 @@ def undisturbed(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     return dict(sorted(least.items()))
 
 
-class _Told(Placing):
-    """The placement that it is told."""
-
-    placement = PARENT
-
-    def choose(self, row: ExactRow, rows: int = 1) -> Placement:
-        return self.placement
-
-
 def _placements(places: int) -> list[Placement]:
     """Of all sizes that are asked for; where nobody has learnt to draft, drafts are looked up."""
     if not places:
@@ -89,33 +98,56 @@ def _placements(places: int) -> list[Placement]:
     return [PARENT, *(way(drafts) for drafts in drafted for way in (last_point, all_points))]
 
 
+class _Watched(OnePlacement):
+    """Remembers what each step took, as running costs are told of it."""
+
+    seconds = 0.0
+
+    def took(self, rows: int, fed: int, seconds: float) -> None:
+        self.seconds = seconds
+
+
 def _timed(network: Network, placements: Sequence[Placement]) -> dict[int, list[float]]:
     """Seconds of steps behind a context of zeros, whose drafts are the first token."""
     most = max(placement.drafts for placement in placements)
-    placing = _Told(ExactConfig(after="all", drafter="adapters" if network.places else "ngram"), most)
-    state = ExactState(network, placing.config, placing, lambda row: False)
+    config = ExactConfig(after="all", drafter="adapters" if network.places else "ngram")
+    placing = _Watched(config, PARENT, most)
+    state = ExactState(network, config, placing, lambda row: False)
     row = state.row([0] * CONTEXT, CONTEXT + most + 2, 0, 0)
     row.cache.keys.zero_()
     row.cache.values.zero_()
     row.cache.commit(CONTEXT - 1)
     state.rows.append(row)
-    times: dict[int, list[float]] = {placement.rows: [] for placement in placements}
-    for turn in range(REPEATS + 1):
-        for placement in placements:
-            placing.placement = placement
-            row.tokens, row.drafts = row.tokens[:CONTEXT], [0] * placement.drafts
+
+    def turn() -> list[tuple[int, float]]:
+        took = []
+        for placing.placement in placements:
+            drafts = placing.placement.drafts
+            row.tokens, row.drafts = row.tokens[:CONTEXT], [0] * drafts
             row.cache.truncate(CONTEXT - 1)
-            begin = time.perf_counter()
             state.step()
-            _wait(network.device)
-            if turn > 0:  # the first turn warms up
-                times[placement.rows].append(time.perf_counter() - begin)
+            took.append((placing.placement.rows, placing.seconds))
+        return took
+
+    turn()  # warms up
+    return in_turns(turn)
+
+
+def in_turns(turn: Callable[[], Sequence[tuple[int, float]]]) -> dict[int, list[float]]:
+    """Rows and seconds of steps, turn by turn, until no size becomes quicker any more."""
+    times: dict[int, list[float]] = {}
+    turns = calm = 0
+    spent = 0.0
+    while turns < REPEATS or (calm < CALM and spent < PATIENCE):
+        calm += 1
+        for rows, seconds in turn():
+            before = times.setdefault(rows, [])
+            if before and seconds < (1.0 - SETTLED) * min(before):
+                calm = 0
+            before.append(seconds)
+            spent += seconds
+        turns += 1
     return times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _place(config: Any, runtime: Runtime, key: Hashable) -> Path:

@@ -2,11 +2,10 @@
 
 No choice may lose more than `LOSS` of what the parent alone would have taken: each row keeps an account, in forwards of
 the parent, of what drafting has won it, and a placement is affordable where even a forward that writes a single token
-leaves the account above the limit.
+leaves the account above the limit. A size whose cost is a guess is reckoned as dear as it may be, and booked once it is
+known.
 """
 
-from bisect import bisect_left
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -14,6 +13,7 @@ from pydantic import Field
 from hildanext.core.config import config
 from hildanext.core.errors import ConfigError
 from hildanext.decoding.exact.expected import PARENT, Placement, all_points, fastest, last_point
+from hildanext.decoding.exact.row_costs import RowCosts
 
 if TYPE_CHECKING:
     from hildanext.decoding.exact.state import ExactRow
@@ -28,8 +28,10 @@ EVERY = 8
 PROBE = 48
 """Where drafts do not pay, one forward in so many drafts all the same, to notice a text that becomes easier; at the
 beginning of a text only while few texts have shown anything."""
+TRIALS = 4
+"""Forwards of a placement that is tried for what its rows cost: one may have no drafts yet, three tell the cost."""
 LOSS = 0.025
-"""Share of the parent's time that drafting may cost by the table of costs; what the table does not see comes on top."""
+"""Share of the parent's time that drafting may cost by the costs of rows; what they do not see comes on top."""
 HORIZON = 64
 """Tokens whose share may be spent before they are written; of a shorter text what it is allowed."""
 NGRAM_DRAFTS = 6
@@ -82,20 +84,6 @@ class ExactConfig:
         return self.drafter in ("adapters", "both")
 
 
-class RowCosts:
-    """Seconds of a forward by its number of rows, measured at some and interpolated between them."""
-
-    def __init__(self, measured: Mapping[int, float]) -> None:
-        self.rows = sorted(measured)
-        self.seconds = [measured[rows] for rows in self.rows]
-
-    def __call__(self, rows: int) -> float:
-        at = min(max(bisect_left(self.rows, rows), 1), len(self.rows) - 1)
-        low, high = self.rows[at - 1], self.rows[at]
-        slope = (self.seconds[at] - self.seconds[at - 1]) / (high - low)
-        return self.seconds[at - 1] + slope * (rows - low)
-
-
 class Placing:
     """Chooses a placement for each row and forward."""
 
@@ -106,8 +94,9 @@ class Placing:
         self.config = config
         self.most = 0 if config.drafter == "none" and not config.fixed_rows else most
         self.acceptance = acceptance if config.uses_adapters else tuple(GUESS**place for place in range(1, most + 1))
-        self.costs = costs
         self.fixed = bool(config.fixed_rows)
+        # With fixed rows a text depends on their number, and so on costs: no text is to depend on earlier ones.
+        self.costs = costs.table if costs is not None and self.fixed else costs
         self._offered, self._confirmed = [0.0] * most, [0.0] * most
 
     def choose(self, row: "ExactRow", rows: int = 1) -> Placement:
@@ -122,10 +111,9 @@ class Placing:
             if row.placement is None:
                 row.placement = self._fastest(row, 1, afford=False)
             return row.placement
-        stale = row.placement is None or row.forwards % EVERY == 0
-        if stale or not self._affords(row, row.placement or PARENT, rows):
-            row.placement = self._fastest(row, rows)
-        chosen = row.placement or PARENT
+        if self.costs.asks_for_parent(rows):
+            return PARENT
+        chosen = self._chosen(row, rows)
         probe = last_point(1) if self.config.uses_adapters else Placement(1, ())
         asks = row.forwards % PROBE < 2 and (row.forwards >= PROBE or self._offered[0] < TRUST)
         if chosen.drafts == 0 and asks and self._affords(row, probe, rows):
@@ -134,8 +122,17 @@ class Placing:
 
     def note(self, row: "ExactRow", fed: int, written: int, rows: int = 1) -> None:
         """A forward that `rows` rows shared fed `fed` rows of this one and wrote `written` tokens of it."""
+        if self.costs is None:
+            return
+        row.won += written
+        row.unpaid[fed, rows] = row.unpaid.get((fed, rows), 0) + 1
+        for known in [key for key in row.unpaid if self.costs.knows(*key)]:
+            row.won -= row.unpaid.pop(known) * self.costs.price(*known)
+
+    def took(self, rows: int, fed: int, seconds: float) -> None:
+        """A forward that `rows` rows shared fed `fed` rows in all."""
         if self.costs is not None:
-            row.won += written - self._price(fed, rows)
+            self.costs.note(rows, fed, seconds)
 
     def verdict(self, given: int, accepted: int) -> None:
         """Of `given` drafts of some text the first `accepted` were right."""
@@ -159,22 +156,50 @@ class Placing:
             chances.append((TRUST * prior + confirmed) / (TRUST + offered))
         return chances
 
-    def _price(self, fed: int, rows: int) -> float:
-        """A forward of `fed` rows for each of `rows` documents, in forwards of the parent for as many."""
+    def _chosen(self, row: "ExactRow", rows: int) -> Placement:
+        """What the row goes on with. Where a choice is due it is what may be hoped to be the fastest: for as long as it
+        is known to cost what it costs, or for a trial, after which what is believed counts."""
         assert self.costs is not None
-        return self.costs(fed * rows) / self.costs(rows)
+        tried = row.trials == 1
+        row.trials = max(row.trials - 1, 0)
+        due = tried or row.placement is None or (row.trials == 0 and row.forwards % EVERY == 0)
+        if not due and self._affords(row, row.placement or PARENT, rows):
+            return row.placement or PARENT
+        chosen = self._fastest(row, rows, hoped=not tried)
+        known = all(self.costs.knows(fed, rows) for fed in (chosen.rows, chosen.rows_without))
+        row.placement, row.trials = chosen, 0 if known or tried else TRIALS
+        return chosen
+
+    def won(self, row: "ExactRow") -> float:
+        """The row's account, in forwards of the parent; what is not known yet counts as dear as it may have been."""
+        assert self.costs is not None
+        return row.won - sum(count * self.costs.most(*key) for key, count in row.unpaid.items())
 
     def _affords(self, row: "ExactRow", placement: Placement, rows: int) -> bool:
         """Whether the row may lose what this placement loses where all its drafts are wrong."""
         if placement.drafts == 0:
             return True
+        assert self.costs is not None
         tokens = len(row.tokens) + 1 - row.prompt
         allowed = LOSS * max(tokens, min(HORIZON, row.limit - row.prompt))
-        return row.won + 1.0 - self._price(max(placement.rows, placement.rows_without), rows) >= -allowed
+        dearest = max(self.costs.most(fed, rows) for fed in (placement.rows, placement.rows_without))
+        return self.won(row) + 1.0 - dearest >= -allowed
 
-    def _fastest(self, row: "ExactRow", rows: int, afford: bool = True) -> Placement:
-        """Of those that the row can afford."""
+    def _fastest(self, row: "ExactRow", rows: int, afford: bool = True, hoped: bool = False) -> Placement:
+        """Of those that the row can afford; by what rows cost, or by what they may be hoped to."""
+        assert self.costs is not None
+        price = self.costs.least if hoped else self.costs.price
         may = (lambda placement: self._affords(row, placement, rows)) if afford else None
-        return fastest(
-            self.most, self.right(row), lambda fed: self._price(fed, rows), may, masks=self.config.uses_adapters
-        )
+        return fastest(self.most, self.right(row), lambda fed: price(fed, rows), may, masks=self.config.uses_adapters)
+
+
+class OnePlacement(Placing):
+    """One placement for every forward, whoever asks; it may be set to another."""
+
+    def __init__(self, config: ExactConfig, placement: Placement, most: int | None = None) -> None:
+        """`most`: drafts of the largest that it is going to have."""
+        super().__init__(config, placement.drafts if most is None else most)
+        self.placement = placement
+
+    def choose(self, row: "ExactRow", rows: int = 1) -> Placement:
+        return self.placement

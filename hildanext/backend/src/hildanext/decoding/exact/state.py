@@ -5,6 +5,7 @@ rows, and masks behind the acceptance points (see `kv_cache.draft_attention`). W
 keys; behind it stands the parent's own token; the group of masks behind that point has made the next drafts.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,8 +59,12 @@ class ExactRow:
     """... and how often all up to it were right."""
     placement: Placement | None = None
     """What `Placing` has chosen for it."""
+    trials: int = 0
+    """Forwards that are left of a trial of that."""
     won: float = 0.0
-    """What drafting has won it by the table of costs, in forwards of the parent."""
+    """Tokens less the price of the forwards that wrote them, in forwards of the parent ..."""
+    unpaid: dict[tuple[int, int], int] = field(default_factory=dict)
+    """... but for those whose price is not known yet: how many, by their rows and the documents that shared them."""
 
     @property
     def room(self) -> int:
@@ -103,9 +108,10 @@ class ExactState:
         placing: Placing,
         ended: Callable[[ExactRow], bool],
         observe: Callable[[Step], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.network, self.config, self.placing = network_of(drafter), config, placing
-        self.ended, self.observe = ended, observe
+        self.ended, self.observe, self.clock = ended, observe, clock
         self.rows: list[ExactRow] = []
 
     def row(self, prompt: Sequence[int], limit: int, seed: int, index: int) -> ExactRow:
@@ -151,6 +157,7 @@ class ExactState:
         self.rows = [row for row in self.rows if not self.ended(row)]
 
     def _forward_of(self, rows: Sequence[ExactRow]) -> None:
+        begin = self.clock()
         plans = [self._plan(row, len(rows)) for row in rows]
         segments = [plan.segment for plan in plans]
         hidden = self._forward(plans, segments)
@@ -168,10 +175,15 @@ class ExactState:
         ):
             keeps = accepted in segment.points
             law_of = None if laws is None or not keeps else laws[number, : segment.places]
-            if chances is not None:
-                self._show(plan, accepted, token, chances[number])
             self._write(plan, accepted, token, following[: segment.places] if keeps else [], law_of)
-            self.placing.note(plan.row, segment.clean + segment.masks, accepted + 1, len(rows))
+        # The device has been waited for above. What those who look do with it is none of a forward's time.
+        fed = [segment.clean + segment.masks for segment in segments]
+        self.placing.took(len(rows), sum(fed), self.clock() - begin)
+        for plan, own, (accepted, *_) in zip(plans, fed, read, strict=True):
+            self.placing.note(plan.row, own, accepted + 1, len(rows))
+        if chances is not None:
+            for plan, (accepted, token, *_), chance in zip(plans, read, chances, strict=True):
+                self._show(plan, accepted, token, chance)
 
     def _plan(self, row: ExactRow, rows: int) -> _Plan:
         placement = self.placing.choose(row, rows)
@@ -311,7 +323,7 @@ class ExactState:
 
     def _show(self, plan: _Plan, accepted: int, token: int, chances: Sequence[float]) -> None:
         row = plan.row
-        begin = len(row.tokens)
+        begin = len(row.tokens) - accepted - 1
         kept = [(begin + at, draft, chances[at]) for at, draft in enumerate(plan.drafts[:accepted])]
         written: dict[str, Any] = {"drafts": kept}
         if accepted < plan.given:
