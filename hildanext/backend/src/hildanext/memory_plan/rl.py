@@ -148,8 +148,8 @@ def _rollouts(case: Case, rollouts: RolloutCase) -> dict[str, int]:
     shape, slots = case.shape, rollouts.slots
     of_a_token = 2 * shape.layers * shape.key * FLOAT
     running = slots * whole_stretches(rollouts.context) * of_a_token
-    kept = rollouts.kept * of_a_token
-    cache = max(running, kept if rollouts.cache_bytes is None else min(kept, rollouts.cache_bytes))
+    cache = max(running, rollouts.kept * of_a_token)
+    cache = cache if rollouts.cache_bytes is None else min(cache, rollouts.cache_bytes)
     stream = 4 * shape.hidden + max(3 * shape.inner, 3 * shape.query + 2 * shape.key)
     forward = 2 * slots * case.feed.block * stream * FLOAT
     read, filled = rollouts.read, rollouts.filled
