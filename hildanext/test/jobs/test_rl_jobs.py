@@ -57,7 +57,7 @@ def test_an_alignment_that_is_killed_twice_comes_to_the_same(tmp_path: Path, mon
     """Its command once between two steps, and once its worker, which takes the command with it, inside a round."""
     monkeypatch.setitem(REWARDS, "letters", LettersReward)
     model = str(small_checkpoint(tmp_path / "model"))
-    section = toy_section(model, rounds=6, updates=2, objective={"name": "espo", "beta": 0.1})
+    section = toy_section(model, rounds=8, updates=2, objective={"name": "espo", "beta": 0.1})
     config = {"threads": 1, "device": "cpu", "dtype": "fp32", "rl": section}
     script = tmp_path / "run.py"
     script.write_text(COMMAND)
@@ -87,7 +87,7 @@ def test_an_alignment_that_is_killed_twice_comes_to_the_same(tmp_path: Path, mon
         finally:
             row = service.store.row(job.id)
             processes.end_group(row["pid"] or -1, row["born"], row["child"], row["child_born"])
-        assert done.progress.step == 12 and 0 < done.progress.reward < 1
+        assert done.progress.step == 16 and 0 < done.progress.reward < 1
         execute({**service.recipe("rl", config), "folder": str(tmp_path / "alone")}, STAGES)
         alone = tmp_path / "alone" / "rl"
         assert what_came_of_it(run) == what_came_of_it(alone)
