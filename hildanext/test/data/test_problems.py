@@ -127,12 +127,12 @@ class TestFiles:
             return datasets.Dataset.from_list([{**GSM8K, "question": f"{n}?"} for n in range(40)]).to_iterable_dataset()
 
         monkeypatch.setattr(datasets, "load_dataset", hub)
-        made = problems("gsm8k", dataset="openai/gsm8k", subset="main", split="train[10:]", limit=20)
+        made = problems("gsm8k", dataset="openai/gsm8k", subset="main", part="train[10:]", limit=20)
         split = made.split(reward("gsm8k"))
         assert asked == [("openai/gsm8k", "main", "train")] and len(split.train) + len(split.held_out) == 20
         assert {one.prompt for one in (*split.train, *split.held_out)} == {f"{n}?" for n in range(10, 30)}
         with pytest.raises(DataError, match="split 'test' of openai/gsm8k is a test set"):
-            problems("gsm8k", dataset="openai/gsm8k", split="test").split(reward("gsm8k"))
+            problems("gsm8k", dataset="openai/gsm8k", part="test").split(reward("gsm8k"))
         for both in ({}, {"path": "a.jsonl", "dataset": "openai/gsm8k"}):
             with pytest.raises(ConfigError, match="give one of the two"):
                 problems("gsm8k", **both)

@@ -10,6 +10,7 @@ from hildanext.data.problems import Problem
 from hildanext.grading.base import Reward, Scores
 from hildanext.rl.batch import Answer
 from hildanext.rl.measure import Measure, nothing_to_learn, tokens_per_forward
+from hildanext.rl.policy import Policy
 
 
 @config
@@ -47,7 +48,10 @@ class Says:
     def close(self) -> None: ...
 
 
-class Encodes:
+class Encodes(Policy):
+    def __init__(self) -> None:
+        pass
+
     def encode(self, problem: Problem) -> tuple[int, ...]:
         return (int(problem.row["at"]),)
 
@@ -55,7 +59,7 @@ class Encodes:
 def measure(count: int, texts: Sequence[str | None]) -> tuple[Measure, Says]:
     problems = [Problem(str(at), f"line {at}", f"problem {at}", {"at": at}, str(at)) for at in range(count)]
     says = Says(texts)
-    return Measure(Encodes(), says, problems, Earns()), says  # type: ignore[arg-type]
+    return Measure(Encodes(), says, problems, Earns()), says
 
 
 def test_greedy_accuracy_counts_the_highest_reward_alone():

@@ -26,8 +26,8 @@ class Gsm8kProblems(FileProblems):
     dataset: str | None = None
     """In the place of `path`: a data set of the hub, such as openai/gsm8k."""
     subset: str | None = None
-    split: str = "train"
-    """Of `dataset`: a name, or some of its rows as in `train[:1000]`."""
+    part: str = "train"
+    """Split of `dataset`: a name, or some of its rows as in `train[:1000]`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,10 +50,10 @@ class Gsm8kProblems(FileProblems):
     def test_set(self, problems: Sequence[Problem]) -> str | None:
         if self.dataset is None:
             return super().test_set(problems)
-        return f"the split {self.split!r} of {self.dataset}" if "test" in self.split.lower() else None
+        return f"the split {self.part!r} of {self.dataset}" if "test" in self.part.lower() else None
 
     def _hub(self, dataset: str) -> HuggingFace:
-        return HuggingFace(dataset=dataset, subset=self.subset, split=self.split)
+        return HuggingFace(dataset=dataset, subset=self.subset, split=self.part)
 
     def problem(self, record: Mapping[str, Any], where: str) -> Problem:
         question, answer = text_of(record, "question", where), text_of(record, "answer", where)
