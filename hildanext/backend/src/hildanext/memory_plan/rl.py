@@ -92,11 +92,17 @@ def alignment_case(
     )
 
 
-def _logits_of(seams: Seams, block: int, on_cpu: bool) -> tuple[int, int]:
-    """Positions of an answer whose logits a forward makes, and how many of them it may fill."""
+def ordered_of(seams: Seams) -> Ordered | None:
+    """The decoder of the rollouts where it fills a number of masks that is known; None for any other."""
     section = getattr(seams.rollouts, "section", None)
     decoder = None if section is None else make_decoder(section(seams.rollouts.temperature))
-    if not isinstance(decoder, Ordered):
+    return decoder if isinstance(decoder, Ordered) else None
+
+
+def _logits_of(seams: Seams, block: int, on_cpu: bool) -> tuple[int, int]:
+    """Positions of an answer whose logits a forward makes, and how many of them it may fill."""
+    decoder = ordered_of(seams)
+    if decoder is None:
         return block, block
     filled = min(decoder.per_step, block)
     return (block if decoder.biased or not on_cpu else filled), filled

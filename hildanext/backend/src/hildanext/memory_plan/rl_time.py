@@ -5,7 +5,7 @@ An estimate: no such card has run it. Attention is counted as if it cost nothing
 
 from dataclasses import dataclass
 
-from hildanext.decoding import Ordered, make_decoder
+from hildanext.memory_plan.rl import ordered_of
 from hildanext.memory_plan.step import Case
 from hildanext.rl.config import RlConfig, Seams
 
@@ -40,8 +40,8 @@ class StepTime:
 def step_time(config: RlConfig, seams: Seams, case: Case, looks: int, prompt: int) -> StepTime | None:
     """Of a step whose groups all teach, and whose answers are all as long as they may be; a round's rollouts are shared
     out among its updates. None where another engine writes, or where nobody knows how many forwards a block takes."""
-    decoder = make_decoder(getattr(seams.rollouts, "section")(1.0)) if hasattr(seams.rollouts, "section") else None  # noqa: B009
-    if not isinstance(decoder, Ordered):
+    decoder = ordered_of(seams)
+    if decoder is None:
         return None
     block, answer = case.feed.block, seams.rollouts.max_new_tokens
     groups = config.problems_per_round
