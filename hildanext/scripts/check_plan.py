@@ -55,10 +55,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def alignment(objective: dict[str, Any], batch: int, **more: Any) -> dict[str, Any]:
-    """Rounds of the embedded model, whose answers earn something whatever they say."""
+def alignment(model: str, objective: dict[str, Any], batch: int, **more: Any) -> dict[str, Any]:
+    """Rounds whose answers earn something whatever they say."""
     return {
-        "model": "tiny", "problems": {"name": "arithmetic", "steps": 1, "largest": 9, "count": 400},
+        "model": model, "problems": {"name": "arithmetic", "steps": 1, "largest": 9, "count": 400},
         "reward": {"name": "letters"}, "objective": objective, "rounds": STEPS, "problems_per_round": 8, "group": 8,
         "rollouts": {"name": "engine", "max_new_tokens": 40, "per_step": 4, "cache_mib": 256},
         "measure": {"problems": 4, "samples": 0}, "prompting": "text", "device": "cpu",
@@ -66,10 +66,20 @@ def alignment(objective: dict[str, Any], batch: int, **more: Any) -> dict[str, A
     }  # fmt: skip
 
 
+FEW = {
+    "problems_per_round": 2, "group": 4, "measure": {"problems": 2, "samples": 0},
+    "rollouts": {"name": "engine", "max_new_tokens": 64, "per_step": 16, "slots": 8, "cache_mib": 1024},
+}  # fmt: skip
+RECOMPUTED = {"batch_size": 1, "evaluate_every": 99, "checkpoint_every": 99, "gradient_checkpointing": True}
 RL_CASES: dict[str, dict[str, Any]] = {
-    "tiny-rl-espo": alignment({"name": "espo", "beta": 0.02}, 8),
-    "tiny-rl-espo-one-group": alignment({"name": "espo"}, 1),
-    "tiny-rl-agrpo-lora": alignment({"name": "agrpo"}, 4, lora={"rank": 8, "alpha": 16}),
+    "tiny-rl-espo": alignment("tiny", {"name": "espo", "beta": 0.02}, 8),
+    "tiny-rl-espo-one-group": alignment("tiny", {"name": "espo"}, 1),
+    "tiny-rl-agrpo-lora": alignment("tiny", {"name": "agrpo"}, 4, lora={"rank": 8, "alpha": 16}),
+    "smollm2-rl-espo": alignment("smollm2-135m", {"name": "espo", "beta": 0.02}, 1, **FEW),
+    "smollm2-rl-espo-lora": alignment("smollm2-135m", {"name": "espo", "beta": 0.02}, 1, **FEW, **ADAPTERS),
+    "qwen3-0.6b-rl-espo-lora": alignment(
+        "qwen3-0.6b", {"name": "espo", "beta": 0.02}, 1, **{**FEW, "train": RECOMPUTED}, **ADAPTERS
+    ),
 }
 ALL = {**CASES, **RL_CASES}
 
@@ -96,10 +106,12 @@ def main(arguments: list[str]) -> int:
     for name in ALL:
         if name in done or not name.startswith(options.only):
             continue
-        if name in CASES:
-            make_model(CASES[name]["convert"]["parent"], work)
-        said = predict_alignment(name) if name in RL_CASES else predict(name)
-        line = {"name": name, "kept": options.kept, **said, **in_a_process(name, work, options.kept)}
+        parent = CASES[name]["convert"]["parent"] if name in CASES else RL_CASES[name]["model"]
+        if parent != "tiny" or name in CASES:
+            make_model(parent, work)
+        found = in_a_process(name, work, options.kept)
+        said = predict_alignment(name, found["prompt"], work) if name in RL_CASES else predict(name)
+        line = {"name": name, "kept": options.kept, **said, **found}
         line["ratio"] = line["predicted"] / line["measured"]
         with (out / LINES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -129,8 +141,8 @@ def predict(name: str) -> dict[str, Any]:
     return {"predicted": peak.total, "moment": peak.moment, "parts": peak.parts, "machine": machine.name}
 
 
-def predict_alignment(name: str) -> dict[str, Any]:
-    """The same of rounds of an alignment, at the longest prompt."""
+def predict_alignment(name: str, prompt: int, work: Path) -> dict[str, Any]:
+    """The same of rounds of an alignment whose longest prompt has so many tokens; and of its two peaks apart."""
     import torch
 
     from hildanext.core.registry import under_profile
@@ -138,20 +150,21 @@ def predict_alignment(name: str) -> dict[str, Any]:
     from hildanext.memory_plan.machine import find_machine
     from hildanext.memory_plan.sections import rl_question
     from hildanext.memory_plan.switches import worst_peak
-    from hildanext.models.loading.names import locate_diffusion
-    from hildanext.rl.config import read_config
-    from hildanext.tokenization import encode_prompt, load_tokenizer
 
     offer_letters()
     machine = find_machine("cpu-bf16" if accelerates_bf16(torch.device("cpu")) else "cpu")
-    tokenizer = load_tokenizer(locate_diffusion("tiny"))
     with under_profile("FULL"):
-        _, seams = read_config(RL_CASES[name])
-        prompts = [problem.prompt for problem in seams.problems.read(seams.reward)]
-        longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
-        peak = worst_peak(rl_question(RL_CASES[name], machine, prompt=longest), 0)
-    told = {"moments": peak.moments, "prompt": longest}
+        peak = worst_peak(rl_question(started(name, work), machine, prompt=prompt), 0)
+    update = max(size for moment, size in peak.moments.items() if moment != "rollouts")
+    told = {"predicted_rollouts": peak.moments["rollouts"], "predicted_update": update}
     return {"predicted": peak.total, "moment": peak.moment, "parts": peak.parts, "machine": machine.name, **told}
+
+
+def started(name: str, work: Path) -> dict[str, Any]:
+    """The section, whose model is that of the package or the random one made a diffusion model."""
+    section = RL_CASES[name]
+    model = section["model"]
+    return {**section, "model": model if model == "tiny" else str(diffusion_folder(model, work))}
 
 
 def offer_letters() -> None:
@@ -174,7 +187,8 @@ def offer_letters() -> None:
 
 
 def measure_alignment(name: str, work: Path, kept: bool) -> dict[str, Any]:
-    """Some rounds of an alignment; to be called in a fresh process."""
+    """Some rounds of an alignment; to be called in a fresh process. Before what is measured the same rounds run once:
+    oneDNN keeps what it has compiled for each shape of a product, and an update's shapes are as many as its groups."""
     import shutil
 
     import torch
@@ -187,33 +201,57 @@ def measure_alignment(name: str, work: Path, kept: bool) -> dict[str, Any]:
     if not kept:
         hildanext.training.keep_freed_memory = lambda: True
     offer_letters()
-    small = {"rounds": 1, "problems_per_round": 1, "group": 4, "train": {"batch_size": 1}}
-    for folder, changes in (("warm", small), ("run", {})):
+    small = {"rounds": 1, "problems_per_round": 1, "group": 4}
+    # Blocks of 32 make the shapes of all rounds of a larger model the same.
+    first = [("warm", small), ("again", {})] if RL_CASES[name]["model"] == "tiny" else [("again", {"rounds": 1})]
+    found: dict[str, Any] = watched(stage)
+    for folder, changes in (*first, ("run", {})):
         run = work / folder
         shutil.rmtree(run, ignore_errors=True)
         if folder == "run":
             hold_what_is_there()
-        before, found = resident("VmRSS"), watched(stage)
-        stage.rl({**RL_CASES[name], **changes}, run, "FULL", quiet=True)
-    shutil.rmtree(run)
-    told = {key: value - before for key, value in found.items() if key != "seconds"}
-    return {**told, "seconds": found["seconds"], "baseline": before, "on": machine(torch.device("cpu"))}
+        before = resident("VmRSS")
+        found |= {"before_" + folder: before, "rollouts": 0, "update": 0}
+        stage.rl({**started(name, work), **changes}, run, "FULL", quiet=True)
+        shutil.rmtree(run)
+    found["measured"] = max(found["rollouts"], found["update"])
+    told = {key: found[key] - before for key in ("loaded", "measured", "rollouts", "update")}
+    libraries = before - found["before_again"]
+    more = {"libraries": libraries, "prompt": found["prompt"], "seconds": found["seconds"], "baseline": before}
+    return {**told, **more, "on": machine(torch.device("cpu"))}
 
 
 def watched(stage: Any) -> dict[str, Any]:
-    """Into it goes what the process holds when the stage begins to train, and at most from there on."""
-    found: dict[str, Any] = {}
-    plain_train = getattr(stage.train, "plain", stage.train)
+    """Into it goes what the process holds when the stage begins to train, and at most while answers are written and
+    otherwise from there on. Answers do not end before they are as long as they may be."""
+    from dataclasses import replace
 
-    def train(*values: Any, **named: Any) -> Any:
-        found["loaded"], found["loading"] = resident("VmRSS"), resident("VmHWM")
+    from hildanext.rl.rollouts.engine import EngineSampler
+
+    found: dict[str, Any] = {"prompt": 0}
+    train, sample, request = stage.train, EngineSampler.sample, EngineSampler._request
+
+    def note(moment: str) -> None:
+        found[moment] = max(found.get(moment, 0), resident("VmHWM"))
         Path("/proc/self/clear_refs").write_text("5")
-        counters = plain_train(*values, **named)
-        found["measured"], found["seconds"] = resident("VmHWM"), counters["seconds"] / counters["step"]
+
+    def training(*values: Any, **named: Any) -> Any:
+        note("loading")
+        found.update({"loaded": resident("VmRSS"), "rollouts": 0, "update": 0, "prompt": 0})
+        counters = train(*values, **named)
+        note("update")
+        found["seconds"] = counters["seconds"] / counters["step"]
         return counters
 
-    train.plain = plain_train  # type: ignore[attr-defined]
-    stage.train = train
+    def sampling(self: Any, prompts: Any, *values: Any, **named: Any) -> Any:
+        note("update")
+        found["prompt"] = max(found["prompt"], *(len(prompt) for prompt in prompts))
+        answers = sample(self, prompts, *values, **named)
+        note("rollouts")
+        return answers
+
+    stage.train, EngineSampler.sample = training, sampling  # type: ignore[method-assign]
+    EngineSampler._request = lambda *values: replace(request(*values), ignore_eos=True)  # type: ignore[method-assign]
     return found
 
 
@@ -319,9 +357,14 @@ def model_folder(parent: str, work: Path) -> Path:
     return work / f"random-{parent}"
 
 
+def diffusion_folder(parent: str, work: Path) -> Path:
+    return work / f"random-{parent}-diffusion"
+
+
 def make_model(parent: str, work: Path) -> None:
-    """A folder with random weights of the real configuration, in bf16, made in a process of its own."""
-    if (model_folder(parent, work) / "config.json").is_file():
+    """A folder with random weights of the real configuration, in bf16, and beside it one with the diffusion model that
+    begins with them, made in a process of its own."""
+    if (diffusion_folder(parent, work) / "hilda.json").is_file():
         return
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import check_plan, pathlib; "
     code += f"check_plan.write_model({parent!r}, pathlib.Path({str(work)!r}))"
@@ -335,7 +378,8 @@ def write_model(parent: str, work: Path) -> None:
 
     from hildanext.memory_plan.architecture import describe
     from hildanext.models.attention.dense import install_seam
-    from hildanext.models.checkpoint import save_causal
+    from hildanext.models.checkpoint import save_causal, save_diffusion
+    from hildanext.models.start import start_conversion
 
     fields = {**describe(parent), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -350,6 +394,7 @@ def write_model(parent: str, work: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     work.mkdir(parents=True, exist_ok=True)
     save_causal(model_folder(parent, work), causal_lm.bfloat16(), tokenizer)
+    save_diffusion(diffusion_folder(parent, work), *start_conversion(str(model_folder(parent, work)), "block", 32))
 
 
 def make_data(parent: Path, work: Path, length: int) -> dict[str, str]:
@@ -383,10 +428,26 @@ def report(lines: list[dict[str, Any]], out: Path) -> None:
         numbers = [f"{line[key] / MIB:,.0f}" for key in ("predicted", "measured")] + [f"{line['ratio']:.3f}"]
         numbers += [f"{held['measured'] / MIB:,.0f}" if held else "", f"{line['seconds']:.0f}"]
         rows.append(f"| `{name}` | {' | '.join(numbers)} |")
+    rows += ["", *of_alignments([alone[name] for name in RL_CASES if name in alone])]
     write_atomically(out / "table.md", "\n".join(rows) + "\n")
     write_atomically(out / "measured.json", json.dumps(lines, indent=1) + "\n")
     if alone:
         save(comparison_figure([alone[name] for name in ALL if name in alone]), out / "measured.png")
+
+
+def of_alignments(lines: list[dict[str, Any]]) -> list[str]:
+    """The two peaks of each, and what the libraries keep of its shapes beyond the plan."""
+    rows = [
+        "| case | rollouts, predicted | measured | ratio | update, predicted | measured | ratio | libraries |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        cells = []
+        for moment in ("rollouts", "update"):
+            said, found = line[f"predicted_{moment}"], line[moment]
+            cells += [f"{said / MIB:,.0f}", f"{found / MIB:,.0f}", f"{said / found:.3f}"]
+        rows.append(f"| `{line['name']}` | {' | '.join(cells)} | {line['libraries'] / MIB:,.0f} |")
+    return rows
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import datasets
 import pytest
 
 from hildanext.core.errors import ConfigError, DataError
@@ -117,6 +118,24 @@ class TestFiles:
         for template in ("none", "{prompt}{prompt}"):
             with pytest.raises(ConfigError, match="stand in it once"):
                 problems("math", path=path, template=template)
+
+    def test_gsm8k_may_come_from_the_hub(self, monkeypatch):
+        asked = []
+
+        def hub(name, subset, split, **options):
+            asked.append((name, subset, split))
+            return datasets.Dataset.from_list([{**GSM8K, "question": f"{n}?"} for n in range(40)]).to_iterable_dataset()
+
+        monkeypatch.setattr(datasets, "load_dataset", hub)
+        made = problems("gsm8k", dataset="openai/gsm8k", subset="main", part="train[10:]", limit=20)
+        split = made.split(reward("gsm8k"))
+        assert asked == [("openai/gsm8k", "main", "train")] and len(split.train) + len(split.held_out) == 20
+        assert {one.prompt for one in (*split.train, *split.held_out)} == {f"{n}?" for n in range(10, 30)}
+        with pytest.raises(DataError, match="split 'test' of openai/gsm8k is a test set"):
+            problems("gsm8k", dataset="openai/gsm8k", part="test").split(reward("gsm8k"))
+        for both in ({}, {"path": "a.jsonl", "dataset": "openai/gsm8k"}):
+            with pytest.raises(ConfigError, match="give one of the two"):
+                problems("gsm8k", **both)
 
     def test_gsm8k_s_answer_is_written_without_annotations(self, tmp_path):
         (problem,) = problems("gsm8k", path=written(tmp_path, GSM8K)).read(reward("gsm8k"))

@@ -516,7 +516,7 @@ class TestVerb:
     def test_a_run_of_two_stages_plans_the_second_on_the_first_one_s_model(self, capsys):
         assert main(["plan", str(CONFIGS / "qwen3-0.6b-8gb.json"), "--json", "--vram", "8GiB"]) == 0
         stages = json.loads(capsys.readouterr().out)["stages"]
-        assert [stage["stage"] for stage in stages] == ["convert", "sft", "generate"]
+        assert [stage["stage"] for stage in stages] == ["convert", "sft", "rl", "generate"]
         assert {stage["model"] for stage in stages} == {"qwen3-0.6b"}
 
     @pytest.mark.parametrize(

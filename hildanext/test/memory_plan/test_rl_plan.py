@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from test_memory_plan import CONFIGS, live_peak
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hildanext.cli import main
-from hildanext.core.config import read_json
 from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.registry import under_profile
 from hildanext.memory_plan.architecture import find_architecture, read_architecture
@@ -19,6 +17,7 @@ from hildanext.memory_plan.layer import FLOAT, Feed
 from hildanext.memory_plan.machine import MACHINES
 from hildanext.memory_plan.plan import make_plan
 from hildanext.memory_plan.rl import alignment_case, alignment_peak, looks_of
+from hildanext.memory_plan.rl_time import step_time
 from hildanext.memory_plan.sections import rl_question
 from hildanext.memory_plan.step import Case, standing_parts, weights_bytes
 from hildanext.memory_plan.switches import RL_SWITCHES, advice, switched, worst_peak
@@ -135,7 +134,8 @@ class TestFormulas:
         assert case_of(packed=False).feed == Feed(8, 96, 160, 32, True)
 
     def test_keys_and_values_of_the_answers_by_hand(self):
-        """8 answers of 192 tokens, 28 layers, 8 heads of 128, 4 bytes; what is kept of others goes to the limit."""
+        """8 answers of 192 tokens, 28 layers, 8 heads of 128, 4 bytes; what is kept of others goes to the limit. They
+        lie in stretches of 64: those of 224 tokens in 256."""
         one = 2 * 28 * 8 * 128 * 4
         plenty = case_of(measure={"problems": 100, "samples": 0})
         limited = case_of(
@@ -145,6 +145,20 @@ class TestFormulas:
         rollouts = [alignment_peak(case, 0).moments["rollouts"] for case in (case_of(), plenty, limited)]
         assert rollouts[1] - rollouts[0] == pytest.approx(92 * 192 * one, rel=0.01)
         assert rollouts[2] - rollouts[0] == pytest.approx(200 * 2**20 - 8 * 192 * one, rel=0.06)
+        config, seams = read(section())
+        longer = alignment_case(config, seams, find_architecture("qwen3-0.6b"), 32, 160, FLOAT, False)
+        assert longer.rollouts.context == 224 and longer.rollouts.kept == 8 * 256
+
+    def test_logits_of_the_rollouts_by_hand(self):
+        """A CPU makes those that are filled alone, a GPU those of the whole block."""
+        shape = find_architecture("qwen3-0.6b")
+        config, seams = read(section())
+        for on_cpu, rows, size in ((True, 4, 24), (False, 32, 20)):
+            case = alignment_case(config, seams, shape, 32, 100, FLOAT, on_cpu)
+            assert (case.rollouts.read, case.rollouts.filled) == (rows, 4)
+            peak = alignment_peak(replace(case, rollouts=replace(case.rollouts, arrays=0)), 0)
+            cache = 8 * 192 * 2 * 28 * 8 * 128 * 4
+            assert peak.moments["rollouts"] - sum(standing_parts(case).values()) - cache == 8 * rows * size * 151936
 
     def test_looks(self):
         def looks(**likelihood: Any) -> int:
@@ -209,13 +223,39 @@ class TestQuestions:
         with pytest.raises(HildaError, match="grup"):
             rl_question(section(grup=3), PASCAL, "tiny")
 
-    @pytest.mark.parametrize("name", ["qwen3-0.6b-8gb", "qwen3-1.7b-8gb-qlora"])
-    def test_the_sections_of_the_8_gb_card_fit_it(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-        run = read_json(CONFIGS / f"{name}.json") | {"stages": [{"stage": "rl"}]}
-        path = tmp_path / "run.json"
-        path.write_text(json.dumps(run))
-        arguments = ["plan", "--config", str(path), "--machine", "pascal", "--json", "--prompt", "200"]
+    @pytest.mark.parametrize(
+        ("name", "minutes"), [("qwen3-0.6b-8gb", (4.6, 5.5)), ("qwen3-1.7b-8gb-qlora", (15.8, 19.0))]
+    )
+    def test_the_runs_of_the_8_gb_card_fit_it_and_say_how_long_a_step_takes(
+        self, name: str, minutes: tuple[float, float], capsys: pytest.CaptureFixture[str]
+    ):
+        arguments = ["plan", "--config", str(CONFIGS / f"{name}.json"), "--machine", "pascal", "--prompt", "160"]
         for memory, fits in (("8GiB", True), ("3GiB", False)):
-            main([*arguments, "--model", run["parent"], "--vram", memory])
+            main([*arguments, "--json", "--vram", memory])
             stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
-            assert stages["rl"]["fits"] == fits and stages["rl"]["model"] == run["parent"]
+            assert stages["rl"]["fits"] == fits and name.startswith(stages["rl"]["model"])
+            assert stages["rl"]["step_seconds"] == pytest.approx([60 * one for one in minutes], rel=0.02)
+            assert stages["sft"]["step_seconds"] is None
+        main([*arguments, "--vram", "8GiB"])
+        assert "minutes on a GTX 1080" in " ".join(capsys.readouterr().out.split())
+
+    def test_a_step_s_columns_by_hand(self):
+        """Two groups of four answers of 64 tokens behind 100: 384 noisy and 352 clean columns a group; sixteen
+        forwards of 32 columns an answer, its 64 clean ones, and the prompt once."""
+
+        def told(**changes: Any) -> Any:
+            config, seams = read(section(**changes))
+            shape = find_architecture("qwen3-0.6b")
+            case = alignment_case(config, seams, shape, 32, 100, FLOAT, False)
+            return step_time(config, seams, case, looks_of(seams, 32), 100)
+
+        plain, held = told(), told(objective={"name": "espo", "beta": 0.1})
+        assert (plain.update, plain.known) == (2 * 2 * (384 + 352), 0) and held.known == plain.update
+        assert plain.rollouts == 2 * (4 * (16 * 32 + 64) + 100)
+        work = 6 * plain.update + 2 * plain.rollouts
+        assert plain.seconds == pytest.approx((work / (6 * 649), work / (6 * 541)), rel=0.01)
+        assert told(**LORA).seconds[0] < plain.seconds[0] < told(train={"batch_size": 2, **RECOMPUTE}).seconds[0]
+        twice = told(updates=2)
+        assert twice.rollouts == plain.rollouts // 2 and twice.known == plain.update
+        threshold = {"name": "engine", "max_new_tokens": ANSWER, "decoder": {"name": "threshold_edit"}}
+        assert told(rollouts=threshold) is None

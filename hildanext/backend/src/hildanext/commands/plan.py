@@ -193,6 +193,8 @@ def _print_plans(plans: "list[StagePlan]", machine: "Machine", memory: int) -> N
     console.print(table)
     for plan in plans:
         console.print(f"[bold]{plan.stage}[/bold]: {verdict(plan)}", highlight=False)
+        if plan.time is not None:
+            console.print(f"  {plan.time.sentence()}", highlight=False)
         if plan.fits or plan.longest is not None:
             continue
         for name, price, total in plan.switches:

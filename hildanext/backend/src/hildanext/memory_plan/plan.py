@@ -6,6 +6,7 @@ from typing import Any
 
 from hildanext.memory_plan.architecture import Architecture
 from hildanext.memory_plan.machine import Machine, show_bytes
+from hildanext.memory_plan.rl_time import StepTime
 from hildanext.memory_plan.sections import Question
 from hildanext.memory_plan.serving import serving_peak
 from hildanext.memory_plan.step import Peak, weights_bytes
@@ -32,6 +33,8 @@ class StagePlan:
     """For decoding: the longest document that fits."""
     halved: int | None = None
     """For decoding in fp32: the peak with weights and cache of half the size."""
+    time: StepTime | None = None
+    """Of a step, where it can be told."""
 
     @property
     def fits(self) -> bool:
@@ -55,6 +58,7 @@ def make_plan(question: Question, machine: Machine, vram: int) -> StagePlan:
     return StagePlan(
         question.stage, shape, peak, budget, question.assumes, tuple(switches),
         None if answer is None else tuple(switch.name for switch in answer[0]), None if answer is None else answer[1],
+        time=question.time,
     )  # fmt: skip
 
 
@@ -89,6 +93,7 @@ def _stage_record(plan: StagePlan) -> dict[str, Any]:
         "advised_peak": None if plan.advised_peak is None else plan.advised_peak.total,
         "longest_document": plan.longest,
         "halved": plan.halved,
+        "step_seconds": None if plan.time is None else list(plan.time.seconds),
         "host": host_bytes(plan.shape),
     }
 

@@ -1,16 +1,18 @@
 """The peak of an alignment: rounds of writing answers, and the step that learns of them, which have room in turn.
 
 While answers are written there are the weights, the optimiser's states unless they rest elsewhere, keys and values of
-the answers, and a forward over a block of each with its logits. In the update these keys and values are gone, and it is
-a step as of fine-tuning whose rows are packed groups; of several looks all graphs may live at once.
+the answers, and a forward over two blocks of each, or the logits of what it is to fill. In the update these keys and
+values are gone, and it is a step as of fine-tuning whose rows are packed groups; of several looks all graphs may live
+at once.
 """
 
 from dataclasses import replace
 from math import ceil
 
+from hildanext.decoding import Ordered, make_decoder
+from hildanext.kv_cache.block_cache import whole_stretches
 from hildanext.memory_plan.architecture import Architecture
 from hildanext.memory_plan.layer import FLOAT, Feed, learning
-from hildanext.memory_plan.serving import Serving, serving_peak
 from hildanext.memory_plan.step import (
     PARTS,
     Case,
@@ -29,6 +31,9 @@ from hildanext.rl.likelihoods.trajectory import TrajectoryLikelihood
 
 PROMPT = 128
 """Tokens of a prompt where nobody says how many."""
+READ, WRITTEN = 20, 24
+"""Bytes of a logit while a token is drawn of it, and while it is told how likely one was: in fp32 itself, over the
+temperature and as a probability, and that and its sum in fp64."""
 LOGITS = 4
 """Copies of a chunk's logits that live at once in its backward pass: themselves, masked ones, and two gradients."""
 ARRAYS = 60
@@ -59,11 +64,14 @@ def alignment_case(
     measured = config.measure.problems * max(config.measure.samples, 1)
     slots = min(seams.rollouts.together, max(written, measured))
     cache = getattr(seams.rollouts, "cache_mib", None)
+    read, filled = _logits_of(seams, block, on_cpu)
     rollouts = RolloutCase(
         slots=slots if seams.rollouts.traced or cache is not None else 0,
-        kept=max(min(seams.rollouts.together, written), measured) * end,
-        cache_bytes=None if cache is None else cache * 2**20,
+        kept=max(min(seams.rollouts.together, written), measured) * whole_stretches(end),
+        cache_bytes=None if cache is None else cache * 2**20 * whole_stretches(end) // end,
         context=end,
+        read=read,
+        filled=filled,
         graphs=graphs,
         reference=seams.objective.wants_reference,
         arrays=written * end * (ARRAYS + LOOK * looks * config.updates),
@@ -82,6 +90,22 @@ def alignment_case(
         on_cpu=on_cpu,
         rollouts=rollouts,
     )
+
+
+def ordered_of(seams: Seams) -> Ordered | None:
+    """The decoder of the rollouts where it fills a number of masks that is known; None for any other."""
+    section = getattr(seams.rollouts, "section", None)
+    decoder = None if section is None else make_decoder(section(seams.rollouts.temperature))
+    return decoder if isinstance(decoder, Ordered) else None
+
+
+def _logits_of(seams: Seams, block: int, on_cpu: bool) -> tuple[int, int]:
+    """Positions of an answer whose logits a forward makes, and how many of them it may fill."""
+    decoder = ordered_of(seams)
+    if decoder is None:
+        return block, block
+    filled = min(decoder.per_step, block)
+    return (block if decoder.biased or not on_cpu else filled), filled
 
 
 def looks_of(seams: Seams, block: int) -> int:
@@ -123,17 +147,20 @@ def alignment_peak(case: Case, framework: int) -> Peak:
 
 
 def _rollouts(case: Case, rollouts: RolloutCase) -> dict[str, int]:
-    """Beside the weights; in fp32, whatever an update computes in."""
+    """Beside the weights; in fp32, whatever an update computes in. The finished block is fed with the next one, and
+    all answers may finish one at once; what is read of their states is read when these are gone."""
     if rollouts.slots == 0:  # another engine writes
         return {}
-    block = case.feed.block
-    written = serving_peak(Serving(case.shape, rollouts.slots, rollouts.context, block, FLOAT), 0)
-    parts = {part: size for part, size in written.parts.items() if part != "weights"}
-    kept = 2 * case.shape.layers * rollouts.kept * case.shape.key * FLOAT
-    running = 2 * case.shape.layers * rollouts.slots * (rollouts.context + 1) * case.shape.key * FLOAT
-    limit = max(kept, running) if rollouts.cache_bytes is None else min(kept, rollouts.cache_bytes)
-    parts["cache"] += limit - running
-    return parts
+    shape, slots = case.shape, rollouts.slots
+    of_a_token = 2 * shape.layers * shape.key * FLOAT
+    running = slots * whole_stretches(rollouts.context) * of_a_token
+    cache = max(running, rollouts.kept * of_a_token)
+    cache = cache if rollouts.cache_bytes is None else min(cache, rollouts.cache_bytes)
+    stream = 4 * shape.hidden + max(3 * shape.inner, 3 * shape.query + 2 * shape.key)
+    forward = 2 * slots * case.feed.block * stream * FLOAT
+    read, filled = rollouts.read, rollouts.filled
+    logits = slots * shape.vocab * max(READ * read, FLOAT * (read - filled) + WRITTEN * filled)
+    return {"cache": cache, **({"activations": forward} if forward > logits else {"logits": logits})}
 
 
 def _loss(case: Case, rollouts: RolloutCase) -> dict[str, int]:

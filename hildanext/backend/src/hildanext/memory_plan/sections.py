@@ -13,8 +13,10 @@ from hildanext.drafts_stage0 import check as check_kept
 from hildanext.losses import make_losses
 from hildanext.memory_plan.architecture import Architecture, find_architecture
 from hildanext.memory_plan.layer import FLOAT, Feed, Learning, learning
+from hildanext.memory_plan.machine import CARD as GPU
 from hildanext.memory_plan.machine import Machine
-from hildanext.memory_plan.rl import PROMPT, alignment_case
+from hildanext.memory_plan.rl import PROMPT, alignment_case, looks_of
+from hildanext.memory_plan.rl_time import StepTime, step_time
 from hildanext.memory_plan.serving import Serving
 from hildanext.memory_plan.step import Case
 from hildanext.models.attention.kept import TOGETHER
@@ -42,6 +44,8 @@ class Question:
     block_size: int = DEFAULT_BLOCK
     """What the model is to decode with."""
     assumes: tuple[str, ...] = field(default=())
+    time: StepTime | None = None
+    """Of a step of an alignment on the card that it is meant for."""
 
 
 def convert_question(section: Mapping[str, Any], data: Mapping[str, Any], machine: Machine) -> Question:
@@ -178,7 +182,8 @@ def rl_question(
         *(("a frozen copy of the weights for the KL",) if seams.objective.wants_reference and not config.lora else ()),
         *(() if case.rollouts is None or case.rollouts.cache_bytes else ("all keys and values are kept (cache_mib)",)),
     )
-    return Question("rl", (case,), None, config.train.max_vram_fraction, block, assumes)
+    time = step_time(config, seams, case, looks_of(seams, block), prompt) if machine.name == GPU[0] else None
+    return Question("rl", (case,), None, config.train.max_vram_fraction, block, assumes, time)
 
 
 def _case(shape: Architecture, feed: Feed, config: ConvertConfig | SftConfig, machine: Machine, several: bool) -> Case:

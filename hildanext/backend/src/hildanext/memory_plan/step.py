@@ -39,6 +39,10 @@ class RolloutCase:
 
     slots: int
     """Answers that are written together."""
+    read: int
+    """Positions of each whose logits a forward makes."""
+    filled: int
+    """Of these, those that it fills at most."""
     kept: int
     """Tokens whose keys and values are kept, of answers that are being written and of those that have ended."""
     cache_bytes: int | None
