@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
@@ -40,10 +41,10 @@ def validate(
     """
     try:
         if strict:  # as JSON: Python's strictness would want an instance of `cls`
-            return TypeAdapter(cls).validate_json(json.dumps(dict(section)), strict=True)
-        return TypeAdapter(cls).validate_python(dict(section))
+            return _adapter(cls).validate_json(json.dumps(dict(section)), strict=True)
+        return _adapter(cls).validate_python(dict(section))
     except ValidationError as problem:
-        schema = TypeAdapter(cls).json_schema()
+        schema = _adapter(cls).json_schema()
         schema["properties"] = {**schema.get("properties", {}), **{name: {} for name in sorted(besides)}}
         said = complaints(problem.errors(), schema)
         text = "; ".join(f"{place}: {words}" if place else words for place, words in said)
@@ -58,7 +59,13 @@ def may_be_none(cls: type[Any]) -> frozenset[str]:
 
 def plain(section_object: Any) -> dict[str, Any]:
     """The section that would build this object again (JSON types only)."""
-    return TypeAdapter(type(section_object)).dump_python(section_object, mode="json")
+    return _adapter(type(section_object)).dump_python(section_object, mode="json")
+
+
+@lru_cache(maxsize=1024)
+def _adapter(cls: type[Any]) -> Any:
+    """Kept: every request of an engine builds a decoder, and to make one takes longer than to use it."""
+    return TypeAdapter(cls)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
