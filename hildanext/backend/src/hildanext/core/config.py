@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
@@ -62,10 +61,14 @@ def plain(section_object: Any) -> dict[str, Any]:
     return _adapter(type(section_object)).dump_python(section_object, mode="json")
 
 
-@lru_cache(maxsize=1024)
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+"""Kept: every request of an engine builds a decoder, and to make an adapter takes longer than to use it."""
+
+
 def _adapter(cls: type[Any]) -> Any:
-    """Kept: every request of an engine builds a decoder, and to make one takes longer than to use it."""
-    return TypeAdapter(cls)
+    if cls not in _adapters:
+        _adapters[cls] = TypeAdapter(cls)
+    return _adapters[cls]
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
