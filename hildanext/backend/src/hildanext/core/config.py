@@ -40,10 +40,10 @@ def validate(
     """
     try:
         if strict:  # as JSON: Python's strictness would want an instance of `cls`
-            return TypeAdapter(cls).validate_json(json.dumps(dict(section)), strict=True)
-        return TypeAdapter(cls).validate_python(dict(section))
+            return _adapter(cls).validate_json(json.dumps(dict(section)), strict=True)
+        return _adapter(cls).validate_python(dict(section))
     except ValidationError as problem:
-        schema = TypeAdapter(cls).json_schema()
+        schema = _adapter(cls).json_schema()
         schema["properties"] = {**schema.get("properties", {}), **{name: {} for name in sorted(besides)}}
         said = complaints(problem.errors(), schema)
         text = "; ".join(f"{place}: {words}" if place else words for place, words in said)
@@ -58,7 +58,17 @@ def may_be_none(cls: type[Any]) -> frozenset[str]:
 
 def plain(section_object: Any) -> dict[str, Any]:
     """The section that would build this object again (JSON types only)."""
-    return TypeAdapter(type(section_object)).dump_python(section_object, mode="json")
+    return _adapter(type(section_object)).dump_python(section_object, mode="json")
+
+
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+"""Kept: every request of an engine builds a decoder, and to make an adapter takes longer than to use it."""
+
+
+def _adapter(cls: type[Any]) -> Any:
+    if cls not in _adapters:
+        _adapters[cls] = TypeAdapter(cls)
+    return _adapters[cls]
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class DecodeState:
     def row(self, prompt: Sequence[int], limit: int, seed: int, index: int) -> SequenceState:
         """A document that is to have `limit` tokens; its cache is allocated here."""
         model, capacity = self.model, -(-limit // self.block) * self.block
+        device = model.device
         tokens = torch.full((capacity,), self.card.mask_id)
         tokens[: len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
         hidden = model.causal_lm.config.hidden_size
@@ -76,9 +77,9 @@ class DecodeState:
             len(prompt),
             limit,
             len(prompt) // self.block * self.block,
-            tokens.to(model.device, non_blocking=True),
-            uniforms(seed, capacity).to(model.device, non_blocking=True),
-            torch.zeros(capacity // self.block + 1, hidden, dtype=model.dtype, device=model.device),
+            tokens.to(device, non_blocking=True),
+            uniforms(seed, capacity).to(device, non_blocking=True),
+            torch.zeros(capacity // self.block + 1, hidden, dtype=model.dtype, device=device),
             BlockCache.of(model, capacity, self.debug) if self.cached else None,
             seed=seed,
         )

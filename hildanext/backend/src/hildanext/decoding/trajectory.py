@@ -5,7 +5,6 @@ numpy alone, so that no tensor of inference mode reaches autograd.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -73,47 +72,59 @@ class Trajectory:
         )
 
 
+RECORDED = ("write", "masked", "old", "new", "logp", "entropy")
+"""What of each step is kept."""
+
+
 class Recorder:
     """The trajectory of a row while it is written."""
 
     def __init__(self, capacity: int, biased: bool) -> None:
         """`capacity`: positions of the document in whole blocks."""
-        self.step = np.full(capacity, -1, dtype=np.int64)
-        self.logp, self.entropy = np.zeros(capacity), np.zeros(capacity)
-        self.biased = biased
-        self.kept: Int[np.ndarray, " positions"] | None = None
-        self._edits: list[tuple[int, int, int, int]] = []
-        self._edit_logp: list[float] = []
+        self.capacity, self.biased = capacity, biased
+        self._taken: list[tuple[int, int, dict[str, np.ndarray], int]] = []
+        """Of each step its number in the block, the block's start, the canvas before and after, and the row in it: what
+        it means is found out once, when all is written."""
         self._steps = 0
         """Steps that the active block has had."""
 
-    def add(self, start: int, block: dict[str, Any], final: bool) -> None:
-        """One step of the block at `start`: arrays by position in the block."""
-        span = slice(start, start + len(block["filled"]))
-        np.copyto(self.step[span], self._steps, where=block["filled"])
-        np.copyto(self.logp[span], block["logp"], where=block["filled"])
-        np.copyto(self.entropy[span], block["entropy"], where=block["filled"])
-        if "kept" in block and block["kept"].any():  # a row beside filtered ones has none
-            self.kept = np.zeros_like(self.step) if self.kept is None else self.kept
-            np.copyto(self.kept[span], block["kept"], where=block["filled"])
-        for place in block["edited"].nonzero()[0].tolist():
-            self._edits.append((self._steps, start + place, int(block["old"][place]), int(block["new"][place])))
-            self._edit_logp.append(float(block["logp"][place]))
+    def add(self, start: int, canvas: dict[str, np.ndarray], row: int, final: bool) -> None:
+        """One step of the block at `start`: arrays by row and by position in the block, which stay as they are."""
+        self._taken.append((self._steps, start, canvas, row))
         self._steps = 0 if final else self._steps + 1
 
     def trajectory(self, tokens: Sequence[int], prompt: int) -> Trajectory:
         """Of the final blocks, which hold `tokens`."""
-        end = len(tokens)
+        end, step = len(tokens), np.full(self.capacity, -1, dtype=np.int64)
+        logp, entropy = np.zeros(self.capacity), np.zeros(self.capacity)
+        edits, edit_logp = np.zeros((0, 4), dtype=np.int64), np.zeros(0)
+        kept = np.zeros(self.capacity, dtype=np.int64)
+        if self._taken:
+            numbers, starts = (np.array(column, dtype=np.int64) for column in list(zip(*self._taken, strict=True))[:2])
+            each = {name: np.stack([canvas[name][row] for _, _, canvas, row in self._taken]) for name in RECORDED}
+            taken, place = (each["write"] & each["masked"]).nonzero()
+            position = starts[taken] + place
+            step[position] = numbers[taken]
+            logp[position], entropy[position] = each["logp"][taken, place], each["entropy"][taken, place]
+            if any("kept" in canvas for _, _, canvas, _ in self._taken):  # 0 of a row without filters beside others
+                none = np.zeros_like(each["old"][0])
+                left = np.stack(
+                    [canvas["kept"][row] if "kept" in canvas else none for _, _, canvas, row in self._taken]
+                )
+                kept[position] = left[taken, place]
+            taken, place = (each["write"] & ~each["masked"]).nonzero()
+            columns = (numbers[taken], starts[taken] + place, each["old"][taken, place], each["new"][taken, place])
+            edits, edit_logp = np.stack(columns, -1), each["logp"][taken, place]
         return Trajectory(
             np.array(tokens, dtype=np.int64),
             prompt,
-            self.step[:end].copy(),
-            self.logp[:end].copy(),
-            self.entropy[:end].copy(),
-            np.array(self._edits, dtype=np.int64).reshape(-1, 4),
-            np.array(self._edit_logp, dtype=np.float64),
+            step[:end].copy(),
+            logp[:end].copy(),
+            entropy[:end].copy(),
+            edits,
+            edit_logp,
             self.biased,
-            None if self.kept is None else self.kept[:end].copy(),
+            kept[:end].copy() if kept.any() else None,
         )
 
 
@@ -122,20 +133,18 @@ def record(rows: Sequence[tuple[Recorder | None, int]], canvas: Canvas, edit: Ed
     arrays = {
         name: tensor.cpu().numpy()
         for name, tensor in {
-            "filled": edit.write & canvas.masked,
-            "edited": edit.write & ~canvas.masked,
+            "write": edit.write,
+            "masked": canvas.masked,
             "old": canvas.tokens,
             "new": edit.tokens,
             "logp": chances.logp,
             "entropy": chances.entropy,
-            "final": edit.final,
             **({} if chances.kept is None else {"kept": chances.kept}),
         }.items()
     }
-    final = arrays.pop("final")
-    for number, (recorder, start) in enumerate(rows):
+    for number, ((recorder, start), final) in enumerate(zip(rows, edit.final.tolist(), strict=True)):
         if recorder is not None:
-            recorder.add(start, {name: array[number] for name, array in arrays.items()}, bool(final[number]))
+            recorder.add(start, arrays, number, final)
 
 
 def recorder_for(decoder: object, capacity: int) -> Recorder:

@@ -122,6 +122,9 @@ class DiffusionRunner:
         self.state = DecodeState(model, [], [], self._ended)
         self.state.prefill_budget = self.prefill_budget = max(prefill_budget, model.card.block_size)
         self._requests: dict[int, RequestState] = {}
+        self._watched: set[int] = set()
+        """Of these requests every step is told."""
+        self._eos = eos_ids(model, tokenizer)
 
     def resume(self, request: RequestState) -> None:
         """A request's turn begins: for the first time, or again."""
@@ -132,19 +135,22 @@ class DiffusionRunner:
                 request.row.give(spec.given)
             if spec.trajectory:
                 request.row.recorder = recorder_for(request.decoder, len(request.row.tokens))
-            eos = frozenset() if spec.ignore_eos else eos_ids(self.model, self.tokenizer)
+            eos = frozenset() if spec.ignore_eos else self._eos
             if _decoder(request).window == 0:
                 request.row.eos = eos
             request.detokenizer = IncrementalDetokenizer(self.tokenizer, request.prompt, eos, spec.stop, request.show)
             self._adopt(request, request.row)
         self._requests[request.id] = request
         self.state.add(request.row)
+        if request.request.steps:
+            self._watched.add(request.id)
         self._watch()
 
     def pause(self, request: RequestState) -> None:
         """Its turn is over, or it is given up: it keeps what it has."""
         if request.row is not None and self._requests.pop(request.id, None) is not None:
             self.state.remove(request.row)
+            self._watched.discard(request.id)
             self._watch()
 
     def finish(self, request: RequestState) -> None:
@@ -221,8 +227,7 @@ class DiffusionRunner:
         return request.ending is not None
 
     def _watch(self) -> None:
-        observing = any(request.request.steps for request in self._requests.values())
-        self.state.observe = self._observe if observing else None
+        self.state.observe = self._observe if self._watched else None
 
     def _observe(self, taken: Step) -> None:
         request = self._requests[taken.row]

@@ -8,16 +8,16 @@ restores the cache (`truncate`), and a document that begins with the same blocks
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from hildanext.ar import Parent
+from hildanext.kv_cache.alike import AlikeRows, Part, alike, columns_of
 from hildanext.kv_cache.segments import Segment, positions_of, sees
 from hildanext.masks import CleanMask
 from hildanext.models.bidirectional import DiffusionModel
@@ -189,22 +189,6 @@ def bytes_per_token(causal_lm: PreTrainedModel) -> int:
     return 2 * layers * kv_heads * head_dim * causal_lm.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One softmax: tokens that see the same slots."""
-
-    count: int
-    """Fed tokens."""
-    keys: Float[Tensor, "layers one kv_heads seen head_dim"]
-    """What they see."""
-    values: Float[Tensor, "layers one kv_heads seen head_dim"]
-    mask: Float[Tensor, "query key"] | None
-
-    @classmethod
-    def of(cls, cache: BlockCache, count: int, seen: int, mask: Tensor | None) -> "_Part":
-        return cls(count, cache.keys[:, None, :, :seen], cache.values[:, None, :, :seen], mask)
-
-
 class CachedAttention:
     """One forward of segments of several documents, one behind another: writes each segment's keys and values at its
     slots, attends to the document's prefix and to the segment itself.
@@ -218,25 +202,13 @@ class CachedAttention:
         for cache, segment in zip(caches, segments, strict=True):
             assert segment.end <= cache.capacity, "the cache is too small for this segment"
         self.caches, self.segments = list(caches), list(segments)
-        device = caches[0].keys.device
-        self.positions = positions_of(segments, device)
-        self._widths = [segment.num_tokens for segment in segments]
-        # Slices of all layers at once: one for each layer and row would take a tenth of the attention's time.
-        self._slots = [
-            (cache.keys[:, :, segment.start : segment.end], cache.values[:, :, segment.start : segment.end])
-            for cache, segment in zip(caches, segments, strict=True)
-        ]
-        """Where each segment writes."""
-        self._parts: list[_Part] = []
-        for cache, segment in zip(caches, segments, strict=True):
-            if segment.clean > 0:
-                self._parts.append(
-                    _Part.of(cache, segment.clean, segment.start + segment.clean, _clean_mask(cache, segment))
-                )
-            if segment.noisy > 0:
-                self._parts.append(_Part.of(cache, segment.noisy, segment.end, None))
-        self._counts = [part.count for part in self._parts]
-        self._masks: dict[int, Tensor] = {}
+        keys = caches[0].keys
+        self.positions = positions_of(segments, keys.device)
+        self._begins = [0, *accumulate(segment.num_tokens for segment in segments)]
+        """Where each segment begins in the forward."""
+        self._groups = alike(segments, len(keys), 2 * keys[0, :, :1].numel() * keys.element_size())
+        self._rows: list[AlikeRows] = []
+        """Made at the first layer, which knows how many heads share keys."""
 
     def attend(
         self,
@@ -246,30 +218,28 @@ class CachedAttention:
         value: Float[Tensor, "batch kv_heads query head_dim"],
         scale: float,
     ) -> Float[Tensor, "batch heads query head_dim"]:
-        _, heads, _, head_dim = query.shape
-        kv_heads = key.shape[1]
-        fed = zip(self._slots, key[0].split(self._widths, 1), value[0].split(self._widths, 1), strict=True)
-        for (keys, values), new_keys, new_values in fed:
-            keys[layer].copy_(new_keys)
-            values[layer].copy_(new_values)
-        outputs = []
-        for number, (part, queries) in enumerate(zip(self._parts, query.split(self._counts, 2), strict=True)):
-            mixed = scaled_dot_product_attention(
-                queries.reshape(1, kv_heads, heads // kv_heads * part.count, head_dim),
-                part.keys[layer],
-                part.values[layer],
-                attn_mask=None if part.mask is None else self._folded(number, part.mask, heads // kv_heads),
-                scale=scale,
-            )
-            outputs.append(mixed.reshape(heads, part.count, head_dim).transpose(0, 1))
+        if not self._rows:
+            self._rows = [self._alike(numbers, query.shape[1] // key.shape[1]) for numbers in self._groups]
+        queries, keys, values = (fed[0].transpose(0, 1) for fed in (query, key, value))
         # Laid out as the output projection reads it: the seam's transposition then copies nothing.
-        return torch.cat(outputs).transpose(0, 1)[None]
+        output = torch.empty(queries.shape, dtype=query.dtype, device=query.device)
+        for rows in self._rows:
+            rows.attend(layer, queries, keys, values, output, scale)
+        return output.transpose(0, 1)[None]
 
-    def _folded(self, part: int, mask: Tensor, group: int) -> Tensor:
-        """The mask repeated for the heads that share keys; made at the first layer, kept for the others."""
-        if part not in self._masks:
-            self._masks[part] = mask.repeat(group, 1)
-        return self._masks[part]
+    def _alike(self, numbers: Sequence[int], group: int) -> AlikeRows:
+        """The documents at `numbers`, whose segments are equal; `group` heads share keys."""
+        caches, segment = [self.caches[number] for number in numbers], self.segments[numbers[0]]
+        parts, end = [], segment.end
+        if segment.clean > 0:
+            mask = _clean_mask(caches[0], segment)
+            seen = segment.start + segment.clean
+            parts.append(Part(0, segment.clean, seen, None if mask is None else mask.repeat(group, 1)))
+        if segment.noisy > 0:
+            parts.append(Part(segment.clean, segment.noisy, end, None))
+        columns = columns_of(numbers, self._begins, segment.num_tokens, caches[0].keys.device)
+        keys, values = [one.keys[:, :, :end] for one in caches], [one.values[:, :, :end] for one in caches]
+        return AlikeRows(segment, keys, values, parts, columns)
 
 
 def _clean_mask(cache: BlockCache, segment: Segment) -> Float[Tensor, "query key"] | None:

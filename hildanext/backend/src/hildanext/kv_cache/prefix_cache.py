@@ -9,6 +9,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from jaxtyping import Float
 from torch import Tensor
@@ -59,6 +60,8 @@ class PrefixCache:
 
     def keep(self, cache: BlockCache, last_clean_hidden: Tensor, tokens: Sequence[int]) -> None:
         """Keep what a document that has ended leaves: a copy without the room that it did not use."""
+        if self.limit_bytes <= 0:
+            return
         chain = self.chain(tokens[: cache.length])
         size = _bytes(cache) * cache.length // max(cache.capacity, 1)
         if not chain or size > self.limit_bytes or self._places.get(chain[-1]):
@@ -95,11 +98,7 @@ class PrefixCache:
 
     def chain(self, tokens: Sequence[int]) -> list[bytes]:
         """One hash for each whole block of `tokens`, of everything up to its end."""
-        size, links, before = self.block_size, [], b""
-        for begin in range(0, len(tokens) // size * size, size):
-            before = hashlib.sha256(before + array("q", tokens[begin : begin + size]).tobytes()).digest()
-            links.append(before)
-        return links
+        return list(_chain(tuple(tokens), self.block_size))
 
     def _add(self, prefix: Prefix) -> int:
         key, self._next = self._next, self._next + 1
@@ -108,6 +107,16 @@ class PrefixCache:
         for link in prefix.chain:
             self._places.setdefault(link, []).append(key)
         return key
+
+
+@lru_cache(maxsize=64)
+def _chain(tokens: tuple[int, ...], size: int) -> tuple[bytes, ...]:
+    """Kept for a few documents: a request that waits for the prompt of its group is asked after every forward."""
+    links, before = [], b""
+    for begin in range(0, len(tokens) // size * size, size):
+        before = hashlib.sha256(before + array("q", tokens[begin : begin + size]).tobytes()).digest()
+        links.append(before)
+    return tuple(links)
 
 
 def _bytes(cache: BlockCache) -> int:

@@ -38,7 +38,7 @@ class Segment:
 
 def positions_of(segments: Sequence[Segment], device: torch.device) -> Int[Tensor, "one fed"]:
     """Position of each fed token."""
-    return torch.cat([torch.arange(segment.start, segment.end, device=device) for segment in segments])[None]
+    return send([place for segment in segments for place in range(segment.start, segment.end)], device)[None]
 
 
 def rows_of(segments: Sequence[Segment], device: torch.device) -> TokenRows:

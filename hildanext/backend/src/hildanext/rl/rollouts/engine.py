@@ -69,7 +69,10 @@ class EngineSampler:
             policy.model,
             policy.tokenizer,
             None,
-            LocalEngineConfig(slots=settings.slots, queue=2**31, quantum=2**31, cache_mib=settings.cache_mib),
+            # The weights of an answer are soon others: what it leaves would serve nobody, and rest beside the update.
+            LocalEngineConfig(
+                slots=settings.slots, queue=2**31, quantum=2**31, cache_mib=settings.cache_mib, keep_prefixes=False
+            ),
         )
 
     def sample(
