@@ -50,6 +50,11 @@ class RolloutBatch:
     """Tokens that top-k and top-p left to draw the position's from; 0 where they left all. None: there everywhere."""
 
     @property
+    def open(self) -> Bool[Tensor, "rows positions"]:
+        """Every position that the sampler could fill, to the end of the terminal block."""
+        return self.scored | self.after
+
+    @property
     def written(self) -> Bool[Tensor, "rows positions"]:
         """Every position that the sampler filled. What a block that has ended left unwritten holds masks, as it did
         when the sampler read it."""

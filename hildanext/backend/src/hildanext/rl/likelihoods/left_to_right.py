@@ -31,4 +31,4 @@ class LeftToRight(PolicyLikelihood):
 
     def draw(self, batch: RolloutBatch, card: Card, generator: torch.Generator) -> list[Look]:
         self.check(card)
-        return [Look(batch.written, batch.scored, batch.scored.double(), 1)]
+        return [Look(batch.open, batch.scored, batch.scored.double(), 1)]

@@ -27,4 +27,4 @@ class MeanField(PolicyLikelihood):
     )
 
     def draw(self, batch: RolloutBatch, card: Card, generator: torch.Generator) -> list[Look]:
-        return [Look(batch.written, batch.scored, batch.scored.double(), card.block_size)]
+        return [Look(batch.open, batch.scored, batch.scored.double(), card.block_size)]

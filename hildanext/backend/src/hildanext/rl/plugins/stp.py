@@ -124,7 +124,7 @@ class Stp(Plugin):
         if self.hints:
             batch = material.batch
             answering = (batch.document >= 0) & (batch.position >= batch.prompt[:, None])
-            given = float((answering & ~batch.written).sum())
+            given = float((answering & ~batch.open).sum())
             return replace(material, figures={**material.figures, "stp_given": given})
         return material
 
