@@ -170,7 +170,7 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
     named = [(step.stage, step.section) for step in steps]
     beside = parent_beside(run, named, shared.start)
     asked = (options.documents, options.context, block or DEFAULT_BLOCK)
-    return [*questions, serving_question(shape, machine, *asked, beside, cache_of(named))]
+    return [*questions, serving_question(shape, machine, *asked, beside, cache_of(run, named))]
 
 
 def _print_plans(plans: "list[StagePlan]", machine: "Machine", memory: int) -> None:

@@ -163,6 +163,7 @@ class BlockCache:
         Pages in common would save the memory, too, but every layer would gather them; this is one pass at the start.
         """
         assert length <= other.length and self.length == 0, "only committed blocks, and only into an empty cache"
+        assert other.lends, "only whole caches lend"
         self.keys[:, :, :length] = other.keys[:, :, :length]
         self.values[:, :, :length] = other.values[:, :, :length]
         self.commit(length, tokens)

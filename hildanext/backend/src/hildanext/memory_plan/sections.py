@@ -235,10 +235,11 @@ def serving_question(
     return Question("generate", serving=case, assumes=(f"{batch} documents of up to {context} tokens", *more))
 
 
-def cache_of(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
-    """What the run's last stage `generate` keeps of keys and values; None: all."""
-    caches = [section.get("generation", {}).get("cache") for stage, section in steps if stage == "generate"]
-    return caches[-1] if caches else None
+def cache_of(run: Mapping[str, Any], steps: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
+    """What the run's last stage `generate` keeps of keys and values, or its section `generation`; None: all."""
+    sections = [run.get("generation"), *(section.get("generation") for stage, section in steps if stage == "generate")]
+    named = [section for section in sections if isinstance(section, Mapping) and "cache" in section]
+    return named[-1]["cache"] if named else None
 
 
 def parent_beside(run: Mapping[str, Any], steps: Sequence[tuple[str, Mapping[str, Any]]], start: str) -> str | None:

@@ -7,7 +7,6 @@ A policy gives scores; `pruned_cache` keeps to them, `pruned_row` is what a forw
 from collections.abc import Mapping
 from typing import Any
 
-from hildanext.core.errors import ConfigError
 from hildanext.core.registry import build
 from hildanext.kv_cache.prune.base import Prune
 from hildanext.kv_cache.prune.keydiff import KeyDiff
@@ -29,8 +28,6 @@ def make_prune(section: Mapping[str, Any] | str | None) -> Prune | None:
     """A policy from its section or its name; None (or "off") is none. Raises `UnknownChoice`, `ConfigError`."""
     if section is None or section == "off":
         return None
-    if not isinstance(section, Mapping | str):
-        raise ConfigError(f"cache is {section!r}", 'give a name, or a section: {"name": "knorm", "ratio": 0.5}')
     return build("cache", PRUNES, {"name": section} if isinstance(section, str) else section, strict=True)
 
 

@@ -13,13 +13,16 @@ from hildanext.kv_cache.block_cache import BlockCache, shape_of, whole_stretches
 from hildanext.kv_cache.prune.base import SINKS, Prune, Slots
 from hildanext.kv_cache.prune.pruned_row import Guide, PrunedRow
 from hildanext.kv_cache.segments import Segment
-from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.bidirectional import DiffusionModel
+
+PIECE = 256
+"""Tokens of a prompt between two looks of the policy: the same however large forwards are, and what has to find room
+beside what is kept."""
 
 
 def piece_of(block: int) -> int:
-    """Tokens of a prompt between two looks of the policy: the same however large its forwards are."""
-    return max(PREFILL_TOKENS // block, 1) * block
+    """`PIECE` in whole blocks."""
+    return max(PIECE // block, 1) * block
 
 
 def slots_for(prune: Prune | None, prompt: int, capacity: int, block: int, window: int = 0) -> int:
