@@ -482,7 +482,7 @@ def test_a_plan_counts_kept_slots():
 
 SECTIONS = {
     "eval": (EvalConfig, {"model": "", "data": "", "generation": {"cache": "knorm"}}),
-    "tasks": (QualityConfig, {"tasks": {"gsm8k": {"path": "x"}}, "cache": "knorm"}),
+    "tasks": (QualityConfig, {"tasks": {"gsm8k": {"data": "x"}}, "cache": "knorm"}),
     "bench": (DecodeSpeedConfig, {"cache": "knorm"}),
 }
 

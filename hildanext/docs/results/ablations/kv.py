@@ -105,7 +105,7 @@ def quality(path: str) -> None:
     told: dict[str, dict[str, list[float]]] = {way: {"nats": [], "recall": []} for way in WAYS}
     length = PROMPT + size * BLOCKS
     whole = tokenizer.encode(" ".join(stories), add_special_tokens=False)
-    rows = [torch.tensor(whole[at : at + length]) for at in range(0, 24 * length, length)]
+    rows = [torch.tensor(whole[at : at + length]) for at in range(0, 6 * length, length)]
     for number, tokens in enumerate(rows):
         draw = torch.Generator().manual_seed(number)
         masked = torch.rand(BLOCKS, size, generator=draw) < 0.5
@@ -120,7 +120,7 @@ def quality(path: str) -> None:
                 session.feed(size, tokens[:0])
     for number, name in enumerate(NAMES):
         filler = [one for one in stories if name not in one]
-        for story in range(3):
+        for story in range(1):
             head = tokenizer.encode(f"Once upon a time there was a little dog named {name}.", add_special_tokens=False)
             tail = tokenizer.encode(" The name of the little dog was", add_special_tokens=False)
             middle = tokenizer.encode(" ".join(filler[number * 3 + story :][:8]), add_special_tokens=False)
