@@ -1,4 +1,4 @@
-"""The numbers of kv.md: `python kv.py bytes WAY` (one process each) or `python kv.py quality TEXT`."""
+"""The numbers of kv.md: `kv.py bytes WAY` (one process each) or `kv.py quality TEXT PROMPT BLOCKS DOCUMENTS`."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ WAYS = {
     "mask_guided 0.75": {"name": "mask_guided", "ratio": 0.75, "newest": 16},
     "mask_guided 0.75, newest 64": {"name": "mask_guided", "ratio": 0.75, "newest": 64},
 }
-PROMPT, BLOCKS = 384, 12
+RECALL = 235
 NAMES = ["Spot", "Max", "Lily", "Tom", "Sam", "Ben", "Lucy", "Tim", "Anna", "Jack"]
 
 
@@ -97,44 +97,44 @@ class Session:
 
 
 @torch.inference_mode()
-def quality(path: str) -> None:
+def quality(path: str, prompt: int, blocks: int, documents: int) -> None:
     opened = open_diffusion("tiny", RuntimeConfig("cpu", "fp32", 1))
     model, tokenizer = opened.model, opened.tokenizer
     size = model.card.block_size
     stories = [one.strip() for one in Path(path).read_text().split("<|endoftext|>") if one.strip()]
     told: dict[str, dict[str, list[float]]] = {way: {"nats": [], "recall": []} for way in WAYS}
-    length = PROMPT + size * BLOCKS
+    length = prompt + size * blocks
     whole = tokenizer.encode(" ".join(stories), add_special_tokens=False)
-    rows = [torch.tensor(whole[at : at + length]) for at in range(0, 6 * length, length)]
+    rows = [torch.tensor(whole[at : at + length]) for at in range(0, documents * length, length)]
     for number, tokens in enumerate(rows):
         draw = torch.Generator().manual_seed(number)
-        masked = torch.rand(BLOCKS, size, generator=draw) < 0.5
+        masked = torch.rand(blocks, size, generator=draw) < 0.5
         masked[:, 0] = True
         for way, section in WAYS.items():
             if section == "window":  # what a document that simply begins later gives
-                session = Session(model, tokens[PROMPT // 2 :], PROMPT // 2, None)
+                session = Session(model, tokens[prompt // 2 :], prompt // 2, None)
             else:
-                session = Session(model, tokens, PROMPT, section)
-            for block in range(BLOCKS):
+                session = Session(model, tokens, prompt, section)
+            for block in range(blocks):
                 told[way]["nats"] += [-x for x in session.logp(masked[block]).tolist()]
                 session.feed(size, tokens[:0])
     for number, name in enumerate(NAMES):
         filler = [one for one in stories if name not in one]
-        for story in range(1):
+        for story in range(2):
             head = tokenizer.encode(f"Once upon a time there was a little dog named {name}.", add_special_tokens=False)
             tail = tokenizer.encode(" The name of the little dog was", add_special_tokens=False)
-            middle = tokenizer.encode(" ".join(filler[number * 3 + story :][:8]), add_special_tokens=False)
+            middle = tokenizer.encode(" ".join(filler[number * 2 + story :][:6]), add_special_tokens=False)
             own = tokenizer.encode(f" {name}", add_special_tokens=False)
-            room = 352 - len(head) - len(tail)
+            room = RECALL - len(head) - len(tail)
             ids = [*head, *middle[:room], *tail, *own]
             tokens = torch.tensor([*ids, *[model.card.mask_id] * (-len(ids) % size)])
-            start = 352 // size * size
+            start = RECALL // size * size
             for way, section in WAYS.items():
                 if section == "window":
                     continue
                 session = Session(model, tokens, start, section)
                 fed = tokens[start : start + size].clone()
-                at = 352 - start
+                at = RECALL - start
                 fed[at:] = model.card.mask_id
                 session.feed(0, torch.full_like(fed, model.card.mask_id))
                 logits = model.logits(session.feed(0, fed))[at]
@@ -157,4 +157,4 @@ if __name__ == "__main__":
             with torch.inference_mode():
                 print(json.dumps(count_bytes(sys.argv[2])))
         else:
-            quality(sys.argv[2])
+            quality(sys.argv[2], *map(int, sys.argv[3:]))
