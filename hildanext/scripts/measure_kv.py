@@ -1,4 +1,8 @@
-"""The numbers of kv.md: `kv.py bytes WAY` (one process each) or `kv.py quality TEXT PROMPT BLOCKS DOCUMENTS`."""
+"""The numbers of docs/results/ablations/kv.md: what pruned caches keep, and what that costs.
+
+python hildanext/scripts/measure_kv.py bytes WAY
+python hildanext/scripts/measure_kv.py quality TEXT PROMPT BLOCKS DOCUMENTS
+"""
 
 import json
 import sys
