@@ -229,7 +229,7 @@ def serving_question(
     parent = None if beside is None else find_architecture(beside)
     prune = make_prune(cache)
     case = Serving(shape, batch, context, block, 2 if machine.bf16 else FLOAT, parent, prune)
-    more = (f"its parent {beside} beside it",) if beside is not None else ()
+    more: tuple[str, ...] = (f"its parent {beside} beside it",) if beside is not None else ()
     if prune is not None:
         more += (f"{case.slots} of {case.capacity} slots of each cache, for a document that is nearly all prompt",)
     return Question("generate", serving=case, assumes=(f"{batch} documents of up to {context} tokens", *more))
