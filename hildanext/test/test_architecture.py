@@ -31,6 +31,7 @@ FAMILIES = {
     "hildanext.data.causal_graphs": ("EXTRACTORS", "hildanext.data.causal_graphs.base", "Extractor"),
     "hildanext.data.problems": ("PROBLEMS", "hildanext.data.problems.base", "ProblemSet"),
     "hildanext.losses": ("LOSSES", "hildanext.losses.base", "TokenLoss"),
+    "hildanext.kv_cache.prune": ("PRUNES", "hildanext.kv_cache.prune.base", "Prune"),
     "hildanext.decoding": ("DECODERS", "hildanext.decoding.base", "Decoder"),
     "hildanext.decoding.orders": ("ORDERS", "hildanext.decoding.orders.base", "Order"),
     "hildanext.likelihood": ("LIKELIHOODS", "hildanext.likelihood.base", "Likelihood"),

@@ -57,6 +57,18 @@ def test_the_same_seed_gives_the_same_text(checkpoint, capsys):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_cache_that_drops_is_asked_for_under_full_alone(checkpoint, capsys):
+    asked = ["--prompt", "w1 w2 w3", "--json", "--set"]
+    cache = 'generation.cache={"name": "knorm", "ratio": 0.5}'
+    assert call(checkpoint, *asked, cache) == 2
+    said = capsys.readouterr().err
+    assert "'knorm' is a FULL method" in said and len(said.strip().splitlines()) == 1
+    assert call(checkpoint, *asked, cache, "--set", "profile=FULL") == 0
+    assert json.loads(capsys.readouterr().out)["stats"]["tokens"] == 12
+    assert call(checkpoint, *asked, "generation.cache=h2o", "--set", "profile=FULL") == 2
+    assert "unknown cache 'h2o'" in capsys.readouterr().err
+
+
 def test_a_trace_is_shown_and_saved(checkpoint, capsys, tmp_path):
     assert call(checkpoint, "--prompt", "w1 w2", "--trace", str(tmp_path / "trace.json")) == 0
     assert "masks" in capsys.readouterr().out

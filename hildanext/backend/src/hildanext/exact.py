@@ -175,7 +175,7 @@ def generate_exact(
     ids that are no tokens, `ConfigError` for settings of denoising.
     """
     settings = settings if settings is not None else GenerationConfig()
-    for name in ("commit", "cached", "debug"):
+    for name in ("commit", "cached", "debug", "cache"):
         if getattr(settings, name) != getattr(GenerationConfig, name):
             raise ConfigError(f"generation.{name} is about denoising, and exact mode has none", "leave it out")
     placing = placing if placing is not None else placing_for(drafter, config)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hildanext.ar import Parent
 from hildanext.core.config import AnySeed, config
-from hildanext.core.errors import PromptError
+from hildanext.core.errors import ConfigError, PromptError
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding.base import Decoder, run
 from hildanext.decoding.commit import Commit
@@ -23,6 +23,7 @@ from hildanext.decoding.detokenizer import IncrementalDetokenizer
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
 from hildanext.decoding.trajectory import check_recordable, recorder_for
+from hildanext.kv_cache.prune import Prune, make_prune
 from hildanext.models.bidirectional import DiffusionModel
 
 DEFAULT_NEW_TOKENS = 256
@@ -46,6 +47,21 @@ class GenerationConfig:
     trace: bool = False
     debug: bool = False
     """Check before every forward that the cache belongs to the tokens."""
+    cache: dict[str, Any] | str | None = None
+    """What a row keeps of its keys and values (FULL), a name or a section such as {"name": "knorm", "ratio": 0.5}:
+    knorm, keydiff, streaming, noncausal or mask_guided. Off (None) keeps all."""
+
+    def __post_init__(self) -> None:
+        # Once, in the context whose profile admits it.
+        object.__setattr__(self, "_prune", make_prune(self.cache))
+        if self.prune is not None and not self.cached:
+            raise ConfigError("cache says what is kept, and cached is false", "leave one of them out")
+
+    @property
+    def prune(self) -> Prune | None:
+        """What `cache` names."""
+        prune: Prune | None = self.__dict__["_prune"]
+        return prune
 
 
 GenerationKnobs = GenerationConfig
@@ -86,9 +102,10 @@ def generate(
 
     `seeds`, one per prompt, replace `settings.seed` + i. `trajectories` records each (`GenerationResult.trajectory`).
     Raises `PromptError` for a prompt that does not fit the context or holds ids that are no tokens, `ConfigError` for
-    trajectories of a decoder that has none.
+    trajectories of a decoder that has none and as `check_prunable`.
     """
     settings = settings if settings is not None else GenerationConfig()
+    check_prunable(settings.prune, model, decoder)
     if trajectories:
         check_recordable(decoder)
     prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]
@@ -151,6 +168,8 @@ class _Batch:
             cached=self.settings.cached,
             observe=self._observe if observing else None,
             debug=self.settings.debug,
+            prune=self.settings.prune,
+            window=self.decoder.window,
         )
         for row in [*state.joining, *state.rows]:
             if self.trajectories:
@@ -190,6 +209,21 @@ class _Batch:
         if self.on_completion is not None:
             self.on_completion(self.batch[row.index], result)
         return True
+
+
+def check_prunable(prune: Prune | None, model: DiffusionModel, decoder: Decoder) -> None:
+    """Raises `ConfigError` where somebody reads whole caches: another runtime, or a decoder that verifies."""
+    if prune is None:
+        return
+    if model.slots_first is not None:
+        raise ConfigError(
+            "the ONNX runtime reads whole caches, and cache drops parts", "set runtime torch, or no cache"
+        )
+    if type(decoder).verify is not Decoder.verify:
+        raise ConfigError(
+            f"{type(decoder).__name__} verifies against whole caches, and cache drops parts",
+            "choose another decoder, or no cache",
+        )
 
 
 def stats_of(row: SequenceState, tokens: int, seconds: float, prefill_seconds: float) -> GenerationStats:

@@ -27,6 +27,8 @@ from hildanext.decoding import DIFFUSION_MODES, MODES, make_decoder
 from hildanext.decoding.base import step
 from hildanext.decoding.state import DecodeState
 from hildanext.eval.generation import GenerationBenchConfig, compare, label
+from hildanext.inference import check_prunable
+from hildanext.kv_cache.prune import make_prune
 from hildanext.models import DiffusionModel
 
 
@@ -42,7 +44,12 @@ class DecodeSpeedConfig:
         default_factory=lambda: {name: dict(MODES[name]) for name in DIFFUSION_MODES}
     )
 
+    cache: dict[str, Any] | str | None = None
+    """What the loop keeps of its keys and values (FULL), as `inference.GenerationConfig.cache`; the bare forward has
+    all."""
+
     def __post_init__(self) -> None:
+        make_prune(self.cache)
         for section in self.decoders.values():
             make_decoder(section)
 
@@ -138,7 +145,10 @@ def loop_against_bare(
     """Decode `prompt`, following each step by its bare forward; adds to `into`, by kind of step."""
     decoder = make_decoder(dict(section))
     bare = BareForward(model)
-    session = DecodeState(model, [prompt], [len(prompt) + settings.new_tokens], lambda row, tokens: False)
+    prune = make_prune(settings.cache)
+    check_prunable(prune, model, decoder)
+    limits = [len(prompt) + settings.new_tokens]
+    session = DecodeState(model, [prompt], limits, lambda row, tokens: False, prune=prune, window=decoder.window)
     session.prefill()
     while True:
         finish(model.device)

@@ -132,6 +132,7 @@ class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
             stop=settings.stop,
             ignore_eos=settings.ignore_eos,
             steps=steps,
+            cache=settings.cache,
         )
 
     def shown(self, prompt: "Prompt") -> str:

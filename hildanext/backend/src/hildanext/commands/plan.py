@@ -132,6 +132,7 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
     from hildanext.memory_plan.architecture import find_architecture
     from hildanext.memory_plan.sections import (
         DEFAULT_BLOCK,
+        cache_of,
         convert_question,
         parent_beside,
         rl_question,
@@ -166,9 +167,10 @@ def _questions(options: argparse.Namespace, machine: "Machine") -> "list[Questio
         shape = questions[-1].cases[0].shape if questions else shape
     if not questions or shape is None:
         raise ConfigError("the run has no stage that trains", "plan knows convert, sft and rl; or give --model alone")
-    beside = parent_beside(run, [(step.stage, step.section) for step in steps], shared.start)
+    named = [(step.stage, step.section) for step in steps]
+    beside = parent_beside(run, named, shared.start)
     asked = (options.documents, options.context, block or DEFAULT_BLOCK)
-    return [*questions, serving_question(shape, machine, *asked, beside)]
+    return [*questions, serving_question(shape, machine, *asked, beside, cache_of(run, named))]
 
 
 def _print_plans(plans: "list[StagePlan]", machine: "Machine", memory: int) -> None:

@@ -4,6 +4,7 @@ A block is committed from clean rows alone: those of the next forward ("fused"),
 ("separate"), or with no work at all ("auto", fused otherwise) where the last forward of the block changed nothing: its
 input was the final tokens, and under the block-causal rule noisy rows of them have the keys and values of clean ones.
 One edit in that forward and they are those of other tokens; token-causally a clean row sees less than a noisy one did.
+A cache may want clean rows in any case (`BlockCache.needs_clean`).
 """
 
 from collections.abc import Sequence
@@ -46,5 +47,6 @@ class CommitPolicy:
 
     def finished(self, row: SequenceState, unchanged: bool) -> None:
         """The block before `start` is final; `unchanged` where its last forward was fed what it holds now."""
-        if unchanged and self.mode == "auto" and self.clean_mask == "block_causal" and row.cache is not None:
+        free = unchanged and self.mode == "auto" and self.clean_mask == "block_causal"
+        if free and row.cache is not None and not row.cache.needs_clean:
             row.cache.commit(row.start, row.tokens)

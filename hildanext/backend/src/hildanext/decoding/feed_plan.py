@@ -32,6 +32,8 @@ def prompt_pieces(joining: Sequence[SequenceState], budget: int, block: int) -> 
         chunk = max(min(budget, PREFILL_TOKENS) // block, not pieces) * block
         if chunk == 0:
             break
+        if row.cache is not None and row.cache.piece is not None:  # what is dropped there hangs on no budget
+            chunk = min(chunk, row.cache.piece - row.cached % row.cache.piece)
         pieces.append(Feed(row, Segment(row.cached, min(chunk, row.unfed), 0)))
         budget -= pieces[-1].segment.num_tokens
     return pieces

@@ -20,7 +20,9 @@ from hildanext.decoding.commit import Commit, CommitPolicy
 from hildanext.decoding.feed_plan import Feed, active_blocks, prompt_pieces, revised_blocks
 from hildanext.decoding.sequence import SequenceState, Step, steps
 from hildanext.decoding.trajectory import record
-from hildanext.kv_cache import BlockCache, CachedAttention, positions_of, rows_of
+from hildanext.kv_cache import CachedAttention, positions_of, rows_of
+from hildanext.kv_cache.prune import Prune
+from hildanext.kv_cache.prune.pruned_cache import open_cache
 from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention
 from hildanext.models.bidirectional import DiffusionModel
@@ -30,7 +32,8 @@ from hildanext.models.sampling import uniforms
 class DecodeState:
     """A `Denoiser` for `model`. `ended(row, tokens)` is asked whenever a block of a row is final.
 
-    `observe` gets a `Step` for each row and forward; without it nothing is read back but a few flags per row.
+    `observe` gets a `Step` for each row and forward; without it nothing is read back but a few flags per row. `prune`
+    says what the rows' caches drop, `window` how many finished blocks may still be revised then.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class DecodeState:
         cached: bool = True,
         observe: Callable[[Step], None] | None = None,
         debug: bool = False,
+        prune: Prune | None = None,
+        window: int = 0,
     ) -> None:
         self.model, self.card = model, model.card
         self.block = model.card.block_size
@@ -63,9 +68,17 @@ class DecodeState:
         self._finished: list[SequenceState] = []
         seeds = seeds if seeds is not None else range(len(prompts))
         for index, (prompt, limit, seed) in enumerate(zip(prompts, limits, seeds, strict=True)):
-            self.add(self.row(prompt, limit, seed, index))
+            self.add(self.row(prompt, limit, seed, index, prune, window))
 
-    def row(self, prompt: Sequence[int], limit: int, seed: int, index: int) -> SequenceState:
+    def row(
+        self,
+        prompt: Sequence[int],
+        limit: int,
+        seed: int,
+        index: int,
+        prune: Prune | None = None,
+        window: int = 0,
+    ) -> SequenceState:
         """A document that is to have `limit` tokens; its cache is allocated here."""
         model, capacity = self.model, -(-limit // self.block) * self.block
         device = model.device
@@ -80,7 +93,7 @@ class DecodeState:
             tokens.to(device, non_blocking=True),
             uniforms(seed, capacity).to(device, non_blocking=True),
             torch.zeros(capacity // self.block + 1, hidden, dtype=model.dtype, device=device),
-            BlockCache.of(model, capacity, self.debug) if self.cached else None,
+            open_cache(model, capacity, len(prompt), prune, window, self.debug) if self.cached else None,
             seed=seed,
         )
 

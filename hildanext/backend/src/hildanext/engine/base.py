@@ -62,6 +62,9 @@ class Request:
     """A prompt that is encoded already."""
     decoder: Mapping[str, Any] = field(default_factory=dict)
     """Section of a decoder, as `decoding.decoder_section` makes it; ignored by the parent, but for its sampling."""
+    cache: Mapping[str, Any] | str | None = None
+    """What is kept of its keys and values (FULL), as `inference.GenerationConfig.cache`: of a diffusion model in this
+    process."""
     max_new_tokens: int | None = None
     """None: 256, or what the context leaves."""
     seed: int = 0
@@ -84,7 +87,12 @@ class Request:
 
 
 def refuse_given(request: Request, engine: str) -> None:
-    """Raises `ConfigError` where tokens of the answer are given to an engine that cannot keep them."""
+    """Raises `ConfigError` where tokens of the answer, or what its cache keeps, are given to an engine that has no way
+    to keep to them."""
+    if request.cache is not None:
+        raise ConfigError(
+            f"cache names what is kept, which {engine} decides for itself", "ask an engine in this process"
+        )
     if request.given:
         raise ConfigError(
             f"{len(request.given)} tokens of the answer are given, which {engine} cannot write around",

@@ -44,20 +44,21 @@ from hildanext.engine.base import (
     Started,
 )
 from hildanext.engine.exact_runner import PREFIX_BLOCK, ExactRunner
-from hildanext.engine.local_models import LocalModels, told_scores
+from hildanext.engine.local_models import LocalModels, one_by_one, told_scores
 from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Runner, Totals, step_all
 from hildanext.engine.scheduler import Admission, Scheduler
 from hildanext.exact import ExactStats, LoadedDrafter, only_exact
 from hildanext.inference import context_length, length_limit
 from hildanext.kv_cache import bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
+from hildanext.kv_cache.prune import Prune
+from hildanext.kv_cache.prune.pruned_cache import slots_for
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.draft_card import holds_drafts
 from hildanext.models.loading.load import load_parent
 from hildanext.models.packed_linear import pack_linears
 from hildanext.runtimes.onnx_blocks import OnnxDiffusion
 from hildanext.runtimes.onnx_open import open_diffusion
-from hildanext.runtimes.onnx_parent import OnnxParent
 
 logger = logging.getLogger(__name__)
 
@@ -200,10 +201,10 @@ class LocalEngine(Engine):
             else None
         )
         own = model is not None and model.card.alignment == "parent"
-        one_by_one = _one_by_one(model, self.tokenizer) if model is not None and own else None
+        alone = one_by_one(model, self.tokenizer) if model is not None and own else None
         self.autoregressive, self.one_by_one = (
             ARRunner(parent, turn, settings.prefill_tokens, totals) if parent is not None else None
-            for parent in (self.parent, one_by_one)
+            for parent in (self.parent, alone)
         )
         drafts = self.models.drafts(parent_name, threads)
         self.exact = (
@@ -264,7 +265,8 @@ class LocalEngine(Engine):
             self.models.check_given(request, decoder, limit - len(prompt))
         if request.trajectory:
             check_recordable(None if request.parent or request.scores else decoder)
-        size = self._cache_bytes(request, decoder, limit)
+        prune = self.models.prune(request, decoder)
+        size = self._cache_bytes(request, decoder, limit, prune, len(prompt))
         if size > self.limit_bytes:
             raise PromptError(
                 f"{limit} tokens take {size >> 20} MiB of keys and values, the limit is {self.limit_bytes >> 20}",
@@ -277,6 +279,7 @@ class LocalEngine(Engine):
             prompt=prompt,
             limit=limit,
             decoder=decoder,
+            prune=prune,
             bytes=size,
             submitted=time.perf_counter(),
         )
@@ -312,9 +315,11 @@ class LocalEngine(Engine):
             state.cancelled = True
             self._changed.notify_all()
 
-    def _cache_bytes(self, request: Request, decoder: Decoder | ExactConfig, limit: int) -> int:
-        """Keys and values of `limit` tokens: of the diffusion model in whole blocks. Raises `ConfigError` for more
-        drafts than were learnt."""
+    def _cache_bytes(
+        self, request: Request, decoder: Decoder | ExactConfig, limit: int, prune: Prune | None, prompt: int
+    ) -> int:
+        """Keys and values of `limit` tokens: of the diffusion model in whole blocks, less what is dropped. Raises
+        `ConfigError` for more drafts than were learnt."""
         if isinstance(decoder, ExactConfig) and self.exact is not None and not request.parent:
             return self.exact.cache_bytes(decoder, limit)
         if request.parent and self.autoregressive is not None:
@@ -322,7 +327,8 @@ class LocalEngine(Engine):
         if request.scores or self.model is None:
             return limit * self.token_bytes
         block = self.model.card.block_size
-        return -(-limit // block) * block * self.token_bytes
+        window = decoder.window if isinstance(decoder, Decoder) else 0
+        return slots_for(prune, prompt, -(-limit // block) * block, block, window) * self.token_bytes
 
     def _run(self) -> None:
         """The model thread. Whatever ends it, nobody is left waiting."""
@@ -477,13 +483,6 @@ class EngineTicket:
 def _close_all() -> None:
     for engine in list(_open):
         engine.close()
-
-
-def _one_by_one(model: DiffusionModel, tokenizer: Any) -> Parent:
-    """A parent-aligned model as the autoregressive one that it is at block size 1."""
-    if isinstance(model, OnnxDiffusion):
-        return OnnxParent(model.network, tokenizer, model.banned)
-    return Parent(model.causal_lm, tokenizer, model.banned)
 
 
 def _died() -> EngineFailed:

@@ -17,7 +17,8 @@ from hildanext.decoding.detokenizer import Stop
 from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces
 from hildanext.engine.base import Request, TokenScore
 from hildanext.exact import LoadedDrafter
-from hildanext.inference import checked_prompt
+from hildanext.inference import check_prunable, checked_prompt
+from hildanext.kv_cache.prune import Prune, make_prune
 from hildanext.likelihood.next_token import NextToken
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.drafter import Drafter
@@ -107,6 +108,20 @@ class LocalModels:
                     "give ids that can be generated, at places from 0 on inside the answer",
                 )
 
+    def prune(self, request: Request, decoder: Any) -> Prune | None:
+        """What the request's cache drops. Raises `ConfigError` where it is not the diffusion model's, and as
+        `check_prunable`."""
+        prune = make_prune(request.cache)
+        if prune is None:
+            return None
+        if request.parent or request.scores or self.model is None or not isinstance(decoder, Decoder):
+            raise ConfigError(
+                "cache drops keys of a diffusion model, and another one answers this",
+                "leave out cache, or what asks for the parent, exact mode or scores",
+            )
+        check_prunable(prune, self.model, decoder)
+        return prune
+
     def is_exact(self, request: Request) -> bool:
         return not request.parent and self.section(request).get("name") in EXACT
 
@@ -143,6 +158,13 @@ class LocalModels:
         if tokenizer is self.tokenizer and self.model is not None and self.model.card.mask_id in ids:
             raise PromptError("the prompt holds the mask token", "masks are the model's to fill: leave it out")
         return checked_prompt(asked, tokenizer, ids)
+
+
+def one_by_one(model: DiffusionModel, tokenizer: Any) -> Parent:
+    """A parent-aligned model as the autoregressive one that it is at block size 1."""
+    if isinstance(model, OnnxDiffusion):
+        return OnnxParent(model.network, tokenizer, model.banned)
+    return Parent(model.causal_lm, tokenizer, model.banned)
 
 
 def told_scores(

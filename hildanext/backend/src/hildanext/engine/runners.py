@@ -30,6 +30,7 @@ from hildanext.exact import exact_stats
 from hildanext.inference import eos_ids, stats_of
 from hildanext.kv_cache import BlockCache, CachedAttention, Segment, bytes_per_token
 from hildanext.kv_cache.prefix_cache import PrefixCache
+from hildanext.kv_cache.prune import Prune
 from hildanext.likelihood.next_token import NextToken, score_tokens
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.sampling import next_tokens, read_tokens
@@ -52,6 +53,8 @@ class RequestState(Schedulable):
     started: float = 0.0
     prefilled: float = 0.0
     first_piece: float = 0.0
+    prune: Prune | None = None
+    """What is dropped of its keys and values; None: nothing."""
     cached: int = 0
     cancelled: bool = False
     row: SequenceState | None = None
@@ -130,7 +133,8 @@ class DiffusionRunner:
         """A request's turn begins: for the first time, or again."""
         if request.row is None:
             spec = request.request
-            request.row = self.state.row(request.prompt, request.limit, spec.seed, request.id)
+            window = _decoder(request).window
+            request.row = self.state.row(request.prompt, request.limit, spec.seed, request.id, request.prune, window)
             if spec.given:
                 request.row.give(spec.given)
             if spec.trajectory:
@@ -165,15 +169,16 @@ class DiffusionRunner:
             row.cache = None
 
     def feeds_the_same(self, request: RequestState) -> bool:
-        """Whether a prompt being fed right now shares blocks with this one that nobody has yet."""
+        """Whether a prompt being fed right now shares blocks with this one that nobody has yet and that it may take."""
+        if request.prune is not None:
+            return False
         size, prompt = self.model.card.block_size, request.prompt
         match = self.prefixes.find(prompt)
         have = 0 if match is None else match[1]
         if len(prompt) < have + size:
             return False
-        return any(
-            self._requests[row.index].prompt[: have + size] == prompt[: have + size] for row in self.state.joining
-        )
+        feeding = (self._requests[row.index] for row in self.state.joining)
+        return any(one.prompt[: have + size] == prompt[: have + size] for one in feeding if one.prune is None)
 
     def step(self) -> list[RequestState]:
         """One forward. Returns the requests whose text is whole."""
@@ -201,7 +206,10 @@ class DiffusionRunner:
         return [request for request in self._requests.values() if request.ending is not None]
 
     def _adopt(self, request: RequestState, row: SequenceState) -> None:
-        """Take over the blocks of the prompt that another request has left or is writing behind."""
+        """Take over the blocks of the prompt that another request has left or is writing behind. A pruned one does not:
+        its own keys depend on what was dropped before them, and its answer may not depend on who else is served."""
+        if request.prune is not None:
+            return
         match = self.prefixes.find(request.prompt[: row.start])
         if match is None or row.cache is None:
             return
@@ -214,7 +222,7 @@ class DiffusionRunner:
     def _fed(self, request: RequestState, row: SequenceState) -> None:
         """Its prompt is in its cache: from now on others may begin with it."""
         request.prefilled = time.perf_counter()
-        if row.cache is not None:
+        if row.cache is not None and row.cache.lends:
             request.prefix_key = self.prefixes.register_live(
                 row.cache, row.last_clean_hidden, request.prompt[: row.cache.length]
             )

@@ -21,6 +21,7 @@ from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.datasets import PackedDataset
 from hildanext.decoding import DIFFUSION_MODES, MODE_MEANS, MODES, make_decoder
 from hildanext.inference import GenerationConfig, eos_ids, generate
+from hildanext.kv_cache.prune import make_prune
 from hildanext.likelihood.base import number
 from hildanext.models import DiffusionModel
 
@@ -49,8 +50,11 @@ class GenerationBenchConfig:
         }
     )
     """Name to decoder section."""
+    cache: dict[str, Any] | str | None = None
+    """What the diffusion model keeps of its keys and values (FULL), as `GenerationConfig.cache`."""
 
     def __post_init__(self) -> None:
+        make_prune(self.cache)
         for section in self.decoders.values():
             make_decoder(section)
 
@@ -188,7 +192,7 @@ def _complete(
     settings: GenerationBenchConfig,
     index: int,
 ) -> None:
-    config = GenerationConfig(max_new_tokens=settings.new_tokens, seed=settings.seed + index)
+    config = GenerationConfig(max_new_tokens=settings.new_tokens, seed=settings.seed + index, cache=settings.cache)
     begun = time.perf_counter()
     method.results += generate(model, tokenizer, [prompt], make_decoder(dict(method.section)), config)
     method.seconds += time.perf_counter() - begun

@@ -113,8 +113,10 @@ class DiffusionEvalModel(EvalModel):
         decoder: Mapping[str, Any] | None = None,
         block_size: int | None = None,
         draws: int = 16,
+        cache: Mapping[str, Any] | str | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.cache = dict(cache) if isinstance(cache, Mapping) else cache
         self.context = context_length(model)
         self.decoder = dict(decoder) if decoder is not None else None
         self.block_size = block_size if block_size is not None else model.card.block_size
@@ -123,6 +125,7 @@ class DiffusionEvalModel(EvalModel):
         settings: dict[str, Any] = {"block_size": model.card.block_size, "shift": model.card.shift}
         if self.decoder is not None:
             settings["decoder"] = self.decoder
+            settings |= {"cache": self.cache} if self.cache is not None else {}
         else:
             settings |= {"scored_at": self.block_size, "draws": draws if self.block_size > 1 else 1}
         self.settings = settings
@@ -140,7 +143,10 @@ class DiffusionEvalModel(EvalModel):
         if params.temperature > 0:
             section |= {"temperature": params.temperature, "top_p": params.top_p}
         settings = GenerationConfig(
-            max_new_tokens=params.max_new_tokens, stop=params.stops, batch_size=max(len(prompts), 1)
+            max_new_tokens=params.max_new_tokens,
+            stop=params.stops,
+            batch_size=max(len(prompts), 1),
+            cache=self.cache,
         )
         clock = _Clock()
 
@@ -217,12 +223,14 @@ class ModelPair:
             return []
         return [ParentEvalModel(self.parent, self.tokenizer, sorted(eos_ids(self.parent, self.tokenizer)))]
 
-    def writing(self, decoders: Mapping[str, Mapping[str, Any]]) -> list[EvalModel]:
-        """The parent, then the diffusion model under each decoder."""
+    def writing(
+        self, decoders: Mapping[str, Mapping[str, Any]], cache: Mapping[str, Any] | str | None = None
+    ) -> list[EvalModel]:
+        """The parent, then the diffusion model under each decoder, with what its cache keeps."""
         models = self.parent_models()
         if self.model is not None:
             models += [
-                DiffusionEvalModel(self.model, self.tokenizer, label(name), section)
+                DiffusionEvalModel(self.model, self.tokenizer, label(name), section, cache=cache)
                 for name, section in decoders.items()
             ]
         return models

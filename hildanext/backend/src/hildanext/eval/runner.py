@@ -20,6 +20,7 @@ from hildanext.eval.journal import Journal, Sample
 from hildanext.eval.models import EvalAnswer, EvalModel, GenerationParams, ModelPair
 from hildanext.eval.tasks import TASKS
 from hildanext.eval.tasks.base import Item, ScoringTask, Task, WritingTask
+from hildanext.kv_cache.prune import make_prune
 
 
 @config
@@ -30,6 +31,8 @@ class QualityConfig:
     """Key to knobs; the key is the task's name unless the knobs hold a `name` of their own."""
     decoders: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"S_MODE": dict(MODES["S_MODE"])})
     """How the diffusion model writes: a name and a decoder section."""
+    cache: dict[str, Any] | str | None = None
+    """What it keeps of its keys and values (FULL), as `inference.GenerationConfig.cache`."""
     limit: int | None = Field(default=None, ge=1)
     """Items of each task, from the first one on; a later run with more goes on where this one ended."""
     batch_size: int = Field(default=8, ge=1)
@@ -39,6 +42,7 @@ class QualityConfig:
         if not self.tasks:
             raise ConfigError("no tasks", f"name some of {', '.join(TASKS)}")
         self.build()
+        make_prune(self.cache)
         for section in self.decoders.values():
             make_decoder(dict(section))
 
@@ -120,7 +124,7 @@ class _Prompt:
 def _models(pair: ModelPair, task: Task, settings: QualityConfig) -> list[EvalModel]:
     if isinstance(task, ScoringTask):
         return pair.scoring(task.block_sizes, task.draws)
-    return pair.writing(settings.decoders)
+    return pair.writing(settings.decoders, settings.cache)
 
 
 def _repeats(task: Task) -> int:

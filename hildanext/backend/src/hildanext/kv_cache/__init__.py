@@ -1,7 +1,8 @@
-"""Keys and values of finished blocks. There is no pruner yet, and no table of them.
+"""Keys and values of finished blocks.
 
 Read `segments` (what one forward holds of each document), `block_cache` (a document's blocks, preallocated; `commit` is
-where a block's keys become final), `prefix_cache` (blocks that earlier documents have left).
+where a block's keys become final), `prefix_cache` (blocks that earlier documents have left), `prune` (what
+of them is kept).
 """
 
 from hildanext.kv_cache.block_cache import BlockCache, CachedAttention, bytes_per_token

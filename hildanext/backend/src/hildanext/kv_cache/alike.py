@@ -5,8 +5,9 @@ the documents' keys and values are gathered and the rows become a batch; each ro
 to the bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +34,14 @@ class Part:
     """Slots of their document that they see."""
     mask: Float[Tensor, "query key"] | None
     """What is added to the scores, repeated for the heads that share keys; None where they see all of `seen`."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Who computes the part of a forward that some documents have."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scale: float) -> None:
+        """Write the rows' new keys and values, and their part of `output`."""
 
 
 class AlikeRows:
@@ -98,13 +107,16 @@ class AlikeRows:
             torch._foreach_copy_([one[:, :, start:] for one in kept], list(made[:, :, :, start:].unbind(0)))
 
 
-def alike(segments: Sequence[Segment], layers: int, bytes_per_slot: int) -> list[list[int]]:
-    """Which segments are computed together: numbers in rising order. `bytes_per_slot`: of one layer."""
+def alike(
+    segments: Sequence[Segment], layers: int, bytes_per_slot: int, apart: Collection[int] = ()
+) -> list[list[int]]:
+    """Which segments are computed together: numbers in rising order. `bytes_per_slot`: of one layer. Those `apart` are
+    computed by themselves."""
     groups: dict[tuple[Segment, int], list[int]] = {}
     left = FORWARD_BYTES
     for number, segment in enumerate(segments):
         size = segment.end * bytes_per_slot
-        few = size <= ROW_BYTES and size * layers <= left
+        few = size <= ROW_BYTES and size * layers <= left and number not in apart
         left -= size * layers if few else 0
         groups.setdefault((segment, -1 if few else number), []).append(number)
     return list(groups.values())

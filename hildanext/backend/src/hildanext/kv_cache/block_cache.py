@@ -9,7 +9,7 @@ restores the cache (`truncate`), and a document that begins with the same blocks
 import hashlib
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hildanext.ar import Parent
-from hildanext.kv_cache.alike import AlikeRows, Part, alike, columns_of
+from hildanext.kv_cache.alike import AlikeRows, Part, Rows, alike, columns_of
 from hildanext.kv_cache.segments import Segment, positions_of, sees
 from hildanext.masks import CleanMask
 from hildanext.models.bidirectional import DiffusionModel
@@ -38,6 +38,15 @@ class BlockCache:
     `length` tokens are committed. Slots beyond are scratch of the active block. With `debug`,
     the tokens of every committed block are hashed and `verify` compares them.
     """
+
+    dropped: int = 0
+    """Slots of each head that were given up: a position behind them lies so many slots further left."""
+    piece: int | None = None
+    """The prompt is fed in pieces that do not cross a multiple of so many tokens; None: in any."""
+    needs_clean: bool = False
+    """Blocks are committed from clean rows alone."""
+    lends: ClassVar[bool] = True
+    """Other documents may take its blocks over."""
 
     def __init__(
         self,
@@ -74,7 +83,7 @@ class BlockCache:
         """A cache of the model's shape, for a document of `capacity` tokens: in whole `STRETCH`es and zeroed, since
         attention of the block-size-1 mode looks at no part of one."""
         card = model.card
-        layers, kv_heads, head_dim = _shape(model.causal_lm.config)
+        layers, kv_heads, head_dim = shape_of(model.causal_lm.config)
         cache = cls(
             layers, kv_heads, whole_stretches(capacity), head_dim, block_size=card.block_size,
             clean_mask=card.clean_mask, dtype=model.dtype, device=model.device, debug=debug,
@@ -87,7 +96,7 @@ class BlockCache:
     @classmethod
     def of_parent(cls, parent: Parent, capacity: int) -> "BlockCache":
         """The same for an autoregressive model: every token is a block of its own, and sees those before it."""
-        layers, kv_heads, head_dim = _shape(parent.causal_lm.config)
+        layers, kv_heads, head_dim = shape_of(parent.causal_lm.config)
         return cls(
             layers, kv_heads, capacity, head_dim, block_size=1, clean_mask="token_causal",
             dtype=parent.causal_lm.dtype, device=parent.device, slots_first=parent.slots_first,
@@ -96,7 +105,7 @@ class BlockCache:
     @classmethod
     def of_causal(cls, causal_lm: PreTrainedModel, capacity: int) -> "BlockCache":
         """The same for the bare weights of one, in whole `STRETCH`es and zeroed: attention looks at no part of one."""
-        layers, kv_heads, head_dim = _shape(causal_lm.config)
+        layers, kv_heads, head_dim = shape_of(causal_lm.config)
         cache = cls(
             layers,
             kv_heads,
@@ -110,6 +119,15 @@ class BlockCache:
         cache.keys.zero_()
         cache.values.zero_()
         return cache
+
+    @property
+    def apart(self) -> bool:
+        """Whether its tokens see anything but all slots: `row` then computes its part of a forward."""
+        return False
+
+    def row(self, segment: Segment, columns: slice, group: int) -> Rows:
+        """`columns`: where in the forward the segment is; `group` heads share keys."""
+        raise NotImplementedError("a whole cache is computed with others")
 
     @property
     def capacity(self) -> int:
@@ -145,6 +163,7 @@ class BlockCache:
         Pages in common would save the memory, too, but every layer would gather them; this is one pass at the start.
         """
         assert length <= other.length and self.length == 0, "only committed blocks, and only into an empty cache"
+        assert other.lends, "only whole caches lend"
         self.keys[:, :, :length] = other.keys[:, :, :length]
         self.values[:, :, :length] = other.values[:, :, :length]
         self.commit(length, tokens)
@@ -176,7 +195,7 @@ class BlockCache:
         return [hashlib.sha256(repr((b, cells[b * size : (b + 1) * size])).encode()).digest() for b in blocks]
 
 
-def _shape(config: Any) -> tuple[int, int, int]:
+def shape_of(config: Any) -> tuple[int, int, int]:
     """Layers, key-value heads, head dimension."""
     head_dim = getattr(config, "head_dim", None)
     head_dim = head_dim if head_dim is not None else config.hidden_size // config.num_attention_heads
@@ -185,7 +204,7 @@ def _shape(config: Any) -> tuple[int, int, int]:
 
 def bytes_per_token(causal_lm: PreTrainedModel) -> int:
     """Bytes of keys and values that one token of a document takes."""
-    layers, kv_heads, head_dim = _shape(causal_lm.config)
+    layers, kv_heads, head_dim = shape_of(causal_lm.config)
     return 2 * layers * kv_heads * head_dim * causal_lm.dtype.itemsize
 
 
@@ -200,14 +219,15 @@ class CachedAttention:
 
     def __init__(self, caches: Sequence[BlockCache], segments: Sequence[Segment]) -> None:
         for cache, segment in zip(caches, segments, strict=True):
-            assert segment.end <= cache.capacity, "the cache is too small for this segment"
+            assert segment.end - cache.dropped <= cache.capacity, "the cache is too small for this segment"
         self.caches, self.segments = list(caches), list(segments)
         keys = caches[0].keys
         self.positions = positions_of(segments, keys.device)
         self._begins = [0, *accumulate(segment.num_tokens for segment in segments)]
         """Where each segment begins in the forward."""
-        self._groups = alike(segments, len(keys), 2 * keys[0, :, :1].numel() * keys.element_size())
-        self._rows: list[AlikeRows] = []
+        apart = [number for number, cache in enumerate(caches) if cache.apart]
+        self._groups = alike(segments, len(keys), 2 * keys[0, :, :1].numel() * keys.element_size(), apart)
+        self._rows: list[Rows] = []
         """Made at the first layer, which knows how many heads share keys."""
 
     def attend(
@@ -227,22 +247,25 @@ class CachedAttention:
             rows.attend(layer, queries, keys, values, output, scale)
         return output.transpose(0, 1)[None]
 
-    def _alike(self, numbers: Sequence[int], group: int) -> AlikeRows:
+    def _alike(self, numbers: Sequence[int], group: int) -> Rows:
         """The documents at `numbers`, whose segments are equal; `group` heads share keys."""
         caches, segment = [self.caches[number] for number in numbers], self.segments[numbers[0]]
+        columns = columns_of(numbers, self._begins, segment.num_tokens, caches[0].keys.device)
+        if caches[0].apart:
+            assert isinstance(columns, slice), "one segment lies together"
+            return caches[0].row(segment, columns, group)
         parts, end = [], segment.end
         if segment.clean > 0:
-            mask = _clean_mask(caches[0], segment)
+            mask = clean_mask_of(caches[0], segment)
             seen = segment.start + segment.clean
             parts.append(Part(0, segment.clean, seen, None if mask is None else mask.repeat(group, 1)))
         if segment.noisy > 0:
             parts.append(Part(segment.clean, segment.noisy, end, None))
-        columns = columns_of(numbers, self._begins, segment.num_tokens, caches[0].keys.device)
         keys, values = [one.keys[:, :, :end] for one in caches], [one.values[:, :, :end] for one in caches]
         return AlikeRows(segment, keys, values, parts, columns)
 
 
-def _clean_mask(cache: BlockCache, segment: Segment) -> Float[Tensor, "query key"] | None:
+def clean_mask_of(cache: BlockCache, segment: Segment) -> Float[Tensor, "query key"] | None:
     """What clean tokens see of the prefix and of each other: 0 or -inf, or None where they see all of it."""
     one_block = segment.clean <= cache.block_size and segment.start % cache.block_size == 0
     if (one_block and cache.clean_mask == "block_causal") or segment.clean == 1:

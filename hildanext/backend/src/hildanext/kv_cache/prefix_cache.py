@@ -56,11 +56,12 @@ class PrefixCache:
 
     def register_live(self, cache: BlockCache, last_clean_hidden: Tensor, tokens: Sequence[int]) -> int:
         """Offer the committed beginning of a document that lives; `drop` the returned key when it ends."""
+        assert cache.lends, "a pruned cache is nobody else's"
         return self._add(Prefix(cache, last_clean_hidden, self.chain(tokens[: cache.length]), 0))
 
     def keep(self, cache: BlockCache, last_clean_hidden: Tensor, tokens: Sequence[int]) -> None:
         """Keep what a document that has ended leaves: a copy without the room that it did not use."""
-        if self.limit_bytes <= 0:
+        if self.limit_bytes <= 0 or not cache.lends:
             return
         chain = self.chain(tokens[: cache.length])
         size = _bytes(cache) * cache.length // max(cache.capacity, 1)

@@ -10,6 +10,7 @@ from hildanext.core.run_dir import expand_home
 from hildanext.corruption.input_layout import WORTH_WHILE, layout_of
 from hildanext.drafts_stage0 import KeepConfig, keeps_parent
 from hildanext.drafts_stage0 import check as check_kept
+from hildanext.kv_cache.prune import make_prune
 from hildanext.losses import make_losses
 from hildanext.memory_plan.architecture import Architecture, find_architecture
 from hildanext.memory_plan.layer import FLOAT, Feed, Learning, learning
@@ -215,14 +216,30 @@ def narrow_bytes(train: TrainConfig, machine: Machine) -> int:
 
 
 def serving_question(
-    shape: Architecture, machine: Machine, batch: int, context: int, block: int, beside: str | None = None
+    shape: Architecture,
+    machine: Machine,
+    batch: int,
+    context: int,
+    block: int,
+    beside: str | None = None,
+    cache: Mapping[str, Any] | str | None = None,
 ) -> Question:
     """Decoding `batch` documents at once, with the parent `beside` where one is named. The weights are bf16 where the
-    machine computes in it."""
+    machine computes in it. `cache` says what is kept of keys and values. Raises `ConfigError`."""
     parent = None if beside is None else find_architecture(beside)
-    case = Serving(shape, batch, context, block, 2 if machine.bf16 else FLOAT, parent)
-    more = (f"its parent {beside} beside it",) if beside is not None else ()
+    prune = make_prune(cache)
+    case = Serving(shape, batch, context, block, 2 if machine.bf16 else FLOAT, parent, prune)
+    more: tuple[str, ...] = (f"its parent {beside} beside it",) if beside is not None else ()
+    if prune is not None:
+        more += (f"{case.slots} of {case.capacity} slots of each cache, for a document that is nearly all prompt",)
     return Question("generate", serving=case, assumes=(f"{batch} documents of up to {context} tokens", *more))
+
+
+def cache_of(run: Mapping[str, Any], steps: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
+    """What the run's last stage `generate` keeps of keys and values, or its section `generation`; None: all."""
+    sections = [run.get("generation"), *(section.get("generation") for stage, section in steps if stage == "generate")]
+    named = [section for section in sections if isinstance(section, Mapping) and "cache" in section]
+    return named[-1]["cache"] if named else None
 
 
 def parent_beside(run: Mapping[str, Any], steps: Sequence[tuple[str, Mapping[str, Any]]], start: str) -> str | None:

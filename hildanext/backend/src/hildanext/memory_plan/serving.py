@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hildanext.kv_cache.prune import Prune
+from hildanext.kv_cache.prune.pruned_cache import slots_for
 from hildanext.memory_plan.architecture import Architecture
 from hildanext.memory_plan.layer import FLOAT
 from hildanext.memory_plan.step import PARTS, Peak, weights_bytes
@@ -19,16 +21,23 @@ class Serving:
     width: int
     beside: Architecture | None = None
     """The parent that writes in the same process."""
+    prune: Prune | None = None
+    """What caches drop."""
 
     @property
     def capacity(self) -> int:
         return -(-self.context // self.block) * self.block
 
+    @property
+    def slots(self) -> int:
+        """That a cache has; a document may be nearly all prompt."""
+        return slots_for(self.prune, self.capacity, self.capacity, self.block)
+
 
 def serving_peak(case: Serving, framework: int) -> Peak:
     """The peak in bytes, at the longest prompt or in the last block, whichever is larger."""
     shape = case.shape
-    cache = 2 * shape.layers * case.batch * (case.capacity + 1) * shape.key * case.width
+    cache = 2 * shape.layers * case.batch * (case.slots + 1) * shape.key * case.width
     hidden = case.batch * (case.capacity // case.block + 1) * shape.hidden * case.width
     weights = weights_bytes(shape, False, case.width)
     if case.beside is not None:
