@@ -50,7 +50,9 @@ def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
     family = {**knobs_in(DECODING, "DECODERS"), **knobs_in(DECODING, "EXACT")}
     parser.add_argument("--decoder", metavar="NAME", help=f"{', '.join(family)}; any of its knobs: --set decoder.X=Y")
     parser.add_argument(
-        "--mode", help="S_MODE (default; alias speed), Q_MODE (alias quality) or exact: the parent's own text, drafted"
+        "--mode",
+        help="S_MODE (default; alias speed), Q_MODE (alias quality), fast (what bench frontier --save measured "
+        "for the checkpoint) or exact: the parent's own text, drafted",
     )
     parser.add_argument("--effort", help="instant, low, medium, high or adaptive: knobs laid over the mode")
     parser.set_defaults(knobs=[])
@@ -143,7 +145,7 @@ class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
 def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Generation:
     """The section `generate` of the run with the flags in it, checked. Raises `ConfigError` and its like."""
     from hildanext.core.config import validate
-    from hildanext.decoding import EXACT
+    from hildanext.decoding import EXACT, FAST
     from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config, runtime_of
 
     if options.trace == "" and options.json:
@@ -156,6 +158,8 @@ def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | N
         raise ConfigError("--parent is about draft adapters", "add --mode exact, or leave it out")
     if len(modes) > 1 and flag != "generate":
         raise ConfigError(f"{flag} is about one mode, and the run names {', '.join(modes)}", "choose one with --mode")
+    if options.server is not None and FAST in modes:
+        raise ConfigError("mode 'fast' stands in a checkpoint's card, and --server asks a service", "name its decoder")
     config = generation_config(settings, context, trace=options.trace is not None)
     return Generation(
         prompts, modes, config, settings.model, options.parent, settings.drafts, settings.chat, options.system,
