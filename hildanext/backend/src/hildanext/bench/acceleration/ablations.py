@@ -1,7 +1,8 @@
 """Tables of ways to write, from one list: every way once, on the same prompts, in turns with the parent.
 
 A way that stands in several tables is written once. A row whose method, rule or runtime is not there stays in its table
-with what is said about that; any other mistake in a row is an error before anything is measured.
+with what is said about that, and so does one that is refused as its model is opened; any other mistake in a row is an
+error before anything is measured.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from hildanext.ar import Parent
 from hildanext.bench.acceleration.cells import Turns, Written, write_all
 from hildanext.bench.acceleration.prompts import beginnings
 from hildanext.bench.acceleration.readings import record
-from hildanext.bench.acceleration.ways import PARENT_WAY, Way, Writers, warm_up
+from hildanext.bench.acceleration.ways import PARENT_WAY, Way, Writers
 from hildanext.core.config import Seed, config, plain
 from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.runtime import QUANTIZED, RuntimeConfig
@@ -74,6 +75,9 @@ class AblationsConfig:
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     part: int = Field(default=4, ge=1)
     """Prompts of a turn, and of a file of what is measured."""
+    batch: int = Field(default=1, ge=1)
+    """Prompts that are written together, of the model and of the parent: what is written stays the same, what it takes
+    is then that of a batch."""
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Benchmark tasks (`eval`), answered by every decoder in torch on the model itself, and by the parent."""
     limit: int | None = Field(default=None, ge=1)
@@ -135,13 +139,15 @@ def measure(
         if (table, name) not in absent:
             way = row.way(name)
             ways.setdefault(repr(way.identity()), way)
-    writers = Writers(opened, parent, runtime, settings.new_tokens)
-    warm_up(writers)
+    writers = Writers(opened, parent, runtime, settings.new_tokens, asked[0])
     facts = {"model": opened.name, "new_tokens": settings.new_tokens, "machine": opened.machine()}
     (folder / CELLS).mkdir(parents=True, exist_ok=True)
-    turns = Turns(asked, settings.seeds, settings.part, facts, folder / CELLS)
-    written = write_all([*ways.values(), PARENT_WAY], writers.of, parent, turns, say)
+    turns = Turns(asked, settings.seeds, settings.part, facts, folder / CELLS, settings.batch)
+    written = write_all([*ways.values(), PARENT_WAY], writers.of, parent, turns, say, tolerant=True)
     by_way = dict(zip([*ways, PARENT], written, strict=True))
+    for table, name, row in _rows(settings):
+        if (table, name) not in absent and (said := by_way[repr(row.way(name).identity())].refused) is not None:
+            absent[table, name] = said
     return {
         "bench": "ablations",
         "card": plain(opened.card),

@@ -14,6 +14,7 @@ from typing import Any
 
 from hildanext.ar import Parent
 from hildanext.bench.acceleration.ways import Way, Write
+from hildanext.core.errors import HildaError
 from hildanext.core.json_text import BadJson, parse
 from hildanext.core.metrics_log import to_json
 from hildanext.core.progress import Repeats
@@ -33,6 +34,8 @@ class Written:
     """Of each seed: the prompts in their order."""
     sessions: set[str] = field(default_factory=set)
     """The processes in which it did."""
+    refused: str | None = None
+    """Why nobody writes so: what opening it said."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Turns:
     """What decides the numbers beside a way and its prompts: weights, machine."""
     folder: Path | None = None
     """Of the cells; None keeps none."""
+    batch: int = 1
+    """Prompts that are written together."""
 
     def parts(self) -> list[range]:
         count = len(self.prompts)
@@ -54,10 +59,18 @@ class Turns:
 
 
 def write_all(
-    ways: Sequence[Way], open_way: Callable[[Way], Write], parent: Parent, turns: Turns, say: Say | None
+    ways: Sequence[Way],
+    open_way: Callable[[Way], Write],
+    parent: Parent,
+    turns: Turns,
+    say: Say | None,
+    tolerant: bool = False,
 ) -> list[Written]:
     """Every way's answers; greedy ways write under the first seed alone, the parent (whose time the others are set
-    beside) in every turn. What a whole cell holds is read, and its model is opened only where something is missing."""
+    beside) in every turn. What a whole cell holds is read, and its model is opened only where something is missing.
+
+    Raises what `open_way` raises; where `tolerant`, a way that it refuses (`HildaError`) has no answers, and says why.
+    """
     session, written = uuid.uuid4().hex[:12], [Written(way) for way in ways]
     writers: dict[int, Write] = {}
     rounds = [(seed, part) for seed in turns.seeds for part in turns.parts()]
@@ -65,15 +78,16 @@ def write_all(
     for number, (seed, part) in enumerate(rounds):
         for at in range(len(ways)):
             one = written[(number + at) % len(ways)]
-            if seed != turns.seeds[0] and not one.way.sampled and one.way.section is not None:
+            greedy = not one.way.sampled and one.way.section is not None
+            if one.refused is not None or (greedy and seed != turns.seeds[0]):
                 continue
             path = _cell(turns, one.way, seed, part)
             cell = _read(path)
             if cell is None:
-                place = id(one)
-                if place not in writers:
-                    writers[place] = open_way(one.way)
-                cell = {"way": one.way.name, "session": session, **_written(writers[place], parent, turns, seed, part)}
+                write = _opened(one, writers, open_way, tolerant)
+                if write is None:
+                    continue
+                cell = {"way": one.way.name, "session": session, **_written(write, parent, turns, seed, part)}
                 if path is not None:
                     write_atomically(path, to_json(cell) + "\n")
             one.answers.setdefault(seed, []).extend(cell["answers"])
@@ -82,15 +96,28 @@ def write_all(
     return written
 
 
+def _opened(one: Written, writers: dict[int, Write], open_way: Callable[[Way], Write], tolerant: bool) -> Write | None:
+    """Who writes one way; None where it is refused."""
+    if id(one) not in writers:
+        try:
+            writers[id(one)] = open_way(one.way)
+        except HildaError as problem:
+            if not tolerant:
+                raise
+            one.refused = str(problem)
+    return writers.get(id(one))
+
+
 def _written(write: Write, parent: Parent, turns: Turns, seed: int, part: range) -> dict[str, Any]:
     answers = []
-    for index in part:
-        prompt = turns.prompts[index]
-        answer = write(prompt, seed * 1009 + index)
-        tokens = answer["tokens"]
-        # Behind the clock: what the text is worth is no part of what it costs.
-        nats = generative_nats(parent, [prompt], [tokens]) * len(tokens) if tokens else 0.0
-        answers.append({"prompt": index, **answer, "nats": nats})
+    for first in range(part.start, part.stop, turns.batch):
+        indices = range(first, min(first + turns.batch, part.stop))
+        prompts = [list(turns.prompts[index]) for index in indices]
+        for index, prompt, answer in zip(indices, prompts, write(prompts, seed * 1_000_003 + first), strict=True):
+            tokens = answer["tokens"]
+            # Behind the clock: what the text is worth is no part of what it costs.
+            nats = generative_nats(parent, [prompt], [tokens]) * len(tokens) if tokens else 0.0
+            answers.append({"prompt": index, **answer, "nats": nats})
     return {"answers": answers}
 
 
@@ -99,7 +126,9 @@ def _cell(turns: Turns, way: Way, seed: int, part: range) -> Path | None:
     if turns.folder is None:
         return None
     asked = [list(turns.prompts[index]) for index in part]
-    identity = json.dumps([way.identity(), seed, part.start, asked, dict(turns.facts)], sort_keys=True, default=str)
+    identity = json.dumps(
+        [way.identity(), seed, part.start, asked, turns.batch, dict(turns.facts)], sort_keys=True, default=str
+    )
     return turns.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
 
 

@@ -17,7 +17,7 @@ from hildanext.bench.acceleration.overhead import OverheadConfig, measure_overhe
 from hildanext.bench.acceleration.prompts import beginnings
 from hildanext.bench.acceleration.readings import record
 from hildanext.bench.acceleration.sweeps import BASE, Sweep, default_sweeps, ways_of
-from hildanext.bench.acceleration.ways import PARENT_WAY, Way, Writers, warm_up
+from hildanext.bench.acceleration.ways import PARENT_WAY, Way, Writers
 from hildanext.core.config import Seed, config, plain
 from hildanext.core.errors import CheckpointError, ConfigError
 from hildanext.core.registry import under_profile
@@ -51,6 +51,9 @@ class FrontierConfig:
     """S_MODE and Q_MODE beside them."""
     part: int = Field(default=4, ge=1)
     """Prompts of a turn."""
+    batch: int = Field(default=1, ge=1)
+    """Prompts that are written together, of the model and of the parent: what is written stays the same, what it takes
+    is then that of a batch."""
     overhead: OverheadConfig = OverheadConfig()
 
     def __post_init__(self) -> None:
@@ -75,10 +78,9 @@ def measure(
         opened.tokenizer, parent, settings.prompts, settings.prompt_tokens, settings.prompts_file, settings.source
     )
     ways = [_tempered(way, settings.temperature) for way in ways_of(settings.sweeps, settings.modes)]
-    writers = Writers(opened, parent, runtime, settings.new_tokens)
-    warm_up(writers)
+    writers = Writers(opened, parent, runtime, settings.new_tokens, asked[0])
     facts = {"model": opened.name, "new_tokens": settings.new_tokens, "machine": opened.machine()}
-    turns = Turns(asked, settings.seeds, settings.part, facts, folder)
+    turns = Turns(asked, settings.seeds, settings.part, facts, folder, settings.batch)
     written = write_all([*ways, PARENT_WAY], writers.of, parent, turns, say)
     rows = [record(one, written[0], written[-1], settings.part) for one in written]
     for row in rows:

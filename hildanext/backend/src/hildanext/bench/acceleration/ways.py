@@ -11,7 +11,7 @@ from hildanext.ar import Parent
 from hildanext.core.runtime import RuntimeConfig
 from hildanext.data.generation_result import GenerationResult
 from hildanext.decoding import EXACT
-from hildanext.eval.generation import ONE_PER_STEP, PARENT
+from hildanext.eval.generation import PARENT
 from hildanext.facade import open_for, writer_of
 from hildanext.inference import GenerationConfig, eos_ids
 from hildanext.models.loading.loaded_model import LoadedModel
@@ -44,37 +44,51 @@ class Way:
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
 
-Write = Callable[[Sequence[int], int], dict[str, Any]]
-"""`write(prompt, seed)`: tokens, seconds, forwards by kind, edits, and the rows fed (None where they are not known)."""
+Prompts = Sequence[Sequence[int]]
+Write = Callable[[Prompts, int], list[dict[str, Any]]]
+"""`write(prompts, seed)`: prompt i, drawn with seed + i, all of them together. Of each its tokens, forwards by kind and
+edits; an equal share of the seconds and of the rows fed (None where they are not known)."""
+
+
+WARM_TOKENS = 4
 
 
 class Writers:
-    """Opens who writes, each once. The parent is under the vocabulary of `opened`, the model that is measured."""
+    """Opens who writes, each once. The parent is under the vocabulary of `opened`, the model that is measured.
 
-    def __init__(self, opened: LoadedModel, parent: Parent, runtime: RuntimeConfig, new_tokens: int) -> None:
+    Each way writes a few tokens behind `prompt` before it is timed: the first forwards of a shape pay for allocations.
+    """
+
+    def __init__(
+        self, opened: LoadedModel, parent: Parent, runtime: RuntimeConfig, new_tokens: int, prompt: Sequence[int]
+    ) -> None:
         self.opened, self.parent, self.runtime, self.new_tokens = opened, parent, runtime, new_tokens
+        self.prompt = prompt
         self._others: dict[tuple[Any, ...], Any] = {}
 
     def of(self, way: Way) -> Write:
         """Raises what opening the model of a way raises, and what is wrong with its section."""
-        if way.section is None:
-            return self._parent
-        who = self._who(way)
-        writer, rows = writer_of(who, way.section), RowCounter(who)
-        block = 1 if way.section["name"] in EXACT else who.card.block_size
+        write = self._parent if way.section is None else self._write(way.section, self._who(way))
+        write([self.prompt], 0, min(self.new_tokens, WARM_TOKENS))
+        return lambda prompts, seed: write(prompts, seed, self.new_tokens)
 
-        def write(prompt: Sequence[int], seed: int) -> dict[str, Any]:
-            settings = GenerationConfig(max_new_tokens=self.new_tokens, seed=seed)
+    def _write(self, section: Mapping[str, Any], who: Any) -> Callable[[Prompts, int, int], list[dict[str, Any]]]:
+        writer, rows = writer_of(who, section), RowCounter(who)
+        block = 1 if section["name"] in EXACT else who.card.block_size
+
+        def write(prompts: Prompts, seed: int, new_tokens: int) -> list[dict[str, Any]]:
+            settings = GenerationConfig(max_new_tokens=new_tokens, seed=seed, batch_size=len(prompts))
             begun = time.perf_counter()
             with rows:
-                (result,) = writer([list(prompt)], settings, None)
-            # Whole blocks of the prompt are read, and not written.
-            return _kept(result, time.perf_counter() - begun, rows.without(len(prompt) // block * block))
+                results = writer(prompts, settings, None)
+            # Whole blocks of the prompts are read, and not written.
+            read = sum(len(prompt) // block * block for prompt in prompts)
+            return _kept(results, time.perf_counter() - begun, rows.without(read))
 
-        write(self.opened.tokenizer("a")["input_ids"][-1:], 0)  # the first forward of a shape pays for allocations
         return write
 
     def _who(self, way: Way) -> Any:
+        """The model of a way that is not the parent."""
         assert way.section is not None
         exact = way.section["name"] in EXACT
         if way.model is None and way.runtime == "auto" and way.dtype is None and not exact:
@@ -83,31 +97,26 @@ class Writers:
         name = way.model if way.model is not None else self.opened.name
         key = (name, exact and way.section.get("drafter"), way.runtime, dtype)
         if key not in self._others:
-            runtime = replace(self.runtime, dtype=dtype, runtime=way.runtime)
-            self._others[key] = open_for(way.section, name, runtime)
+            self._others[key] = open_for(way.section, name, replace(self.runtime, dtype=dtype, runtime=way.runtime))
         return self._others[key]
 
-    def _parent(self, prompt: Sequence[int], seed: int) -> dict[str, Any]:
+    def _parent(self, prompts: Prompts, seed: int, new_tokens: int) -> list[dict[str, Any]]:
+        stops = sorted(eos_ids(self.opened.model, self.opened.tokenizer))
+        seeds = range(seed, seed + len(prompts))
         begun = time.perf_counter()
-        result = self.parent.generate(
-            prompt, self.new_tokens, seed=seed, stop_ids=sorted(eos_ids(self.opened.model, self.opened.tokenizer))
-        )
-        return _kept(result, time.perf_counter() - begun, len(result.tokens))
-
-
-def warm_up(writers: Writers) -> None:
-    """The parent's and the model's first forwards, which pay for allocations."""
-    prompt = writers.opened.tokenizer("a")["input_ids"][-1:]
-    writers.of(Way("", ONE_PER_STEP))
-    writers._parent(prompt, 0)
+        results = self.parent.generate_batch(prompts, new_tokens, seeds=seeds, stop_ids=stops)
+        return _kept(results, time.perf_counter() - begun, sum(len(result.tokens) for result in results))
 
 
 PARENT_WAY = Way(PARENT, None)
 
 
-def _kept(result: GenerationResult, seconds: float, rows: int | None) -> dict[str, Any]:
-    counts = {name: getattr(result.stats, name) for name in COUNTS}
-    return {"tokens": list(result.tokens), "seconds": seconds, "rows": rows, **counts}
+def _kept(results: Sequence[GenerationResult], seconds: float, rows: int | None) -> list[dict[str, Any]]:
+    share = {"seconds": seconds / len(results), "rows": None if rows is None else rows / len(results)}
+    return [
+        {"tokens": list(result.tokens), **share, **{name: getattr(result.stats, name) for name in COUNTS}}
+        for result in results
+    ]
 
 
 class RowCounter:
