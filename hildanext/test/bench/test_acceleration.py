@@ -22,7 +22,8 @@ from hildanext.core.errors import ConfigError, HildaError
 from hildanext.core.registry import under_profile
 from hildanext.core.runtime import Runtime, RuntimeConfig
 from hildanext.core.statistics import Values, bootstrap, crossed_interval
-from hildanext.decoding import decoder_section, mode_name
+from hildanext.decoding import MODES, decoder_section, mode_name
+from hildanext.engine.base import EngineFacts
 from hildanext.eval.generation import ONE_PER_STEP, PARENT, generative_nats
 from hildanext.facade import fast_of as fast_of_name
 from hildanext.facade import generate_text
@@ -30,6 +31,10 @@ from hildanext.facade import load_model as load
 from hildanext.models.card import Card, Fast, card_text, read_card
 from hildanext.models.loading.loaded_model import LoadedModel
 from hildanext.models.loading.names import locate_diffusion
+from hildanext.recipe import StageContext
+from hildanext.serve.decoding_params import _decoder
+from hildanext.serve.requests import Decoding
+from hildanext.stages.generate import SampleConfig, decoder_sections
 from small_models import parent_of, words_tokenizer
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [3, 4]]
@@ -252,8 +257,27 @@ def test_mode_fast_is_what_the_card_says_and_refused_without(measured_tiny, caps
     for model in ([], ["--model", "tiny"]):
         assert main([*ask, "fast", *model]) == 2
         assert "hildanext bench frontier" in capsys.readouterr().err
-    assert main([*ask, "fast", "--server", "http://127.0.0.1:1"]) == 2
-    assert "card" in capsys.readouterr().err
+    assert main(["generate", "--prompt", "Once", "--mode", "fast", "--server", "http://127.0.0.1:1"]) == 2
+    assert "--server asks a service" in capsys.readouterr().err
+
+
+def test_a_request_may_ask_for_the_mode_of_the_services_checkpoint():
+    facts = EngineFacts("scripted", "for a test", "scripted", None, "cpu", "fp32", 1, 4, 512, 1, 1, True, False)
+    asked = Decoding(mode="fast", tau_mask=0.25)
+    section = _decoder(asked, replace(facts, fast=FAST.decoder), None)
+    assert section == {**FAST.decoder, "tau_mask": 0.25}
+    with pytest.raises(ConfigError, match="bench frontier"):
+        _decoder(asked, facts, None)
+
+
+def test_a_recipe_reads_the_card_once_the_model_is_there(measured_tiny, tmp_path):
+    settings = SampleConfig(modes=("fast",))
+    waiting = StageContext(tmp_path, "generate")
+    assert decoder_sections(settings, waiting)["fast"] == MODES["S_MODE"], "checked before anything has run"
+    made = replace(waiting, outcomes={"convert": {"model": str(measured_tiny)}})
+    assert decoder_sections(settings, made)["fast"] == FAST.decoder
+    with pytest.raises(ConfigError, match="bench frontier"):
+        decoder_sections(replace(settings, model="tiny"), waiting)
 
 
 def test_a_frontier_is_measured_written_and_saved(measured_tiny, tmp_path, capsys):

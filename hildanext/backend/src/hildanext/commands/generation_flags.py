@@ -145,21 +145,21 @@ class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
 def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Generation:
     """The section `generate` of the run with the flags in it, checked. Raises `ConfigError` and its like."""
     from hildanext.core.config import validate
-    from hildanext.decoding import EXACT, FAST
+    from hildanext.decoding import EXACT, FAST, mode_name
     from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config, runtime_of
 
     if options.trace == "" and options.json:
         raise ConfigError("--trace shows the denoising, and --json shows nothing", "keep it: --trace FILE")
     section, context = open_stage(options, lambda section: _folded(section, options), defaults, "generate")
     settings = validate(SampleConfig, section, "generate")
+    if options.server is not None and FAST in map(mode_name, settings.modes if settings.modes is not None else ()):
+        raise ConfigError("mode 'fast' stands in a checkpoint's card, and --server asks a service", "name its decoder")
     prompts, modes = _prompts(options, settings), decoder_sections(settings, context)
     flag = "--trace" if options.trace is not None else "--server" if options.server is not None else options.verb
     if options.parent is not None and set(modes) != set(EXACT):
         raise ConfigError("--parent is about draft adapters", "add --mode exact, or leave it out")
     if len(modes) > 1 and flag != "generate":
         raise ConfigError(f"{flag} is about one mode, and the run names {', '.join(modes)}", "choose one with --mode")
-    if options.server is not None and FAST in modes:
-        raise ConfigError("mode 'fast' stands in a checkpoint's card, and --server asks a service", "name its decoder")
     config = generation_config(settings, context, trace=options.trace is not None)
     return Generation(
         prompts, modes, config, settings.model, options.parent, settings.drafts, settings.chat, options.system,
