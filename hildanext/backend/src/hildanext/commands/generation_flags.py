@@ -145,15 +145,13 @@ class Generation(NamedTuple):  # as `Knob`: help loads no dataclasses
 def read_generation(options: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Generation:
     """The section `generate` of the run with the flags in it, checked. Raises `ConfigError` and its like."""
     from hildanext.core.config import validate
-    from hildanext.decoding import EXACT, FAST, mode_name
+    from hildanext.decoding import EXACT
     from hildanext.stages.generate import SampleConfig, decoder_sections, generation_config, runtime_of
 
     if options.trace == "" and options.json:
         raise ConfigError("--trace shows the denoising, and --json shows nothing", "keep it: --trace FILE")
     section, context = open_stage(options, lambda section: _folded(section, options), defaults, "generate")
     settings = validate(SampleConfig, section, "generate")
-    if options.server is not None and FAST in map(mode_name, settings.modes if settings.modes is not None else ()):
-        raise ConfigError("mode 'fast' stands in a checkpoint's card, and --server asks a service", "name its decoder")
     prompts, modes = _prompts(options, settings), decoder_sections(settings, context)
     flag = "--trace" if options.trace is not None else "--server" if options.server is not None else options.verb
     if options.parent is not None and set(modes) != set(EXACT):
@@ -180,6 +178,8 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
     decoder = {**merge({"decoder": section_of(section, "decoder")}, named)["decoder"], **dict(options.knobs)}
     folded = {**section, **{name: value for name, value in flags.items() if value is not None}, "decoder": decoder}
+    if options.server is not None and "fast" in [str(mode).lower() for mode in folded.get("modes") or ()]:
+        raise ConfigError("mode 'fast' stands in a checkpoint's card, and --server asks a service", "name its decoder")
     if options.server is None and not folded.get("modes") and "name" not in decoder and _drafts_alone(folded):
         folded["modes"] = ["exact"]
     return folded
