@@ -95,7 +95,8 @@ def row_cells(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> list[st
 
 CAPTION = (
     "Brackets: 95 %, bootstrap over prompts (and seeds where there are several). tok/forward: all forwards but the "
-    "prompt's; base: {base}; rows/token: rows fed, but for the prompt's whole blocks; x parent: median over turns of "
+    "prompt's; base: {base}; rows/token: rows fed, but for the prompt's whole blocks; tok/s: median over turns; "
+    "x parent: median over turns of "
     "tokens/s beside the parent's in the same turn; nats: of what was written, per token, under the parent"
 )
 

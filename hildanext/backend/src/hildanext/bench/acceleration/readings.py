@@ -36,7 +36,7 @@ def record(one: Written, base: Written | None, parent: Written, part: int) -> di
         **{f"distinct_{n}": statistics.mean(distinct(own, n) for own in texts) for n in (1, 2, 3)},
         "repetition": statistics.mean(repetition(own) for own in texts),
         "seconds": seconds,
-        "tokens_per_second": tokens / seconds if seconds > 0 else None,
+        "tokens_per_second": statistics.median(rates) if (rates := _rates(one, part)) else None,
         "over_parent": _over(one, parent, part),
         "sessions": len(one.sessions),
         "samples": texts[0][:3],
@@ -75,14 +75,16 @@ def _ratio(one: Written, base: Written | None, value: Reading, weight: Reading) 
 
 def _over(one: Written, parent: Written, part: int) -> float | None:
     """Tokens per second over the parent's: the median over turns, each beside the parent's in the same turn."""
-    ratios = []
-    for seed, answers in one.answers.items():
-        beside = parent.answers.get(seed, [])
-        for first in range(0, len(answers), part):
-            mine, theirs = (_rate(some[first : first + part]) for some in (answers, beside))
-            if mine and theirs:
-                ratios.append(mine / theirs)
+    beside = Written(parent.way, {seed: parent.answers.get(seed, []) for seed in one.answers})
+    pairs = zip(_rates(one, part), _rates(beside, part), strict=False)
+    ratios = [mine / theirs for mine, theirs in pairs if mine and theirs]
     return statistics.median(ratios) if ratios else None
+
+
+def _rates(one: Written, part: int) -> list[float]:
+    """Tokens per second of each turn."""
+    rows = one.answers.values()
+    return [_rate(answers[first : first + part]) for answers in rows for first in range(0, len(answers), part)]
 
 
 def _rate(answers: Sequence[Answer]) -> float:
