@@ -146,8 +146,9 @@ def measure(
     written = write_all([*ways.values(), PARENT_WAY], writers.of, parent, turns, say, tolerant=True)
     by_way = dict(zip([*ways, PARENT], written, strict=True))
     for table, name, row in _rows(settings):
-        if (table, name) not in absent and (said := by_way[repr(row.way(name).identity())].refused) is not None:
-            absent[table, name] = said
+        refused = None if (table, name) in absent else by_way[repr(row.way(name).identity())].refused
+        if refused is not None:
+            absent[table, name] = refused
     return {
         "bench": "ablations",
         "card": plain(opened.card),
