@@ -13,8 +13,11 @@ from hildanext.core.runtime import RuntimeConfig
 from hildanext.data.generation_result import GenerationResult
 from hildanext.decoding import EXACT, ExactConfig, decoder_section, make_method, mode_name
 from hildanext.exact import LoadedDrafter, generate_exact, only_exact
+from hildanext.export.onnx_card import is_onnx_folder, read_onnx_card
 from hildanext.inference import Event, GenerationConfig, OnEvent, generate
+from hildanext.models.card import fast_section, read_card
 from hildanext.models.loading.loaded_model import LoadedModel
+from hildanext.models.loading.names import locate_diffusion
 from hildanext.runtimes.choice import faster_runtime
 from hildanext.runtimes.onnx_open import open_diffusion
 from hildanext.tokenization import encode_prompt
@@ -57,6 +60,16 @@ def open_for(
         return open_diffusion(name, runtime)
     adapters = method.uses_adapters
     return LoadedDrafter.open(name, faster_runtime(name, runtime, parent, adapters), parent, adapters)
+
+
+def fast_of(name: str) -> dict[str, Any] | None:
+    """The decoder's section of a checkpoint's mode `fast`, or of an exported one's; None where nobody has measured it.
+
+    Raises `ModelError` and `CheckpointError` for a name that is no diffusion checkpoint.
+    """
+    if is_onnx_folder(name):
+        return fast_section(read_onnx_card(name).diffusion)
+    return fast_section(read_card(locate_diffusion(name)))
 
 
 def writer_of(model: LoadedModel | LoadedDrafter, section: Mapping[str, Any]) -> Writer:
@@ -152,7 +165,8 @@ def _text_run(
     """A generation with everything checked, to be run in any thread; a research decoder needs the caller's profile."""
     if mode is None and isinstance(model, LoadedDrafter):
         mode = "exact"
-    writer = writer_of(model, decoder_section(mode, effort, decoder))
+    fast = fast_section(model.card) if isinstance(model, LoadedModel) else None
+    writer = writer_of(model, decoder_section(mode, effort, decoder, fast))
     chosen = validate(GenerationConfig, settings, where="settings of a generation")
     prompts = [encode_prompt(model.tokenizer, text) for text in texts]
     return lambda on_event: writer(prompts, chosen, on_event)

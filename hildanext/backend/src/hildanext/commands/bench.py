@@ -7,6 +7,8 @@ hildanext bench exact --model my-drafts --parent smollm2-135m --out exact.json
 hildanext bench serve --clients 1,2,4,8 --out load.json
 hildanext bench serve --url http://127.0.0.1:8000 --clients 8
 hildanext bench rl --config methods.json --out runs/methods --jobs 2
+hildanext bench frontier --model my-checkpoint --out frontier.json --save
+hildanext bench ablations --config hildanext/runs/configs/ablations-tiny.json --out runs/ablations
 """
 
 import argparse
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 KEY = "HILDA_API_KEY"
 
 ALIGNMENTS = ("rl", "rl-gradient", "rl-speed")
+FOLDERS = ("rl", "ablations")
+"""Whose --out is a folder."""
 RESULT = "bench.json"
-"""Of `bench rl`, in its folder."""
+"""Of these, in their folder."""
 
 EPILOG = """commands to paste:
   hildanext bench decode                                     the embedded model
@@ -50,8 +54,12 @@ EPILOG = """commands to paste:
   hildanext bench rl --config methods.json --out runs/methods --jobs 2        methods of alignment x seeds
   hildanext bench rl-gradient --model my-checkpoint --set profile=FULL --out gradients.json
   hildanext bench rl-speed --model my-checkpoint --out step.json              a step of rl, part by part
+  hildanext bench frontier --model my-checkpoint --prompts stories.txt --out frontier.json
+  hildanext bench frontier --model my-checkpoint --save      ... and mode fast decodes with the best setting
+  hildanext bench ablations --config ablations.json --out runs/ablations      tables of ways to write
 
-rl keeps its runs in the folder --out, and goes on where it was left; its tables and picture lie there.
+rl and ablations keep what they do in the folder --out, and go on where they were left; tables and pictures lie there.
+frontier keeps it beside its --out, in a folder of that name with .cells, and goes on, too.
 exact and peers take draft adapters as --model; --out writes JSON, and Markdown and a picture beside it.
 --chat measures steps of fine-tuning on conversations (JSON lines), with and without doubling their prompts.
 All measure the parts in turns and print medians; the section 'bench' of a run holds the same knobs."""
@@ -62,8 +70,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument(
         "what",
-        choices=("decode", "engine", "train", "exact", "peers", "serve", *ALIGNMENTS),
-        help="what is measured; rl: methods of alignment, rl-gradient: their gradients, rl-speed: a step of them",
+        choices=("decode", "engine", "train", "exact", "peers", "serve", "frontier", "ablations", *ALIGNMENTS),
+        help="what is measured; frontier: tokens per forward and quality over a decoder's knobs, ablations: tables of "
+        "ways to write; rl: methods of alignment, rl-gradient: their gradients, rl-speed: a step of them",
     )
     parser.add_argument(
         "--model",
@@ -77,12 +86,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alignment", choices=("block", "parent"), help="of an untrained conversion (default parent)")
     parser.add_argument("--block-size", type=int, help="of an untrained conversion, and of training (default 32)")
     parser.add_argument("--diffusion", metavar="NAME", help="exact, peers: a diffusion checkpoint to measure, too")
-    parser.add_argument("--prompts", metavar="FILE", help="serve: ask these, a line each, or JSON lines (default: made "
-                        "ones); exact, peers: a file for each kind, behind commas (default: three kinds)")  # fmt: skip
-    parser.add_argument("--new-tokens", type=int, help="serve, exact, peers: of each answer (default 64)")
+    parser.add_argument("--prompts", metavar="FILE", help="serve, frontier, ablations: ask these, a line each, or JSON "
+                        "lines (default: made ones); exact, peers: a file for each kind, behind commas (default: "
+                        "three kinds)")  # fmt: skip
+    parser.add_argument("--new-tokens", type=int, help="of each answer, where answers are written (default 64)")
     parser.add_argument("--chat", metavar="FILE", help="train: steps of fine-tuning on these conversations")
     add_runtime_flags(parser)
-    parser.add_argument("--out", metavar="FILE", help="write the JSON here too; rl: the folder of its runs")
+    parser.add_argument("--save", action="store_true", help="frontier: the best setting becomes the model's mode fast")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON here too; rl, ablations: the folder they work in")
     parser.add_argument("--jobs", type=int, metavar="N", help="rl: runs at a time, each a process (default 1)")
     load = parser.add_argument_group(
         "serve", "a load on a service of its own, or on a running one, ours or another that streams /v1/completions"
@@ -106,8 +117,10 @@ LOAD_FLAGS = {"requests": "requests", "seed": "seed", "prompts": "prompts_file"}
 """Flags of `serve` to its knobs."""
 
 
+WRITES = ("frontier", "ablations")
+"""Tables of ways to write."""
 COMPARED = {"prompts": "prompts_file", "new_tokens": "new_tokens", "diffusion": "diffusion"}
-"""Flags of `exact` and `peers` to their knobs."""
+"""Flags of `exact` and `peers` to their knobs; the first two are of frontier and ablations, too."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -116,17 +129,20 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--diffusion is about ways to write", "use it with bench exact or bench peers")
     if options.jobs is not None and options.what != "rl":
         raise ConfigError("--jobs is about runs of methods", "use it with bench rl")
-    if options.what == "rl" and options.out is None:
-        raise ConfigError("bench rl keeps every run", "give --out FOLDER")
+    if options.save and options.what != "frontier":
+        raise ConfigError("--save is about the best setting of a frontier", "use it with bench frontier")
+    if options.what in FOLDERS and options.out is None:
+        raise ConfigError(f"bench {options.what} keeps every part of it", "give --out FOLDER")
     if options.out is not None:
         check_writable(_result_file(options))
     if options.what == "serve":
         return _load(options)
-    flags = {"url", "api_key_env", "clients", "rate", *LOAD_FLAGS} - (set(COMPARED) if compares else set())
+    writes = compares or options.what in WRITES
+    flags = {"url", "api_key_env", "clients", "rate", *LOAD_FLAGS} - (set(COMPARED) if writes else set())
     stray = [name for name in sorted(flags) if getattr(options, name) is not None]
     if stray:
         raise ConfigError(f"--{stray[0].replace('_', '-')} is about a service", "use it with bench serve")
-    if options.what in ("decode", *ALIGNMENTS) and options.chat is not None:
+    if options.what in ("decode", *WRITES, *ALIGNMENTS) and options.chat is not None:
         raise ConfigError("--chat is about steps of fine-tuning", "use it with bench train")
 
     from hildanext.core.console import machine_line
@@ -143,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _result_file(options: argparse.Namespace) -> Path:
-    return Path(options.out) / RESULT if options.what == "rl" else Path(options.out)
+    return Path(options.out) / RESULT if options.what in FOLDERS else Path(options.out)
 
 
 def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -161,7 +177,9 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
         knobs["start"] = options.model
     if options.jobs is not None:
         knobs["jobs"] = options.jobs
-    if what in ("exact", "peers"):
+    if options.save:
+        own["save"] = True
+    if what in ("exact", "peers", *WRITES):
         asked = {knob: getattr(options, flag) for flag, knob in COMPARED.items()}
         knobs |= {knob: value for knob, value in asked.items() if value is not None}
     if what == "train" and "block_size" in own:

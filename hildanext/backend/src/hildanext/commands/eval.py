@@ -116,7 +116,8 @@ def _quality(knobs: dict[str, Any], options: argparse.Namespace, counts: Mapping
         knobs["tasks"]["humaneval"] = {**section_of(knobs["tasks"], "humaneval"), "allow_unsafe_execution": True}
     if options.mode is not None:
         modes = [mode_name(mode.strip()) for mode in options.mode.split(",")]
-        knobs["decoders"] = {mode: decoder_section(mode) for mode in modes}
+        fast = _fast_section(modes, options)
+        knobs["decoders"] = {mode: decoder_section(mode, None, None, fast) for mode in modes}
     return {**knobs, **counts}
 
 
@@ -125,8 +126,17 @@ def _harness(options: argparse.Namespace, counts: Mapping[str, int]) -> dict[str
     from hildanext.decoding import decoder_section
 
     tasks = [name.strip() for name in options.harness.split(",") if name.strip()]
-    decoder = decoder_section((options.mode or "S_MODE").split(",")[0])
+    mode = (options.mode or "S_MODE").split(",")[0]
+    decoder = decoder_section(mode, None, None, _fast_section([mode], options))
     return {"tasks": tasks, "data": options.harness_data, "decoder": decoder, **counts}
+
+
+def _fast_section(modes: list[str], options: argparse.Namespace) -> dict[str, Any] | None:
+    """What the card of the named model says of mode `fast`, where that is asked for."""
+    from hildanext.decoding import FAST
+    from hildanext.facade import fast_of
+
+    return fast_of(options.model) if FAST in modes and options.model is not None else None
 
 
 def _held_out(asked: "Evaluation", pair: "ModelPair", options: argparse.Namespace) -> None:

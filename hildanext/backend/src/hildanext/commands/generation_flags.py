@@ -50,7 +50,9 @@ def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
     family = {**knobs_in(DECODING, "DECODERS"), **knobs_in(DECODING, "EXACT")}
     parser.add_argument("--decoder", metavar="NAME", help=f"{', '.join(family)}; any of its knobs: --set decoder.X=Y")
     parser.add_argument(
-        "--mode", help="S_MODE (default; alias speed), Q_MODE (alias quality) or exact: the parent's own text, drafted"
+        "--mode",
+        help="S_MODE (default; alias speed), Q_MODE (alias quality), fast (what bench frontier --save measured "
+        "for the checkpoint) or exact: the parent's own text, drafted",
     )
     parser.add_argument("--effort", help="instant, low, medium, high or adaptive: knobs laid over the mode")
     parser.set_defaults(knobs=[])
@@ -177,6 +179,8 @@ def _folded(section: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     named = {"decoder": {"name": options.decoder}} if options.decoder is not None else {}
     decoder = {**merge({"decoder": section_of(section, "decoder")}, named)["decoder"], **dict(options.knobs)}
     folded = {**section, **{name: value for name, value in flags.items() if value is not None}, "decoder": decoder}
+    if options.server is not None and "fast" in [str(mode).lower() for mode in folded.get("modes") or ()]:
+        raise ConfigError("mode 'fast' stands in a checkpoint's card, and --server asks a service", "name its decoder")
     if options.server is None and not folded.get("modes") and "name" not in decoder and _drafts_alone(folded):
         folded["modes"] = ["exact"]
     return folded

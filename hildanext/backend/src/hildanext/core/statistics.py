@@ -67,6 +67,27 @@ def paired_bootstrap(ours: Values, theirs: Values, seed: int = 0, resamples: int
     return _percentiles(one - other)
 
 
+def crossed_interval(ours: Values, theirs: Values | None = None, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """Percentile bootstrap of a table's sum(value) / sum(weight), or of its difference from that of another one.
+
+    The parts of `Values` have the shape [seeds items]. Seeds and items are both drawn anew, each seed with all the
+    drawn items; a table of one seed (what is greedy) stands beside every seed of the other. With one seed in both it is
+    the bootstrap over items, and says nothing of other seeds. Source: Owen, "The pigeonhole bootstrap", Annals of
+    Applied Statistics 2007, which is conservative.
+    """
+    parts = [ours] if theirs is None else [ours, theirs]
+    rows, columns = np.broadcast_shapes(*(part.values.shape for part in parts))
+    generator = np.random.default_rng(seed)
+    by_row = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)
+    by_column = generator.multinomial(columns, np.full(columns, 1 / columns), size=resamples).astype(float)
+    means = []
+    for part in parts:
+        values, weights = (np.broadcast_to(table, (rows, columns)).astype(float) for table in part)
+        weight = (by_row @ weights * by_column).sum(-1)
+        means.append((by_row @ values * by_column).sum(-1) / np.where(weight > 0, weight, np.nan))
+    return _percentiles(means[0] if theirs is None else means[0] - means[1])
+
+
 def paired_interval(ours: Values, theirs: Values, seed: int = 0) -> Interval:
     """Of the difference of two means over the same items: Agresti and Min's for right or wrong, else the bootstrap.
 

@@ -55,6 +55,9 @@ exact: the parent's own text."""
 DIFFUSION_MODES = tuple(mode for mode, section in MODES.items() if section["name"] in DECODERS)
 """Those of a diffusion model."""
 
+FAST = "fast"
+"""A mode of its own for each checkpoint: the setting that `hildanext bench frontier --save` wrote into its card."""
+
 MODE_ALIASES: dict[str, str] = {"speed": "S_MODE", "quality": "Q_MODE"}
 
 MODE_MEANS: dict[str, str] = {"S_MODE": "speed", "Q_MODE": "quality"}
@@ -73,23 +76,37 @@ a time, with editing; the mode's threshold where the model is sure and 0.95 wher
 
 def mode_name(mode: str) -> str:
     """The mode's own name, of a name or an alias in any case. Raises `UnknownChoice`."""
-    names = {**{name.lower(): name for name in MODES}, **MODE_ALIASES}
+    names = {**{name.lower(): name for name in (*MODES, FAST)}, **MODE_ALIASES}
     if mode.lower() not in names:
-        raise UnknownChoice("mode", mode, [*MODES, *MODE_ALIASES])
+        raise UnknownChoice("mode", mode, [*MODES, *MODE_ALIASES, FAST])
     return names[mode.lower()]
 
 
 def decoder_section(
-    mode: str | None = None, effort: str | None = None, over: Mapping[str, Any] | None = None, /, **knobs: Any
+    mode: str | None = None,
+    effort: str | None = None,
+    over: Mapping[str, Any] | None = None,
+    fast: Mapping[str, Any] | None = None,
+    /,
+    **knobs: Any,
 ) -> dict[str, Any]:
     """The section of a mode (S_MODE where none is named), an effort over it, a section over both, and single knobs.
+
+    `fast` is the section of that mode, which is the checkpoint's own. Raises `ConfigError` where it is asked for and
+    not there.
 
     "off" is None for each knob that may be None: this is the one place that knows. Raises `UnknownChoice`, and
     `ConfigError` for a mode or an effort of another decoder than the section's.
     """
     if effort is not None and effort not in EFFORTS:
         raise UnknownChoice("effort", effort, EFFORTS)
-    base = dict(MODES[mode_name(mode if mode is not None else "S_MODE")])
+    named = mode_name(mode if mode is not None else "S_MODE")
+    if named == FAST and fast is None:
+        raise ConfigError(
+            "mode 'fast' is what was measured for a checkpoint, and this one's card has no such setting",
+            "measure one: hildanext bench frontier --model NAME --save",
+        )
+    base = dict(fast if named == FAST and fast is not None else MODES[named])
     if effort is not None and base["name"] in EXACT:
         raise ConfigError(f"efforts lie over the modes of a diffusion model, not over {base['name']!r}", "leave it out")
     base |= EFFORTS.get(str(effort), {})
@@ -131,6 +148,7 @@ __all__ = [
     "DIFFUSION_MODES",
     "EFFORTS",
     "EXACT",
+    "FAST",
     "MODES",
     "MODE_ALIASES",
     "MODE_MEANS",

@@ -224,6 +224,8 @@ class EngineFacts:
     """What a request may ask for, the usual one first."""
     drafts: int = 0
     """Tokens that draft adapters have learnt to draft at a time; 0: there are none, or it is not known."""
+    fast: Mapping[str, Any] | None = None
+    """The decoder's section of mode `fast`; None: the checkpoint's card has none, or it is not known."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ from hildanext.kv_cache.prefix_cache import PrefixCache
 from hildanext.kv_cache.prune import Prune
 from hildanext.kv_cache.prune.pruned_cache import slots_for
 from hildanext.models.bidirectional import DiffusionModel
+from hildanext.models.card import fast_section
 from hildanext.models.draft_card import holds_drafts
 from hildanext.models.loading.load import load_parent
 from hildanext.models.packed_linear import pack_linears
@@ -174,6 +175,7 @@ class LocalEngine(Engine):
             generation_prompt=None if tokenizer.chat_template is None else opens_answers(tokenizer),
             special_tokens=special_ids(tokenizer),
             modes=models.modes,
+            fast=fast_section(model.card) if model is not None else None,
             drafts=drafter.drafter.places if drafter is not None else 0,
         )
         self._scheduler: Scheduler[RequestState] = Scheduler(settings.slots, settings.queue, settings.quantum)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,25 @@ ONNX = "onnx"
 """`kind` of the `hilda.json` of an exported network (`export.onnx_card`)."""
 
 Alignment = Literal["block", "parent"]
+
+
+@config
+class Fast:
+    """The setting of a decoder that `hildanext bench frontier --save` found for a checkpoint, and how it was found.
+
+    Of all that were measured it wrote the most tokens per forward at the nats per token (under the parent) of one token
+    a step, or fewer.
+    """
+
+    decoder: dict[str, Any]
+    """A decoder's section; whoever decodes checks it."""
+    tokens_per_forward: float
+    nats: float
+    base_tokens_per_forward: float
+    """Of one token a step."""
+    base_nats: float
+    prompts: int = Field(ge=1)
+    new_tokens: int = Field(ge=1)
 
 
 @config
@@ -43,11 +62,18 @@ class Card:
     """Further ids that may never be emitted (padding that is not the end of text)."""
     chat: bool = False
     """Fine-tuned on conversations: benchmarks ask it in the chat template unless they are told otherwise."""
+    fast: Fast | None = None
+    """What `--mode fast` decodes with; None: nobody has measured it."""
     format_version: int = FORMAT_VERSION
 
     @property
     def alignment(self) -> Alignment:
         return "parent" if self.shift == "left" else "block"
+
+
+def fast_section(card: Card | None) -> dict[str, Any] | None:
+    """The decoder's section of mode `fast`; None where nobody has measured it."""
+    return dict(card.fast.decoder) if card is not None and card.fast is not None else None
 
 
 def alignment_fields(alignment: Alignment) -> dict[str, str]:
@@ -93,4 +119,8 @@ def read_card(folder: str | Path) -> Card:
 
 
 def card_text(card: Card) -> str:
-    return json.dumps(plain(card), indent=2) + "\n"
+    """The file's text. What nobody has measured is not in it, so that an older version reads it."""
+    fields = plain(card)
+    return (
+        json.dumps({name: value for name, value in fields.items() if (name, value) != ("fast", None)}, indent=2) + "\n"
+    )

@@ -8,6 +8,7 @@ import errno
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,7 +63,8 @@ def save_diffusion(
 
     def write(fresh: Path) -> None:
         _write(fresh, model.causal_lm, state, tokenizer)
-        (fresh / CARD).write_text(card_text(model.card), encoding="utf-8")
+        card = replace(model.card, fast=None)  # which was measured with other weights
+        (fresh / CARD).write_text(card_text(card), encoding="utf-8")
 
     save_folder_atomically(folder, write)
 

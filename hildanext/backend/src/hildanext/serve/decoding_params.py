@@ -114,7 +114,7 @@ def _decoder(body: Decoding, facts: EngineFacts, effort: str | None) -> dict[str
     mode = body.mode
     if mode is None and "name" not in (body.decoder or {}) and facts.modes[0] != next(iter(MODES)):
         mode = facts.modes[0]
-    section = decoder_section(mode, effort if effort is not None else body.effort, body.decoder, **knobs)
+    section = decoder_section(mode, effort if effort is not None else body.effort, body.decoder, facts.fast, **knobs)
     make_method(section, strict=True)
     _offered(section["name"], facts)
     for knob, most in request_maxima(methods()[section["name"]]).items():

@@ -131,7 +131,9 @@ class DecodingFields(Strict):
     """How a text is written. What is left out is as the mode has it."""
 
     ALIASES = DECODING_ALIASES
-    mode: Text | None = Field(None, description="S_MODE (the default; alias speed) or Q_MODE (alias quality)")
+    mode: Text | None = Field(
+        None, description="S_MODE (the default; alias speed), Q_MODE (alias quality), or the checkpoint's own fast"
+    )
     effort: Text | None = Field(None, description="instant, low, medium, high or adaptive: laid over the mode")
     decoder: Annotated[dict[str, Any] | None, DecoderSection] = Field(
         None, description="a decoder by its name, and its knobs; without the name those of the mode's own"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from hildanext.core.config import config, plain, validate
+from hildanext.core.errors import ConfigError
 from hildanext.core.metrics_log import to_json
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import RuntimeConfig, machine, set_threads
@@ -26,12 +27,18 @@ logger = logging.getLogger(__name__)
 ALIGNMENTS = ("rl", "rl-gradient", "rl-speed")
 """Measurements of the stage `rl`."""
 
+ACCELERATION = ("frontier", "ablations")
+"""Tables of ways to write."""
+
 
 @config
 class BenchConfig:
     """What is measured. The sections named as the choices of `what` hold the knobs of the measurements."""
 
-    what: Literal["decode", "engine", "train", "answers", "exact", "peers", "rl", "rl-gradient", "rl-speed"] = "decode"
+    what: Literal[
+        "decode", "engine", "train", "answers", "exact", "peers", "frontier", "ablations", "rl", "rl-gradient",
+        "rl-speed",
+    ] = "decode"  # fmt: skip
     model: str | None = None
     """A diffusion checkpoint, or an autoregressive model; None is the one an earlier stage made. Of exact decoding and
     its peers: draft adapters."""
@@ -47,9 +54,17 @@ class BenchConfig:
     answers: dict[str, Any] = Field(default_factory=dict)
     exact: dict[str, Any] = Field(default_factory=dict)
     peers: dict[str, Any] = Field(default_factory=dict)
+    frontier: dict[str, Any] = Field(default_factory=dict)
+    ablations: dict[str, Any] = Field(default_factory=dict)
     rl: dict[str, Any] = Field(default_factory=dict)
     rl_gradient: dict[str, Any] = Field(default_factory=dict)
     rl_speed: dict[str, Any] = Field(default_factory=dict)
+    save: bool = False
+    """Of the frontier: write its best setting into the checkpoint's card, where mode `fast` finds it."""
+
+    def __post_init__(self) -> None:
+        if self.save and self.what != "frontier":
+            raise ConfigError(f"save is about a frontier, and {self.what!r} is measured", "leave it out")
 
 
 def section_name(what: str) -> str:
@@ -77,9 +92,12 @@ def stage(section: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
 def write_beside(result: Mapping[str, Any], path: Path) -> list[Path]:
     """Markdown and a picture beside the JSON of a measurement that has them; returns what was written."""
     from hildanext.bench import exact_report
+    from hildanext.bench.acceleration import ablations_report, frontier_report
     from hildanext.bench.rl import comparison_report, gradient_report, speed_report
 
     reports: dict[str, Any] = {
+        "frontier": frontier_report,
+        "ablations": ablations_report,
         "exact": exact_report,
         "peers": exact_report,
         "rl": comparison_report,
@@ -118,6 +136,8 @@ def measure(
         return {"model": name, **compared}, exact_report.tables(compared)
     if what in ALIGNMENTS:
         return _of_alignment(what, name, knobs, context, say)
+    if what in ACCELERATION:
+        return _of_acceleration(settings, name, knobs, context, say)
     opened = open_model(name, runtime, settings.alignment, settings.block_size, say)
     measured: list[Any] = [opened.model]
     if what in ("answers", "engine"):
@@ -127,6 +147,36 @@ def measure(
         measured.append(Parent(*opened.parent(named[0])) if named[0] else None)
     result = speed.measure(*measured, knobs, say)
     return {"model": name, **result}, speed.tables(result)
+
+
+def _of_acceleration(
+    settings: BenchConfig, name: str, knobs: Any, context: StageContext, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[Any]]:
+    """Ways to write faster, beside the parent that they are judged by. Raises `ConfigError` where there is none."""
+    from hildanext.ar import Parent
+    from hildanext.bench.acceleration import ablations, ablations_report, frontier, frontier_report
+
+    runtime = context.runtime_config
+    opened = open_model(name, runtime, settings.alignment, settings.block_size, say)
+    if settings.save and opened.untrained:
+        raise ConfigError(f"{name!r} is no diffusion checkpoint, and has no card to write into", "leave save out")
+    named = [one for one in (settings.parent, context.parent, opened.parent_name) if one]
+    if settings.parent == "" or not named:
+        raise ConfigError("no parent judges what is written", "name one: --parent")
+    parent = Parent(*opened.parent(named[0]))
+    if settings.what == "ablations":
+        result = ablations.measure(opened, parent, runtime, knobs, context.stage_dir, say, context.quiet)
+        return {"model": name, **result}, ablations_report.tables({"model": name, **result})
+    # A verb's folder is the file that it writes, if any.
+    beside = context.folder.with_suffix(".cells") if context.folder.name else None
+    cells = beside if context.alone else context.stage_dir / "cells"
+    if cells is not None:
+        cells.mkdir(parents=True, exist_ok=True)
+    result = {"model": name, **frontier.measure(opened, parent, runtime, knobs, cells, say)}
+    if settings.save:
+        path, chosen = frontier.save(result, name)
+        say(f"mode fast: {chosen.decoder}, {chosen.tokens_per_forward:.2f} tokens per forward, written into {path}")
+    return result, frontier_report.tables(result)
 
 
 def _of_alignment(
@@ -175,11 +225,25 @@ def _knobs(what: str, section: Mapping[str, Any], context: StageContext) -> tupl
     }
     if what in ALIGNMENTS:
         return None, _alignment_knobs(what, section, context)
+    if what in ACCELERATION:
+        return None, _acceleration_knobs(what, section, context)
     module, kind = modules[what]
     usual: dict[str, Any] = {"seed": context.seed}
     if what in ("train", "answers"):
         usual["precision"] = context.precision
     return module, validate(kind, {**usual, **section}, where=f"{context.key}.{what}")
+
+
+def _acceleration_knobs(what: str, section: Mapping[str, Any], context: StageContext) -> Any:
+    from hildanext.bench.acceleration.ablations import AblationsConfig
+    from hildanext.bench.acceleration.frontier import FrontierConfig
+    from hildanext.bench.acceleration.sweeps import default_sweeps
+
+    given = dict(section)
+    if what == "frontier":
+        given.setdefault("sweeps", default_sweeps(context.profile))
+    kind: type[Any] = FrontierConfig if what == "frontier" else AblationsConfig
+    return validate(kind, given, where=f"{context.key}.{what}")
 
 
 def _alignment_knobs(what: str, section: Mapping[str, Any], context: StageContext) -> Any:

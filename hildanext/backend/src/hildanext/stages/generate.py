@@ -117,12 +117,29 @@ def decoder_sections(settings: SampleConfig, context: StageContext) -> dict[str,
     """The section of a decoder for each mode, by the mode's name; of another decoder by its own."""
     from hildanext.decoding import MODES, decoder_section, mode_name
 
+    fast = _fast_section(settings, context)
     one = context.alone or settings.prompts_file is not None
     modes = settings.modes if settings.modes is not None else ("S_MODE",) if one else ("S_MODE", "Q_MODE")
     name = settings.decoder.get("name", MODES["S_MODE"]["name"])
     if settings.modes is None and name != MODES["S_MODE"]["name"]:
         return {str(name): decoder_section(None, settings.effort, settings.decoder)}
-    return {mode_name(mode): decoder_section(mode, settings.effort, settings.decoder) for mode in modes}
+    return {mode_name(mode): decoder_section(mode, settings.effort, settings.decoder, fast) for mode in modes}
+
+
+def _fast_section(settings: SampleConfig, context: StageContext) -> dict[str, Any] | None:
+    """What the card of the model says of mode `fast`, where that is asked for; S_MODE stands for it as long as no
+    earlier stage has made the model."""
+    from hildanext.decoding import FAST, MODES, mode_name
+    from hildanext.facade import fast_of
+
+    if FAST not in map(mode_name, settings.modes if settings.modes is not None else ()):
+        return None
+    if settings.model is not None:
+        return fast_of(settings.model)
+    if context.alone:
+        return fast_of("tiny")
+    made = [outcome["model"] for outcome in context.outcomes.values() if "model" in outcome]
+    return fast_of(str(made[-1])) if made else dict(MODES["S_MODE"])
 
 
 def generation_config(settings: SampleConfig, context: StageContext, **fixed: Any) -> "GenerationConfig":

@@ -16,7 +16,7 @@ from hildanext.core.config import plain
 from hildanext.core.errors import ConfigError, HildaError, PromptError
 from hildanext.data.chat_template import encode_chat
 from hildanext.data.generation_result import GenerationStats
-from hildanext.decoding import MODES, make_decoder, mode_name
+from hildanext.decoding import decoder_section, make_decoder
 from hildanext.decoding.detokenizer import IncrementalDetokenizer, Stop
 from hildanext.engine.base import (
     Cancelled,
@@ -83,7 +83,7 @@ class DInferEngine(Engine):
 
     def __init__(self, settings: DInferConfig, model: str, tokenizer: Any, reason: str) -> None:
         self.settings, self.model, self.tokenizer = settings, model, tokenizer
-        preset = make_decoder(MODES[mode_name(settings.mode)])
+        preset = make_decoder(decoder_section(settings.mode))
         self.threshold: float = plain(preset)["tau_mask"]
         mask = settings.mask_id if settings.mask_id is not None else tokenizer.mask_token_id
         if mask is None or tokenizer.eos_token_id is None:
