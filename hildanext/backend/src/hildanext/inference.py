@@ -89,6 +89,7 @@ def generate(
     trajectories of a decoder that has none.
     """
     settings = settings if settings is not None else GenerationConfig()
+    decoder.check_model(model)
     if trajectories:
         check_recordable(decoder)
     prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]

@@ -137,6 +137,7 @@ def loop_against_bare(
 ) -> None:
     """Decode `prompt`, following each step by its bare forward; adds to `into`, by kind of step."""
     decoder = make_decoder(dict(section))
+    decoder.check_model(model)
     bare = BareForward(model)
     session = DecodeState(model, [prompt], [len(prompt) + settings.new_tokens], lambda row, tokens: False)
     session.prefill()

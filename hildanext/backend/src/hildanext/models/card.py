@@ -22,6 +22,15 @@ Alignment = Literal["block", "parent"]
 
 
 @config
+class ResidualCard:
+    """What the inputs of a training with residuals were (`decoding.residual`, whose knobs these are)."""
+
+    lam: float = Field(gt=0, le=1, allow_inf_nan=False)
+    t_res: float = Field(gt=0, allow_inf_nan=False)
+    top: int = Field(ge=0)
+
+
+@config
 class Card:
     """The conventions a checkpoint was trained with.
 
@@ -43,6 +52,8 @@ class Card:
     """Further ids that may never be emitted (padding that is not the end of text)."""
     chat: bool = False
     """Fine-tuned on conversations: benchmarks ask it in the chat template unless they are told otherwise."""
+    residual: ResidualCard | None = None
+    """Trained with residual inputs; None: with plain masks alone. A later plain fine-tuning leaves it as it is."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -93,4 +104,7 @@ def read_card(folder: str | Path) -> Card:
 
 
 def card_text(card: Card) -> str:
-    return json.dumps(plain(card), indent=2) + "\n"
+    fields = plain(card)
+    if card.residual is None:
+        del fields["residual"]  # versions that do not know the field read the card
+    return json.dumps(fields, indent=2) + "\n"
