@@ -72,7 +72,7 @@ def _known(profile: Any) -> str:
 
 
 def admit(kind: str, name: str) -> None:
-    """Raise `ConfigError` for a research method under SAFE: for one that is no member of a family. `build` asks itself."""
+    """Raise `ConfigError` for a research method under SAFE, where it is no member of a family (`build` asks itself)."""
     profile = _profile.get(_Profile())
     if profile.name != "FULL":
         where = profile.where if profile.where is not None else kind

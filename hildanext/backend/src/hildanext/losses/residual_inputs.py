@@ -15,7 +15,6 @@ from hildanext.diffusion import NoisedBatch
 from hildanext.models.attention.dense import AttentionContext
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import ResidualCard
-from hildanext.models.lora import without_lora
 from hildanext.models.soft_inputs import Likely, SoftInputs, likely, mixture, normalized_entropy
 
 
@@ -93,6 +92,8 @@ class ResidualInputs:
         tokens, position = columns.tokens(sent), columns.rows(sent).position
         reference = self.reference
         if reference is model:  # its start had no `mask_delta`
+            from hildanext.models.lora import without_lora  # loads peft, which who only decodes has no use for
+
             with without_lora(model):
                 hidden = model(model.causal_lm.get_input_embeddings()(tokens), position, attention)
         else:
