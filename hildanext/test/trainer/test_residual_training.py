@@ -86,7 +86,9 @@ def test_masks_are_fed_with_what_the_reference_thinks_and_nothing_else_changes(a
 
 def test_without_masks_or_weight_nothing_is_asked():
     model = random_model("llama", "parent", 4, layers=2)
-    asks = ResidualInputs(None, ResidualConfig(ramp=1.0))
+    reference = random_model("llama", "parent", 4, layers=1)
+    reference.forward = lambda *_: pytest.fail("the reference was asked")
+    asks = ResidualInputs(reference, ResidualConfig(ramp=1.0))
     for view, progress in ((make_view(), 0.0), (make_view(block=1), 0.5), (make_view(t=1e-9), 0.5)):
         plain, mixed = fed_of(model, view), fed_of(model, view, asks, progress)
         assert torch.equal(plain[0], mixed[0]) and torch.equal(plain[1].total, mixed[1].total)
