@@ -155,7 +155,7 @@ def test_bad_input_is_one_line(tmp_path: Path):
             ({"ramp": 1.5}, "ramp: 1.5"),
             ({"t_res": -1.0}, "t_res: -1.0"),
             ({"top": -1}, "top: -1"),
-            ({"refrence": "tiny"}, "unknown key 'refrence'"),
+            ({"refrence": "tiny"}, "unknown key 'residual.refrence'"),
         ):
             with pytest.raises(ConfigError, match=says) as caught:
                 check({**conversion, "residual": wrong}, data)
