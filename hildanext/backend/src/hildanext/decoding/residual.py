@@ -21,6 +21,9 @@ from hildanext.models.soft_inputs import InputTable, Likely, SoftInputs, likely,
 
 logger = logging.getLogger(__name__)
 
+ROWS = 8
+"""Rows of logits at once: a few stay in a processor's cache from one pass over them to the next."""
+
 
 class _Kept(NamedTuple):
     """What is remembered of a row's block."""
@@ -104,7 +107,7 @@ class Residual(ThresholdEdit):
         edit = super().edit(logits, where, canvas.with_memory(of_rule))
         still = canvas.masked & ~edit.write
         at = still if still.device.type == "cpu" else where
-        weight, tokens = self._residuals(logits if at is where else logits[at[canvas.places(where)]])
+        weight, tokens = self._residuals(logits, None if at is where else at[canvas.places(where)].nonzero()[:, 0])
         nothing = torch.zeros(*at.shape, tokens.probability.shape[1], dtype=logits.dtype, device=logits.device)
         probability = nothing.masked_scatter(at[..., None], tokens.probability)
         ids = [None] * len(at) if tokens.ids is None else nothing.long().masked_scatter(at[..., None], tokens.ids)
@@ -113,8 +116,15 @@ class Residual(ThresholdEdit):
         rule = edit.memory if edit.memory else (None,) * len(at)
         return replace(edit, memory=tuple(map(_Kept, rule, weight, ids, probability)))
 
-    def _residuals(self, logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, " rows"], Likely]:
-        return self.lam * normalized_entropy(logits, self.t_res), likely(logits, self.top)
+    def _residuals(
+        self, logits: Float[Tensor, "rows vocab"], chosen: Int[Tensor, " masks"] | None = None
+    ) -> tuple[Float[Tensor, " masks"], Likely]:
+        """Of the chosen rows, None: of all of them."""
+        parts = (logits,) if chosen is None else (logits[rows] for rows in chosen.split(ROWS))
+        made = [(self.lam * normalized_entropy(part, self.t_res), likely(part, self.top)) for part in parts]
+        ids = [tokens.ids for _, tokens in made if tokens.ids is not None]
+        probability = torch.cat([tokens.probability for _, tokens in made])
+        return torch.cat([weight for weight, _ in made]), Likely(torch.cat(ids) if ids else None, probability)
 
     def _fed(self, canvas: Canvas, table: InputTable) -> tuple[Tensor, Tensor | None, Tensor]:
         """Weight, ids and probabilities of every position, of rows at their block's first step those of its start."""
