@@ -97,9 +97,7 @@ class SupervisedStep(TrainingStep):
         fed = choose_layout(view, card.shift, _read_clean(weights.values()), self.layout)
         sent, columns = view.to(self.model.device), fed.to(self.model.device)
         embeddings = self.model.embed(columns.tokens(sent), mask_noise, generator, columns.token, fed.seq)
-        attention = attention_for(view, fed, card.clean_mask, embeddings)
-        if self.residual is not None:
-            embeddings = self.residual.mixed(self.model, view, fed, embeddings, attention, progress)
+        embeddings, attention = self._attended(view, fed, embeddings, progress)
         attention, attention_losses = self._wrap_attention(view, fed, may_predict, attention, progress, generator)
         with self.model.dropout_from(generator):
             hidden = self.model(embeddings, columns.rows(sent).position, attention)
@@ -146,6 +144,15 @@ class SupervisedStep(TrainingStep):
 
     def countable(self, view: NoisedBatch) -> Tensor:
         return targets(view.maskable, view.position, self.model.card.shift).sum()
+
+    def _attended(
+        self, view: NoisedBatch, fed: InputLayout, embeddings: Tensor, progress: float
+    ) -> tuple[Tensor, AttentionContext]:
+        """The embeddings as they are fed, and who sees whom."""
+        attention = attention_for(view, fed, self.model.card.clean_mask, embeddings)
+        if self.residual is not None:
+            embeddings = self.residual.mixed(self.model, view, fed, embeddings, attention, progress)
+        return embeddings, attention
 
     def _wrap_attention(
         self,
