@@ -23,11 +23,12 @@ from hildanext.memory_plan.switches import SWITCHES, switched
 from hildanext.models.card import ResidualCard, card_text, read_card
 from hildanext.models.lora import LoraConfig, add_lora
 from hildanext.sft_stage1 import check as check_sft
+from hildanext.sft_stage1 import sft
 from hildanext.trainer.config import TrainConfig
 from hildanext.trainer.sharded import check_shardable
 from hildanext.wsd_stage0 import check, convert
 from noised_examples import answers, make_view
-from training_fixtures import change, losses, small_conversion
+from training_fixtures import change, losses, small_checkpoint, small_conversion
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +133,23 @@ def test_a_conversion_with_residuals_learns_otherwise_resumes_and_says_so(sectio
         convert(other, data, tmp_path / "named", "FULL", quiet=True)
     with pytest.raises(ModelError, match="has alignment parent, what is trained block"):
         convert({**named, "alignment": "block"}, data, tmp_path / "other", "FULL", quiet=True)
+
+
+def test_a_fine_tuning_takes_residuals_too(tmp_path: Path):
+    """With two turns of complementary pairs, from its own start; a plain one learns otherwise."""
+    settings = {
+        "model": str(small_checkpoint(tmp_path / "start")),
+        "epochs": 0.4,
+        "valid_rows": 2,
+        "samples": {"count": 0},
+        "train": {"batch_size": 4, "precision": "no", "evaluate_every": 100},
+    }
+    chat = {"train": {"name": "arithmetic", "count": 24, "steps": 1}, "valid_share": 0.15, "sequence_length": 96}
+    sft(settings, chat, tmp_path / "plain", quiet=True)
+    summary = sft({**settings, "residual": {"top": 4}}, chat, tmp_path / "mixed", "FULL", quiet=True)
+    assert read_card(summary["checkpoint"]).residual == ResidualCard(lam=1.0, t_res=1.0, top=4)
+    plain, mixed = losses(tmp_path / "plain"), losses(tmp_path / "mixed")
+    assert len(plain) == len(mixed) and all(one != other for one, other in zip(plain, mixed, strict=True))
 
 
 def test_a_card_without_the_field_is_what_it_was():

@@ -126,8 +126,8 @@ def sft(
     run = TrainingRun(folder, config)
     model, tokenizer = start_tuning(config.start, run.device, config.lora, config.quantize)
     set_template(tokenizer, data.template, data.template_options)
-    trained_so = {} if config.residual is None else {"residual": config.residual.card}
-    model.card = replace(model.card, chat=True, **trained_so)
+    trained_so = model.card.residual if config.residual is None else config.residual.card
+    model.card = replace(model.card, chat=True, residual=trained_so)
     _check_model(model, data, int(tokenizer.eos_token_id))
     record = run.record(
         {"profile": profile, "sft": plain(config), "data": plain(data)},
