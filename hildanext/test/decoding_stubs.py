@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.decoding import Canvas, Decoder, Denoiser, Edit
 from hildanext.models import Card, DiffusionModel
 from hildanext.models.card import alignment_fields
+from hildanext.models.soft_inputs import InputTable, SoftInputs
 
 VOCAB = 40
 MASK = VOCAB - 1
@@ -43,6 +44,14 @@ class ScriptedModel(DiffusionModel):
 
     def embed(self, tokens: Tensor) -> Tensor:
         return tokens
+
+    @property
+    def input_table(self) -> InputTable:
+        return InputTable(torch.zeros(VOCAB, 2, dtype=torch.float64), torch.arange(VOCAB) == MASK)
+
+    def hidden(self, tokens: Tensor, positions: Tensor, attention: object, soft: SoftInputs | None = None) -> Tensor:
+        """The script knows tokens alone, whatever is mixed into a mask."""
+        return self(tokens, positions, attention)
 
     def __call__(self, tokens: Tensor, positions: Tensor, attention: object) -> Tensor:
         self.forwards += 1

@@ -39,6 +39,8 @@ CASES = [
     {"name": "pruned", "sure": 0.5, "per_step": 2},
     {"name": "s2d2"},
     {"name": "s2d2", "tau_mask": 0.2, "min_span": 2, "cost": 0.5, "temperature": 0.7},
+    {"name": "residual", "untrained": True},
+    {"name": "residual", "untrained": True, "tau_mask": 0.2, "tau_edit": 0.3, "top": 0, "start": "dirichlet"},
 ]
 
 

@@ -10,8 +10,8 @@ pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
 
 from decoding_stubs import StubTokenizer
-from hildanext.core.errors import ModelError
-from hildanext.decoding import S2D2, Decoder, ThresholdEdit, decoder_section, make_decoder
+from hildanext.core.errors import ConfigError, ModelError
+from hildanext.decoding import S2D2, Decoder, Residual, ThresholdEdit, decoder_section, make_decoder
 from hildanext.decoding.state import DecodeState
 from hildanext.engine.base import Request, complete
 from hildanext.engine.local import LocalEngine, LocalEngineConfig
@@ -126,3 +126,12 @@ def test_the_engine_answers_with_it(tmp_path: Path, alignment: str) -> None:
             assert scored.scores is not None and all(score.logprob <= 0 for score in scored.scores[1:])
     finally:
         engine.close()
+
+
+def test_mixtures_of_embeddings_are_refused_by_name(tmp_path: Path) -> None:
+    exported = small_exported_blocks(tmp_path / "out", small_blocks("llama", "block"), "fp32")
+    with pytest.raises(ConfigError, match="ONNX Runtime takes tokens: leave the runtime"):
+        texts(exported, Residual(untrained=True), new=4)
+    assert texts(exported, Residual(lam=0.0), new=4) == texts(exported, ThresholdEdit(), new=4)
+    with pytest.raises(ModelError, match="takes tokens"):
+        _ = exported.input_table

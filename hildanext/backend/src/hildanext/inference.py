@@ -106,6 +106,7 @@ def generate(
     """
     settings = settings if settings is not None else GenerationConfig()
     check_prunable(settings.prune, model, decoder)
+    decoder.check_model(model)
     if trajectories:
         check_recordable(decoder)
     prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hildanext.core.config import Seed, config, merge, plain, validate
 from hildanext.core.errors import ConfigError
-from hildanext.core.registry import under_profile
+from hildanext.core.registry import admit, under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase
@@ -30,6 +30,7 @@ from hildanext.data.chat_template import set_template
 from hildanext.data.overlap import count_overlap
 from hildanext.decoding import decoder_section, make_decoder
 from hildanext.losses import SupervisedStep, make_losses
+from hildanext.losses.residual_inputs import ResidualConfig
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import save_diffusion
 from hildanext.models.lora import LoraConfig
@@ -38,6 +39,7 @@ from hildanext.models.tuning import ParentConfig, start_hash, start_tuning
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.residual_reference import reference_hash, with_reference
 from hildanext.trainer.run import CHECKPOINT, TrainingRun, comparable_section, refuse_graph_losses
 from hildanext.trainer.sample_generations import SampleAnswers, SampleConfig
 from hildanext.trainer.task import Callbacks, TrainingTask
@@ -71,6 +73,8 @@ class SftConfig(NoiseConfig):
     """Forwards per view: each mends wrong tokens, in the first random ones, later the model's own; labels are the
     truth."""
     epochs: float = Field(default=1.0, gt=0)
+    residual: ResidualConfig | None = None
+    """Masks are fed with what a frozen reference thinks of them (FULL); for the decoder `residual`."""
     lora: LoraConfig | None = None
     quantize: Quantize | None = None
     """`nf4`: the frozen linear layers under the adapters in 4 bits (QLoRA)."""
@@ -122,13 +126,15 @@ def sft(
     run = TrainingRun(folder, config)
     model, tokenizer = start_tuning(config.start, run.device, config.lora, config.quantize)
     set_template(tokenizer, data.template, data.template_options)
-    model.card = replace(model.card, chat=True)
+    trained_so = model.card.residual if config.residual is None else config.residual.card
+    model.card = replace(model.card, chat=True, residual=trained_so)
     _check_model(model, data, int(tokenizer.eos_token_id))
     record = run.record(
         {"profile": profile, "sft": plain(config), "data": plain(data)},
         full=sorted(full),
         start=start_hash(config.start),
         chat=chat_identity(data, tokenizer, model.card.block_size),
+        **({} if config.residual is None else {"reference": reference_hash(config.residual)}),
     )
     run.check_resumes(record, _comparable)
     parts = run.on_main(lambda: prepare_chat(run.folder / DATA, data, tokenizer, model.card.block_size))["parts"]
@@ -141,7 +147,10 @@ def sft(
     parent_is_base_model = config.lora is not None and config.starts_at_teacher
     real = real_ids(model.card, tokenizer)
     name = config.teacher if config.teacher is not None else own
-    step, teacher = run.supervised(model, tokenizer, losses, name, parent_is_base_model, special=~real.to(model.device))
+    step, teacher = run.supervised(
+        model, tokenizer, losses, name, parent_is_base_model, special=~real.to(model.device),
+        residual=config.residual, adapted=config.lora is not None,
+    )  # fmt: skip
     best = BestCheckpoints(
         run.folder,
         lambda folder, measured: save_diffusion(folder, model, tokenizer),
@@ -164,6 +173,8 @@ def check(sft_section: Mapping[str, Any], data_section: Mapping[str, Any]) -> tu
         section["train"] = merge(TRAIN_DEFAULTS, section.get("train", {}))
     config = validate(SftConfig, section, "sft")
     make_losses(config.losses, "sft.losses")
+    if config.residual is not None:
+        admit("sft", "residual")
     make_decoder(decoder_section(config.samples.mode))
     data = validate(ChatDataConfig, data_section, "chat")
     open_sources(data)
@@ -191,7 +202,7 @@ def _check_model(model: DiffusionModel, data: ChatDataConfig, eos: int) -> None:
 
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What of `run.json` decides a fine-tuning's numbers."""
-    section = comparable_section(SftConfig, record, "sft", ("device", "samples", "model"))
+    section = with_reference(comparable_section(SftConfig, record, "sft", ("device", "samples", "model")), record)
     if section["parent"] is not None:
         del section["parent"]["name"]  # where its weights lie does not matter, what they are does
     chat = {**record["chat"], "packing": record["config"]["data"].get("packing", True)}

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from pydantic import Field
 
 from hildanext.core.config import RowLength, Seed, config, plain, validate
 from hildanext.core.errors import ConfigError
-from hildanext.core.registry import under_profile
+from hildanext.core.registry import admit, under_profile
 from hildanext.corruption.noised_batches import NoisedBatches
 from hildanext.corruption.noising import NoiseConfig
 from hildanext.corruption.schedules import BlockPhase, check_padding, check_phases, phase_at, total_tokens
 from hildanext.data.overlap import count_overlap
 from hildanext.datasets import PackedDataset, Packing
 from hildanext.losses import SupervisedStep, TokenLoss, make_losses
+from hildanext.losses.residual_inputs import ResidualConfig
 from hildanext.models.card import Alignment
 from hildanext.models.checkpoint import load_weights, merge_checkpoints, save_diffusion
 from hildanext.models.document_edges import adopt_edges
@@ -28,6 +30,7 @@ from hildanext.models.start import start_conversion
 from hildanext.tokenization import real_ids
 from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import TrainConfig
+from hildanext.trainer.residual_reference import reference_hash, with_reference
 from hildanext.trainer.run import CHECKPOINT, TrainingRun, comparable_section, refuse_graph_losses
 from hildanext.trainer.task import Callbacks, TrainingTask
 from hildanext.trainer.validation import Validation, first_batches
@@ -61,6 +64,8 @@ class ConvertConfig(NoiseConfig):
     )
     turns: int = Field(default=1, ge=1, le=4)
     """Forwards per view: the second and later ones start from the model's own draft."""
+    residual: ResidualConfig | None = None
+    """Masks are fed with what a frozen reference thinks of them (FULL); for the decoder `residual`."""
     lora: LoraConfig | None = None
     quantize: Quantize | None = None
     """`nf4`: the frozen linear layers under the adapters in 4 bits (QLoRA). The teacher is then the 4-bit parent."""
@@ -94,18 +99,22 @@ def convert(
     )  # fmt: skip
     dataset, valid = open_data(data, tokenizer, model.card.vocab_rows)
     adopt_edges(model, tokenizer, [(part.bos_id, part.pad_id) for part in (dataset, valid)])
+    if config.residual is not None:
+        model.card = replace(model.card, residual=config.residual.card)
     # Adapters draw their weights from the seed that the run has just set: nothing may draw between.
     if config.lora is not None:
         add_lora(model, config.lora)
     resolved = {"profile": profile, "convert": plain(config), "data": plain(data)}
     overlap = run.on_main(lambda: count_overlap(dataset.documents(), valid.documents()))
     shards = {"train": shards_of(dataset), "valid": shards_of(valid)}
-    record = run.record(resolved, full=sorted(full), data=shards, held_out=overlap)
+    facts = {"reference": reference_hash(config.residual)} if config.residual is not None else {}
+    record = run.record(resolved, full=sorted(full), data=shards, held_out=overlap, **facts)
     run.check_resumes(record, _comparable)
     run.write_record(record)
     step, teacher = run.supervised(
-        model, tokenizer, losses, config.parent, config.lora is not None, config.trust_remote_code
-    )
+        model, tokenizer, losses, config.parent, config.lora is not None, config.trust_remote_code,
+        residual=config.residual, adapted=config.lora is not None,
+    )  # fmt: skip
     best = BestCheckpoints(
         run.folder,
         lambda folder, measured: save_diffusion(folder, model, tokenizer),
@@ -133,6 +142,8 @@ def check(convert_section: Mapping[str, Any], data_section: Mapping[str, Any]) -
     """Validate the two sections without loading anything heavy. Raises `ConfigError`."""
     config = validate(ConvertConfig, convert_section, "convert")
     _losses(config)
+    if config.residual is not None:
+        admit("convert", "residual")
     data = validate(DataConfig, data_section, "data")
     check_phases(config.wsd, data.sequence_length)
     if data.sequence_length % config.block_size:
@@ -190,6 +201,7 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What of `run.json` decides a conversion's numbers. Where the data lies does not, what is in it does."""
     refuse_other_kind(record, keeps=False)
     section = comparable_section(ConvertConfig, record, "convert", ("device", "trust_remote_code"))
+    section = with_reference(section, record)
     data = comparable_section(DataConfig, record, "data", ("train", "valid"))
     shards = {**data, "shards": record["data"]}
     return {"profile": record["config"].get("profile"), "convert": section, "data": shards}

@@ -144,6 +144,7 @@ def loop_against_bare(
 ) -> None:
     """Decode `prompt`, following each step by its bare forward; adds to `into`, by kind of step."""
     decoder = make_decoder(dict(section))
+    decoder.check_model(model)
     bare = BareForward(model)
     prune = make_prune(settings.cache)
     check_prunable(prune, model, decoder)

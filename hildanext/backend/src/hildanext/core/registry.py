@@ -61,7 +61,7 @@ def build(kind: str, table: Mapping[str, type[Member]], section: Mapping[str, An
     if name not in table:
         raise UnknownChoice(kind, name, table)
     if getattr(table[name], "research", False):
-        _admit(kind, name)
+        admit(kind, name)
     return validate(table[name], config, where=f"{kind} {name}", strict=strict)
 
 
@@ -71,7 +71,8 @@ def _known(profile: Any) -> str:
     return str(profile)
 
 
-def _admit(kind: str, name: str) -> None:
+def admit(kind: str, name: str) -> None:
+    """Raise `ConfigError` for a research method under SAFE, where it is no member of a family (`build` asks itself)."""
     profile = _profile.get(_Profile())
     if profile.name != "FULL":
         where = profile.where if profile.where is not None else kind

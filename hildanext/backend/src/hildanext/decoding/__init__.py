@@ -5,6 +5,7 @@ In reading order:
 - `base`: what a decoder is (`Canvas` in, `Edit` out), and the one loop that runs it (`run`, `step`);
 - `threshold_edit`: the first member, where masks are filled and written tokens edited;
 - `reveal`: the rules by which it fills them;
+- `residual`: the same, whose masks are fed with what was thought of them;
 - `ordered`: a fixed number of masks a step, in one of `orders`;
 - `pruned`: the same without its last steps;
 - `s2d2`: drafts of a block that the model's own block-size-1 mode (`block_size_one`) confirms;
@@ -29,6 +30,7 @@ from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
 from hildanext.decoding.exact.policy import ExactConfig
 from hildanext.decoding.ordered import Ordered
 from hildanext.decoding.pruned import Pruned
+from hildanext.decoding.residual import Residual
 from hildanext.decoding.s2d2 import S2D2
 from hildanext.decoding.threshold_edit import ThresholdEdit
 
@@ -37,6 +39,7 @@ DECODERS: dict[str, type[Decoder]] = {
     "ordered": Ordered,
     "pruned": Pruned,
     "s2d2": S2D2,
+    "residual": Residual,
 }
 
 EXACT: dict[str, type[ExactConfig]] = {
@@ -159,6 +162,7 @@ __all__ = [
     "Edit",
     "ExactConfig",
     "Ordered",
+    "Residual",
     "ThresholdEdit",
     "decoder_section",
     "make_decoder",

@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.sampling import law
+from hildanext.models.soft_inputs import InputTable, SoftInputs
 
 
 class RowFacts(NamedTuple):
@@ -107,6 +109,13 @@ class Canvas:
         index = torch.arange(where.numel(), device=where.device)
         return index // where.shape[1], index % where.shape[1]
 
+    def with_memory(self, memory: tuple[Any, ...]) -> "Canvas":
+        """The same canvas, whose decoder remembers something else."""
+        other = replace(self, memory=memory)
+        if "every" in self.__dict__:  # known by identity (`places`)
+            other.__dict__["every"] = self.every
+        return other
+
     def apply(self, edit: "Edit") -> Int[Tensor, "batch block"]:
         """The tokens after an edit."""
         return torch.where(edit.write, edit.tokens, self.tokens)
@@ -161,8 +170,12 @@ class Denoiser(Protocol):
     def canvas(self) -> Canvas | None:
         """The active blocks, or None once every row has ended. Rows may move to their next block at any time."""
 
-    def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
-        """One forward of the active blocks; the logits that predict the chosen positions, in row-major order."""
+    def input_table(self) -> InputTable:
+        """The model's input embeddings, for `Decoder.soft`. Raises `ModelError` where soft inputs cannot be fed."""
+
+    def logits(self, where: Bool[Tensor, "batch block"], soft: SoftInputs | None = None) -> Float[Tensor, "rows vocab"]:
+        """One forward of the active blocks; the logits that predict the chosen positions, in row-major order. `soft`,
+        of shape [batch block], is heeded at masks alone."""
 
     def write(self, edit: Edit) -> list[int]:
         """Apply an edit; rows whose block is final move on. Returns those. Raises `LogitsNotFinite`, and then nothing
@@ -196,6 +209,13 @@ class Decoder:
         """Whether which positions are written depends on what was drawn: log p of a token is then not that of the
         action."""
         return True
+
+    def check_model(self, model: DiffusionModel) -> None:
+        """Raise `ConfigError` where this decoder cannot be used, or was not meant to be, with a model."""
+
+    def soft(self, canvas: Canvas, input_table: Callable[[], InputTable]) -> SoftInputs | None:
+        """What is fed at masks of the active blocks in place of their embedding, [batch block]; None: nothing else."""
+        return None
 
     def needs(self, canvas: Canvas) -> Bool[Tensor, "batch block"]:
         """Positions whose logits `edit` will read."""
@@ -240,7 +260,8 @@ def run(decoder: Decoder, denoiser: Denoiser) -> None:
 def step(decoder: Decoder, denoiser: Denoiser, canvas: Canvas) -> list[int]:
     """One forward and what follows from it; the rows whose block it finished. The engine calls this one, too."""
     where = canvas.read(decoder.needs(canvas))
-    logits = denoiser.logits(where)
+    soft = decoder.soft(canvas, denoiser.input_table)
+    logits = denoiser.logits(where) if soft is None else denoiser.logits(where, soft)
     edit = decoder.verify(decoder.edit(logits, where, canvas), canvas, denoiser.causal_logits)
     if any(row.recorded for row in canvas.rows):
         edit = replace(edit, chances=decoder.chances(logits, where, canvas, edit))

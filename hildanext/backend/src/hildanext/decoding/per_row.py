@@ -1,6 +1,6 @@
 """Rows with decoders of their own in one forward: each row is decided by its decoder as if it were alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hildanext.core.runtime import send
 from hildanext.decoding.base import Canvas, CausalLogits, Chances, Decoder, Denoiser, Edit
+from hildanext.models.soft_inputs import InputTable, SoftInputs
 
 
 class PerRow(Decoder):
@@ -28,6 +29,22 @@ class PerRow(Decoder):
         for decoder, rows, own in self._parts(canvas):
             where[rows] = decoder.needs(own)
         return where
+
+    def soft(self, canvas: Canvas, input_table: Callable[[], InputTable]) -> SoftInputs | None:
+        if all(type(decoder).soft is Decoder.soft for decoder in self.groups):
+            return None
+        if len(self.groups) == 1:
+            return next(iter(self.groups)).soft(canvas, input_table)
+        asked = [(rows, decoder.soft(own, input_table)) for decoder, rows, own in self._parts(canvas)]
+        parts = [(rows, soft) for rows, soft in asked if soft is not None]
+        if not parts:
+            return None
+        one = parts[0][1]
+        size, hidden = canvas.masked.shape, one.states.shape[-1]
+        whole = SoftInputs(one.weight.new_zeros(size), one.states.new_zeros(*size, hidden))
+        for rows, soft in parts:
+            whole.weight[rows], whole.states[rows] = soft
+        return whole
 
     def edit(self, logits: Float[Tensor, "rows vocab"], where: Bool[Tensor, "batch block"], canvas: Canvas) -> Edit:
         if len(self.groups) == 1:

@@ -27,6 +27,7 @@ from hildanext.models.attention import PREFILL_TOKENS
 from hildanext.models.attention.dense import AttentionContext, MaskedAttention
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.sampling import uniforms
+from hildanext.models.soft_inputs import InputTable, SoftInputs
 
 
 class DecodeState:
@@ -176,7 +177,10 @@ class DecodeState:
             return None
         return self._places >= send([[row.limit] for row in self.rows], self._places.device)
 
-    def logits(self, where: Bool[Tensor, "batch block"]) -> Float[Tensor, "rows vocab"]:
+    def input_table(self) -> InputTable:
+        return self.model.input_table
+
+    def logits(self, where: Bool[Tensor, "batch block"], soft: SoftInputs | None = None) -> Float[Tensor, "rows vocab"]:
         ahead = self.commit_policy.ahead(self.rows)
         if ahead:
             self.commit_policy.fed(ahead, self._forward(ahead))
@@ -184,7 +188,7 @@ class DecodeState:
             row.commit += 1
         feeds = active_blocks(self.rows, self.noisy)
         pieces = self._prompt_pieces(self.prefill_budget) if self.prefill_budget is not None else []
-        hidden = self._forward(feeds + pieces)
+        hidden = self._forward(feeds + pieces, None if soft is None else self._laid(soft, feeds, feeds + pieces))
         self.commit_policy.fed(feeds + pieces, hidden)
         for row, segment in feeds:
             row.denoise += segment.num_tokens > 0
@@ -271,7 +275,22 @@ class DecodeState:
             row.prefill += 1
         return pieces
 
-    def _forward(self, feeds: Sequence[Feed]) -> Float[Tensor, "fed hidden"]:
+    def _laid(self, soft: SoftInputs, active: Sequence[Feed], fed: Sequence[Feed]) -> SoftInputs | None:
+        """The soft inputs of the canvas's masks where a forward of `fed` feeds them, nothing anywhere else. The
+        `active` blocks are fed first; None where none is."""
+        if self.noisy == 0:
+            return None
+        begins = accumulate((segment.num_tokens for _, segment in active), initial=0)
+        firsts = [begin + segment.clean for begin, (_, segment) in zip(begins, active, strict=False)]
+        index = (send(firsts, soft.weight.device)[:, None] + self._offset).flatten()
+        count = sum(segment.num_tokens for _, segment in fed)
+        weight = soft.weight.masked_fill(~self._canvas.masked, 0.0)
+        return SoftInputs(
+            weight.new_zeros(count).index_copy(0, index, weight.flatten())[None],
+            soft.states.new_zeros(count, soft.states.shape[-1]).index_copy(0, index, soft.states.flatten(0, 1))[None],
+        )
+
+    def _forward(self, feeds: Sequence[Feed], soft: SoftInputs | None = None) -> Float[Tensor, "fed hidden"]:
         """Hidden states of the fed tokens, the rows' segments one behind another. Commits nothing.
 
         Unpadded: some row has a block to commit in nearly every forward; a rectangle would be twice as wide for all.
@@ -292,6 +311,8 @@ class DecodeState:
         else:
             positions = positions_of(segments, tokens.device)
             attention = MaskedAttention(masks.among(rows_of(segments, tokens.device), self.block, self.card.clean_mask))
+        if soft is not None:
+            return self.model.hidden(tokens, positions, attention, soft)[0]
         return self.model.hidden(tokens, positions, attention)[0]
 
     def _read(

@@ -263,6 +263,8 @@ class LocalEngine(Engine):
             raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
         limit = length_limit(self.models.asked(request)[0], len(prompt), request.max_new_tokens)
         decoder = make_method(self.models.section(request))
+        if isinstance(decoder, Decoder) and self.model is not None and not request.parent and not request.scores:
+            decoder.check_model(self.model)
         if request.given:
             self.models.check_given(request, decoder, limit - len(prompt))
         if request.trajectory:

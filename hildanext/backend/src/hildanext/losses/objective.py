@@ -13,6 +13,7 @@ from hildanext.corruption.input_layout import InputLayout, LayoutChoice, choose_
 from hildanext.diffusion import NoisedBatch, targets
 from hildanext.losses.base import AttentionLoss, ForwardContext, TokenLoss, Weights
 from hildanext.losses.linear_cross_entropy import RowLosses, linear_cross_entropy
+from hildanext.losses.residual_inputs import ResidualInputs
 from hildanext.losses.step import Outcome, TrainingStep
 from hildanext.masks import CleanMask, TokenRows
 from hildanext.models.attention.blockwise import doubled_attention
@@ -50,6 +51,7 @@ class SupervisedStep(TrainingStep):
 
     `teacher_hidden` of `forward` are the frozen parent's hidden states of the clean batch, [batch seq hidden].
     `special` lists ids that are no text ([vocab]); None takes those that may never be emitted.
+    With `residual` masks are fed with what a frozen reference thinks of them; `progress` of `forward` says how much.
     `layout` says which copies of a view's tokens are fed (see `input_layout.choose_layout`); it changes no number.
     A view on the host is best: which columns and rows there are is then known without asking the device.
     """
@@ -66,6 +68,7 @@ class SupervisedStep(TrainingStep):
         chunk: int = 128,
         special: Tensor | None = None,
         layout: LayoutChoice = "auto",
+        residual: ResidualInputs | None = None,
     ) -> None:
         super().__init__()
         for loss in losses.values():
@@ -73,7 +76,7 @@ class SupervisedStep(TrainingStep):
             loss.check_model(model)
         self.model = model
         self.losses = dict(losses)
-        self.chunk, self.layout = chunk, layout
+        self.chunk, self.layout, self.residual = chunk, layout, residual
         self.teacher_head: Tensor | None
         self.register_buffer("teacher_head", teacher_head, persistent=False)
         self.special = model.banned if special is None else special
@@ -94,7 +97,7 @@ class SupervisedStep(TrainingStep):
         fed = choose_layout(view, card.shift, _read_clean(weights.values()), self.layout)
         sent, columns = view.to(self.model.device), fed.to(self.model.device)
         embeddings = self.model.embed(columns.tokens(sent), mask_noise, generator, columns.token, fed.seq)
-        attention = attention_for(view, fed, card.clean_mask, embeddings)
+        embeddings, attention = self._attended(view, fed, embeddings, progress)
         attention, attention_losses = self._wrap_attention(view, fed, may_predict, attention, progress, generator)
         with self.model.dropout_from(generator):
             hidden = self.model(embeddings, columns.rows(sent).position, attention)
@@ -141,6 +144,15 @@ class SupervisedStep(TrainingStep):
 
     def countable(self, view: NoisedBatch) -> Tensor:
         return targets(view.maskable, view.position, self.model.card.shift).sum()
+
+    def _attended(
+        self, view: NoisedBatch, fed: InputLayout, embeddings: Tensor, progress: float
+    ) -> tuple[Tensor, AttentionContext]:
+        """The embeddings as they are fed, and who sees whom."""
+        attention = attention_for(view, fed, self.model.card.clean_mask, embeddings)
+        if self.residual is not None:
+            embeddings = self.residual.mixed(self.model, view, fed, embeddings, attention, progress)
+        return embeddings, attention
 
     def _wrap_attention(
         self,

@@ -206,7 +206,17 @@ def _case(shape: Architecture, feed: Feed, config: ConvertConfig | SftConfig, ma
         streams=2 if "ar" in losses else 1,
         several=several or train.accumulate > 1,
         on_cpu=machine.on_cpu,
+        reference=_reference(shape, config),
+        own_reference=config.residual is not None and config.residual.reference is None,
     )
+
+
+def _reference(shape: Architecture, config: ConvertConfig | SftConfig) -> Architecture | None:
+    """What residual inputs are read from beside the model; None: nothing, or the weights under its adapters."""
+    if config.residual is None or (config.residual.reference is None and config.lora is not None):
+        return None
+    named = config.residual.reference
+    return shape if named is None else _checkpoint(named, shape.name)[0]
 
 
 def narrow_bytes(train: TrainConfig, machine: Machine) -> int:

@@ -85,6 +85,10 @@ class Case:
     """Bytes of a number of the weights that lie there."""
     kept: int = 0
     """Bytes of keys, values and states that are there before the forward: of clean rows that run without gradients."""
+    reference: Architecture | None = None
+    """A frozen model beside it that residual inputs are read from; None: none, or the weights under the adapters."""
+    own_reference: bool = False
+    """Whether that is a copy of the start."""
     rollouts: RolloutCase | None = None
     """Of an alignment; see `memory_plan.rl`."""
 
@@ -162,7 +166,10 @@ def standing_parts(case: Case) -> dict[str, int]:
         weights += case.learning * FLOAT
     states = int(case.learning * (EIGHT_BIT if case.eight_bit else 2 * FLOAT))
     teacher = weights_bytes(shape, False, how.narrow) if case.teacher == "copy" else 0
-    return {"weights": weights, "optimizer": states, "teacher": teacher, "attention": case.kept}
+    reference = 0 if case.reference is None else weights_bytes(case.reference, False, how.narrow)
+    return {
+        "weights": weights, "optimizer": states, "teacher": teacher, "reference": reference, "attention": case.kept
+    }  # fmt: skip
 
 
 def kept_parts(case: Case, layers: int) -> dict[str, int]:

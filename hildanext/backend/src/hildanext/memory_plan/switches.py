@@ -53,7 +53,8 @@ def _lora(case: Case) -> Case | None:
         return None
     how = replace(case.how, rank=RANK, targets=LoraConfig().targets)
     shares = case.teacher == "copy" and case.starts_at_teacher
-    return replace(case, how=how, teacher="own" if shares else case.teacher)
+    reference = None if case.own_reference else case.reference
+    return replace(case, how=how, teacher="own" if shares else case.teacher, reference=reference)
 
 
 def _nf4(case: Case) -> Case | None:

@@ -5,6 +5,7 @@ Weights keep their names; nothing is patched. Logits exist only where they are a
 
 import contextlib
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from hildanext.core.errors import ModelError, NumericsError
 from hildanext.models.attention.dense import SEAM, AttentionContext, no_mask
 from hildanext.models.card import Card
+from hildanext.models.soft_inputs import InputTable, SoftInputs
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -36,6 +38,8 @@ class DiffusionModel(nn.Module):
 
     slots_first: int | None = None
     """How a runtime other than torch wants its caches laid out; see `kv_cache.BlockCache`."""
+    takes_embeddings: ClassVar[bool] = True
+    """Whether `hidden` takes soft inputs; a runtime whose graph embeds tokens itself does not."""
     banned: Tensor
     """Ids that may never be emitted, bool of shape [vocab]."""
 
@@ -63,6 +67,11 @@ class DiffusionModel(nn.Module):
     def head(self) -> Tensor:
         """The output matrix, shape [vocab hidden]."""
         return self.causal_lm.get_output_embeddings().weight
+
+    @property
+    def input_table(self) -> InputTable:
+        """The input embedding of every id; not scaled, and without `mask_delta`."""
+        return InputTable(self.causal_lm.get_input_embeddings().weight, self.banned)
 
     def embed(
         self,
@@ -129,10 +138,16 @@ class DiffusionModel(nn.Module):
         )[0]
 
     def hidden(
-        self, tokens: Int[Tensor, "batch seq"], positions: Int[Tensor, "batch seq"], attention: AttentionContext
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        positions: Int[Tensor, "batch seq"],
+        attention: AttentionContext,
+        soft: SoftInputs | None = None,
     ) -> Float[Tensor, "batch seq hidden"]:
-        """Final hidden states of tokens as they are: with `logits` all that decoding asks of a model."""
-        hidden: Tensor = self(self.embed(tokens), positions, attention)
+        """Final hidden states of tokens as they are (where `soft` has no other input for them): with `logits` all that
+        decoding asks of a model."""
+        embeddings = self.embed(tokens)
+        hidden: Tensor = self(embeddings if soft is None else soft.mixed(embeddings), positions, attention)
         return hidden
 
     def recompute_layers(self) -> None:

@@ -41,6 +41,15 @@ class Fast:
 
 
 @config
+class ResidualCard:
+    """What the inputs of a training with residuals were (`decoding.residual`, whose knobs these are)."""
+
+    lam: float = Field(gt=0, le=1, allow_inf_nan=False)
+    t_res: float = Field(gt=0, allow_inf_nan=False)
+    top: int = Field(ge=0)
+
+
+@config
 class Card:
     """The conventions a checkpoint was trained with.
 
@@ -64,6 +73,8 @@ class Card:
     """Fine-tuned on conversations: benchmarks ask it in the chat template unless they are told otherwise."""
     fast: Fast | None = None
     """What `--mode fast` decodes with; None: nobody has measured it."""
+    residual: ResidualCard | None = None
+    """Trained with residual inputs; None: with plain masks alone. A later plain fine-tuning leaves it as it is."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -119,8 +130,9 @@ def read_card(folder: str | Path) -> Card:
 
 
 def card_text(card: Card) -> str:
-    """The file's text. What nobody has measured is not in it, so that an older version reads it."""
+    """The file's text. What nobody has measured or trained is not in it, so that an older version reads it."""
     fields = plain(card)
-    return (
-        json.dumps({name: value for name, value in fields.items() if (name, value) != ("fast", None)}, indent=2) + "\n"
-    )
+    for name in ("fast", "residual"):
+        if fields[name] is None:
+            del fields[name]
+    return json.dumps(fields, indent=2) + "\n"

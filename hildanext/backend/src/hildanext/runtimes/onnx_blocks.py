@@ -1,6 +1,6 @@
 """A diffusion model in ONNX Runtime: clean and noisy rows are plain rows of one graph, who sees whom is its bias."""
 
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from hildanext.kv_cache.segments import sees
 from hildanext.models.attention.dense import AttentionContext
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.card import Card
+from hildanext.models.soft_inputs import InputTable, SoftInputs
 from hildanext.runtimes.onnx_network import OnnxNetwork
 
 
@@ -25,6 +26,7 @@ class OnnxDiffusion(DiffusionModel):
     """
 
     slots_first = STRETCH
+    takes_embeddings: ClassVar[bool] = False
 
     def __init__(self, network: OnnxNetwork, card: Card) -> None:
         super().__init__(network.causal_lm, card)
@@ -39,9 +41,15 @@ class OnnxDiffusion(DiffusionModel):
         return self.network.dtype
 
     def hidden(
-        self, tokens: Int[Tensor, "one fed"], positions: Int[Tensor, "one fed"], attention: AttentionContext
+        self,
+        tokens: Int[Tensor, "one fed"],
+        positions: Int[Tensor, "one fed"],
+        attention: AttentionContext,
+        soft: SoftInputs | None = None,
     ) -> Float[Tensor, "one fed hidden"]:
-        """Raises `ModelError` for another attention than the block cache's and the draft's."""
+        """Raises `ModelError` for another attention than the block cache's and the draft's, and for soft inputs."""
+        if soft is not None:
+            _refuse_soft()
         if isinstance(attention, CachedAttention):
             fed = tokens[0].split([segment.num_tokens for segment in attention.segments])
             documents = zip(fed, attention.caches, attention.segments, strict=True)
@@ -60,6 +68,11 @@ class OnnxDiffusion(DiffusionModel):
         seen = sees(segment, self.card.block_size, self.card.clean_mask, self.device)
         return self.network.rows(tokens, cache, segment.start, torch.arange(segment.start, segment.end), seen)
 
+    @property
+    def input_table(self) -> InputTable:
+        """Raises `ModelError`: the graph embeds tokens itself."""
+        _refuse_soft()
+
     def embed(self, *_: Any, **__: Any) -> NoReturn:
         """Raises `ModelError`: the graph embeds tokens itself."""
         _refuse()
@@ -70,3 +83,10 @@ class OnnxDiffusion(DiffusionModel):
 
 def _refuse() -> NoReturn:
     raise ModelError("ONNX Runtime computes cached generation alone", "leave the runtime and q8 or q4 out")
+
+
+def _refuse_soft() -> NoReturn:
+    raise ModelError(
+        "soft inputs are mixtures of embeddings, and the graph of ONNX Runtime takes tokens",
+        "leave the runtime and q8 or q4 out",
+    )

@@ -17,11 +17,13 @@ from hildanext.core.run_dir import RUN_FILE, open_run
 from hildanext.core.runtime import machine, seed_everything
 from hildanext.core.training_plots import training_plots
 from hildanext.losses import SupervisedStep, TokenLoss, TrainingStep
+from hildanext.losses.residual_inputs import ResidualConfig
 from hildanext.models.bidirectional import DiffusionModel
 from hildanext.models.checkpoint import rehearse_save
 from hildanext.trainer.best_checkpoints import BestCheckpoints
 from hildanext.trainer.config import TrainConfig, comparable_train, ready_device
 from hildanext.trainer.processes import on_main, open_accelerator
+from hildanext.trainer.residual_reference import residual_inputs
 from hildanext.trainer.state import check_resumes
 from hildanext.trainer.task import TrainingTask
 from hildanext.trainer.teacher import reader, teacher_for
@@ -90,14 +92,19 @@ class TrainingRun:
         parent_is_base_model: bool,
         trust_remote_code: bool = False,
         special: torch.Tensor | None = None,
+        residual: ResidualConfig | None = None,
+        adapted: bool = False,
     ) -> tuple[SupervisedStep, Callable[..., torch.Tensor] | None]:
-        """The step that trains, and the frozen parent's reading where a loss asks for it (see `teacher_for`)."""
+        """The step that trains, and the frozen parent's reading where a loss asks for it (see `teacher_for`).
+        `residual` and `adapted` as in `residual_inputs`."""
         train = self.config.train
         teacher = teacher_for(
             losses.values(), model, tokenizer, parent, train.precision, parent_is_base_model, trust_remote_code
         )
         head = teacher.head if teacher is not None else None
-        return SupervisedStep(model, losses, head, train.chunk, special, train.layout), reader(teacher, model)
+        mixed = residual_inputs(residual, model, tokenizer, train, adapted)
+        step = SupervisedStep(model, losses, head, train.chunk, special, train.layout, mixed)
+        return step, reader(teacher, model)
 
     def measure_start(self, task: TrainingTask, step: TrainingStep) -> None:
         """Validate what is about to be trained, once in a run: the line of step 0, to compare the end with."""

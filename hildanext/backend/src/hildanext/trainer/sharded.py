@@ -69,6 +69,7 @@ def check_shardable(module: nn.Module, config: TrainConfig, reads_teacher: bool)
         "a 4-bit model": any(isinstance(part, Nf4Linear) for part in module.modules()),
         "train.optimizer = 'adamw8bit'": config.optimizer != "adamw",
         "train.offload": config.offload is not None,
+        "residual inputs": any(getattr(part, "residual", None) is not None for part in module.modules()),
         "a loss that asks the parent under the adapters": adapted and reads_teacher,
     }
     for what in (name for name, is_asked_for in refused.items() if is_asked_for):
