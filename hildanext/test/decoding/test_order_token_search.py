@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import random_model
-from decoding_stubs import MASK, VOCAB, ScriptedModel, StubTokenizer
+from decoding_stubs import MASK, ScriptedModel, StubTokenizer
 from hildanext import inference
 from hildanext.core.errors import ConfigError
 from hildanext.core.registry import under_profile
@@ -14,7 +14,9 @@ from hildanext.decoding import OrderTokenSearch, ThresholdEdit, make_decoder
 from hildanext.decoding import order_token_search as searching
 from hildanext.decoding.beams import Beam, LogP, best, merged, ranking_noise, shares
 from hildanext.decoding.state import DecodeState
-from hildanext.facade import stream_text
+from hildanext.engine.base import Request
+from hildanext.engine.local import LocalEngine, LocalEngineConfig
+from hildanext.facade import load_model, stream_text
 from hildanext.inference import GenerationConfig, generate
 
 BLOCK, NEW = 4, 12
@@ -149,13 +151,13 @@ def test_the_best_is_no_worse_than_the_single_beam_where_it_was_kept_CV_28(child
         done, left = searched(model, PROMPTS[:1], beams=3, keep=3, children=children, **knobs)
         ((text, whole, _),) = alone[0]
         totals = [beam[1].total for beam in left[0]]
-        assert totals == sorted(totals, reverse=True) and tuple(done[0].tokens) == left[0][0][0]
+        assert totals == sorted(totals, reverse=True) and tuple(done[0].tokens) == left[0][0][0][:NEW]
         for other, score_of, plain in left[0]:
             if plain:
                 kept += 1
                 assert other == text and score_of.total >= whole.total - 1e-9
                 assert totals[0] >= whole.total - 1e-9
-    assert kept > 0
+    assert kept > 0 or children == "each", "three of three are always kept"
 
 
 @pytest.mark.parametrize("score", ["eq2", "path_ll"])
@@ -171,7 +173,7 @@ def test_scoring_costs_no_forward_and_four_beams_four_times_the_rows(score):
     hook.remove()
     inner.remove()
     assert len(calls) == once > 0 and four.stats.forwards == alone.stats.forwards
-    assert 3 * alone.stats.rows < four.stats.rows <= 4 * alone.stats.rows
+    assert 2 * alone.stats.rows < four.stats.rows <= 4 * alone.stats.rows
 
 
 @pytest.mark.parametrize("alignment", ["block", "parent"])
@@ -180,7 +182,8 @@ def test_beams_have_caches_of_their_own(alignment, children):
     """Cached, committed either way and in a batch or alone, a search is the same as without any cache; edits on, and
     the cache checked before each forward."""
     model = random_model(alignment=alignment, block_size=BLOCK, layers=2)
-    knobs = {"tau_mask": 0.3, "tau_edit": 0.1, "max_post": 2, "beams": 3, "children": children, "temperature": 0.7}
+    knobs = {"tau_mask": 0.3, "tau_edit": 0.1, "max_post": 2, "beams": 3, "keep": 2, "temperature": 0.7}
+    knobs["children"] = children
     slow, left = searched(model, settings={"cached": False}, **knobs)
     for settings in ({}, {"commit": "separate"}, {"commit": "fused"}, {"batch_size": 1}):
         fast, others = searched(model, settings=settings, **knobs)
@@ -190,14 +193,8 @@ def test_beams_have_caches_of_their_own(alignment, children):
     assert sum(len(beams) for beams in left) > 3, "the beams differ"
 
 
-def scripted(script):
-    model = ScriptedModel(script, block_size=BLOCK)
-    model.causal_lm.dtype = torch.float64
-    return model
-
-
 @pytest.mark.parametrize("length", ["mean", "sum"])
-def test_beams_that_end_early_wait_and_are_compared_by_the_rule(length):
+def test_beams_that_end_early_wait_and_are_compared_by_the_rule(length, monkeypatch):
     """A text that ends in its first block against one that goes on, surely: per token the long one is better, by the
     sum the short one."""
 
@@ -207,12 +204,14 @@ def test_beams_that_end_early_wait_and_are_compared_by_the_rule(length):
             return [(10, 0.4), (2, 0.4), (2, 0.4), (2, 0.4)]
         return [(2, 0.95)] * len(tokens)
 
-    knobs = {"temperature": 3.0, "beams": 4, "keep": 4, "length": length, "fallback": "left", **PLAIN}
-    done, left = searched(scripted(script), [[7] * 4], StubTokenizer(eos=10), {"max_new_tokens": 40}, **knobs)
+    monkeypatch.setattr(inference, "bytes_per_token", lambda causal_lm: 1)
+    knobs = {"temperature": 1.0, "beams": 4, "keep": 4, "length": length, "fallback": "left", **PLAIN}
+    model = ScriptedModel(script, block_size=BLOCK)
+    done, left = searched(model, [[7] * 4], StubTokenizer(eos=10), {"max_new_tokens": 40}, **knobs)
     texts = [beam[0] for beam in left[0]]
     values = [beam[1].value(length) for beam in left[0]]
     assert values == sorted(values, reverse=True) and len({len(text) for text in texts}) > 1, "uneven ends"
-    assert any(10 in text for text in texts)
+    assert any(10 in text for text in texts) and (10 in texts[0]) == (length == "sum")
     assert list(texts[0])[: len(done[0].tokens)] == done[0].tokens
 
 
@@ -270,5 +269,19 @@ def test_it_is_a_full_method_and_no_stream():
         make_decoder({"name": "order_token_search"})
 
 
-def test_a_vocabulary_of_the_stub_holds_the_ids_used_here():
-    assert VOCAB > 13 and stream_text is not None
+def test_neither_the_engine_nor_a_stream_takes_it():
+    """They show a text while it is written; where it is refused the reason is told."""
+    model = random_model("llama", "block", BLOCK)
+    engine = LocalEngine(model, StubTokenizer(bos=0), None, LocalEngineConfig())
+    try:
+        with under_profile("FULL"), pytest.raises(ConfigError, match="order_token_search writes several texts"):
+            engine.submit(Request(tokens=(1, 2), decoder={"name": "order_token_search"}, max_new_tokens=4), print)
+    finally:
+        engine.close()
+    with under_profile("FULL"), pytest.raises(ConfigError, match="no pieces to stream"):
+        next(stream_text(load_model("tiny", device="cpu", threads=1), "a", decoder={"name": "order_token_search"}))
+
+
+def test_what_learns_from_trajectories_refuses_it():
+    with pytest.raises(ConfigError, match="no single distribution"):
+        generate(random_model(block_size=BLOCK), None, PROMPTS, OrderTokenSearch(), trajectories=True)
