@@ -44,7 +44,7 @@ from hildanext.engine.base import (
     Started,
 )
 from hildanext.engine.exact_runner import PREFIX_BLOCK, ExactRunner
-from hildanext.engine.local_models import LocalModels, told_scores
+from hildanext.engine.local_models import LocalModels, check_served, told_scores
 from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Runner, Totals, step_all
 from hildanext.engine.scheduler import Admission, Scheduler
 from hildanext.exact import ExactStats, LoadedDrafter, only_exact
@@ -260,12 +260,7 @@ class LocalEngine(Engine):
             raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
         limit = length_limit(self.models.asked(request)[0], len(prompt), request.max_new_tokens)
         decoder = make_method(self.models.section(request))
-        if isinstance(decoder, Decoder) and decoder.searches:
-            raise ConfigError(
-                f"{self.models.section(request)['name']} writes several texts of a prompt and chooses in the end: an "
-                "engine shows each text while it is written",
-                "take another decoder here, or this one in hildanext generate, eval and bench",
-            )
+        check_served(decoder, self.models.section(request))
         if request.given:
             self.models.check_given(request, decoder, limit - len(prompt))
         if request.trajectory:
