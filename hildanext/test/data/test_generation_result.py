@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,13 @@ def test_forwards_are_those_of_all_kinds_and_the_prefill_costs_no_tokens():
     assert STATS.forwards == 9 and STATS.tokens_per_forward == 2.0 and STATS.tokens_per_second == 7.0
 
 
+def test_rows_stand_beside_forwards_and_a_record_without_them_is_read_as_not_told():
+    assert replace(STATS, rows=56).rows_per_token == 4.0 and STATS.rows_per_token == 0.0
+    told = {part: value for part, value in STATS.to_record().items() if part in GenerationStats.__annotations__}
+    assert GenerationStats(**{part: value for part, value in told.items() if part != "rows"}) == STATS
+    assert GenerationStats.total([replace(STATS, rows=5), replace(STATS, rows=7)]).rows == 12
+
+
 def test_a_server_that_tells_no_forwards_has_no_tokens_per_forward():
     silent = GenerationStats(0, 0, 0, 0, tokens=14, edits=0, seconds=0.0, prefill_seconds=0.0)
     assert silent.tokens_per_forward == 0.0 and silent.tokens_per_second == 0.0
@@ -28,7 +36,7 @@ def test_the_record_has_the_names_that_the_command_line_prints():
     assert list(record) == ["text", "tokens", "finish_reason", "stats"] and record["tokens"] == [5, 6]
     assert list(record["stats"]) == [
         "prefill_forwards", "denoise_forwards", "commit_forwards", "revise_forwards", "tokens", "edits", "seconds",
-        "prefill_seconds", "forwards", "tokens_per_forward", "tokens_per_second",
+        "prefill_seconds", "rows", "forwards", "tokens_per_forward", "rows_per_token", "tokens_per_second",
     ]  # fmt: skip
 
 

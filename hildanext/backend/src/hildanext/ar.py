@@ -255,6 +255,7 @@ class Parent:
             tokens=len(tokens),
             seconds=seconds,
             prefill_seconds=prefill_seconds,
+            rows=len(tokens),
         )
         return GenerationResult(tokens, text, reason, stats)
 

@@ -258,8 +258,6 @@ class _Writing:
 class ExactStats(GenerationStats):
     """What exact decoding counts besides."""
 
-    rows: int = 0
-    """Of all forwards but the prefill's, clean and masked ones."""
     drafted: int = 0
     """Drafts that the parent was asked about ..."""
     confirmed: int = 0

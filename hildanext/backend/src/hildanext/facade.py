@@ -11,7 +11,7 @@ from hildanext.core.config import validate
 from hildanext.core.errors import ConfigError
 from hildanext.core.runtime import RuntimeConfig
 from hildanext.data.generation_result import GenerationResult
-from hildanext.decoding import EXACT, ExactConfig, decoder_section, make_method, mode_name
+from hildanext.decoding import DECODERS, EXACT, ExactConfig, decoder_section, make_method, mode_name
 from hildanext.exact import LoadedDrafter, generate_exact, only_exact
 from hildanext.export.onnx_card import is_onnx_folder, read_onnx_card
 from hildanext.inference import Event, GenerationConfig, OnEvent, generate
@@ -126,7 +126,7 @@ def stream_text(
     The model runs in a thread beside the reader; whoever stops reading stops it at its next forward. Raises what
     `generate_text` raises: at once what is wrong with the options, with the first piece what is wrong with the prompt.
     """
-    return _pieces(_text_run(model, [prompt], mode, **options))
+    return _pieces(_text_run(model, [prompt], mode, streams=True, **options))
 
 
 class _Abandoned(Exception):
@@ -160,13 +160,19 @@ def _text_run(
     mode: str | None,
     effort: str | None = None,
     decoder: Mapping[str, Any] | None = None,
+    streams: bool = False,
     **settings: Any,
 ) -> Callable[[OnEvent | None], list[GenerationResult]]:
     """A generation with everything checked, to be run in any thread; a research decoder needs the caller's profile."""
     if mode is None and isinstance(model, LoadedDrafter):
         mode = "exact"
     fast = fast_section(model.card) if isinstance(model, LoadedModel) else None
-    writer = writer_of(model, decoder_section(mode, effort, decoder, fast))
+    section = decoder_section(mode, effort, decoder, fast)
+    writer = writer_of(model, section)
+    if streams and section["name"] in DECODERS and DECODERS[section["name"]].searches:
+        raise ConfigError(
+            f"{section['name']} chooses its text in the end: it has no pieces to stream", "ask for the whole: generate"
+        )
     chosen = validate(GenerationConfig, settings, where="settings of a generation")
     prompts = [encode_prompt(model.tokenizer, text) for text in texts]
     return lambda on_event: writer(prompts, chosen, on_event)

@@ -16,13 +16,16 @@ from transformers import PreTrainedTokenizerBase
 from hildanext.ar import Parent
 from hildanext.core.config import AnySeed, config
 from hildanext.core.errors import ConfigError, PromptError
+from hildanext.core.runtime import available_memory
 from hildanext.data.generation_result import GenerationResult, GenerationStats
 from hildanext.decoding.base import Decoder, run
 from hildanext.decoding.commit import Commit
 from hildanext.decoding.detokenizer import IncrementalDetokenizer
+from hildanext.decoding.order_token_search import OrderTokenSearch
 from hildanext.decoding.sequence import SequenceState, Step
 from hildanext.decoding.state import DecodeState
 from hildanext.decoding.trajectory import check_recordable, recorder_for
+from hildanext.kv_cache import bytes_per_token
 from hildanext.kv_cache.prune import Prune, make_prune
 from hildanext.models.bidirectional import DiffusionModel
 
@@ -102,7 +105,7 @@ def generate(
 
     `seeds`, one per prompt, replace `settings.seed` + i. `trajectories` records each (`GenerationResult.trajectory`).
     Raises `PromptError` for a prompt that does not fit the context or holds ids that are no tokens, `ConfigError` for
-    trajectories of a decoder that has none and as `check_prunable`.
+    trajectories of a decoder that has none, as `check_prunable`, and for a search whose beams have no room.
     """
     settings = settings if settings is not None else GenerationConfig()
     check_prunable(settings.prune, model, decoder)
@@ -111,6 +114,8 @@ def generate(
         check_recordable(decoder)
     prompts = [checked_prompt(model, tokenizer, prompt) for prompt in prompts]
     limits = [length_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
+    if isinstance(decoder, OrderTokenSearch):
+        check_room(model, decoder, limits, settings)
     seeds = seeds if seeds is not None else range(settings.seed, settings.seed + len(prompts))
     completions: list[GenerationResult] = []
     for first in range(0, len(prompts), settings.batch_size):
@@ -157,13 +162,14 @@ class _Batch:
             IncrementalDetokenizer(self.tokenizer, prompt, self.eos, self.settings.stop, self._show(i))
             for i, prompt in zip(self.batch, prompts, strict=True)
         ]
+        search = self.decoder if isinstance(self.decoder, OrderTokenSearch) else None
         observing = self.settings.trace or self.on_event is not None
         self.began = time.perf_counter()
         state = DecodeState(
             self.model,
             prompts,
             limits,
-            self._ended,
+            self._ended if search is None else self._would_end,
             seeds=self.seeds,
             commit=self.settings.commit,
             cached=self.settings.cached,
@@ -179,7 +185,10 @@ class _Batch:
                 row.eos = self.eos
         state.prefill()
         self.prefilled = time.perf_counter() - self.began
-        run(self.decoder, state)
+        if search is None:
+            run(self.decoder, state)
+        else:
+            search.search(state, lambda row, _: self._chosen(row))
         return [self.done[i] for i in range(len(prompts))]
 
     def _observe(self, step: Step) -> None:
@@ -194,6 +203,15 @@ class _Batch:
     def _show(self, row: int) -> Callable[[str], None] | None:
         """Sends the new text of a row."""
         return None if self.on_event is None else lambda text: self._send(Event(row, "text", text=text))
+
+    def _would_end(self, row: SequenceState, tokens: list[int]) -> bool:
+        """As `_ended`, of a beam that may not be the one that is kept: nothing is shown or told."""
+        fresh = IncrementalDetokenizer(self.tokenizer, tokens[: row.prompt], self.eos, self.settings.stop)
+        return fresh.add(tokens[row.prompt : row.limit], row.start >= row.limit) is not None
+
+    def _chosen(self, row: SequenceState) -> None:
+        ended = self._ended(row, row.tokens[: row.start].tolist())
+        assert ended, "a beam was chosen before it had ended"
 
     def _ended(self, row: SequenceState, tokens: list[int]) -> bool:
         held = self.decoder.window * self.model.card.block_size
@@ -225,6 +243,27 @@ def check_prunable(prune: Prune | None, model: DiffusionModel, decoder: Decoder)
             f"{type(decoder).__name__} verifies against whole caches, and cache drops parts",
             "choose another decoder, or no cache",
         )
+    if decoder.searches:
+        raise ConfigError(
+            f"beams of {type(decoder).__name__} copy whole caches, and cache drops parts",
+            "choose another decoder, or no cache",
+        )
+
+
+def check_room(
+    model: DiffusionModel, search: OrderTokenSearch, limits: Sequence[int], settings: GenerationConfig
+) -> None:
+    """Raise `ConfigError` where the caches of all beams that are written at a time do not fit into what is free."""
+    if not settings.cached:
+        return
+    together = sum(sorted(limits)[-settings.batch_size :])
+    size, free = search.rows * together * bytes_per_token(model.causal_lm), available_memory(model.device)
+    if size > free:
+        raise ConfigError(
+            f"{search.rows} beams of {min(settings.batch_size, len(limits))} prompts at a time take {size >> 20} MiB "
+            f"of keys and values, {free >> 20} are free",
+            "give fewer beams, a smaller batch_size or fewer new tokens",
+        )
 
 
 def stats_of(row: SequenceState, tokens: int, seconds: float, prefill_seconds: float) -> GenerationStats:
@@ -238,6 +277,7 @@ def stats_of(row: SequenceState, tokens: int, seconds: float, prefill_seconds: f
         edits=row.edits,
         seconds=seconds,
         prefill_seconds=prefill_seconds,
+        rows=row.rows,
     )
 
 

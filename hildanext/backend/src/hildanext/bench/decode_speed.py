@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hildanext.ar import Parent
 from hildanext.core.config import Seed, config, plain
+from hildanext.core.errors import ConfigError
 from hildanext.core.progress import Repeats
 from hildanext.core.runtime import machine
 from hildanext.decoding import DIFFUSION_MODES, MODES, make_decoder
@@ -50,8 +51,11 @@ class DecodeSpeedConfig:
 
     def __post_init__(self) -> None:
         make_prune(self.cache)
-        for section in self.decoders.values():
-            make_decoder(section)
+        if all(make_decoder(section).searches for section in self.decoders.values()):
+            raise ConfigError(
+                f"a search has no step of one row to set beside the bare forward, and decoders are {[*self.decoders]}",
+                "name another one beside it",
+            )
 
 
 @dataclass
@@ -183,12 +187,13 @@ def measure(
         torch.randint(model.card.vocab_real - 1, (settings.prompt_tokens,), generator=generator).tolist()
         for _ in range(settings.repeats)
     ]
-    steps: dict[str, dict[str, Pairs]] = {name: defaultdict(Pairs) for name in settings.decoders}
+    stepping = {name: part for name, part in settings.decoders.items() if not make_decoder(part).searches}
+    steps: dict[str, dict[str, Pairs]] = {name: defaultdict(Pairs) for name in stepping}
     throwaway: dict[str, Pairs] = defaultdict(Pairs)
-    loop_against_bare(model, next(iter(settings.decoders.values())), settings, prompts[0], throwaway)
+    loop_against_bare(model, next(iter(stepping.values())), settings, prompts[0], throwaway)
     repeats = Repeats(settings.repeats, say)
     for number, prompt in enumerate(prompts, 1):
-        for name, section in settings.decoders.items():
+        for name, section in stepping.items():
             loop_against_bare(model, section, settings, prompt, steps[name])
         repeats.done(number)
     whole = GenerationBenchConfig(
@@ -220,9 +225,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
             times = [f"{medians[f'{key}_ms']:.2f}" for key in ("loop", "network", "backbone")]
             ratios = [f"{medians[f'over_{key}']:.2f}" for key in ("network", "backbone")]
             steps.add_row(label(name), kind, str(medians["steps"]), *times, *ratios)
-    shown = ("tokens_per_second", "tokens", "forwards", "tokens_per_forward", "edits")
+    shown = ("tokens_per_second", "tokens", "forwards", "tokens_per_forward", "rows_per_token", "edits")
     whole = Table(title="Whole generations, one prompt at a time", title_justify="left")
-    for column in ("", "tokens/s", "tokens", "forwards", "tok/forward", "edits", "decoder"):
+    for column in ("", "tokens/s", "tokens", "forwards", "tok/forward", "rows/tok", "edits", "decoder"):
         whole.add_column(column, justify="left" if column in ("", "decoder") else "right", no_wrap=True)
     for row in result["generation"]:
         cells = [f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in shown]

@@ -26,6 +26,9 @@ class GenerationStats:
     edits: int = 0
     seconds: float = 0.0
     prefill_seconds: float = 0.0
+    rows: int = 0
+    """Tokens that were fed, clean ones and noisy ones, by all forwards but the prefill's: a wide forward is not a cheap
+    one. 0 where nobody tells."""
 
     @classmethod
     def total(cls, parts: Iterable["GenerationStats"]) -> "GenerationStats":
@@ -44,12 +47,17 @@ class GenerationStats:
         return self.tokens / max(self.forwards - self.prefill_forwards, 1) if self.forwards else 0.0
 
     @property
+    def rows_per_token(self) -> float:
+        """Rows fed for each kept token; 0 where rows are not known."""
+        return self.rows / max(self.tokens, 1)
+
+    @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
     def to_record(self) -> dict[str, Any]:
         """Counts and what follows from them, in JSON types."""
-        derived = ("forwards", "tokens_per_forward", "tokens_per_second")
+        derived = ("forwards", "tokens_per_forward", "rows_per_token", "tokens_per_second")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 

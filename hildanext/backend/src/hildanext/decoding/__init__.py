@@ -9,6 +9,7 @@ In reading order:
 - `ordered`: a fixed number of masks a step, in one of `orders`;
 - `pruned`: the same without its last steps;
 - `s2d2`: drafts of a block that the model's own block-size-1 mode (`block_size_one`) confirms;
+- `order_token_search`: several texts of a prompt (`beams`) that branch and are chosen among, with a driver of its own;
 - `sequence`: a document that is being written, and a record of what a forward did to it;
 - `feed_plan`: which tokens of it go into a forward;
 - `commit`: where and when a finished block's keys and values are committed;
@@ -28,6 +29,7 @@ from hildanext.core.errors import ConfigError, UnknownChoice
 from hildanext.core.registry import build
 from hildanext.decoding.base import Canvas, Decoder, Denoiser, Edit
 from hildanext.decoding.exact.policy import ExactConfig
+from hildanext.decoding.order_token_search import OrderTokenSearch
 from hildanext.decoding.ordered import Ordered
 from hildanext.decoding.pruned import Pruned
 from hildanext.decoding.residual import Residual
@@ -40,6 +42,7 @@ DECODERS: dict[str, type[Decoder]] = {
     "pruned": Pruned,
     "s2d2": S2D2,
     "residual": Residual,
+    "order_token_search": OrderTokenSearch,
 }
 
 EXACT: dict[str, type[ExactConfig]] = {
@@ -161,6 +164,7 @@ __all__ = [
     "Denoiser",
     "Edit",
     "ExactConfig",
+    "OrderTokenSearch",
     "Ordered",
     "Residual",
     "ThresholdEdit",

@@ -196,6 +196,8 @@ class Decoder:
 
     research: ClassVar[bool] = False
     """A research method: built under the profile FULL alone."""
+    searches: ClassVar[bool] = False
+    """Writes several texts of a prompt and chooses among them: run by a driver of its own, which owns the rows."""
     window = 0
     """Finished blocks that may still change; their text is not shown yet."""
 
@@ -253,6 +255,7 @@ class Decoder:
 
 def run(decoder: Decoder, denoiser: Denoiser) -> None:
     """Step until every row has ended."""
+    assert not decoder.searches, "a search has a driver of its own"
     while (canvas := denoiser.canvas()) is not None:
         step(decoder, denoiser, canvas)
 

@@ -38,6 +38,7 @@ def block_size_one_logits(
         wanted = places[number]
         points = () if left else tuple(place - 1 for place in wanted)  # a mask stands behind the token before its own
         segments.append(DraftSegment(rows[number].start, wanted[-1], points, 0 if left else 1))
+        rows[number].rows += segments[-1].clean + segments[-1].masks
     hidden = _forward(model, [rows[number] for number in asked], [tokens[number] for number in asked], segments)
     if not left:
         return model.logits(hidden[sum(segment.clean for segment in segments) :])

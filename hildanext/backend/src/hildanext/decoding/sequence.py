@@ -39,6 +39,8 @@ class SequenceState:
     denoise: int = 0
     commit: int = 0
     revise: int = 0
+    rows: int = 0
+    """Tokens of it that these forwards were fed, the prefill's left out."""
     edits: int = 0
     seed: int = 0
     recorder: Recorder | None = None

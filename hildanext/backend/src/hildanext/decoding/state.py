@@ -5,6 +5,7 @@ them one behind another, unpadded. What is fed is `feed_plan`'s, what is committ
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -20,7 +21,7 @@ from hildanext.decoding.commit import Commit, CommitPolicy
 from hildanext.decoding.feed_plan import Feed, active_blocks, prompt_pieces, revised_blocks
 from hildanext.decoding.sequence import SequenceState, Step, steps
 from hildanext.decoding.trajectory import record
-from hildanext.kv_cache import CachedAttention, positions_of, rows_of
+from hildanext.kv_cache import BlockCache, CachedAttention, positions_of, rows_of
 from hildanext.kv_cache.prune import Prune
 from hildanext.kv_cache.prune.pruned_cache import open_cache
 from hildanext.models.attention import PREFILL_TOKENS
@@ -101,6 +102,25 @@ class DecodeState:
     def add(self, row: SequenceState) -> None:
         """Let a row take part from the next canvas on, or from when its prompt is fed."""
         (self.joining if row.unfed > 0 else self.rows).append(row)
+
+    def fork(self, row: SequenceState, seed: int) -> SequenceState:
+        """A copy of a row, with a cache of its own that holds the committed blocks; it draws by `seed` from here on.
+
+        It takes part once it stands in `rows`. Between `logits` and `write` its active block has had the row's forward,
+        and `canvas` is to be asked again, whose rows then are those in `rows`.
+        """
+        cache = None
+        if row.cache is not None:
+            cache = BlockCache.of(self.model, len(row.tokens), self.debug)
+            cache.adopt(row.cache, row.cache.length, row.tokens)
+        return replace(
+            row,
+            tokens=row.tokens.clone(),
+            uniform=uniforms(seed, len(row.tokens)).to(row.uniform.device, non_blocking=True),
+            last_clean_hidden=row.last_clean_hidden.clone(),
+            cache=cache,
+            seed=seed,
+        )
 
     def remove(self, row: SequenceState) -> None:
         """Let a row rest between two steps. It keeps all it has, and goes on where it was once it is added again."""
@@ -184,14 +204,16 @@ class DecodeState:
         ahead = self.commit_policy.ahead(self.rows)
         if ahead:
             self.commit_policy.fed(ahead, self._forward(ahead))
-        for row, _ in ahead:
+        for row, segment in ahead:
             row.commit += 1
+            row.rows += segment.num_tokens
         feeds = active_blocks(self.rows, self.noisy)
         pieces = self._prompt_pieces(self.prefill_budget) if self.prefill_budget is not None else []
         hidden = self._forward(feeds + pieces, None if soft is None else self._laid(soft, feeds, feeds + pieces))
         self.commit_policy.fed(feeds + pieces, hidden)
         for row, segment in feeds:
             row.denoise += segment.num_tokens > 0
+            row.rows += segment.num_tokens
         return self._read(hidden, feeds, self._canvas.places(where))
 
     def causal_logits(
@@ -251,6 +273,7 @@ class DecodeState:
         if row.cache is not None and kept is not None:
             row.cache.restore(first, kept)
         row.revise += 1
+        row.rows += feeds[0].segment.num_tokens
         places = torch.arange(first, row.start, device=row.tokens.device)[None, :]
         tokens = row.tokens[None, first : row.start]
         fixed = (places < row.prompt) | (places >= row.start - self.block)

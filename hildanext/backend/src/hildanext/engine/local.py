@@ -44,7 +44,7 @@ from hildanext.engine.base import (
     Started,
 )
 from hildanext.engine.exact_runner import PREFIX_BLOCK, ExactRunner
-from hildanext.engine.local_models import LocalModels, one_by_one, told_scores
+from hildanext.engine.local_models import LocalModels, check_served, one_by_one, told_scores
 from hildanext.engine.runners import ARRunner, DiffusionRunner, RequestState, Runner, Totals, step_all
 from hildanext.engine.scheduler import Admission, Scheduler
 from hildanext.exact import ExactStats, LoadedDrafter, only_exact
@@ -263,8 +263,8 @@ class LocalEngine(Engine):
             raise ConfigError("0 new tokens leave nothing to do", "ask for one or more")
         limit = length_limit(self.models.asked(request)[0], len(prompt), request.max_new_tokens)
         decoder = make_method(self.models.section(request))
-        if isinstance(decoder, Decoder) and self.model is not None and not request.parent and not request.scores:
-            decoder.check_model(self.model)
+        read = None if request.parent or request.scores else self.model
+        check_served(decoder, self.models.section(request), read)
         if request.given:
             self.models.check_given(request, decoder, limit - len(prompt))
         if request.trajectory:

@@ -1,7 +1,7 @@
 """The models of our own engine: who is asked by a request, with which words, and how much room its text needs."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from hildanext.core.errors import ConfigError, PromptError
 from hildanext.core.json_text import check_prompt_text
 from hildanext.core.runtime import Runtime
 from hildanext.data.chat_template import encode_chat
-from hildanext.decoding import DIFFUSION_MODES, EXACT, Decoder, decoder_section
+from hildanext.decoding import DIFFUSION_MODES, EXACT, Decoder, ExactConfig, decoder_section
 from hildanext.decoding.detokenizer import Stop
 from hildanext.detokenization import Detokenizer, TokenCells, cut_pieces
 from hildanext.engine.base import Request, TokenScore
@@ -181,3 +181,18 @@ def told_scores(
         best = own if score.best == tokens[at] else cells.shown(at, score.best)
         told.append(TokenScore(own[0], score.logprob, own[1], best[0], score.best_logprob, best[1]))
     return tuple(told)
+
+
+def check_served(decoder: Decoder | ExactConfig, section: Mapping[str, Any], model: DiffusionModel | None) -> None:
+    """Raise `ConfigError` for a decoder that writes several texts of a prompt (an engine's rows are a text each), and
+    as `Decoder.check_model` of the model that writes, None where it is another one."""
+    if not isinstance(decoder, Decoder):
+        return
+    if model is not None:
+        decoder.check_model(model)
+    if decoder.searches:
+        raise ConfigError(
+            f"{section['name']} writes several texts of a prompt and chooses in the end: an engine shows each text "
+            "while it is written",
+            "take another decoder here, or this one in hildanext generate, eval and bench",
+        )

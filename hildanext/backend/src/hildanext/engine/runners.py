@@ -100,6 +100,7 @@ class RequestState(Schedulable):
         return GenerationStats(
             prefill_forwards=self.prompt_forwards,
             denoise_forwards=len(self.drawn),
+            rows=len(self.drawn),
             tokens=kept,
             seconds=now - self.started,
             prefill_seconds=prefill,

@@ -28,7 +28,8 @@ from hildanext.models import DiffusionModel
 ONE_PER_STEP: dict[str, Any] = {"name": "threshold_edit", "tau_mask": 1.0, "tau_edit": None, "max_post": 0}
 PARENT = "AR parent"
 TOTALS = (
-    "tokens", "seconds", "tokens_per_second", "forwards", "prefill_forwards", "tokens_per_forward", "edits"
+    "tokens", "seconds", "tokens_per_second", "forwards", "prefill_forwards", "tokens_per_forward", "rows",
+    "rows_per_token", "edits",
 )  # fmt: skip
 """What a report holds of a method's summed cost."""
 

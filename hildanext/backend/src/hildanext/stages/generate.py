@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 READS = ("decoder", "generation")
-COUNTS = ("tokens", "forwards", "tokens_per_forward", "tokens_per_second", "edits")
+COUNTS = ("tokens", "forwards", "tokens_per_forward", "rows_per_token", "tokens_per_second", "edits")
 """Of every sample."""
 NEW_TOKENS = 96
 """Of a sample, where nothing else is said."""

@@ -132,9 +132,9 @@ class RowCounter:
         if isinstance(self.network, OnnxDiffusion):
             exported, hidden = self.network, self.network.hidden
 
-            def counted(tokens: Any, positions: Any, attention: Any) -> Any:
+            def counted(tokens: Any, *others: Any) -> Any:
                 self.rows += tokens.numel()
-                return hidden(tokens, positions, attention)
+                return hidden(tokens, *others)
 
             exported.hidden = counted  # type: ignore[method-assign]
             self._remove = lambda: delattr(exported, "hidden")
