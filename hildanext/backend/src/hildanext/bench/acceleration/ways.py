@@ -136,7 +136,7 @@ class RowCounter:
                 self.rows += tokens.numel()
                 return hidden(tokens, *others)
 
-            exported.hidden = counted  # type: ignore[method-assign]
+            vars(exported)["hidden"] = counted
             self._remove = lambda: delattr(exported, "hidden")
         elif isinstance(self.network, nn.Module):
             network: Any = self.network
