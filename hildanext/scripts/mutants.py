@@ -146,8 +146,8 @@ MUTANTS: list[Mutant] = [
         "test_inference.py",
         (
             "auto commits after an edit",
-            "unchanged=not had_masks and not wrote)",
-            "unchanged=not had_masks)",
+            "unchanged=not had_masks and not wrote and not closed)",
+            "unchanged=not had_masks and not closed)",
         ),
     ),
     *of(
@@ -173,10 +173,81 @@ MUTANTS: list[Mutant] = [
         "decoding/trajectory.py",
         "decoding/test_trajectory.py",
         ("steps are counted over blocks", "self._steps = 0 if final else self._steps + 1", "self._steps += 1"),
-        ("edits are told as fillings", "edit.write & canvas.masked,", "edit.write,"),
-        ("an edit tells its old token twice", 'int(block["new"][place])', 'int(block["old"][place])'),
+        (
+            "edits are told as fillings",
+            'taken, place = (each["write"] & each["masked"]).nonzero()',
+            'taken, place = each["write"].nonzero()',
+        ),
+        (
+            "an edit tells its old token twice",
+            'each["old"][taken, place], each["new"][taken, place])',
+            'each["old"][taken, place], each["old"][taken, place])',
+        ),
         ("edits are undone in order", "self.edits[::-1]", "self.edits"),
         ("a window is recorded", "if decoder.window > 0:", "if False:"),
+    ),
+    *of(
+        "decoding/base.py",
+        "decoding/test_endings.py",
+        ("an end behind a mask closes too", "ends &= unwritten.int().cumsum(-1) == 0", "ends &= True"),
+        ("the end itself is closed", "(ends.int().cumsum(-1) - ends.int()) > 0", "ends.int().cumsum(-1) > 0"),
+        (
+            "an edit that takes the end away opens nothing",
+            "left = (self.masked if self.shut is None else self.masked | self.shut) & ~write",
+            "left = self.masked & ~write",
+        ),
+        ("what is closed is edited", "return own if self.closed is None else own & ~self.closed", "return own"),
+    ),
+    *of(
+        "decoding/state.py",
+        "decoding/test_endings.py",
+        ("prompts end a text", "own = self._places >= prompts", "own = self._places >= 0"),
+        ("what is behind a limit is filled", "masked = masked if limits is None else masked & ~limits", "pass"),
+    ),
+    *of(
+        "decoding/state.py",
+        "decoding/test_reveal.py",
+        (
+            "a memory outlives its block",
+            "row.memory = edit.memory[number] if edit.memory and not final else None",
+            "row.memory = edit.memory[number] if edit.memory else None",
+        ),
+    ),
+    *of(
+        "decoding/reveal/factor.py",
+        "decoding/test_reveal.py",
+        ("bounds of the next number", "torch.arange(2, ranked.shape[-1] + 2,", "torch.arange(3, ranked.shape[-1] + 3,"),
+    ),
+    *of(
+        "decoding/reveal/entropy_bound.py",
+        "decoding/test_reveal.py",
+        ("the highest counts too", "ranked[:, :-1].cumsum(-1)], -1)", "ranked[:, :-1].cumsum(-1)], -1) + ranked"),
+    ),
+    *of(
+        "decoding/reveal/klass.py",
+        "decoding/test_reveal.py",
+        ("the newest move alone counts", "still.all(-1)", "still[..., -1]"),
+        (
+            "a new mask has not moved",
+            "canvas.masked.shape, self.history), torch.inf)",
+            "canvas.masked.shape, self.history), 0.0)",
+        ),
+    ),
+    *of(
+        "decoding/reveal/credit.py",
+        "decoding/test_reveal.py",
+        ("credits do not fade", "credit[masked] * self.beta", "credit[masked]"),
+        ("the richest gives way", "held.argmin(-1))[:, None]", "held.argmax(-1))[:, None]"),
+    ),
+    *of(
+        "decoding/reveal/hierarchical.py",
+        "decoding/test_reveal.py",
+        ("equal ones are all filled", "first &= counted - before == 1", "first &= counted >= 1"),
+    ),
+    *of(
+        "decoding/reveal/card.py",
+        "decoding/test_reveal.py",
+        ("a written token is a gap", "(passes | ~masked).int().cumprod(-1).bool()", "passes.int().cumprod(-1).bool()"),
     ),
     *of(
         "decoding/base.py",

@@ -172,6 +172,10 @@ def test_credit_keeps_its_richest_entries_and_drops_those_of_a_written_position(
     assert float((raised - logits_of([0.6], token=3))[0, 3]) == pytest.approx(torch.tensor(1.6).log().item(), abs=1e-6)
     _, memory = rule.shift(logits_of([]), canvas([[False]]), memory)
     assert memory[0][0].tolist() == [[-1]] and memory[0][1].tolist() == [[0.0]]
+    rule, memory = REVEALS["credit"](beta=0.5, gamma=1.0, entries=2), ()
+    for p, token in ((0.9, 2), (0.6, 3), (0.5, 4)):  # before the third 2 has .225 and 3 has .3
+        _, memory = rule.shift(logits_of([p], token=token), state, memory)
+    assert memory[0][0].tolist() == [[4, 3]] and memory[0][1].tolist() == [[pytest.approx(0.5), pytest.approx(0.3)]]
 
 
 @pytest.mark.parametrize(

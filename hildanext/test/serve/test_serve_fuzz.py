@@ -28,7 +28,7 @@ CHECKS = [
 """That what the document allows is also accepted cannot be asked: it has no way to say "exactly one of these"."""
 
 
-@pytest.mark.parametrize("cases", [200, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [320, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # of the fuzzer's own making
 def test_cases_of_every_route_find_no_fault_and_no_answer_outside_the_document(tmp_path, cases):
     engine = LocalEngineConfig(threads=1).open("tiny", "tiny", "for a test")
