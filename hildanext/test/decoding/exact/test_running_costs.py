@@ -69,7 +69,7 @@ def test_rows_that_the_table_says_are_dear_are_found_to_be_cheap() -> None:
     took, fed = written(placing, CHEAP, 300)
     assert took < 0.85
     assert sum(rows > 1 for rows in fed[48:96]) > 40, "within some dozens of forwards"
-    assert placing.costs is not None and placing.costs.price(9) == pytest.approx(CHEAP.price(9), rel=0.05)
+    assert placing.costs is not None and placing.costs.price(9) == pytest.approx(CHEAP.price(9), rel=0.06)
 
 
 def test_rows_that_the_table_says_are_cheap_are_found_to_be_dear() -> None:
@@ -86,11 +86,12 @@ def test_rows_that_the_table_says_are_cheap_are_found_to_be_dear() -> None:
 def test_wrong_drafts_cost_no_more_than_their_share(
     table: RowCosts, machine: RowCosts, length: int, card: tuple[float, ...]
 ) -> None:
-    """Trials of what is not known too, in the time of a machine whose prices are within `DOUBT` of the table's."""
+    """Trials of what is not known too, but for half a forward, in the time of a machine whose prices are within `DOUBT`
+    of the table's."""
     assert all(machine.price(rows) <= DOUBT * table.price(rows) for rows in range(17)[1:]), "or no account could know"
     placing = following(table, card)
     for _ in range(2):
-        assert written(placing, machine, length, right=(0.0, 0.0, 0.0))[0] <= 1.0 + LOSS
+        assert written(placing, machine, length, right=(0.0, 0.0, 0.0))[0] <= 1.0 + LOSS + 0.5 / length
 
 
 @pytest.mark.parametrize("at", [*range(7), 12, 20, 33])
@@ -119,7 +120,7 @@ def test_a_size_that_nobody_has_seen_goes_by_its_neighbours() -> None:
     costs = RunningCosts(RowCosts({1: 10.0, 32: 41.0}))
     for _ in range(ENOUGH):
         costs.note(1, 1, 10.0)
-    assert not costs.knows(4) and costs.least(4) < costs.price(4) < costs.most(4)
+    assert not costs.knows(4) and costs.least(4) < costs.price(4) == costs.most(4)
     for _ in range(TRIED):
         costs.note(1, 4, 26.0)  # twice what the table says
     assert costs.price(4) == pytest.approx(2.6) and costs.knows(4) and costs.knows(5) and not costs.knows(16)

@@ -34,6 +34,9 @@ LOSS = 0.025
 """Share of the parent's time that drafting may cost by the costs of rows; what they do not see comes on top."""
 HORIZON = 64
 """Tokens whose share may be spent before they are written; of a shorter text what it is allowed."""
+TRIES = 3
+"""Drafts of a text that may all be wrong before it has no more to spend: its first forward has none to confirm, and one
+wrong guess at a text's beginning says little of the rest."""
 NGRAM_DRAFTS = 6
 """Tokens that are looked up at a time where there are no adapters and nobody says."""
 MOST_DRAFTS = 16
@@ -183,7 +186,8 @@ class Placing:
         tokens = len(row.tokens) + 1 - row.prompt
         allowed = LOSS * max(tokens, min(HORIZON, row.limit - row.prompt))
         dearest = max(self.costs.most(fed, rows) for fed in (placement.rows, placement.rows_without))
-        return self.won(row) + 1.0 - dearest >= -allowed
+        tries = max(TRIES - (row.offered[0] if row.offered else 0), 1)
+        return self.won(row) - tries * (dearest - 1.0) >= -allowed
 
     def _fastest(self, row: "ExactRow", rows: int, afford: bool = True, hoped: bool = False) -> Placement:
         """Of those that the row can afford; by what rows cost, or by what they may be hoped to."""
