@@ -24,11 +24,9 @@ NOTICE = f"Generated from the docstrings by `{COMMAND}`; a test holds it. Do not
 BEGIN, END = "<!-- tree: made by hildanext/scripts/make_docs.py -->", "<!-- end of tree -->"
 
 NOT_THERE_YET = (
-    ("RCD", "2601.22954", "residual context, a decoder"),
     ("D2F", "2508.09192", "several blocks in flight, a decoder"),
-    ("CARD", "2601.22031", "causal diffusion, a decoder"),
-    ("Order-token search", "2601.20339", "search over orders and tokens, a decoder"),
-    ("KVzap", "2601.07891", "pruning of keys and values"),
+    ("CARD", "2601.22031", "causal diffusion, a training; its gate is the rule `card`"),
+    ("KVzap", "2601.07891", "pruning of keys and values by learnt scores"),
 )
 """Named by the specification and not written; each moves into the table above by its own docstring."""
 
