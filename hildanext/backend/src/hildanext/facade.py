@@ -90,6 +90,7 @@ def writer_of(model: LoadedModel | LoadedDrafter, section: Mapping[str, Any]) ->
         )
     if isinstance(method, ExactConfig):
         raise ConfigError(f"{model.name!r} was loaded as a diffusion model", 'for exact mode load it with mode="exact"')
+    method.check_model(model.model)
     return lambda prompts, settings, on_event: generate(
         model.model, model.tokenizer, prompts, method, settings, on_event
     )
