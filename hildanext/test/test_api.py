@@ -127,7 +127,7 @@ BAD = [
     ({"prompt": "a", "max_new_tokens": 10**30}, "4096 at most", "max_new_tokens"),
     ({"prompt": "a", "max_new_tokens": 4097}, "4096 at most", "max_new_tokens"),
     ({"prompt": "a", "deadline_seconds": 1e9}, "300 s at most", "deadline_seconds"),
-    ({"prompt": "a", "mode": "fast"}, "choices: Q_MODE, S_MODE", None),
+    ({"prompt": "a", "mode": "quick"}, "choices: Q_MODE, S_MODE", None),
     ({"prompt": "a", "effort": "huge"}, "unknown effort", None),
     ({"prompt": "a", "window": 1, "tau_edit": None}, "tau_edit is off", None),
     ({"prompt": "a", "block_size": 32}, "the model's own (8)", "block_size"),

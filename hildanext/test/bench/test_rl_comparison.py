@@ -231,7 +231,7 @@ def test_a_run_of_the_stage_is_read_and_one_that_fails_says_why(tmp_path, monkey
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["rl"], "bench rl keeps every run: give --out FOLDER"),
+        (["rl"], "bench rl keeps every part of it: give --out FOLDER"),
         (["decode", "--jobs", "2"], "--jobs is about runs of methods"),
         (["rl-gradient"], "FULL"),
         (["rl-speed", "--chat", "a"], "--chat is about steps of fine-tuning"),

@@ -127,7 +127,7 @@ def test_what_was_saved_is_a_prompt_of_generate(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ("/mode fast", "unknown mode 'fast'"),
+        ("/mode quick", "unknown mode 'quick'"),
         ("/sav x", "did you mean '/save'"),
         ("/reset now", "/reset takes nothing"),
         ("/save", "/save needs a file"),

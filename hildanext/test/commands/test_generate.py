@@ -118,7 +118,7 @@ def test_the_run_s_sections_lie_between_the_mode_and_the_flags(checkpoint, capsy
         (["--tau-mask", "1.5"], "tau_mask: 1.5 is above 1, give 0 to 1"),
         (["--tau-mask", "abc"], "tau_mask: 'abc' is no number, give 0 to 1"),
         (["--tau-edit", "-1"], "tau_edit: -1 is below 0, give 0 to 1, or null"),
-        (["--mode", "fast"], "unknown mode 'fast': choices"),
+        (["--mode", "quick"], "unknown mode 'quick': choices"),
         (["--effort", "hihg"], "did you mean 'high'?"),
         (["--temperature", "-2"], "temperature: -2 is below 0, give a number of at least 0"),
         (["--top-p", "0"], "top_p: 0 is not above 0, give a number above 0 and at most 1, or null"),

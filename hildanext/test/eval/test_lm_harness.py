@@ -161,7 +161,7 @@ def test_local_files_are_found_by_split(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, word",
-    [({"batch_size": "auto"}, "batch_size"), ({"subject": "both"}, "subject"), ({"mode": "fast"}, "unknown mode")],
+    [({"batch_size": "auto"}, "batch_size"), ({"subject": "both"}, "subject"), ({"mode": "quick"}, "unknown mode")],
 )
 def test_model_arguments_are_checked(arguments, word):
     with pytest.raises(HildaError, match=word):

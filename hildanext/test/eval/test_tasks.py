@@ -327,7 +327,7 @@ class TestVerb:
         [
             (["--tasks", "gsm9k"], "did you mean 'gsm8k'"),
             (["--tasks", "gsm8k=nowhere.jsonl"], "no benchmark data at 'nowhere.jsonl'"),
-            (["--tasks", "gsm8k", "--mode", "fast"], "unknown mode"),
+            (["--tasks", "gsm8k", "--mode", "quick"], "unknown mode"),
             (["--tasks", "gsm8k", "--limit", "0"], "limit"),
             (["--model", "none", "--parent", "none", "--tasks", "gsm8k"], "neither a model nor a parent"),
             (["--model", "none", "--text", "x.txt"], "diffusion model"),

@@ -68,16 +68,18 @@ def test_rows_that_the_table_says_are_dear_are_found_to_be_cheap() -> None:
     placing = following(DEAR)
     took, fed = written(placing, CHEAP, 300)
     assert took < 0.85
-    assert sum(rows > 1 for rows in fed[48:96]) > 40, "within some dozens of forwards"
+    assert sum(rows > 1 for rows in fed[96:144]) > 40, "within some dozens of forwards"
     assert placing.costs is not None and placing.costs.price(9) == pytest.approx(CHEAP.price(9), rel=0.06)
 
 
 def test_rows_that_the_table_says_are_cheap_are_found_to_be_dear() -> None:
     by_table = Placing(ExactConfig(), 3, TEXT, CHEAP)
     assert written(by_table, DEAR, 600)[0] > 1.0 + LOSS, "by the table alone it loses, or this says nothing"
-    took, fed = written(following(CHEAP), DEAR, 600)
-    assert took <= 1.0 + LOSS
-    assert sum(rows == 1 for rows in fed[48:96]) > 30
+    placing = following(CHEAP)
+    took, fed = written(placing, DEAR, 600)
+    assert took <= 1.07, "what sizes cost is learnt by feeding them"
+    assert sum(rows == 1 for rows in fed[96:144]) > 30
+    assert written(placing, DEAR, 600)[0] <= 1.0 + LOSS, "and known then"
 
 
 @pytest.mark.parametrize(("table", "machine"), [(DEAR, CHEAP), (CHEAP, DEAR), (CHEAP, CHEAP), (DEAR, DEAR)])
@@ -86,12 +88,12 @@ def test_rows_that_the_table_says_are_cheap_are_found_to_be_dear() -> None:
 def test_wrong_drafts_cost_no_more_than_their_share(
     table: RowCosts, machine: RowCosts, length: int, card: tuple[float, ...]
 ) -> None:
-    """Trials of what is not known too, but for half a forward, in the time of a machine whose prices are within `DOUBT`
-    of the table's."""
+    """What is not known costs two and a half forwards at most in a process's first text and half a one in the next, in
+    the time of a machine whose prices are within `DOUBT` of the table's."""
     assert all(machine.price(rows) <= DOUBT * table.price(rows) for rows in range(17)[1:]), "or no account could know"
     placing = following(table, card)
-    for _ in range(2):
-        assert written(placing, machine, length, right=(0.0, 0.0, 0.0))[0] <= 1.0 + LOSS + 0.5 / length
+    for trials in (2.5, 0.5):
+        assert written(placing, machine, length, right=(0.0, 0.0, 0.0))[0] <= 1.0 + LOSS + trials / length
 
 
 @pytest.mark.parametrize("at", [*range(7), 12, 20, 33])
@@ -120,7 +122,7 @@ def test_a_size_that_nobody_has_seen_goes_by_its_neighbours() -> None:
     costs = RunningCosts(RowCosts({1: 10.0, 32: 41.0}))
     for _ in range(ENOUGH):
         costs.note(1, 1, 10.0)
-    assert not costs.knows(4) and costs.least(4) < costs.price(4) == costs.most(4)
+    assert not costs.knows(4) and costs.least(4) < costs.price(4) < costs.most(4)
     for _ in range(TRIED):
         costs.note(1, 4, 26.0)  # twice what the table says
     assert costs.price(4) == pytest.approx(2.6) and costs.knows(4) and costs.knows(5) and not costs.knows(16)

@@ -24,6 +24,7 @@ from hildanext.core.registry import under_profile
 from hildanext.core.run_dir import write_atomically
 from hildanext.core.runtime import RuntimeConfig
 from hildanext.decoding import make_decoder
+from hildanext.detokenization import Detokenizer
 from hildanext.models.card import CARD, Fast, card_text, read_card
 from hildanext.models.loading.loaded_model import LoadedModel
 from hildanext.models.loading.names import locate_diffusion
@@ -84,7 +85,7 @@ def measure(
     written = write_all([*ways, PARENT_WAY], writers.of, parent, turns, say)
     rows = [record(one, written[0], written[-1], settings.part) for one in written]
     for row in rows:
-        row["samples"] = [opened.tokenizer.decode(ids) for ids in row["samples"]]
+        row["samples"] = [Detokenizer(opened.tokenizer).text(ids) for ids in row["samples"]]
     return {
         "bench": "frontier",
         "card": plain(opened.card),

@@ -37,6 +37,9 @@ HORIZON = 64
 TRIES = 3
 """Drafts of a text that may all be wrong before it has no more to spend: its first forward has none to confirm, and one
 wrong guess at a text's beginning says little of the rest."""
+TRUSTED = 2
+"""Forwards of a text, of a size that is not known, that are reckoned with as it is believed: with more doubt a text's
+first step that drafts, which has no drafts to confirm yet, would empty its account, and it would never draft again."""
 NGRAM_DRAFTS = 6
 """Tokens that are looked up at a time where there are no adapters and nobody says."""
 MOST_DRAFTS = 16
@@ -174,9 +177,12 @@ class Placing:
         return chosen
 
     def won(self, row: "ExactRow") -> float:
-        """The row's account, in forwards of the parent; what is not known yet counts as dear as it may have been."""
+        """The row's account, in forwards of the parent; what is not known yet counts as it is believed, and soon
+        as dear as it may have been."""
         assert self.costs is not None
-        return row.won - sum(count * self.costs.most(*key) for key, count in row.unpaid.items())
+        trusted = {key: min(count, TRUSTED) for key, count in row.unpaid.items()}
+        believed = sum(count * self.costs.price(*key) for key, count in trusted.items())
+        return row.won - believed - sum((row.unpaid[key] - trusted[key]) * self.costs.most(*key) for key in trusted)
 
     def _affords(self, row: "ExactRow", placement: Placement, rows: int) -> bool:
         """Whether the row may lose what this placement loses where all its drafts are wrong."""
@@ -185,9 +191,15 @@ class Placing:
         assert self.costs is not None
         tokens = len(row.tokens) + 1 - row.prompt
         allowed = LOSS * max(tokens, min(HORIZON, row.limit - row.prompt))
-        dearest = max(self.costs.most(fed, rows) for fed in (placement.rows, placement.rows_without))
+        dearest = max(self._reckoned(row, fed, rows) for fed in (placement.rows, placement.rows_without))
         tries = max(TRIES - (row.offered[0] if row.offered else 0), 1)
         return self.won(row) - tries * (dearest - 1.0) >= -allowed
+
+    def _reckoned(self, row: "ExactRow", fed: int, rows: int) -> float:
+        """What a forward more of a size is reckoned with."""
+        assert self.costs is not None
+        trusted = row.unpaid.get((fed, rows), 0) < TRUSTED
+        return self.costs.price(fed, rows) if trusted else self.costs.most(fed, rows)
 
     def _fastest(self, row: "ExactRow", rows: int, afford: bool = True, hoped: bool = False) -> Placement:
         """Of those that the row can afford; by what rows cost, or by what they may be hoped to."""

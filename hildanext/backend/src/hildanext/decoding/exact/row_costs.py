@@ -14,9 +14,7 @@ ENOUGH = 3
 TRIED = 3
 """Steps of a size after which its cost is known: the median is none of a disturbed one's."""
 DOUBT = 1.5
-"""A size of which too little was seen may cost this many times what is believed, or be hoped to cost as many times
-less. What was not seen twice is reckoned with as it is believed: a first step that drafts has no drafts to confirm yet,
-and a text whose account such a step emptied would never draft again."""
+"""A size that is not known may cost this many times what is believed, or as many times less."""
 CHEAPEST = 1 / 3
 """What rows cost beside the parent's is at least this share of what the table says: in a machine's quick moments an
 account would gain by drafts that are wrong."""
@@ -112,10 +110,8 @@ class RunningCosts(RowCosts):
         if self.knows(fed, documents):
             return price
         size = _size(documents, fed * documents)
-        seen = self._compared.get(size, ())
-        if len(seen) < 2:  # the first step of a size is often a slow one
-            return price
-        return price * min(max(min(seen) / self._correction(size), 1.0), DOUBT)
+        seen = self._compared.get(size)  # too few samples are no proof, and no worse than none
+        return price * (min(max(max(seen) / self._correction(size), 1.0), DOUBT) if seen else DOUBT)
 
     def least(self, fed: int, documents: int = 1) -> float:
         price = self.price(fed, documents)
