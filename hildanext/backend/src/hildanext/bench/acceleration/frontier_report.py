@@ -28,12 +28,14 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def draw(result: Mapping[str, Any], path: str | Path) -> Path:
-    """Nats per token against tokens per forward and against tokens per second; the parent is a line and a star."""
+    """Nats per token against tokens per forward and against tokens per second; the parent, which writes one a
+    forward, is in the second alone."""
     rows = [row for row in result["rows"] if row["decoder"] is not None]
     figure, grid = plots.new_grid(1, 2, 13.0, 5.2)
     points(grid[0][0], rows, lambda row: row["tokens_per_forward"]["value"], "tokens per forward")
     points(grid[0][1], result["rows"], lambda row: row["tokens_per_second"], "tokens per second")
-    grid[0][0].legend(fontsize=7, ncols=2)
+    for axes in grid[0]:
+        axes.legend(fontsize=7, ncols=2)
     figure.suptitle(f"{result['model']}: {_asked(result)}", x=0.02, ha="left", fontsize=11, color=plots.INK)
     return plots.save(figure, path)
 
